@@ -1,0 +1,48 @@
+"""The errors a user can cause, and the help that goes with them.
+
+`GraftError` means that the input is wrong (the command line prints it and exits with 2); anything else is our own fault (exit 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class GraftError(ValueError):
+    """The user's input is wrong. The message says what was wrong, what was given and what is allowed."""
+
+
+class MissingExtra(GraftError):
+    """A feature needs a package that is not installed. The message names the install command."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"this needs the package '{module}', which is not installed. Run: pip install 'graft-llm[{extra}]'")
+        self.module, self.extra = module, extra
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.module, self.extra)
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that looks most like `name`, or None when nothing is close."""
+    found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """A sentence to append to an error message, or an empty string: " Did you mean 'rank'?"."""
+    found = nearest(name, allowed)
+    return f" Did you mean '{found}'?" if found else ""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package, or raise `MissingExtra` with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtra(module, extra) from error
