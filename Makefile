@@ -1,0 +1,47 @@
+# Everything a newcomer or a developer needs. Each target makes .venv and installs what it needs, once.
+#   make quickstart          make test PYTHON=python3.12          make lint
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ARGS ?=
+
+.PHONY: help quickstart test test-all lint
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.graft-run  ## see adapters learn on the small base that ships with Graft (no download of models)
+	$(BIN)/graft quickstart $(ARGS)
+
+test: $(VENV)/.graft-dev  ## run the test suite (ARGS="-k name" to choose)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-all: $(VENV)/.graft-dev  ## run the slow tests too, and the GPU tests where there is a GPU
+	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/.graft-dev  ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Graft needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	       "Name another one, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "'$(PYTHON)' cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The pinned torch comes first, so that nothing else can choose its version.
+$(VENV)/.graft-run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Graft into $(VENV) (once; some minutes on a slow network)"
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable '.[report]'
+	@touch $@
+
+$(VENV)/.graft-dev: $(VENV)/.graft-run
+	$(PIP) --editable '.[dev,report]'
+	@touch $@
