@@ -1,0 +1,87 @@
+"""Graft: fine-tune language models with adapters, small trainable modules grafted onto a frozen base.
+
+The public names are imported on first use, so that `import graft` and `graft --help` do not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. No module of this package may carry a public name: importing
+# a submodule binds it on the package and would hide the function.
+_HOME = {
+    "attach": "graft.attaching",
+    "copy": "graft.attaching",
+    "detach": "graft.attaching",
+    "names": "graft.attaching",
+    "parameters": "graft.attaching",
+    "rename": "graft.attaching",
+    "route": "graft.attaching",
+    "set_active": "graft.attaching",
+    "use": "graft.attaching",
+    "merge": "graft.merging",
+    "unmerge": "graft.merging",
+    "load": "graft.checkpoint",
+    "save": "graft.checkpoint",
+    "sites": "graft.summary_table",
+    "summary": "graft.summary_table",
+    "LoRA": "graft.adapters",
+    "Parallel": "graft.adapters",
+    "Prefix": "graft.adapters",
+    "Series": "graft.adapters",
+    "kinds": "graft.adapters",
+    "presets": "graft.adapters",
+    "Run": "graft.run",
+    "GraftError": "graft.errors",
+}
+
+__all__ = [
+    "GraftError",
+    "LoRA",
+    "Parallel",
+    "Prefix",
+    "Run",
+    "Series",
+    "attach",
+    "copy",
+    "detach",
+    "kinds",
+    "load",
+    "merge",
+    "names",
+    "parameters",
+    "presets",
+    "rename",
+    "route",
+    "save",
+    "set_active",
+    "sites",
+    "summary",
+    "unmerge",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'graft' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if TYPE_CHECKING:
+    from graft.adapters import LoRA, Parallel, Prefix, Series, kinds, presets
+    from graft.attaching import attach, copy, detach, names, parameters, rename, route, set_active, use
+    from graft.checkpoint import load, save
+    from graft.errors import GraftError
+    from graft.merging import merge, unmerge
+    from graft.run import Run
+    from graft.summary_table import sites, summary
