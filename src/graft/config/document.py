@@ -1,0 +1,175 @@
+"""A YAML file as plain values that remember where they were written, and the `key.sub=value` changes on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from graft.errors import GraftError
+
+Key = str | int
+KeyPath = tuple[Key, ...]
+
+# A scalar that stands for a mapping, and the key that it then belongs to: `adapter: PRESET`, `data.train: FILE`.
+SHORTHANDS: dict[KeyPath, str] = {
+    ("adapter",): "preset",
+    ("data", "train"): "path",
+    ("data", "validation"): "path",
+}
+
+
+def dotted(path: Iterable[Key]) -> str:
+    """The path as the user types it: data.train.0.weight."""
+    return ".".join(map(str, path))
+
+
+@dataclass
+class Document:
+    """Plain values (`dict`, `list`, scalars) and, for each key, where it was written."""
+
+    name: str
+    data: dict[str, Any]
+    places: dict[KeyPath, str] = field(default_factory=dict)
+
+    def where(self, path: KeyPath) -> str:
+        """ "run.yaml:3", or the change on the command line that set the key, or the nearest of these above it."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.places:
+                return self.places[path[:end]]
+        return self.name
+
+    def change(self, changes: Iterable[str]) -> None:
+        """Apply `key.sub=value` texts. A change of an adapter's kind comes first and drops the fields of the old kind."""
+        parsed = [_parse_change(text) for text in changes]
+        for path, value, text in sorted(parsed, key=lambda change: not _names_kind(change[0])):
+            if _names_kind(path):
+                self._change_kind(path, value)
+            else:
+                self._set(path, value, text)
+            for old in [place for place in self.places if place[: len(path)] == path]:
+                del self.places[old]
+            self.places[path] = f"'{text}'"
+
+    def _change_kind(self, path: KeyPath, value: Any) -> None:
+        adapter, key = self.data.get("adapter"), str(path[1])
+        if adapter == value and key == "preset":
+            return
+        if not (isinstance(adapter, dict) and adapter.get(key) == value):
+            self.data["adapter"] = {key: value}
+
+    def _set(self, path: KeyPath, value: Any, text: str) -> None:
+        node: Any = self.data
+        for depth, key in enumerate(path[:-1]):
+            node = _child(node, key, path[: depth + 1], text)
+        _assign(node, path, value, text)
+
+
+def _names_kind(path: KeyPath) -> bool:
+    return path in (("adapter", "kind"), ("adapter", "preset"))
+
+
+def _parse_change(text: str) -> tuple[KeyPath, Any, str]:
+    key, equals, written = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise GraftError(f"'{text}' is not a change of the configuration: write key.sub=value, as in train.lr=1e-4")
+    return tuple(int(part) if part.isdecimal() else part for part in parts), _parse_value(written, text), text
+
+
+def _parse_value(written: str, text: str) -> Any:
+    """The value as YAML reads it; text stays text also where YAML would see a comment or a block mapping in it."""
+    try:
+        value = _plain(YAML(typ="rt").load(written), (), "", {}, 0)
+    except YAMLError as error:
+        raise GraftError(f"'{text}': the value is not YAML ({_reason(error)})") from error
+    written = written.strip()
+    block = isinstance(value, (dict, list)) and written[0] not in "{["
+    bare = isinstance(value, str) and written[0] not in "'\""
+    return written if block or bare else value
+
+
+def _child(node: Any, key: Key, path: KeyPath, text: str) -> Any:
+    """The mapping or list under a key, made where it is missing, spelt out where a shorthand stands."""
+    if isinstance(node, list):
+        return node[_index(node, key, path, text)]
+    child = node.get(key)
+    if isinstance(child, str) and path in SHORTHANDS:
+        child = node[key] = {SHORTHANDS[path]: child}
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, (dict, list)):
+        raise GraftError(f"'{text}': {dotted(path)} holds {child!r}, which has no keys")
+    return child
+
+
+def _assign(node: Any, path: KeyPath, value: Any, text: str) -> None:
+    if isinstance(node, list):
+        node[_index(node, path[-1], path, text)] = value
+    else:
+        node[path[-1]] = value
+
+
+def _index(node: list[Any], key: Key, path: KeyPath, text: str) -> int:
+    if not isinstance(key, int) or key >= len(node):
+        raise GraftError(f"'{text}': {dotted(path[:-1])} is a list with entries 0 to {len(node) - 1}; given '{key}'")
+    return key
+
+
+def read_document(source: str | Path | Mapping[str, Any]) -> Document:
+    """Read a YAML file, or copy a mapping. Raises `GraftError` with the line of a mistake in the YAML."""
+    if isinstance(source, Mapping):
+        return Document("the configuration", _copied(source))
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise GraftError(f"there is no file {path}") from None
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise GraftError(f"cannot read {path} as a YAML file: {error}") from error
+    places: dict[KeyPath, str] = {}
+    try:
+        data = _plain(YAML(typ="rt").load(text), (), str(path), places, 1)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise GraftError(f"{place}: this is not valid YAML ({_reason(error)})") from error
+    if not isinstance(data, dict):
+        held = "is empty" if data is None else f"holds a {type(data).__name__}"
+        raise GraftError(f"{path}: a run is a mapping with base, adapter and data, but the file {held}")
+    return Document(str(path), data, places)
+
+
+def _reason(error: YAMLError) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem:
+        return str(error.problem)
+    return str(error).splitlines()[0]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any, path: KeyPath, name: str, places: dict[KeyPath, str], line: int) -> Any:
+    """Built-in values in place of ruamel's, noting the line of every key; what has no line of its own takes its parent's."""
+    if path:
+        places[path] = f"{name}:{line}"
+    if isinstance(value, CommentedMap):
+        lines = {key: position[0] + 1 for key, position in (value.lc.data or {}).items()}
+        return {key: _plain(item, (*path, key), name, places, lines.get(key, line)) for key, item in value.items()}
+    if isinstance(value, CommentedSeq):
+        lines = {index: position[0] + 1 for index, position in (value.lc.data or {}).items()}
+        return [_plain(item, (*path, at), name, places, lines.get(at, line)) for at, item in enumerate(value)]
+    if isinstance(value, TaggedScalar):
+        raise YAMLError(f"the tag {value.tag.value} in line {line} has no meaning here")
+    for builtin in (bool, int, float, str):
+        if isinstance(value, builtin):
+            return builtin(value)
+    return value

@@ -1,0 +1,136 @@
+"""From pydantic's list of errors to messages that a user can act on: file and line, the key as typed, what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from graft.config.document import Document, Key, KeyPath, dotted
+from graft.errors import GraftError, did_you_mean
+
+_WORDS = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+}
+
+
+def explain(error: ValidationError, document: Document, model: type[BaseModel], prefix: KeyPath = ()) -> list[str]:
+    """One line per mistake. `prefix` is the path of the value that `model` was validated from."""
+    lines: list[str] = []
+    wrong: dict[KeyPath, tuple[list[str], Any]] = {}
+    for item in error.errors():
+        path, cause = _real_path(item, document.data, prefix), item.get("ctx", {}).get("error")
+        if path[:1] == ("adapter",) and isinstance(cause, (GraftError, ValidationError)):
+            lines += _explain_adapter(cause, document, path)
+        elif item["type"] == "extra_forbidden":
+            lines.append(f"{document.where(path)}: unknown key '{dotted(path)}'.{_allowed(model, path[len(prefix) :])}")
+        elif item["type"] == "missing" and isinstance(path[-1], int):
+            wrong.setdefault(path[:-1], ([], item["input"]))[0].append(f"must hold a value at position {path[-1]}")
+        elif item["type"] == "missing":
+            lines.append(f"{document.where(path[:-1])}: missing key '{dotted(path)}'")
+        elif isinstance(cause, Exception):
+            text = str(cause)
+            if text.startswith("must "):
+                text = f"{dotted(path)} {text}; given: {_short(item['input'])}"
+            lines.append(f"{document.where(path)}: {text}")
+        else:
+            wrong.setdefault(path, ([], item["input"]))[0].append(_requirement(item))
+    for path, (requirements, given) in wrong.items():
+        either = " or ".join(dict.fromkeys(requirements)).replace(" or must be ", " or ")
+        lines.append(f"{document.where(path)}: {dotted(path)} {either}; given: {_short(given)}")
+    return lines
+
+
+def _real_path(item: ErrorDetails, data: Any, prefix: KeyPath) -> KeyPath:
+    """The error's location without the tags of unions, which the user did not write."""
+    path: list[Key] = []
+    loc = (*prefix, *item["loc"])
+    for depth, key in enumerate(loc):
+        inside = isinstance(data, Mapping) and key in data
+        entry = isinstance(data, (list, tuple)) and isinstance(key, int) and key < len(data)
+        if inside or entry:
+            data = data[key]  # type: ignore[index]
+            path.append(key)
+        elif item["type"] == "missing" and depth == len(loc) - 1:
+            path.append(key)
+    return tuple(path)
+
+
+def _allowed(model: type[BaseModel], path: KeyPath) -> str:
+    """The keys that the mapping around an unknown key may have, the nearest one first."""
+    for key in path[:-1]:
+        if isinstance(key, str) and key in model.model_fields:
+            model = _model_in(model.model_fields[key].annotation) or model
+    names = list(model.model_fields)
+    return f"{did_you_mean(str(path[-1]), names)} Allowed: {', '.join(names)}"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+
+
+def _requirement(item: ErrorDetails) -> str:
+    if item["type"] in _WORDS:
+        return _WORDS[item["type"]]
+    message, limits = item["msg"], item.get("ctx", {})
+    if item["type"] in ("too_short", "too_long") and "field_type" in limits:
+        bound = f"at least {limits['min_length']}" if "min_length" in limits else f"at most {limits['max_length']}"
+        return f"must hold {bound} values"
+    for start in ("Input should be ", "String should ", "List should "):
+        if message.startswith(start):
+            return "must " + ("be " if start.startswith("Input") else "") + message.removeprefix(start)
+    return message[:1].lower() + message[1:]
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _explain_adapter(cause: GraftError | ValidationError, document: Document, path: KeyPath) -> list[str]:
+    """Adapters are validated by their kind: find the key that it complains about."""
+    detail = cause if isinstance(cause, ValidationError) else cause.__cause__
+    if isinstance(detail, ValidationError):
+        from graft.adapters import kinds
+
+        model = next((kind for kind in kinds().values() if kind.__name__ == detail.title), None)
+        if model is not None:
+            return explain(detail, document, model, path)
+    return [f"{document.where((*path, *_culprit(_at(document.data, path))))}: {cause}"]
+
+
+def _at(data: Any, path: KeyPath) -> Any:
+    for key in path:
+        data = data[key]
+    return data
+
+
+def _culprit(value: Any) -> KeyPath:
+    """The path, below an adapter that was refused, of the key to blame: an unknown kind, preset or field."""
+    from graft.adapters import kinds, parse
+
+    if isinstance(value, list):
+        for index, part in enumerate(value):
+            try:
+                parse(part)
+            except (GraftError, ValidationError):
+                return (index, *_culprit(part))
+    if not isinstance(value, dict):
+        return ()
+    kind = kinds().get(str(value.get("kind")))
+    unknown = [key for key in value if kind is not None and key not in kind.model_fields]
+    return next(((key,) for key in (*unknown, "preset", "kind") if key in value), ())

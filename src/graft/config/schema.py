@@ -1,0 +1,244 @@
+"""What a run is: one YAML of `base`, `adapter`, `data`, `train` and `eval`.
+
+All models are frozen, refuse unknown keys and convert no types ("16" is not a number). The text under a field is what `--help`,
+the JSON schema and the documentation show.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import field_serializer, field_validator, model_validator
+
+if TYPE_CHECKING:
+    from graft.adapters.base import AdapterConfig
+else:  # validated by graft.adapters, which needs torch: imported when an adapter is there to validate
+    AdapterConfig = Any
+
+DTYPES = Literal["auto", "float32", "bfloat16"]
+SCHEDULES = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+
+
+class Section(BaseModel):
+    """One block of the YAML."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class BaseConfig(Section):
+    """The frozen model that adapters are grafted onto."""
+
+    model: str = Field(min_length=1)
+    """Folder or hub name of a transformers causal language model, or "seedling", the small base that ships with Graft."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null is the default branch."""
+    dtype: DTYPES = "auto"
+    """Number format of the base's weights and of the computation; auto is bfloat16 on a GPU that has it, else float32."""
+    device: str = "auto"
+    """auto, cpu, mps, cuda or cuda:N; auto is the first GPU, else the CPU."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention backend; auto is what transformers chooses for the model."""
+    dropout: bool = False
+    """Whether the base's own dropout is on in training."""
+    trust_remote_code: bool = False
+    """Whether code that a hub repository brings along may run on this machine."""
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
+        return value
+
+
+class SourceConfig(Section):
+    """One data set."""
+
+    path: str = Field(min_length=1)
+    """A .json, .jsonl, .csv or .parquet file, or the name of a data set on the hub."""
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "completion"] = "auto"
+    """Shape of the rows; auto tells it from their fields."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Columns to rename, from the name the format expects to the name in the data: {instruction: question}."""
+    split: str | None = None
+    """Split of a hub data set; null is train."""
+    name: str | None = None
+    """Configuration of a hub data set."""
+    weight: float = Field(default=1.0, gt=0)
+    """How often each of its samples is seen per epoch, relative to the other data sets."""
+    limit: int | None = Field(default=None, ge=1)
+    """Rows to read from the start; null reads all."""
+
+
+def _source_type(value: Any) -> str | None:
+    """Which member of a union of sources a value is meant to be (None: no member)."""
+    if isinstance(value, (dict, SourceConfig)):
+        return "source"
+    if isinstance(value, (list, tuple)):
+        return "list"
+    if isinstance(value, bool):
+        return None
+    return {str: "path", int: "count", float: "fraction", type(None): "none"}.get(type(value))
+
+
+def _union(allowed: str) -> Discriminator:
+    """Tells the members of a union of sources apart by type alone, so that an error is about the member that was meant."""
+    return Discriminator(_source_type, custom_error_type="wrong_type", custom_error_message=f"must be {allowed}")
+
+
+PathText = Annotated[str, Tag("path"), Field(min_length=1)]
+Source = Annotated[SourceConfig, Tag("source")]
+OneSource = Annotated[PathText | Source, _union("a path, or a mapping with a path")]
+Sources = Annotated[
+    PathText | Source | Annotated[list[OneSource], Tag("list"), Field(min_length=1)],
+    _union("a path, a mapping with a path, or a list of these"),
+]
+Validation = Annotated[
+    PathText
+    | Source
+    | Annotated[int, Tag("count"), Field(ge=0)]
+    | Annotated[float, Tag("fraction"), Field(ge=0, lt=1)]
+    | Annotated[None, Tag("none")],
+    _union("a number of samples, a fraction of the training data, a path, a mapping with a path, or null"),
+]
+
+
+class DataConfig(Section):
+    """What is trained on, how it is written out, and which tokens count."""
+
+    train: Sources
+    """A file or hub name; a mapping with a path and options; or a list of these."""
+    validation: Validation = None
+    """Samples to hold out of the training data (a count, or a fraction below 1), or a data set of its own; 0 or null holds out none."""
+    template: str = Field(default="auto", min_length=1)
+    """alpaca, chat (the tokenizer's own), plain, or a file; auto is chat where the tokenizer has a chat template, else alpaca."""
+    system: str | None = None
+    """System prompt for samples that bring none."""
+    max_length: int = Field(default=512, ge=2)
+    """Longest sample, in tokens, prompt and answer together."""
+    overlong: Literal["error", "drop", "truncate_prompt"] = "error"
+    """What happens to a longer sample: stop, leave it out, or cut its prompt. An answer is never cut."""
+    train_on: Literal["completion", "last", "all"] = "completion"
+    """Tokens that count in the loss: every answer, the last answer, or all tokens (prompts too)."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the split into training and validation."""
+    cache: bool = True
+    """Keep the tokenised data between runs, under a hash of data, tokenizer and template."""
+
+
+class TrainConfig(Section):
+    """How the adapter learns."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training data."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; overrides epochs."""
+    batch_size: int = Field(default=16, ge=1)
+    """Samples per optimiser step."""
+    token_budget: int = Field(default=4096, ge=1)
+    """Tokens per forward pass: a step is cut into micro-batches of at most this size. Changes memory and speed, not results."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: SCHEDULES = "linear"
+    """Course of the learning rate after warm-up, by its name in transformers."""
+    warmup: int | float = Field(default=0, ge=0)
+    """Steps (a whole number) or fraction of all steps (below 1) in which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay, on the adapter's matrices and vectors alike."""
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient, over all parameters of the adapter; null does not clip."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of initialisation, order and dropout."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    layout: Literal["auto", "flat", "padded"] = "auto"
+    """Batches as one row of tokens or padded; auto is flat where the model proves equal on the first batch, else padded."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Steps between validations; null validates at the end of each epoch."""
+    patience: int | None = Field(default=None, ge=1)
+    """Validations without improvement before the run stops; null never stops early."""
+    save_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; null saves at each validation and at the end."""
+    keep: int = Field(default=3, ge=1)
+    """Latest checkpoints that stay on the disk (the best one stays besides)."""
+    init_from: str | None = None
+    """Folder of an adapter to start from in place of a fresh one."""
+    loggers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Trackers that receive the metrics besides metrics.jsonl; each needs graft-llm[track]."""
+    log_every: int = Field(default=1, ge=1)
+    """Steps between lines of metrics.jsonl."""
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_is_steps_or_fraction(cls, value: int | float) -> int | float:
+        if isinstance(value, float) and value >= 1:
+            raise ValueError("must be a whole number of steps, or a fraction of all steps below 1")
+        return value
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_lie_below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("must be two numbers of at least 0 and below 1")
+        return value
+
+    @model_validator(mode="after")
+    def _constant_has_no_warmup(self) -> TrainConfig:
+        if self.schedule == "constant" and self.warmup:
+            raise ValueError("schedule 'constant' has no warm-up: use 'constant_with_warmup', or warmup: 0")
+        return self
+
+
+class EvalConfig(Section):
+    """How answers are generated and compared."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Samples to evaluate, from the start; null evaluates all."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer, in tokens."""
+    metric: Literal["auto", "exact", "numeric"] = "auto"
+    """How an answer is compared: as text, or by its last number; auto is numeric where every reference holds a number."""
+    token_budget: int = Field(default=8192, ge=1)
+    """Tokens per generation batch, prompts and room for the answers together."""
+
+
+def _parse_adapter(value: Any) -> Any:
+    from graft.adapters import parse
+
+    return parse(value)
+
+
+class RunConfig(Section):
+    """One run of Graft."""
+
+    base: BaseConfig
+    """The frozen model."""
+    adapter: Annotated[AdapterConfig, BeforeValidator(_parse_adapter)]
+    """A mapping with a kind and its fields, or the name of a preset."""
+    data: DataConfig
+    """What is trained on."""
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """How the adapter learns."""
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    """How answers are generated and compared."""
+
+    @field_serializer("adapter")
+    def _adapter_as_written(self, value: Any) -> Any:
+        from graft.adapters import Preset
+
+        return {"preset": value.preset, **value.changes} if isinstance(value, Preset) else value.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _early_stopping_needs_validation(self) -> RunConfig:
+        for name in ("validate_every", "patience"):
+            if getattr(self.train, name) is not None and not self.data.validation:
+                raise ValueError(f"train.{name} has no effect without validation data: set data.validation")
+        return self

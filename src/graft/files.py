@@ -1,0 +1,155 @@
+"""Writing files so that a reader, a crash or a full disk never meets half of one.
+
+A file or folder is written beside its place, flushed to the disk, and renamed into place. A full disk is the user's to mend:
+it becomes a `GraftError`, and what stood there before still stands.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from graft.errors import GraftError
+
+_USERS_TO_MEND = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "no permission to write there",
+}
+
+
+@contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Turn errors that the user has to mend (full disk, no permission) into `GraftError`s that name the path."""
+    try:
+        yield
+    except OSError as error:
+        reason = _USERS_TO_MEND.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise GraftError(f"cannot write {error.filename or path}: {reason}{_space_left(Path(path))}") from error
+    except Exception as error:
+        # safetensors reports the system's error in words of its own, as a type that is not an OSError.
+        if type(error).__name__ != "SafetensorError" or f"os error {errno.ENOSPC}" not in str(error):
+            raise
+        raise GraftError(f"cannot write {path}: {_USERS_TO_MEND[errno.ENOSPC]}{_space_left(Path(path))}") from error
+
+
+def _space_left(path: Path) -> str:
+    there = next((parent for parent in [path, *path.parents] if parent.exists()), Path("/"))
+    return f" ({shutil.disk_usage(there).free / 1e6:.1f} MB free). Nothing there was changed."
+
+
+def sync(path: Path) -> None:
+    """Flush a file or the entries of a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Replace a text file as a whole. Raises `GraftError` when the disk is full; the old file then still stands."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path):
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def write_json_atomic(path: str | Path, obj: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Replace a JSON file as a whole."""
+    write_text_atomic(path, to_json(obj, indent=2) + "\n")
+
+
+def to_json(obj: Any, indent: int | None = None) -> str:
+    """JSON of plain values, paths and numbers of numpy or torch. JSON has no NaN: it becomes "nan", infinity "inf"."""
+    return json.dumps(_jsonable(obj), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _jsonable(obj: Any) -> Any:
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else str(obj)
+    if obj is None or isinstance(obj, (str, int)):
+        return obj
+    if isinstance(obj, Mapping):
+        return {str(key): _jsonable(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [_jsonable(value) for value in obj]
+    if isinstance(obj, Path):
+        return str(obj)
+    if hasattr(obj, "item"):  # a number of numpy or torch, without importing either
+        return _jsonable(obj.item())
+    raise TypeError(f"{type(obj).__name__} has no JSON form: {obj!r}")
+
+
+@contextmanager
+def new_dir(final: str | Path) -> Iterator[Path]:
+    """Fill a folder and put it in its place as a whole: `with new_dir("adapters/math") as folder: ...`.
+
+    The folder yielded is empty and lies beside `final`. When the block ends it replaces `final`; when it raises, it is
+    removed and `final` stays as it was.
+    """
+    final = Path(final)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    with explained(final):
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            replace_dir_atomic(temporary, final)
+        finally:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+
+
+def replace_dir_atomic(temporary: str | Path, final: str | Path) -> None:
+    """Rename a finished folder into place, over an older one if there is one.
+
+    A crash leaves the old or the new folder in place, or, between two renames, the old one under the name that
+    `recover_dir` looks for.
+    """
+    temporary, final = Path(temporary), Path(final)
+    recover_dir(final)
+    old = _old(final)
+    with explained(final):
+        for path in [*temporary.rglob("*"), temporary]:
+            sync(path)
+        if final.exists():
+            os.rename(final, old)
+        os.rename(temporary, final)
+        sync(final.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def recover_dir(final: str | Path) -> None:
+    """Finish what a crash inside `replace_dir_atomic` left undone."""
+    final = Path(final)
+    old = _old(final)
+    if old.exists():
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, final)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
