@@ -1,7 +1,7 @@
 """Writing files so that a reader, a crash or a full disk never meets half of one.
 
-A file or folder is written beside its place, flushed to the disk, and renamed into place. A full disk is the user's to mend:
-it becomes a `GraftError`, and what stood there before still stands.
+A file or folder is written beside its place, flushed to the disk, and renamed into place. A full disk is the user's to
+mend: it becomes a `GraftError`, and what stood there before still stands.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Document:
         return self.name
 
     def change(self, changes: Iterable[str]) -> None:
-        """Apply `key.sub=value` texts. A change of an adapter's kind comes first and drops the fields of the old kind."""
+        """Apply `key.sub=value` texts. A change of the adapter's kind comes first and drops the old fields."""
         parsed = [_parse_change(text) for text in changes]
         for path, value, text in sorted(parsed, key=lambda change: not _names_kind(change[0])):
             if _names_kind(path):
@@ -158,7 +158,7 @@ def _copied(value: Any) -> Any:
 
 
 def _plain(value: Any, path: KeyPath, name: str, places: dict[KeyPath, str], line: int) -> Any:
-    """Built-in values in place of ruamel's, noting the line of every key; what has no line of its own takes its parent's."""
+    """Built-in values in place of ruamel's, noting the line of every key (its parent's where it has none)."""
     if path:
         places[path] = f"{name}:{line}"
     if isinstance(value, CommentedMap):

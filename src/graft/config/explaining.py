@@ -1,4 +1,4 @@
-"""From pydantic's list of errors to messages that a user can act on: file and line, the key as typed, what is allowed."""
+"""From pydantic's list of errors to messages that help: file and line, the key as typed, what is allowed."""
 
 from __future__ import annotations
 

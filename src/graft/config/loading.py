@@ -20,8 +20,8 @@ from graft.files import write_text_atomic
 def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a YAML file (or mapping) describes, with `key.sub=value` changes on top.
 
-    Relative paths in it are relative to the working directory. Raises `GraftError` that lists every mistake with file, line
-    and, for a wrong key, the nearest right one.
+    Relative paths in it are relative to the working directory. Raises a `GraftError` that lists every mistake with
+    file, line and, for a wrong key, the nearest right one.
     """
     document = read_document(source)
     document.change(overrides)
@@ -60,7 +60,7 @@ def schema() -> dict[str, Any]:
 
 
 def _without_one_of(value: Any) -> Any:
-    """`anyOf` in place of `oneOf`: the number 0 is a whole number and a number, and an editor would refuse it as both."""
+    """`anyOf` in place of `oneOf`: 0 is a whole number and a number, and an editor would refuse it as both."""
     if isinstance(value, dict):
         return {("anyOf" if key == "oneOf" else key): _without_one_of(item) for key, item in value.items()}
     return [_without_one_of(item) for item in value] if isinstance(value, list) else value

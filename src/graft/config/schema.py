@@ -1,7 +1,7 @@
 """What a run is: one YAML of `base`, `adapter`, `data`, `train` and `eval`.
 
-All models are frozen, refuse unknown keys and convert no types ("16" is not a number). The text under a field is what `--help`,
-the JSON schema and the documentation show.
+All models are frozen, refuse unknown keys and convert no types ("16" is not a number). The text under a field is what
+`--help`, the JSON schema and the documentation show.
 """
 
 from __future__ import annotations
@@ -9,8 +9,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
-from pydantic import field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 if TYPE_CHECKING:
     from graft.adapters.base import AdapterConfig
@@ -33,11 +42,11 @@ class BaseConfig(Section):
     """The frozen model that adapters are grafted onto."""
 
     model: str = Field(min_length=1)
-    """Folder or hub name of a transformers causal language model, or "seedling", the small base that ships with Graft."""
+    """Folder or hub name of a transformers causal language model; "seedling" is the small base that Graft brings."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the default branch."""
     dtype: DTYPES = "auto"
-    """Number format of the base's weights and of the computation; auto is bfloat16 on a GPU that has it, else float32."""
+    """Number format of the base's weights and the computation; auto is bfloat16 on a GPU that has it, else float32."""
     device: str = "auto"
     """auto, cpu, mps, cuda or cuda:N; auto is the first GPU, else the CPU."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -86,7 +95,7 @@ def _source_type(value: Any) -> str | None:
 
 
 def _union(allowed: str) -> Discriminator:
-    """Tells the members of a union of sources apart by type alone, so that an error is about the member that was meant."""
+    """Tells the members of a union apart by type alone, so that an error is about the member that was meant."""
     return Discriminator(_source_type, custom_error_type="wrong_type", custom_error_message=f"must be {allowed}")
 
 
@@ -113,9 +122,9 @@ class DataConfig(Section):
     train: Sources
     """A file or hub name; a mapping with a path and options; or a list of these."""
     validation: Validation = None
-    """Samples to hold out of the training data (a count, or a fraction below 1), or a data set of its own; 0 or null holds out none."""
+    """Samples held out of the training data (a count, or a fraction below 1), or its own data set; 0 or null: none."""
     template: str = Field(default="auto", min_length=1)
-    """alpaca, chat (the tokenizer's own), plain, or a file; auto is chat where the tokenizer has a chat template, else alpaca."""
+    """alpaca, chat (the tokenizer's own), plain, or a file; auto is chat where the tokenizer has one, else alpaca."""
     system: str | None = None
     """System prompt for samples that bring none."""
     max_length: int = Field(default=512, ge=2)
@@ -140,7 +149,7 @@ class TrainConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     """Samples per optimiser step."""
     token_budget: int = Field(default=4096, ge=1)
-    """Tokens per forward pass: a step is cut into micro-batches of at most this size. Changes memory and speed, not results."""
+    """Tokens per forward pass: a step is cut into micro-batches of at most this size. Changes memory, not results."""
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate of AdamW."""
     schedule: SCHEDULES = "linear"
@@ -158,9 +167,9 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of initialisation, order and dropout."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: less memory, more time."""
     layout: Literal["auto", "flat", "padded"] = "auto"
-    """Batches as one row of tokens or padded; auto is flat where the model proves equal on the first batch, else padded."""
+    """One row of all tokens, or padded; auto is flat where the model proves equal on the first batch, else padded."""
     validate_every: int | None = Field(default=None, ge=1)
     """Steps between validations; null validates at the end of each epoch."""
     patience: int | None = Field(default=None, ge=1)
@@ -205,7 +214,7 @@ class EvalConfig(Section):
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer, in tokens."""
     metric: Literal["auto", "exact", "numeric"] = "auto"
-    """How an answer is compared: as text, or by its last number; auto is numeric where every reference holds a number."""
+    """How an answer is compared: as text, or by its last number; auto is numeric where every reference has a number."""
     token_budget: int = Field(default=8192, ge=1)
     """Tokens per generation batch, prompts and room for the answers together."""
 
