@@ -68,7 +68,7 @@ class RunFolder:
         return self
 
     def create(self, overwrite: bool = False) -> RunFolder:
-        """Make the folder. One that holds a run is refused, or emptied with `overwrite`; any other folder must be empty."""
+        """Make the folder. One that holds a run is refused, or emptied with `overwrite`; any other must be empty."""
         if self.path.exists() and not self.path.is_dir():
             raise GraftError(f"{self.path} is a file: name a folder for the run")
         if self.path.is_dir() and any(self.path.iterdir()):
@@ -79,6 +79,8 @@ class RunFolder:
                     f"{self.path} holds a run already: continue it with 'graft resume {self.path}', replace it with "
                     "--overwrite, or name another folder"
                 )
+            if self.read_status().get("state") == "running":
+                raise GraftError(f"the run in {self.path} is still running: stop it first")
             shutil.rmtree(self.path)
         with explained(self.path):
             for folder in ("adapters", "checkpoints", "eval"):
@@ -92,12 +94,12 @@ class RunFolder:
         dump_run(config, self.config_path)
 
     def status(self, record: Mapping[str, Any]) -> None:
-        """Replace status.json by `record` (its "state": running, finished, stopped or failed), process and time added."""
+        """Replace status.json by `record` and the process and time; "state" is running, finished, stopped or failed."""
         made = {"pid": os.getpid(), "host": socket.gethostname(), "updated": datetime.now(UTC).isoformat()}
         write_json_atomic(self.path / "status.json", {**made, **record})
 
     def read_status(self) -> dict[str, Any]:
-        """What status.json says; the state of a run whose process is gone is "killed". Empty before the first status."""
+        """What status.json says, empty where there is none; the state of a run whose process is gone is "killed"."""
         path = self.path / "status.json"
         status = read_json(path) if path.exists() else {}
         here = status.get("host") == socket.gethostname()
@@ -106,7 +108,7 @@ class RunFolder:
         return status
 
     def lock(self, **facts: Any) -> None:
-        """Write lock.json: versions, platform, git revision of the working directory, and the caller's facts (hashes)."""
+        """Write lock.json: versions, platform, git revision of the working directory, the caller's facts (hashes)."""
         made = {
             "graft": graft.__version__,
             "versions": {name: importlib.metadata.version(name) for name in LOCKED},
@@ -150,17 +152,16 @@ class RunFolder:
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
-    """The run in a folder, or the runs in the folders below it (any depth), by name."""
+    """The runs in a folder, in its folders and in theirs, by name. Raises `GraftError` when there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise GraftError(f"there is no folder {folder}")
-    return [
-        RunFolder(path.parent) for path in sorted(folder.rglob("config.yaml")) if (path.parent / "lock.json").exists()
-    ]
+    configs = sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + "config.yaml"))
+    return [RunFolder(path.parent) for path in configs if (path.parent / "status.json").exists()]
 
 
 def git_revision(folder: str | Path | None = None) -> dict[str, Any] | None:
-    """Commit of the checkout around a folder (the working directory), and whether files differ from it; None outside one."""
+    """Commit of the checkout around a folder (the working directory) and whether files differ from it, or None."""
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
     try:
         answers = [subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=10) for line in commands]
