@@ -155,7 +155,7 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
     """The runs in a folder, in its folders and in theirs, by name. Raises `GraftError` when there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise GraftError(f"there is no folder {folder}")
+        raise GraftError(f"there is no folder {folder} to look for runs in")
     configs = sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + "config.yaml"))
     return [RunFolder(path.parent) for path in configs if (path.parent / "status.json").exists()]
 

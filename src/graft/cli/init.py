@@ -1,0 +1,75 @@
+"""graft init: write a commented run.yaml to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+# What most runs set, and so what the file shows with a value; every other setting stands there as a comment.
+SHOWN = {
+    "base": ("model", "dtype"),
+    "data": ("train", "validation", "template", "max_length", "overlong"),
+    "train": ("epochs", "batch_size", "lr", "schedule", "warmup", "seed"),
+    "eval": ("max_new_tokens",),
+}
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("run.yaml"),
+    data: Annotated[str, typer.Option(help="Training data: a file, or the name of a data set on the hub.")] = ...,  # type: ignore[assignment]
+    base: Annotated[str, typer.Option(help="Base model: a folder or a name on the hub.")] = "seedling",
+    kind: Annotated[
+        str, typer.Option(help="Adapter kind or preset (see: graft show kinds, graft show presets).")
+    ] = "lora",
+) -> None:
+    """Write a commented run.yaml to start from."""
+    from graft.errors import GraftError
+    from graft.files import write_text_atomic
+
+    if path.exists():
+        raise GraftError(f"{path} exists already: name another file, or remove it first")
+    write_text_atomic(path, run_yaml(base, data, kind))
+    typer.echo(f"Wrote {path}. Next: graft check {path}")
+
+
+def run_yaml(base: str, data: str, kind: str) -> str:
+    """The text of a run's YAML, every setting explained. Raises `GraftError` for an unknown kind or preset."""
+    from graft.config import RunConfig, load_run
+
+    config = load_run({"base": {"model": base}, "adapter": kind, "data": {"train": data}})
+    lines = ["# A run of Graft. Lines that start with '# ' inside a block are settings at their defaults."]
+    for name, field in RunConfig.model_fields.items():
+        section: Any = getattr(config, name)
+        lines += ["", f"# {field.description}", f"{name}:"]
+        if hasattr(section, "preset"):
+            lines.append(f"  preset: {_scalar(section.preset)}")
+        else:
+            shown = SHOWN.get(name, tuple(type(section).model_fields))
+            lines += _settings(section, shown)
+    return "\n".join(lines) + "\n"
+
+
+def _settings(section: BaseModel, shown: tuple[str, ...]) -> Iterator[str]:
+    for name, field in type(section).model_fields.items():
+        value = _scalar(section.model_dump(mode="json")[name])
+        setting = f"  {name}: {value}" if name in shown else f"  # {name}: {value}"
+        yield f"{setting:<34}  # {field.description}" if field.description else setting
+
+
+def _scalar(value: Any) -> str:
+    """A value as YAML on one line."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    text = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.width = True, 1000
+    yaml.dump([value], text)
+    return text.getvalue().strip().removeprefix("[").removesuffix("]")

@@ -1,0 +1,122 @@
+"""graft show: the runs in a folder, one run, the presets, the kinds, or the schema of a run's YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graft.cli.common import AsJson, print_facts, print_json, print_table
+
+
+def command(
+    what: Annotated[
+        str, typer.Argument(metavar="[WHAT]", help="A folder of runs, a run, or: presets, kinds, schema.")
+    ] = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """List runs, show one run, or list the presets, the kinds, the schema."""
+    lists = {"presets": _presets, "kinds": _kinds, "schema": _schema}
+    if what in lists and not Path(what).exists():
+        lists[what](as_json)
+    elif (Path(what) / "config.yaml").is_file():
+        _one_run(Path(what), as_json)
+    else:
+        _runs(Path(what), as_json)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What the files of one run say, without loading anything heavy."""
+    from graft.config.document import read_document
+    from graft.runs import RunFolder
+
+    run = RunFolder(folder)
+    config, metrics = read_document(run.config_path).data, run.metrics.read()
+    adapter = config.get("adapter")
+    last: dict[str, Any] = {}
+    for record in metrics:
+        last.update(record)
+    return {
+        "run": str(folder),
+        "base": (config.get("base") or {}).get("model"),
+        "adapter": adapter.get("kind") or adapter.get("preset") if isinstance(adapter, dict) else adapter,
+        "status": run.read_status(),
+        "last_metrics": last,
+        "adapters": run.adapters(),
+        "checkpoints": run.checkpoints(),
+        "evaluations": sorted(path.parent.name for path in (folder / "eval").glob("*/result.json")),
+    }
+
+
+def _runs(folder: Path, as_json: bool) -> None:
+    from graft.runs import find_runs
+
+    found = [summary(run.path) for run in find_runs(folder)]
+    if as_json:
+        print_json(found)
+    elif not found:
+        typer.echo(f"No runs in {folder}.")
+    else:
+        columns = ("run", "state", "base", "adapter", "step", "loss", "updated")
+        rows = [
+            [run["run"], run["status"].get("state"), run["base"], run["adapter"], *_progress(run), _minute(run)]
+            for run in found
+        ]
+        print_table(columns, rows)
+
+
+def _progress(run: dict[str, Any]) -> tuple[Any, Any]:
+    loss = run["last_metrics"].get("loss")
+    step = run["status"].get("step", run["last_metrics"].get("step"))
+    return step, f"{loss:.4f}" if isinstance(loss, float) else loss
+
+
+def _minute(run: dict[str, Any]) -> str:
+    return str(run["status"].get("updated", ""))[:16].replace("T", " ")
+
+
+def _one_run(folder: Path, as_json: bool) -> None:
+    run = summary(folder)
+    if as_json:
+        print_json(run)
+        return
+    listed = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in run.items()}
+    print_facts({key: value for key, value in listed.items() if key not in ("status", "last_metrics")})
+    for title in ("status", "last_metrics"):
+        typer.echo(f"\n{title.replace('_', ' ').capitalize()}")
+        print_facts({f"  {key}": value for key, value in run[title].items()})
+
+
+def _presets(as_json: bool) -> None:
+    from graft.adapters import presets
+
+    if as_json:
+        print_json(list(presets()))
+    else:
+        typer.echo("\n".join(presets()))
+
+
+def _kinds(as_json: bool) -> None:
+    from graft.adapters import kinds
+
+    if as_json:
+        print_json({name: kind.model_json_schema() for name, kind in kinds().items()})
+        return
+    for name, kind in kinds().items():
+        first = (kind.__doc__ or "").strip().splitlines()[0]
+        typer.echo(f"{name}: {first}{f' ({kind.source})' if kind.source else ''}")
+        fields = {key: field for key, field in kind.model_fields.items() if key != "kind"}
+        print_facts(
+            {
+                f"  {key}={field.get_default(call_default_factory=True)!r}": field.description
+                for key, field in fields.items()
+            }
+        )
+        typer.echo()
+
+
+def _schema(as_json: bool) -> None:
+    from graft.config import schema
+
+    print_json(schema())
