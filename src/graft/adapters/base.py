@@ -1,0 +1,162 @@
+"""The adapter contract: what a kind says of itself, and what its module computes.
+
+One idea: a site has an input x and the frozen base's output h; an adapter may change either:
+
+    x' = before(x, ctx)         h = base(x')         h' = adapt(x', h, ctx)
+
+A kind is one file: a frozen config (what the user writes) and a module (what it does). Everything else in Graft (freezing, counting,
+saving, merging, routing) goes through these two classes. All parameters and persistent buffers of an `Adapter` module are the adapter.
+
+Legend: [..., I] input features, [..., O] output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from graft.errors import GraftError
+from graft.passes import Context
+
+SiteType = Literal["linear", "sublayer", "attention", "embedding", "other"]
+
+
+class CannotFold(GraftError):
+    """This adapter has no equal in the base's weights."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an adapter module is told of the site it is built for."""
+
+    name: str
+    """The site as the user writes it, e.g. "attn.q" or "mlp"."""
+    type: SiteType
+    module: str
+    """Path of the module below the model's root."""
+    in_features: int
+    out_features: int
+    layer: int | None
+    index: int
+    """Number of this site among the adapter's sites (keys seeded dropout)."""
+    dtype: torch.dtype
+    """Of the adapter's masters: float32, or float64 on a float64 base."""
+    device: torch.device
+    num_heads: int = 0
+    num_kv_heads: int = 0
+    head_dim: int = 0
+
+
+class AdapterConfig(BaseModel):
+    """What the user writes about one adapter. Frozen; an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: str
+    """Name of the adapter kind."""
+    sites: str | tuple[str, ...]
+    """Where to attach: names of the site language, e.g. "attn.q attn.v", "linear", "mlp@0-15", or "re:PATTERN" over module names."""
+
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"linear"})
+    source: ClassVar[str] = ""
+    """The paper."""
+
+    @property
+    def starts_as_identity(self) -> bool:
+        """Whether a fresh adapter leaves the model's output bitwise unchanged."""
+        return True
+
+    @property
+    def folds(self) -> bool:
+        """Whether the adapter has an equal in the base's weights."""
+        return False
+
+    def build(self, place: Place) -> Adapter:
+        """The module for one site."""
+        raise NotImplementedError
+
+    def build_shared(self, places: Sequence[Place]) -> nn.Module | None:
+        """A module that all sites of this adapter share (a projection, a rule), or None."""
+        return None
+
+    def for_site(self, place: Place) -> AdapterConfig:
+        """This config as it holds at one site (patterns resolved)."""
+        return self
+
+    def collapsed(self) -> AdapterConfig:
+        """The config of the adapter as it is published (a reparametrisation is folded away)."""
+        return self
+
+    def parts(self) -> tuple[AdapterConfig, ...]:
+        """The simple configs this one is made of; itself for every kind but a stack."""
+        return (self,)
+
+
+class Adapter(nn.Module):
+    """The module of one adapter at one site."""
+
+    needs_x: ClassVar[bool] = True
+    """Whether `adapt` reads x (a sublayer's x lies in another module and is carried over only when needed)."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.site = place.index
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        """The input that the base shall see. x: [..., I] -> [..., I]."""
+        return x
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        """The output in place of the base's. x: [..., I], h: [..., O] -> [..., O]."""
+        return h
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight [O, I] and bias [O] that equal base plus adapter. Raises `CannotFold`."""
+        raise CannotFold(
+            f"{type(self).__name__.lower()} adapters have no equal in the base's weights and cannot be merged: "
+            "keep the adapter beside the base (graft.load, graft chat, graft eval)"
+        )
+
+    def share(self, shared: nn.Module) -> None:
+        """Take the module that all sites share. It is kept out of this module's own parameters."""
+        self._shared = (shared,)
+
+    def to_save(self) -> dict[str, Tensor]:
+        """What a published checkpoint promises: parameters and persistent buffers by name, reparametrisations folded away."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+    def load_saved(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `to_save` gave. The caller has compared names and shapes."""
+        with torch.no_grad():
+            own = self.state_dict(keep_vars=True)
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+
+
+class AttentionAdapter(Adapter):
+    """An adapter inside an attention module: extra keys and values in the softmax."""
+
+    position_shift: int = 0
+    """Positions by which the real sequence is moved to the right."""
+
+    def keys_values(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [P, K, D] of P virtual tokens for K key-value heads of size D; keys are not rotated."""
+        raise NotImplementedError
+
+
+def activation(name: str) -> nn.Module:
+    """An activation by its transformers name ("relu", "tanh", "gelu", "gelu_new", "silu", ...)."""
+    from transformers.activations import ACT2FN
+
+    from graft.errors import did_you_mean
+
+    try:
+        return ACT2FN[name]
+    except KeyError:
+        allowed = sorted(ACT2FN)
+        raise GraftError(f"unknown activation '{name}'.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}") from None

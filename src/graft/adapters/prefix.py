@@ -1,0 +1,97 @@
+"""Prefix tuning: learned keys and values in front of every attention's own, K = [P_K; K], V = [P_V; V].
+
+Li and Liang 2021, "Prefix-Tuning" (arXiv 2101.00190). With `projection` the prefix is the output of an MLP shared by all layers,
+P = W2 tanh(W1 E), which a saved adapter no longer needs.
+
+Legend: P virtual tokens, L adapted layers, K key-value heads, D head size, E embedding width, M width of the projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graft.adapters.base import AdapterConfig, AttentionAdapter, Place, SiteType
+
+
+class Prefix(AdapterConfig):
+    """Virtual tokens in the keys and values of every layer."""
+
+    takes = frozenset[SiteType]({"attention"})
+    source = "arXiv 2101.00190"
+
+    kind: Literal["prefix"] = "prefix"
+    tokens: int = Field(default=30, ge=1)
+    """Virtual tokens per layer."""
+    projection: int | None = Field(default=None, ge=1)
+    """Width of the MLP that produces the prefix while training; None trains the keys and values themselves."""
+    init_std: float = Field(default=0.02, gt=0.0)
+    """Standard deviation of the initial prefix (of the embedding, with a projection). LLM-Adapters and PEFT use 1."""
+    positions: Literal["zero", "after_prefix"] = "zero"
+    """Where the real sequence's positions start: at 0 (AdapterHub), or behind the virtual tokens (PEFT, LLM-Adapters)."""
+    sites: str | tuple[str, ...] = "attn"
+
+    @property
+    def starts_as_identity(self) -> bool:
+        return False
+
+    def build(self, place: Place) -> PrefixAdapter:
+        return PrefixAdapter(self, place)
+
+    def build_shared(self, places: Sequence[Place]) -> nn.Module | None:
+        return None if self.projection is None else PrefixProjection(self, places)
+
+    def collapsed(self) -> Prefix:
+        return self.model_copy(update={"projection": None})
+
+
+class PrefixProjection(nn.Module):
+    """The MLP of the reparametrisation: embedding [P, E], down E -> M, up M -> sum over layers of 2 K D."""
+
+    def __init__(self, config: Prefix, places: Sequence[Place]) -> None:
+        super().__init__()
+        assert config.projection is not None
+        like = {"dtype": places[0].dtype, "device": places[0].device}
+        width = places[0].in_features
+        sizes = [2 * place.num_kv_heads * place.head_dim for place in places]
+        self.ends = {place.index: sum(sizes[: i + 1]) for i, place in enumerate(places)}
+        self.embedding = nn.Parameter(torch.empty(config.tokens, width, **like).normal_(std=config.init_std))
+        self.down = nn.Linear(width, config.projection, **like)
+        self.up = nn.Linear(config.projection, sum(sizes), **like)
+
+    def layer(self, index: int, size: int) -> Tensor:
+        """The prefix [P, size] of one site; only its rows of `up` are computed."""
+        rows = slice(self.ends[index] - size, self.ends[index])
+        hidden_PM = torch.tanh(self.down(self.embedding))
+        return F.linear(hidden_PM, self.up.weight[rows], self.up.bias[rows])
+
+
+class PrefixAdapter(AttentionAdapter):
+    """keys and values [P, K, D] of one layer, or, with a projection, its slice of the shared MLP."""
+
+    def __init__(self, config: Prefix, place: Place) -> None:
+        super().__init__(place)
+        self.shape = (config.tokens, place.num_kv_heads, place.head_dim)
+        self.position_shift = config.tokens if config.positions == "after_prefix" else 0
+        self.keys = self.values = None
+        if config.projection is None:
+            like = {"dtype": place.dtype, "device": place.device}
+            self.keys = nn.Parameter(torch.empty(self.shape, **like).normal_(std=config.init_std))
+            self.values = nn.Parameter(torch.empty(self.shape, **like).normal_(std=config.init_std))
+
+    def keys_values(self) -> tuple[Tensor, Tensor]:
+        if self.keys is not None and self.values is not None:
+            return self.keys, self.values
+        tokens, heads, head_dim = self.shape
+        (shared,) = self._shared
+        flat_P = shared.layer(self.site, 2 * heads * head_dim).view(tokens, 2, heads, head_dim)
+        return flat_P[:, 0], flat_P[:, 1]
+
+    def to_save(self) -> dict[str, Tensor]:
+        keys, values = self.keys_values()
+        return {"keys": keys.detach(), "values": values.detach()}

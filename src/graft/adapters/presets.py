@@ -1,0 +1,68 @@
+"""Published configurations by name; what depends on the model family is settled when the adapter meets the model.
+
+llm-adapters/*: Hu et al. 2023, "LLM-Adapters" (arXiv 2304.01933), the commands of its repository: LoRA rank 32 on q, k, v, up, down;
+bottleneck 256 with tanh, no biases, weights from N(0, 0.02); prefix of 10 tokens from N(0, 1) whose sequence starts behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from graft.adapters.base import AdapterConfig
+from graft.errors import GraftError, did_you_mean
+
+_BOTTLENECK = {"bottleneck": 256, "activation": "tanh", "biases": False, "init": "bert"}
+
+_PRESETS: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
+    "llm-adapters/lora": {"kind": "lora", "rank": 32, "alpha": 64, "dropout": 0.05, "sites": "{qkv} mlp.up mlp.down"},
+    "llm-adapters/series": {"kind": "series", "sites": "mlp.down", **_BOTTLENECK},
+    "llm-adapters/adapterp": {"kind": "series", "sites": "mlp.down", **_BOTTLENECK},
+    "llm-adapters/adapterh": [
+        {"kind": "series", "position": "before", "sites": "{into_mlp}", **_BOTTLENECK},
+        {"kind": "series", "position": "after", "sites": "mlp.down", **_BOTTLENECK},
+    ],
+    "llm-adapters/parallel": {"kind": "parallel", "sites": "mlp.up mlp.down", **_BOTTLENECK},
+    "llm-adapters/prefix": {"kind": "prefix", "tokens": 10, "init_std": 1.0, "positions": "after_prefix"},
+}
+
+
+class Preset(BaseModel):
+    """A published configuration by name, with fields that the user changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str
+    changes: dict[str, Any] = {}
+
+    def resolve(self, site_names: frozenset[str]) -> AdapterConfig:
+        """The config for a model that has these sites."""
+        from graft.adapters import parse
+
+        entry = _PRESETS[self.preset]
+        if isinstance(entry, list):
+            return parse([self._filled(part, site_names) for part in entry])
+        return parse(self._filled(entry, site_names))
+
+    def _filled(self, part: Mapping[str, Any], site_names: frozenset[str]) -> dict[str, Any]:
+        filled = {**part, **self.changes}
+        if isinstance(filled.get("sites"), str):
+            filled["sites"] = filled["sites"].format(
+                qkv="attn.qkv" if "attn.qkv" in site_names else "attn.q attn.k attn.v",
+                into_mlp="mlp.gate mlp.up" if "mlp.gate" in site_names else "mlp.up",
+            )
+        return filled
+
+
+def preset(name: str, changes: Mapping[str, Any] | None = None) -> Preset:
+    """Look a preset up. Raises `GraftError` with the nearest name."""
+    if name not in _PRESETS:
+        raise GraftError(f"unknown preset '{name}'.{did_you_mean(name, _PRESETS)} There are: {', '.join(_PRESETS)}")
+    return Preset(preset=name, changes=dict(changes or {}))
+
+
+def presets() -> tuple[str, ...]:
+    """The names of all presets."""
+    return tuple(_PRESETS)

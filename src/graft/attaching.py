@@ -1,0 +1,323 @@
+"""Attach adapters to a model in place, choose who is active, and take them off again.
+
+The model stays itself: its class, its base weights and the names of its state dict do not change. After the last `detach` it is exactly
+what it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from graft.adapters import Adapter, AdapterConfig, AttentionAdapter, Place, Preset, parse
+from graft.attention.install import install, shift_positions, uninstall
+from graft.callers import SavesAdapter
+from graft.errors import GraftError
+from graft.grafts import Grafts
+from graft.passes import Pass
+from graft.placement import Atlas, Site, find_sites
+from graft.probing import probe
+from graft.state import Entry, Seat, State, state_of, unwrapped
+from graft.substitution import GraftedCall, GraftedForward, KeepsPass, restore, substitute
+
+Model = TypeVar("Model", bound=nn.Module)
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
+
+
+def attach(model: Model, adapters: Mapping[str, AdapterConfig | Preset | Mapping[str, Any] | Sequence[Any] | str]) -> Model:
+    """Attach adapters by name, in place. The base is frozen; the first adapter attached becomes active.
+
+    adapters: name -> a config (`graft.LoRA(rank=16)`), a mapping with `kind`, a preset's name, or a list of these (a stack).
+    Raises `GraftError` for a bad name or config, a site that matches nothing, a model wrapped by PEFT, or a site that a probe forward does not
+    reach; the model is then as it was before.
+    """
+    root = unwrapped(model)
+    _refuse_foreign(root)
+    state: State = root.__dict__.get("graft_state") or State()
+    atlas = Atlas(root)
+    planned = {name: _plan(root, atlas, state, name, spec) for name, spec in adapters.items()}
+    first = not state.entries
+    if first:
+        _claim(root, state)
+    try:
+        for name, (config, parts) in planned.items():
+            _install(root, atlas, state, name, config, parts)
+        probe(root, state, tuple(planned))
+    except BaseException:
+        for name in planned:
+            if name in state.entries:
+                _remove(root, state, name)
+        if first:
+            _release(root, state)
+        raise
+    if first and planned:
+        set_active(model, next(iter(planned)))
+    else:
+        set_trainable(model, state.trained or ())
+    return model
+
+
+def _refuse_foreign(root: nn.Module) -> None:
+    for module in (root, *root.modules()):
+        if hasattr(module, "base_layer") or hasattr(module, "peft_config") and not hasattr(module, "graft_base"):
+            raise GraftError("this model is already wrapped by PEFT: unload it (model.unload()) or load a fresh base, then attach")
+
+
+def _plan(root: nn.Module, atlas: Atlas, state: State, name: str, spec: Any) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise GraftError(f"'{name}' is not an adapter name: letters, digits, '_' and '-' (it becomes part of tensor names)")
+    if name in state.entries:
+        raise GraftError(f"an adapter '{name}' is attached already: detach it first, or choose another name")
+    config = parse(spec)
+    if isinstance(config, Preset):
+        config = config.resolve(atlas.names())
+    parts = [(part, find_sites(root, part)) for part in config.parts()]
+    for part, sites in parts:
+        for site in sites:
+            if site.rows is not None and getattr(part, "position", "after") == "before":
+                raise GraftError(f"'{site.name}' is a slice of a fused projection, which has one input for q, k and v: name attn.qkv instead")
+    return config, parts
+
+
+def _claim(root: nn.Module, state: State) -> None:
+    """Make the root ours and freeze it, remembering which parameters could train."""
+    for module in root.modules():
+        if "graft_state" in module.__dict__:
+            raise GraftError("a part of this model has adapters of its own: detach those first, or attach to that part")
+    state.base_trainable = tuple(name for name, p in root.named_parameters() if p.requires_grad)
+    root.__dict__["graft_state"] = state
+    for parameter in root.parameters():
+        parameter.requires_grad_(False)
+    if hasattr(root, "save_pretrained"):
+        substitute(root, SavesAdapter)
+    for module in root.modules():
+        if _is_layer(module):
+            module.__dict__["graft_state"] = state
+            substitute(module, KeepsPass)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return isinstance(module, GradientCheckpointingLayer)
+
+
+def _install(
+    root: nn.Module, atlas: Atlas, state: State, name: str, config: AdapterConfig, parts: list[tuple[AdapterConfig, list[Site]]]
+) -> None:
+    entry = Entry(config, [], state.free_slot())
+    state.entries[name] = entry
+    taken: dict[tuple[str, str], int] = {}
+    for number, (part, sites) in enumerate(parts):
+        places = [_place(root, site, len(entry.seats) + i) for i, site in enumerate(sites)]
+        shared = part.build_shared(places)
+        if shared is not None:
+            key = f"shared{number}"
+            _container(root, state).add_shared(name, key, shared.train(root.training))
+            entry.shared.append(key)
+        for site, place in zip(sites, places, strict=True):
+            count = taken[site.module, site.part] = taken.get((site.module, site.part), -1) + 1
+            key = f"{site.part}_{count}" if count else site.part
+            at_site = part.for_site(place)
+            adapter = at_site.build(place)
+            if shared is not None:
+                adapter.share(shared)
+            _seat(root, state, name, Seat(site, key, at_site), adapter)
+            entry.seats.append(Seat(site, key, at_site))
+            if isinstance(adapter, AttentionAdapter) and adapter.position_shift:
+                shift_positions(root, atlas, state, name, adapter.position_shift)
+
+
+def _place(root: nn.Module, site: Site, index: int) -> Place:
+    host = root.get_submodule(site.module)
+    weight = next(host.parameters(), None)
+    dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
+    device = weight.device if weight is not None else torch.device("cpu")
+    hook = getattr(host, "_hf_hook", None)
+    if device.type == "meta" and getattr(hook, "execution_device", None) is not None:
+        device = torch.device(hook.execution_device)  # pyright: ignore[reportOptionalMemberAccess]
+    return Place(site.name, site.type, site.module, site.in_features, site.out_features, site.layer, index, dtype, device,
+                 site.num_heads, site.num_kv_heads, site.head_dim)  # fmt: skip
+
+
+def _seat(root: nn.Module, state: State, name: str, seat: Seat, adapter: Adapter) -> None:
+    """Put one adapter module into its host and make the host run it."""
+    host = root.get_submodule(seat.site.module)
+    adapter.train(host.training)
+    grafts = _container(host, state)
+    if isinstance(adapter, AttentionAdapter):
+        grafts.add_attention(name, seat.key, adapter)
+        install(host, state, seat.site.module)
+        return
+    link = grafts.add(name, seat.key, adapter, seat.site.rows)
+    _run_through_grafts(host)
+    if seat.site.source is not None and seat.site.source != seat.site.module:
+        source = root.get_submodule(seat.site.source)
+        _container(source, state).send(link)
+        _run_through_grafts(source)
+
+
+def _container(module: nn.Module, state: State) -> Grafts:
+    if "graft" not in module._modules:
+        module._modules["graft"] = Grafts(state)
+    container = module._modules["graft"]
+    assert isinstance(container, Grafts)
+    return container
+
+
+def _run_through_grafts(module: nn.Module) -> None:
+    substitute(module, GraftedCall if "forward" in module.__dict__ else GraftedForward)
+
+
+def detach(model: nn.Module, name: str | None = None) -> None:
+    """Take one adapter off, or all (None). After the last one the model is what it was, class and all.
+
+    Raises `GraftError` for an unknown name, a merged adapter, or a module that was hooked or wrapped since it was attached.
+    """
+    root, state = unwrapped(model), state_of(model)
+    names = tuple(state.entries) if name is None else (name,)
+    for each in names:
+        state.entry(each)
+        if state.merged == each:
+            raise GraftError(f"adapter '{each}' is merged into the base: call graft.unmerge(model, '{each}') before detach")
+    _refuse_hooked(root, state)
+    for each in names:
+        _remove(root, state, each)
+    active = state.current.rows
+    if not state.entries:
+        _release(root, state)
+    elif isinstance(active, str) and active in names:
+        set_active(model, None)
+
+
+def _refuse_hooked(root: nn.Module, state: State) -> None:
+    for path, module in root.named_modules():
+        if "graft" in module._modules and "forward" in module.__dict__ and GraftedForward in getattr(type(module), "graft_mixins", ()):
+            raise GraftError(f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach")
+
+
+def _remove(root: nn.Module, state: State, name: str) -> None:
+    state.entries.pop(name)
+    for path, module in list(root.named_modules()):
+        container = module._modules.get("graft")
+        if isinstance(container, Grafts):
+            container.remove(name)
+            if container.empty:
+                del module._modules["graft"]
+                uninstall(module, path)
+                if module is not root and not issubclass(type(module), KeepsPass):
+                    restore(module, path)
+                    module.__dict__.pop("graft_state", None)
+        module.__dict__.get("graft_shifts", {}).pop(name, None)
+
+
+def _release(root: nn.Module, state: State) -> None:
+    """Undo `_claim`."""
+    for path, module in root.named_modules():
+        uninstall(module, path)
+        restore(module, path)
+        for key in ("graft_state", "graft_shifts", "graft_positions"):
+            module.__dict__.pop(key, None)
+    for name, parameter in root.named_parameters():
+        parameter.requires_grad_(name in state.base_trainable)
+
+
+@contextmanager
+def use(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Make one adapter active for all rows in a block of code; None is the bare base. The choice before comes back whatever happens."""
+    with state_of(model).entered(Pass(name)):
+        yield
+
+
+@contextmanager
+def route(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
+    """Choose one adapter (or None) for each row of the batch in a block of code; the base runs once on all rows."""
+    with state_of(model).entered(Pass(tuple(rows))):
+        yield
+
+
+@contextmanager
+def running(model: nn.Module, pass_: Pass) -> Iterator[None]:
+    """Run a block of code under a pass that the caller has described in full (the training engine, generation)."""
+    with state_of(model).entered(pass_):
+        yield
+
+
+def set_active(model: nn.Module, name: str | None) -> None:
+    """Make one adapter active from now on, and the only one that trains; None leaves the bare base."""
+    state_of(model).enter(Pass(name))
+    set_trainable(model, () if name is None else (name,))
+
+
+def set_trainable(model: nn.Module, names: Sequence[str]) -> None:
+    """Let exactly these adapters require gradients."""
+    state = state_of(model)
+    for name in names:
+        state.entry(name)
+    state.trained = tuple(names)
+    for name in state.entries:
+        for _, parameter in parameters(model, name):
+            parameter.requires_grad_(name in names and parameter.is_floating_point())
+
+
+def names(model: nn.Module) -> tuple[str, ...]:
+    """The attached adapters, in the order of attaching."""
+    state = unwrapped(model).__dict__.get("graft_state")
+    return () if state is None else tuple(state.entries)
+
+
+def rename(model: nn.Module, old: str, new: str) -> None:
+    """Give an adapter another name."""
+    root, state = unwrapped(model), state_of(model)
+    entry = state.entry(old)
+    if new in state.entries or not NAME.fullmatch(new):
+        raise GraftError(f"'{new}' is not a free adapter name; attached: {', '.join(state.entries)}")
+    for module in root.modules():
+        if isinstance(module, Grafts):
+            module.rename(old, new)
+        shifts = module.__dict__.get("graft_shifts", {})
+        if old in shifts:
+            shifts[new] = shifts.pop(old)
+    state.entries = {new if name == old else name: item for name, item in state.entries.items()}
+    assert state.entries[new] is entry
+    state.renamed(old, new)
+
+
+def copy(model: nn.Module, name: str, new: str) -> None:
+    """Attach a copy of an adapter, weights and all, under another name."""
+    root, state = unwrapped(model), state_of(model)
+    entry = state.entry(name)
+    attach(model, {new: entry.config})
+    with torch.no_grad():
+        fresh = dict(tensors(root, state, new))
+        for key, tensor in tensors(root, state, name):
+            fresh[key].copy_(tensor)
+
+
+def modules_of(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """(path without Graft's own part, module) of every module that is the adapter: one per site, then the shared ones."""
+    entry = state.entry(name)
+    for seat in entry.seats:
+        yield f"{seat.site.module}.{seat.key}".lstrip("."), seat.module_of(root, name)
+    for key in entry.shared:
+        yield key, root.get_submodule(f"graft.{name}.{key}")
+
+
+def tensors(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of all that is the adapter: its parameters and persistent buffers, live."""
+    for path, module in modules_of(root, state, name):
+        for key, tensor in module.state_dict(keep_vars=True).items():
+            yield f"{path}.{key}", tensor
+
+
+def parameters(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of what trains in an adapter."""
+    for path, module in modules_of(unwrapped(model), state_of(model), name):
+        for key, parameter in module.named_parameters():
+            yield f"{path}.{key}", parameter
+

@@ -1,0 +1,169 @@
+"""The attention function: any backend's own function, given virtual keys and values, or one segment of a token-flat batch at a time.
+
+Registered as `graft_<backend>` with transformers' attention interface. With nothing to add it calls the backend's function with the very
+arguments it was given, so that off equals base bitwise.
+
+Legend: B rows, H query heads, K key-value heads, L queries, S keys, T tokens of a flat batch, P virtual tokens, D head size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.attention.shadow import PREFIX
+from graft.attention.virtual import Virtual, virtual_tokens
+from graft.errors import GraftError
+from graft.passes import Pass
+from graft.state import State
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+NO_PASS = Pass()
+
+
+def register() -> None:
+    """Make the functions known to transformers (once; repeating is harmless)."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    for backend in BACKENDS:
+        AttentionInterface.register(PREFIX + backend, _function(backend))
+        if backend in ALL_MASK_ATTENTION_FUNCTIONS:
+            AttentionMaskInterface.register(PREFIX + backend, ALL_MASK_ATTENTION_FUNCTIONS[backend])
+
+
+def _function(backend: str) -> Attend:
+    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+        return attend(module, backend, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
+def backend_function(module: nn.Module, backend: str) -> Attend:
+    """The backend's own function; eager attention is each model file's own."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if backend != "eager":
+        return ALL_ATTENTION_FUNCTIONS[backend]
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return own or plain_attention
+
+
+def current_pass(module: nn.Module) -> Pass:
+    """The pass in effect for an attention module."""
+    return NO_PASS if torch.compiler.is_compiling() else module.__dict__["graft_state"].current
+
+
+def attend(
+    module: nn.Module, backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Any, slopes: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention with whatever the pass in effect adds.
+
+    query [B, H, L, D], key and value [B, K, S, D], mask None, boolean or additive [B or 1, H or 1, L, S]; slopes [H] of ALiBi, whose bias
+    a padded batch has in its mask already and a flat one does not. Returns output [B, L, H, D] and the weights, if the backend gives them.
+    """
+    state: State = module.__dict__["graft_state"]
+    function, pass_ = backend_function(module, backend), current_pass(module)
+    virtual = virtual_tokens(module, state, pass_, query.shape[0])
+    if pass_.flat and state.merged is None:
+        return _by_segments(module, backend, function, query, key, value, pass_, virtual, slopes, kwargs), None
+    if virtual is None:
+        return function(module, query, key, value, mask, **kwargs)
+    if backend == "flex_attention":
+        raise GraftError("prefix adapters do not run under flex_attention: load the base with attention sdpa, eager or flash_attention_2")
+    rows = virtual.of_rows(query.shape[0])
+    if backend.startswith("flash"):
+        if kwargs.get("sliding_window"):
+            raise GraftError("a prefix under a sliding window needs attention sdpa or eager: flash attention would hide the prefix")
+        mask = None if mask is None and rows.always_visible else _flash_mask(mask, rows, key)
+    else:
+        mask = _with_prefix(_explicit(module, mask, query, key, kwargs), rows, query.dtype, slopes)
+        kwargs["is_causal"] = False
+    key, value = torch.cat([rows.keys.to(key), key], 2), torch.cat([rows.values.to(value), value], 2)
+    output, weights = function(module, query, key, value, mask, **kwargs)
+    return output, None if weights is None else weights[..., rows.count :]
+
+
+def _explicit(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """The mask that `None` stands for: causal from the upper left, or everything for a single query or an encoder."""
+    if mask is not None:
+        return mask[..., : key.shape[2]]
+    length, keys = query.shape[2], key.shape[2]
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    allowed = torch.ones(length, keys, dtype=torch.bool, device=query.device)
+    return (allowed.tril() if causal and length > 1 else allowed)[None, None]
+
+
+def _with_prefix(mask: Tensor, rows: Virtual, dtype: torch.dtype, slopes: Tensor | None) -> Tensor:
+    """The mask with columns for the virtual tokens: seen by every query; bias 0, or ALiBi's where positions start behind the prefix."""
+    visible = rows.visible[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
+    if mask.dtype == torch.bool and slopes is None:
+        return torch.cat([visible, mask.expand(visible.shape[0], -1, -1, -1)], -1)
+    least = torch.finfo(dtype).min
+    columns = torch.where(visible, 0.0, least).to(dtype)
+    if slopes is not None and rows.shifts is not None:
+        steps = torch.arange(rows.count, device=mask.device) - rows.shifts[:, None]
+        bias = slopes[None, :, None, None] * steps[:, None, None, :]
+        columns = columns + torch.where(rows.shifts[:, None, None, None] > 0, bias, 0.0).to(dtype)
+    mask = torch.where(mask, 0.0, least).to(dtype) if mask.dtype == torch.bool else mask
+    heads, batch = max(mask.shape[1], columns.shape[1]), max(mask.shape[0], columns.shape[0])
+    return torch.cat([columns.expand(batch, heads, -1, -1), mask.expand(batch, heads, -1, -1)], -1)
+
+
+def _flash_mask(mask: Tensor | None, rows: Virtual, key: Tensor) -> Tensor:
+    """Flash attention takes [B, S] with 1 at real tokens."""
+    real = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device) if mask is None else mask.bool()
+    return torch.cat([rows.visible, real], 1)
+
+
+def _by_segments(
+    module: nn.Module, backend: str, function: Attend, query: Tensor, key: Tensor, value: Tensor, pass_: Pass,
+    virtual: Virtual | None, slopes: Tensor | None, kwargs: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    """Attention inside each segment of a flat batch. Splitting (not slicing) keeps the backward pass one concatenation."""
+    assert pass_.lengths is not None
+    if not getattr(module, "is_causal", True):
+        raise GraftError(f"{type(module).__name__} is not causal: token-flat batches are for causal models")
+    kwargs = {name: item for name, item in kwargs.items() if not name.startswith(("cu_seq_lens", "max_length", "position_ids"))}
+    window, outputs = kwargs.get("sliding_window"), []
+    rows = None if virtual is None else virtual.of_rows(len(pass_.lengths))
+    for row, (q, k, v) in enumerate(zip(*(part.split(list(pass_.lengths), 2) for part in (query, key, value)), strict=True)):
+        length = q.shape[2]
+        one = None if rows is None else rows.row(row)
+        if one is None and slopes is None and backend != "eager" and not (window and window < length):
+            outputs.append(function(module, q, k, v, None, **kwargs)[0])
+            continue
+        allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+        if window and window < length:
+            allowed = allowed.triu(1 - window)
+        mask = torch.where(allowed[None, None], 0.0, torch.finfo(q.dtype).min).to(q.dtype)
+        if slopes is not None:
+            mask = mask + (slopes[:, None, None] * torch.arange(length, device=q.device)).to(q.dtype)[None]
+        if one is not None:
+            mask = _with_prefix(mask, one, q.dtype, slopes)
+            k, v = torch.cat([one.keys.to(k), k], 2), torch.cat([one.values.to(v), v], 2)
+        if backend.startswith("flash"):
+            raise GraftError("prefix, ALiBi and windows in token-flat batches need attention sdpa or eager")
+        outputs.append(function(module, q, k, v, mask, **{**kwargs, "is_causal": False})[0])
+    return torch.cat(outputs, 1)
+
+
+def plain_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
+    dropout: float = 0.0, **kwargs: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """softmax(q k^T * scaling + mask) v with the softmax in float32, for models without an eager function of their own."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask is not None:
+        scores = scores + mask if mask.dtype != torch.bool else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights

@@ -1,0 +1,132 @@
+"""Lead the attention modules of a model to the attention function, and back.
+
+Families that use transformers' attention interface get a shadow config on each attention module; GPT-J, BLOOM and Falcon get a forward of
+ours by class substitution; any other family is refused, because nothing would call the function.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft.attention.bloom import BloomForward
+from graft.attention.falcon import FalconForward
+from graft.attention.functions import BACKENDS, register
+from graft.attention.gptj import GPTJForward
+from graft.attention.shadow import Shadow, shadow_of
+from graft.attention.virtual import position_shifts
+from graft.errors import GraftError
+from graft.placement import Atlas
+from graft.state import State, unwrapped
+from graft.substitution import Substituted, register_mixin, restore, substitute
+
+OWN_FORWARDS: dict[str, type] = {"BloomAttention": BloomForward, "GPTJAttention": GPTJForward, "FalconAttention": FalconForward}
+
+
+@register_mixin
+class ShiftsPositions:
+    """Mixin for the module that owns the blocks: moves the sequence behind the virtual tokens where an adapter's semantics say so."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state: State = self.__dict__["graft_state"]
+        table: dict[str, int] = self.__dict__["graft_shifts"]
+        given = inspect.signature(self.graft_base.forward).bind_partial(self, *args, **kwargs).arguments
+        tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+        assert tokens is not None
+        shift = position_shifts(table, state, state.current, tokens.shape[0], tokens.device)
+        if isinstance(shift, int) and shift == 0:
+            return super().forward(*args, **kwargs)  # pyright: ignore
+        positions = given.get("position_ids")
+        if positions is None:
+            positions = self._own_positions(tokens, given)
+        given.update(given.pop("kwargs", {}))
+        given.pop("self")
+        return super().forward(**{**given, "position_ids": positions + shift})  # pyright: ignore
+
+    def _own_positions(self: Any, tokens: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        """The positions that the model itself would use."""
+        past = given.get("past_key_values")
+        seen = int(past.get_seq_length()) if past is not None else 0
+        mask = given.get("attention_mask")
+        if self.__dict__["graft_positions"] == "mask" and mask is not None and mask.dim() == 2:
+            return ((mask.cumsum(1) - 1) * mask)[:, seen:].long()
+        return torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
+
+
+def install(module: nn.Module, state: State, path: str) -> None:
+    """Make one attention module call the attention function. Raises `GraftError` for a module that has no way to."""
+    if "graft_attention" in module.__dict__:
+        return
+    name = type(module).__name__
+    if name in OWN_FORWARDS:
+        substitute(module, OWN_FORWARDS[name])
+    else:
+        config = getattr(module, "config", None)
+        source = inspect.getsource(inspect.unwrap(_own_class(module).forward))
+        if config is None or "ALL_ATTENTION_FUNCTIONS" not in source:
+            raise GraftError(
+                f"'{path}' ({name}) does not use transformers' attention interface, so prefix adapters and token-flat batches cannot act in it"
+            )
+        backend = getattr(config, "_attn_implementation", None) or "eager"
+        if backend not in BACKENDS:
+            raise GraftError(f"attention backend '{backend}' is not supported here; load the base with one of: {', '.join(BACKENDS)}")
+        register()
+        module.config = shadow_of(config)
+    module.__dict__["graft_state"] = state
+    module.__dict__["graft_attention"] = True
+
+
+def uninstall(module: nn.Module, path: str) -> None:
+    """Take the attention function away again; the class is restored by whoever detaches."""
+    if module.__dict__.pop("graft_attention", None) is None:
+        return
+    if isinstance(config := module.config if hasattr(module, "config") else None, Shadow):
+        module.config = config.graft_original
+
+
+def shift_positions(root: nn.Module, atlas: Atlas, state: State, name: str, shift: int) -> None:
+    """Let an adapter's virtual tokens come before position 0 of the sequence, where the family has positions at all."""
+    for block in atlas.blocks[:1]:
+        owner = root.get_submodule(block.path.rsplit(".", 2)[0]) if block.path.count(".") > 1 else root
+        if "position_ids" not in inspect.signature(_own_class(owner).forward).parameters:
+            if block.family.positions == "none":
+                return  # ALiBi: the bias of the virtual tokens' columns says it
+            raise GraftError(f"{type(owner).__name__} takes no position ids, so positions cannot start behind a prefix: use positions: zero")
+        owner.__dict__.setdefault("graft_shifts", {})[name] = shift
+        owner.__dict__["graft_state"], owner.__dict__["graft_positions"] = state, block.family.positions
+        substitute(owner, ShiftsPositions)
+
+
+@contextmanager
+def flat_attention(model: nn.Module) -> Iterator[None]:
+    """Let token-flat passes run in a block of code: every attention module keeps the segments of the pass apart.
+
+    Raises `GraftError` for a family whose attention cannot.
+    """
+    root = unwrapped(model)
+    state: State = root.__dict__["graft_state"]
+    fresh: list[tuple[str, nn.Module]] = []
+    try:
+        for block in Atlas(root).blocks:
+            path = block.at(block.family.attn)
+            module = root.get_submodule(path)
+            if "graft_attention" not in module.__dict__:
+                install(module, state, path)
+                fresh.append((path, module))
+        yield
+    finally:
+        for path, module in fresh:
+            uninstall(module, path)
+            if issubclass(type(module), Substituted) and "graft" not in module._modules:
+                restore(module, path)
+            module.__dict__.pop("graft_state", None)
+
+
+def _own_class(module: nn.Module) -> type[nn.Module]:
+    cls = type(module)
+    return cls.graft_base if issubclass(cls, Substituted) else cls

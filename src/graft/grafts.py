@@ -1,0 +1,206 @@
+"""The adapters at one module: a submodule `graft` that the module's substituted forward runs the base through.
+
+Eager code visits the adapters of the rows at hand only. Compiled code computes every adapter of the module and selects by a row-to-slot
+tensor, so that switching and routing change data, never the graph.
+
+Legend: B rows, L length, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters.base import Adapter, AttentionAdapter
+from graft.passes import Context, Index, Pass
+from graft.state import Link, State
+
+Base = Callable[..., Any]
+INPUT_NAMES = ("hidden_states", "input", "x", "inputs", "input_ids")
+ALL = slice(0, None)
+
+
+class Grafts(nn.Module):
+    """Container of one module's adapters: state-dict names are `<module>.graft.<adapter>.<key>.<parameter>`."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.state = state
+        self.links: dict[str, list[Link]] = {}
+        """Adapters whose output is this module's."""
+        self.sent: dict[str, list[Link]] = {}
+        """Adapters of sublayers whose input is this module's and whose output is another's."""
+        self.attention: dict[str, list[AttentionAdapter]] = {}
+        """Adapters inside this attention module."""
+        self.acts_before = False
+        """Whether any adapter here may change the input."""
+
+    def add(self, name: str, key: str, adapter: Adapter, rows: slice | Tensor | None) -> Link:
+        """Take an adapter module in. Any name will do: `_modules` is written directly, past nn.Module's reserved attributes."""
+        self.add_shared(name, key, adapter)
+        link = Link(name, adapter, rows)
+        self.links.setdefault(name, []).append(link)
+        self.acts_before |= link.acts_before
+        return link
+
+    def add_shared(self, name: str, key: str, module: nn.Module) -> None:
+        """Hold a module of an adapter."""
+        parts = self._modules.setdefault(name, nn.Module())
+        assert parts is not None
+        parts._modules[key] = module
+
+    def add_attention(self, name: str, key: str, adapter: AttentionAdapter) -> None:
+        """Take an adapter of the attention itself in."""
+        self.add_shared(name, key, adapter)
+        self.attention.setdefault(name, []).append(adapter)
+
+    def send(self, link: Link) -> None:
+        """Be the source of a sublayer's input."""
+        link.remote = True
+        self.sent.setdefault(link.name, []).append(link)
+        self.acts_before |= link.acts_before
+
+    def remove(self, name: str) -> None:
+        """Drop an adapter."""
+        for table in (self._modules, self.links, self.sent, self.attention):
+            table.pop(name, None)
+        self.acts_before = any(link.acts_before for table in (self.links, self.sent) for links in table.values() for link in links)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give an adapter another name."""
+        for table in (self._modules, self.links, self.sent, self.attention):
+            if old in table:
+                table[new] = table.pop(old)  # pyright: ignore[reportArgumentType]
+        for link in (*self.links.get(new, ()), *self.sent.get(new, ())):
+            link.name = new
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left."""
+        return not self._modules and not self.sent
+
+    def hosts(self, name: str) -> bool:
+        """Whether a forward pass under this adapter must reach this module."""
+        return any(name in table for table in (self.links, self.sent, self.attention))
+
+    def run(self, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's forward: before, base, adapt."""
+        if torch.compiler.is_compiling():
+            return self._run(base, args, kwargs, None)
+        pass_ = self.state.current
+        if pass_.rows is None or self.state.merged is not None:
+            return base(*args, **kwargs)
+        if self.state.fired is not None:
+            self.state.fired.add(id(self))
+        if isinstance(pass_.rows, str) and pass_.rows not in self.links and pass_.rows not in self.sent:
+            return base(*args, **kwargs)
+        return self._run(base, args, kwargs, pass_)
+
+    def _run(self, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any], pass_: Pass | None) -> Any:
+        key = None if args else next(name for name in (*INPUT_NAMES, *kwargs) if name in kwargs)
+        given = args[0] if key is None else kwargs[key]
+        x = _by_rows(given, pass_)
+        new_x = self._before(x, pass_)
+        if new_x is not x:
+            changed = new_x.reshape(given.shape)
+            if key is None:
+                args = (changed, *args[1:])
+            else:
+                kwargs = {**kwargs, key: changed}
+        output = base(*args, **kwargs)
+        if not self.links:
+            return output
+        first = output[0] if isinstance(output, tuple) else output
+        h = self._adapt(new_x, _by_rows(first, pass_), pass_).reshape(first.shape)
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    def _before(self, x: Tensor, pass_: Pass | None) -> Tensor:
+        if self.acts_before:
+            own = {name: [link for link in links if not link.remote] for name, links in self.links.items()}
+            for table in (own, self.sent):
+                x = self._change(x, table, pass_, lambda link, x, ctx, **_: link.adapter.before(x, ctx))
+        for name, links in self.sent.items():
+            if pass_ is None or name in pass_.names:
+                for link in links:
+                    link.x = x if link.adapter.needs_x else None
+        return x
+
+    def _adapt(self, x: Tensor, h: Tensor, pass_: Pass | None) -> Tensor:
+        def step(link: Link, h: Tensor, ctx: Context, index: Index = ALL, dim: int = 0) -> Tensor:
+            source = _take(link.source(x), index, dim)
+            if link.rows is None:
+                return link.adapter.adapt(source, h, ctx)
+            return _put_all(h, -1, [(link.rows, link.adapter.adapt(source, _take(h, link.rows, -1), ctx))])
+
+        return self._change(h, self.links, pass_, step)
+
+    def _change(self, h: Tensor, table: dict[str, list[Link]], pass_: Pass | None, step: Callable[..., Tensor]) -> Tensor:
+        """Apply `step` of each adapter of a table to its own rows of h."""
+        if not table:
+            return h
+        if pass_ is None:
+            return self._select(h, table, step)
+        if isinstance(pass_.rows, str):
+            for link in table.get(pass_.rows, ()):
+                h = step(link, h, pass_.everything)
+            return h
+        dim = 1 if pass_.flat else 0
+        pieces: list[tuple[Index, Tensor]] = []
+        for name, index, ctx in pass_.groups(h):
+            if table.get(name):
+                part = _take(h, index, dim)
+                for link in table[name]:
+                    part = step(link, part, ctx, index=index, dim=dim)
+                pieces.append((index, part))
+        return _put_all(h, dim, pieces)
+
+    def _select(self, h: Tensor, table: dict[str, list[Link]], step: Callable[..., Tensor]) -> Tensor:
+        """For compiled code: every adapter on all rows, selected by slot number; one graph for every routing."""
+        slots = self.state.slots
+        slot_B = slots[: h.shape[0]]
+        fits = (slot_B != -2).all() & ((slots[h.shape[0]] == -2) | (slots[-1] != -2))
+        torch._assert_async(fits, "graft: the batch has another number of rows than the routing names")
+        for name, links in table.items():
+            chosen = (slot_B == self.state.entries[name].slot).view((-1,) + (1,) * (h.dim() - 1))
+            for link in links:
+                h = torch.where(chosen, step(link, h, Context()), h)
+        return h
+
+
+def _by_rows(x: Tensor, pass_: Pass | None) -> Tensor:
+    """[tokens, I] as [rows, length, I] where the pass knows its rows (OPT flattens batch and length before its MLP)."""
+    if pass_ is None or x.dim() != 2 or not x.is_floating_point():
+        return x
+    if pass_.flat:
+        return x.unsqueeze(0)
+    count = len(pass_.rows) if isinstance(pass_.rows, tuple) else len(pass_.lengths) if pass_.lengths is not None else 0
+    return x.view(count, -1, x.shape[-1]) if count and x.shape[0] % count == 0 else x
+
+
+def _take(x: Tensor, index: Index, dim: int) -> Tensor:
+    if isinstance(index, slice):
+        whole = index.start == 0 and index.stop in (None, x.shape[dim])
+        return x if whole else x.narrow(dim, index.start, index.stop - index.start)
+    return x.index_select(dim, index.to(x.device))
+
+
+def _put_all(x: Tensor, dim: int, pieces: list[tuple[Index, Tensor]]) -> Tensor:
+    """x with some of its rows replaced. Slices come in ascending order and are joined by one copy."""
+    if all(isinstance(index, slice) for index, _ in pieces):
+        parts, done = [], 0
+        for index, part in pieces:
+            assert isinstance(index, slice)
+            if index.start > done:
+                parts.append(x.narrow(dim, done, index.start - done))
+            parts.append(part)
+            done = index.stop
+        if done < x.shape[dim]:
+            parts.append(x.narrow(dim, done, x.shape[dim] - done))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    for index, part in pieces:
+        rows = torch.arange(index.start, index.stop, device=x.device) if isinstance(index, slice) else index.to(x.device)
+        x = x.index_copy(dim, rows, part)
+    return x

@@ -1,0 +1,58 @@
+"""Prove that every site is reached: one tiny forward pass after attaching.
+
+A module whose forward is never called (its parent reads the weight directly, or a hook replaced it) would take an adapter in silence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft.errors import GraftError
+from graft.grafts import Grafts
+from graft.passes import Pass
+from graft.state import State
+
+
+def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
+    """Run a few tokens through the model under each new adapter. Raises `GraftError` that names the sites that did not fire.
+
+    Modules other than transformers models and chains of layers are not probed: their input is unknown.
+    """
+    inputs = _inputs(root)
+    if inputs is None:
+        return
+    training = [module for module in root.modules() if module.training]
+    root.eval()
+    try:
+        for name in names:
+            hosts = {path: module for path, module in root.named_modules() if isinstance(module, Grafts) and module.hosts(name)}
+            state.fired = set()
+            with torch.no_grad(), state.entered(Pass(name)):
+                root(**inputs) if isinstance(inputs, dict) else root(inputs)
+            silent = [path.removesuffix("graft").rstrip(".") for path, module in hosts.items() if id(module) not in state.fired]
+            if silent:
+                raise GraftError(
+                    f"adapter '{name}': {len(silent)} of {len(hosts)} sites are never called in a forward pass, among them '{silent[0]}' "
+                    f"({type(root.get_submodule(silent[0])).__name__}): its parent uses the weight directly. Choose other sites."
+                )
+    finally:
+        state.fired = None
+        for module in training:
+            module.training = True
+
+
+def _inputs(root: nn.Module) -> Any:
+    weight = next(root.parameters(), None)
+    device = weight.device if weight is not None else torch.device("cpu")
+    hook = getattr(root, "_hf_hook", None)
+    if getattr(hook, "execution_device", None) is not None:
+        device = torch.device(hook.execution_device)  # pyright: ignore[reportOptionalMemberAccess]
+    dummy = getattr(root, "dummy_inputs", None)
+    if isinstance(dummy, dict):
+        return {name: tensor.to(device) for name, tensor in dummy.items()} | {"use_cache": False}
+    if isinstance(root, nn.Sequential) and hasattr(first := root[0], "in_features") and weight is not None:
+        return torch.zeros(2, first.in_features, device=device, dtype=weight.dtype)
+    return None

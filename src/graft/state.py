@@ -1,0 +1,165 @@
+"""What Graft knows of one model: its adapters, where they sit, and the pass that is in effect.
+
+One `State` belongs to one root; every grafted module refers to it. It holds names and paths, never modules of the base, so that a
+deep copy or a pickle of the model takes it along whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters.base import Adapter, AdapterConfig
+from graft.errors import GraftError, did_you_mean
+from graft.passes import Pass
+from graft.placement import Site
+
+MAX_ROWS = 4096
+"""Rows that a compiled graph can route."""
+
+
+@dataclass(eq=False)
+class Link:
+    """One adapter module at one site: where its rows of the output lie, and the input carried over from another module."""
+
+    name: str
+    adapter: Adapter
+    rows: slice | Tensor | None = None
+    remote: bool = False
+    """The site's input is another module's: that module runs `before` and leaves x here."""
+    x: Tensor | None = None
+
+    @property
+    def acts_before(self) -> bool:
+        """Whether the adapter may change the input."""
+        return type(self.adapter).before is not Adapter.before
+
+    def source(self, x: Tensor) -> Tensor:
+        """The site's input: the host's own x, or what the source module left in this forward pass."""
+        if not self.remote or not self.adapter.needs_x:
+            return x
+        if self.x is None:
+            raise RuntimeError(f"adapter '{self.name}': the sublayer's output came before its input")
+        left, self.x = self.x, None
+        return left
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """Where one module of an adapter sits: the site, and the key of the module in the host's container."""
+
+    site: Site
+    key: str
+    config: AdapterConfig
+
+    def module_of(self, root: nn.Module, name: str) -> Adapter:
+        """The adapter module."""
+        return root.get_submodule(f"{self.site.module}.graft.{name}.{self.key}")  # pyright: ignore[reportReturnType]
+
+
+@dataclass(eq=False)
+class Entry:
+    """One attached adapter."""
+
+    config: AdapterConfig
+    seats: list[Seat]
+    slot: int
+    shared: list[str] = field(default_factory=list)
+    """Keys of modules that all sites share, in the root's container."""
+
+
+@dataclass(eq=False)
+class State:
+    """The adapters of one model and the pass in effect."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    current: Pass = field(default_factory=Pass)
+    merged: str | None = None
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    """Base weights from before a merge, on the CPU, by name."""
+    trained: tuple[str, ...] = ()
+    """Adapters that require gradients."""
+    base_trainable: tuple[str, ...] = ()
+    """Base parameters that required gradients before the first attach."""
+    fired: set[int] | None = None
+    """While probing: the containers that a forward pass has reached."""
+    slots: Tensor = field(default_factory=lambda: torch.full((MAX_ROWS + 1,), -1, dtype=torch.int32))
+    """Row -> slot number for compiled graphs; -1 is the bare base, -2 behind the last routed row."""
+
+    def entry(self, name: str) -> Entry:
+        """Look an adapter up. Raises `GraftError` with the names that exist."""
+        if name not in self.entries:
+            have = ", ".join(self.entries) or "none"
+            raise GraftError(f"no adapter '{name}' is attached.{did_you_mean(name, self.entries)} Attached: {have}")
+        return self.entries[name]
+
+    def free_slot(self) -> int:
+        """The lowest slot number not in use."""
+        used = {entry.slot for entry in self.entries.values()}
+        return next(slot for slot in range(len(used) + 1) if slot not in used)
+
+    def renamed(self, old: str, new: str) -> None:
+        """Follow an adapter's new name."""
+        rows = self.current.rows
+        if old in self.current.names:
+            new_rows = tuple(new if name == old else name for name in rows) if isinstance(rows, tuple) else new
+            self.current = replace(self.current, rows=new_rows, _groups={})
+        self.trained = tuple(new if name == old else name for name in self.trained)
+        self.merged = new if self.merged == old else self.merged
+
+    def enter(self, pass_: Pass) -> None:
+        """Put a pass in effect, for eager modules and for compiled graphs."""
+        for name in pass_.names:
+            self.entry(name)
+        if self.merged is not None and pass_.rows != self.merged:
+            raise GraftError(
+                f"adapter '{self.merged}' is merged into the base, so the base alone and other adapters are not to be had: "
+                f"call graft.unmerge(model, '{self.merged}') first"
+            )
+        self.current = pass_
+        self._fill_slots(pass_)
+
+    def _fill_slots(self, pass_: Pass) -> None:
+        rows = pass_.rows
+        if isinstance(rows, tuple):
+            if len(rows) > MAX_ROWS:
+                return
+            numbers = [-1 if name is None else self.entries[name].slot for name in rows]
+            self.slots[: len(rows)] = torch.tensor(numbers, dtype=torch.int32, device=self.slots.device)
+            self.slots[len(rows) :] = -2
+        else:
+            self.slots.fill_(-1 if rows is None else self.entries[rows].slot)
+
+    @contextmanager
+    def entered(self, pass_: Pass) -> Iterator[None]:
+        """Put a pass in effect for a block of code; the one before comes back whatever happens."""
+        before = self.current
+        self.enter(pass_)
+        try:
+            yield
+        finally:
+            self.current = before
+            self._fill_slots(before)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def state_of(model: nn.Module) -> State:
+    """The state of a model that has adapters. Raises `GraftError` when it has none."""
+    state = unwrapped(model).__dict__.get("graft_state")
+    if state is None:
+        raise GraftError(f"this {type(model).__name__} has no adapters: call graft.attach or graft.load first")
+    return state

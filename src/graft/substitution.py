@@ -1,0 +1,107 @@
+"""Class substitution: a module becomes an instance of a generated subclass of its own class, and back.
+
+The model stays itself: `isinstance`, the class's name and module, and every key of the state dict are unchanged. Generated classes are
+cached per (class, mixins) and rebuild themselves when a model is pickled or deep-copied.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft.errors import GraftError
+
+
+class Substituted:
+    """Mark of a generated class, with the class it stands for."""
+
+    graft_base: type[nn.Module]
+    graft_mixins: tuple[type, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (self.graft_base, self.graft_mixins), self.__getstate__()  # pyright: ignore
+
+
+class GraftedForward:
+    """Runs the module's adapters around its forward."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._modules["graft"].run(super().forward, args, kwargs)  # pyright: ignore
+
+
+class GraftedCall:
+    """Runs the module's adapters around its call, for a module whose forward is its instance's own (accelerate's hooks)."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._modules["graft"].run(super().__call__, args, kwargs)  # pyright: ignore
+
+
+class KeepsPass:
+    """A checkpointed block recomputes under the pass it first ran with, even when the context was left before backward."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and self.gradient_checkpointing and self.training:  # pyright: ignore
+            kwargs["graft_pass"] = self.__dict__["graft_state"].current
+        return super().__call__(*args, **kwargs)  # pyright: ignore
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        pass_ = kwargs.pop("graft_pass", None)
+        if pass_ is None or pass_ is self.__dict__["graft_state"].current:
+            return super().forward(*args, **kwargs)  # pyright: ignore
+        with self.__dict__["graft_state"].entered(pass_):
+            return super().forward(*args, **kwargs)  # pyright: ignore
+
+
+ORDER: list[type] = [KeepsPass, GraftedCall, GraftedForward]
+"""Outermost first. Rooms above add their own mixins by `register_mixin`."""
+
+
+def register_mixin(mixin: type) -> type:
+    """Class decorator: put a mixin in the order, inside those that came before."""
+    ORDER.append(mixin)
+    return mixin
+
+
+@functools.cache
+def _generated(base: type[nn.Module], mixins: tuple[type, ...]) -> type[nn.Module]:
+    namespace: dict[str, Any] = {
+        "graft_base": base, "graft_mixins": mixins,
+        "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__,
+    }  # fmt: skip
+    if any("forward" in mixin.__dict__ for mixin in mixins):
+
+        @functools.wraps(base.forward)  # callers inspect the signature: Trainer drops the columns it does not find there
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return super(cls, self).forward(*args, **kwargs)
+
+        namespace["forward"] = forward  # before the class exists: transformers wraps the forward of each new subclass of a layer
+    cls = type(base)(base.__name__, (*mixins, Substituted, base), namespace)
+    return cls
+
+
+def _rebuild(base: type[nn.Module], mixins: tuple[type, ...]) -> nn.Module:
+    cls = _generated(base, mixins)
+    return cls.__new__(cls)
+
+
+def substitute(module: nn.Module, mixin: type) -> None:
+    """Give a module one more mixin."""
+    cls = type(module)
+    base, mixins = (cls.graft_base, cls.graft_mixins) if issubclass(cls, Substituted) else (cls, ())
+    if mixin not in mixins:
+        module.__class__ = _generated(base, tuple(sorted((*mixins, mixin), key=ORDER.index)))
+
+
+def restore(module: nn.Module, path: str) -> None:
+    """Give a module its own class back. Raises `GraftError` when something else was put on top since."""
+    cls = type(module)
+    if not issubclass(cls, Substituted):
+        return
+    if "graft_base" not in cls.__dict__:
+        raise GraftError(f"module '{path}' was wrapped by other code after attach (its class is now {cls.__mro__[0]}): undo that before detach")
+    if "forward" in module.__dict__ and GraftedForward in cls.graft_mixins:
+        raise GraftError(f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach")
+    module.__class__ = cls.graft_base
