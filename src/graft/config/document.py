@@ -16,13 +16,6 @@ from graft.errors import GraftError
 Key = str | int
 KeyPath = tuple[Key, ...]
 
-# A scalar that stands for a mapping, and the key that it then belongs to: `adapter: PRESET`, `data.train: FILE`.
-SHORTHANDS: dict[KeyPath, str] = {
-    ("adapter",): "preset",
-    ("data", "train"): "path",
-    ("data", "validation"): "path",
-}
-
 
 def dotted(path: Iterable[Key]) -> str:
     """The path as the user types it: data.train.0.weight."""
@@ -38,7 +31,10 @@ class Document:
     places: dict[KeyPath, str] = field(default_factory=dict)
 
     def where(self, path: KeyPath) -> str:
-        """ "run.yaml:3", or the change on the command line that set the key, or the nearest of these above it."""
+        """ "run.yaml:3", or the change that set the key, or the nearest of these below or above it."""
+        below = [place for at, place in self.places.items() if at[: len(path)] == path]
+        if path and below:
+            return self.places.get(path, below[0])
         for end in range(len(path), 0, -1):
             if path[:end] in self.places:
                 return self.places[path[:end]]
@@ -57,10 +53,9 @@ class Document:
             self.places[path] = f"'{text}'"
 
     def _change_kind(self, path: KeyPath, value: Any) -> None:
-        adapter, key = self.data.get("adapter"), str(path[1])
-        if adapter == value and key == "preset":
-            return
-        if not (isinstance(adapter, dict) and adapter.get(key) == value):
+        adapter, key = self.data.get("adapter"), path[1]
+        same = adapter.get(key) == value if isinstance(adapter, dict) else adapter == value
+        if not same:
             self.data["adapter"] = {key: value}
 
     def _set(self, path: KeyPath, value: Any, text: str) -> None:
@@ -94,18 +89,32 @@ def _parse_value(written: str, text: str) -> Any:
     return written if block or bare else value
 
 
-def _child(node: Any, key: Key, path: KeyPath, text: str) -> Any:
-    """The mapping or list under a key, made where it is missing, spelt out where a shorthand stands."""
+def _child(node: Any, key: Any, path: KeyPath, text: str) -> Any:
+    """The mapping or list under a key, made where it is missing, spelt out where a name stands for it."""
     if isinstance(node, list):
-        return node[_index(node, key, path, text)]
-    child = node.get(key)
-    if isinstance(child, str) and path in SHORTHANDS:
-        child = node[key] = {SHORTHANDS[path]: child}
+        key = _index(node, key, path, text)
+        child = node[key]
+    else:
+        child = node.get(key)
     if child is None:
         child = node[key] = {}
+    elif isinstance(child, str) and (name_key := _name_key(path, child)):
+        child = node[key] = {name_key: child}
     if not isinstance(child, (dict, list)):
         raise GraftError(f"'{text}': {dotted(path)} holds {child!r}, which has no keys")
     return child
+
+
+def _name_key(path: KeyPath, name: str) -> str | None:
+    """The key to which a name belongs that stands for a mapping: `adapter: lora`, `data.train: FILE`."""
+    place = tuple(key for key in path if isinstance(key, str))
+    if place in (("data", "train"), ("data", "validation")):
+        return "path"
+    if place == ("adapter",):
+        from graft.adapters import kinds
+
+        return "kind" if name in kinds() else "preset"
+    return None
 
 
 def _assign(node: Any, path: KeyPath, value: Any, text: str) -> None:
