@@ -45,8 +45,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
+    terminal = sys.stdout.isatty()
+    Console(width=None if terminal else 400).print(table)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
