@@ -28,10 +28,12 @@ _HOME = {
     "save": "graft.checkpoint",
     "sites": "graft.summary_table",
     "summary": "graft.summary_table",
+    "Full": "graft.adapters",
     "LoRA": "graft.adapters",
     "Parallel": "graft.adapters",
     "Prefix": "graft.adapters",
     "Series": "graft.adapters",
+    "Stack": "graft.adapters",
     "kinds": "graft.adapters",
     "presets": "graft.adapters",
     "Run": "graft.run",
@@ -39,12 +41,14 @@ _HOME = {
 }
 
 __all__ = [
+    "Full",
     "GraftError",
     "LoRA",
     "Parallel",
     "Prefix",
     "Run",
     "Series",
+    "Stack",
     "attach",
     "copy",
     "detach",
@@ -78,7 +82,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from graft.adapters import LoRA, Parallel, Prefix, Series, kinds, presets
+    from graft.adapters import Full, LoRA, Parallel, Prefix, Series, Stack, kinds, presets
     from graft.attaching import attach, copy, detach, names, parameters, rename, route, set_active, use
     from graft.checkpoint import load, save
     from graft.errors import GraftError

@@ -22,19 +22,21 @@ from graft.grafts import Grafts
 from graft.passes import Pass
 from graft.placement import Atlas, Site, find_sites
 from graft.probing import probe
-from graft.state import Entry, Seat, State, state_of, unwrapped
+from graft.state import SHARED, Entry, Seat, State, state_of, unwrapped
 from graft.substitution import GraftedCall, GraftedForward, KeepsPass, restore, substitute
 
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
 
 
-def attach(model: Model, adapters: Mapping[str, AdapterConfig | Preset | Mapping[str, Any] | Sequence[Any] | str]) -> Model:
+def attach(
+    model: Model, adapters: Mapping[str, AdapterConfig | Preset | Mapping[str, Any] | Sequence[Any] | str]
+) -> Model:
     """Attach adapters by name, in place. The base is frozen; the first adapter attached becomes active.
 
     adapters: name -> a config (`graft.LoRA(rank=16)`), a mapping with `kind`, a preset's name, or a list of these (a stack).
-    Raises `GraftError` for a bad name or config, a site that matches nothing, a model wrapped by PEFT, or a site that a probe forward does not
-    reach; the model is then as it was before.
+    Raises `GraftError` for a bad name or config, a site that matches nothing, a model wrapped by PEFT, or a site that a probe
+    forward does not reach; the model is then as it was before.
     """
     root = unwrapped(model)
     _refuse_foreign(root)
@@ -65,12 +67,18 @@ def attach(model: Model, adapters: Mapping[str, AdapterConfig | Preset | Mapping
 def _refuse_foreign(root: nn.Module) -> None:
     for module in (root, *root.modules()):
         if hasattr(module, "base_layer") or hasattr(module, "peft_config") and not hasattr(module, "graft_base"):
-            raise GraftError("this model is already wrapped by PEFT: unload it (model.unload()) or load a fresh base, then attach")
+            raise GraftError(
+                "this model is already wrapped by PEFT: unload it (model.unload()) or load a fresh base, then attach"
+            )
 
 
-def _plan(root: nn.Module, atlas: Atlas, state: State, name: str, spec: Any) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
+def _plan(
+    root: nn.Module, atlas: Atlas, state: State, name: str, spec: Any
+) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise GraftError(f"'{name}' is not an adapter name: letters, digits, '_' and '-' (it becomes part of tensor names)")
+        raise GraftError(
+            f"'{name}' is not an adapter name: letters, digits, '_' and '-' (it becomes part of tensor names)"
+        )
     if name in state.entries:
         raise GraftError(f"an adapter '{name}' is attached already: detach it first, or choose another name")
     config = parse(spec)
@@ -78,9 +86,12 @@ def _plan(root: nn.Module, atlas: Atlas, state: State, name: str, spec: Any) -> 
         config = config.resolve(atlas.names())
     parts = [(part, find_sites(root, part)) for part in config.parts()]
     for part, sites in parts:
+        part.check_sites(sites)
         for site in sites:
             if site.rows is not None and getattr(part, "position", "after") == "before":
-                raise GraftError(f"'{site.name}' is a slice of a fused projection, which has one input for q, k and v: name attn.qkv instead")
+                raise GraftError(
+                    f"'{site.name}' is a slice of a fused projection, which has one input for q, k and v: name attn.qkv instead"
+                )
     return config, parts
 
 
@@ -108,7 +119,12 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _install(
-    root: nn.Module, atlas: Atlas, state: State, name: str, config: AdapterConfig, parts: list[tuple[AdapterConfig, list[Site]]]
+    root: nn.Module,
+    atlas: Atlas,
+    state: State,
+    name: str,
+    config: AdapterConfig,
+    parts: list[tuple[AdapterConfig, list[Site]]],
 ) -> None:
     entry = Entry(config, [], state.free_slot())
     state.entries[name] = entry
@@ -117,7 +133,7 @@ def _install(
         places = [_place(root, site, len(entry.seats) + i) for i, site in enumerate(sites)]
         shared = part.build_shared(places)
         if shared is not None:
-            key = f"shared{number}"
+            key = f"{SHARED}{number}"
             _container(root, state).add_shared(name, key, shared.train(root.training))
             entry.shared.append(key)
         for site, place in zip(sites, places, strict=True):
@@ -184,7 +200,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     for each in names:
         state.entry(each)
         if state.merged == each:
-            raise GraftError(f"adapter '{each}' is merged into the base: call graft.unmerge(model, '{each}') before detach")
+            raise GraftError(
+                f"adapter '{each}' is merged into the base: call graft.unmerge(model, '{each}') before detach"
+            )
     _refuse_hooked(root, state)
     for each in names:
         _remove(root, state, each)
@@ -197,8 +215,14 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 
 def _refuse_hooked(root: nn.Module, state: State) -> None:
     for path, module in root.named_modules():
-        if "graft" in module._modules and "forward" in module.__dict__ and GraftedForward in getattr(type(module), "graft_mixins", ()):
-            raise GraftError(f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach")
+        if (
+            "graft" in module._modules
+            and "forward" in module.__dict__
+            and GraftedForward in getattr(type(module), "graft_mixins", ())
+        ):
+            raise GraftError(
+                f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach"
+            )
 
 
 def _remove(root: nn.Module, state: State, name: str) -> None:
@@ -320,4 +344,3 @@ def parameters(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Parameter]
     for path, module in modules_of(unwrapped(model), state_of(model), name):
         for key, parameter in module.named_parameters():
             yield f"{path}.{key}", parameter
-

@@ -1,7 +1,7 @@
 """What other trainers see of a grafted model: transformers' Trainer and TRL save the adapter and not the base.
 
-A checkpoint folder that they write holds `model.safetensors` with the adapter's tensors and our config beside it; they resume from it and load
-the best model by the state dict's names, which is why it is not called `adapter_model.safetensors` there.
+A checkpoint folder that they write holds `model.safetensors` with the adapter's tensors and our config beside it; they resume
+from it and load the best model by the state dict's names, which is why it is not called `adapter_model.safetensors` there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ class SavesAdapter:
         from graft.checkpoint import save_for_trainer
 
         if kwargs.get("push_to_hub"):
-            raise GraftError("push_to_hub from a grafted model is not supported: use graft.save and upload that folder, or graft.merge first")
+            raise GraftError(
+                "push_to_hub from a grafted model is not supported: use graft.save and upload that folder, or graft.merge first"
+            )
         if is_main_process:
             save_for_trainer(self, Path(save_directory), kwargs.get("state_dict"))

@@ -19,7 +19,9 @@ class MissingExtra(GraftError):
     """A feature needs a package that is not installed. The message names the install command."""
 
     def __init__(self, module: str, extra: str) -> None:
-        super().__init__(f"this needs the package '{module}', which is not installed. Run: pip install 'graft-llm[{extra}]'")
+        super().__init__(
+            f"this needs the package '{module}', which is not installed. Run: pip install 'graft-llm[{extra}]'"
+        )
         self.module, self.extra = module, extra
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:

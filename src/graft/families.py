@@ -127,7 +127,9 @@ def resolve_structure(block: nn.Module) -> Family:
         linears["mlp.up"] = linears.pop("mlp.gate")
     up = linears.get("mlp.gate") or linears.get("mlp.up") or linears.get("mlp.gate_up") or ""
     mlp = up.rsplit(".", 1)[0] if "." in up else up
-    return Family(linears, attn=attention, attn_out=linears.get("attn.o", ""), mlp=mlp, mlp_out=linears.get("mlp.down", ""))
+    return Family(
+        linears, attn=attention, attn_out=linears.get("attn.o", ""), mlp=mlp, mlp_out=linears.get("mlp.down", "")
+    )
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -142,7 +144,9 @@ def is_transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-def fused_rows(layout: Layout, heads: int, kv_heads: int, head_dim: int, out_features: int) -> dict[str, slice | Tensor]:
+def fused_rows(
+    layout: Layout, heads: int, kv_heads: int, head_dim: int, out_features: int
+) -> dict[str, slice | Tensor]:
     """Rows of a fused projection that are q, k and v: a slice where they lie together, else a long tensor of row numbers."""
     if layout == "blocks":
         q, k = heads * head_dim, kv_heads * head_dim

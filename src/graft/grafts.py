@@ -67,7 +67,9 @@ class Grafts(nn.Module):
         """Drop an adapter."""
         for table in (self._modules, self.links, self.sent, self.attention):
             table.pop(name, None)
-        self.acts_before = any(link.acts_before for table in (self.links, self.sent) for links in table.values() for link in links)
+        self.acts_before = any(
+            link.acts_before for table in (self.links, self.sent) for links in table.values() for link in links
+        )
 
     def rename(self, old: str, new: str) -> None:
         """Give an adapter another name."""
@@ -137,7 +139,9 @@ class Grafts(nn.Module):
 
         return self._change(h, self.links, pass_, step)
 
-    def _change(self, h: Tensor, table: dict[str, list[Link]], pass_: Pass | None, step: Callable[..., Tensor]) -> Tensor:
+    def _change(
+        self, h: Tensor, table: dict[str, list[Link]], pass_: Pass | None, step: Callable[..., Tensor]
+    ) -> Tensor:
         """Apply `step` of each adapter of a table to its own rows of h."""
         if not table:
             return h
@@ -162,7 +166,7 @@ class Grafts(nn.Module):
         slots = self.state.slots
         slot_B = slots[: h.shape[0]]
         fits = (slot_B != -2).all() & ((slots[h.shape[0]] == -2) | (slots[-1] != -2))
-        torch._assert_async(fits, "graft: the batch has another number of rows than the routing names")
+        torch.ops.aten._assert_async.msg(fits, "graft: the batch has another number of rows than the routing names")
         for name, links in table.items():
             chosen = (slot_B == self.state.entries[name].slot).view((-1,) + (1,) * (h.dim() - 1))
             for link in links:
@@ -183,7 +187,7 @@ def _by_rows(x: Tensor, pass_: Pass | None) -> Tensor:
 def _take(x: Tensor, index: Index, dim: int) -> Tensor:
     if isinstance(index, slice):
         whole = index.start == 0 and index.stop in (None, x.shape[dim])
-        return x if whole else x.narrow(dim, index.start, index.stop - index.start)
+        return x if whole or index.stop is None else x.narrow(dim, index.start, index.stop - index.start)
     return x.index_select(dim, index.to(x.device))
 
 
@@ -201,6 +205,8 @@ def _put_all(x: Tensor, dim: int, pieces: list[tuple[Index, Tensor]]) -> Tensor:
             parts.append(x.narrow(dim, done, x.shape[dim] - done))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
     for index, part in pieces:
-        rows = torch.arange(index.start, index.stop, device=x.device) if isinstance(index, slice) else index.to(x.device)
+        rows = (
+            torch.arange(index.start, index.stop, device=x.device) if isinstance(index, slice) else index.to(x.device)
+        )
         x = x.index_copy(dim, rows, part)
     return x

@@ -134,12 +134,18 @@ class Pass:
             index = slice(chosen[0], chosen[-1] + 1) if contiguous else torch.tensor(chosen, device=x.device)
             given = isinstance(self.rows, tuple) and len(names) == len(self.rows)
             pick = (lambda values: tuple(values[row] for row in chosen)) if given else (lambda values: None)  # noqa: B023
-            groups.append((name, index, Context(
-                pick(self.lengths) if self.lengths is not None else None,
-                False,
-                pick(self.seeds) if self.seeds is not None else None,
-                self.mask[index] if given and self.mask is not None else None,
-            )))
+            groups.append(
+                (
+                    name,
+                    index,
+                    Context(
+                        pick(self.lengths) if self.lengths is not None else None,
+                        False,
+                        pick(self.seeds) if self.seeds is not None else None,
+                        self.mask[index] if given and self.mask is not None else None,
+                    ),
+                )
+            )
         return groups
 
 

@@ -63,7 +63,9 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> list[Site]:
     Raises `GraftError` for a name that matches nothing, or that the kind does not take.
     """
     atlas = Atlas(model)
-    wanted = config.sites.split() if isinstance(config.sites, str) and not config.sites.startswith("re:") else config.sites
+    wanted = (
+        config.sites.split() if isinstance(config.sites, str) and not config.sites.startswith("re:") else config.sites
+    )
     names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     if not names:
         raise GraftError(f"{config.kind}: no sites given. {atlas.listing()}")
@@ -81,7 +83,9 @@ class Atlas:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.config: Any = getattr(model, "config", None)
-        self.text_config: Any = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        self.text_config: Any = (
+            self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        )
         self.blocks = list(self._blocks())
 
     def _blocks(self) -> Iterator[Block]:
@@ -96,8 +100,8 @@ class Atlas:
 
     def names(self) -> frozenset[str]:
         """Every name this model answers to."""
-        names = {site.name for block in self.blocks for site in self._of_block(block)}
-        extra = {name for name in ("embed", "head") if self._end(name) is not None}
+        names = {site.name for block in self.blocks for site in self.of_block(block)}
+        extra = {name for name in ("embed", "head") if self.end(name) is not None}
         return frozenset(names | extra | ({"linear"} if self.blocks else set()))
 
     def listing(self) -> str:
@@ -116,20 +120,28 @@ class Atlas:
                 layers = _layers(span, len(self.blocks), name)
                 sites = [site for site in sites if site.layer in layers]
         if not sites:
-            raise GraftError(f"site '{name}' matches nothing in this model.{did_you_mean(name, self.names())} {self.listing()}")
+            raise GraftError(
+                f"site '{name}' matches nothing in this model.{did_you_mean(name, self.names())} {self.listing()}"
+            )
         for site in sites:
             if site.type not in config.takes:
-                hint = " Name its linear layers (attn.q attn.k attn.v attn.o, mlp.up mlp.down)." if site.type == "sublayer" else ""
-                raise GraftError(f"kind '{config.kind}' takes {_listed(config.takes)} sites; '{name}' is a {site.type} site.{hint}")
+                hint = (
+                    " Name its linear layers (attn.q attn.k attn.v attn.o, mlp.up mlp.down)."
+                    if site.type == "sublayer"
+                    else ""
+                )
+                raise GraftError(
+                    f"kind '{config.kind}' takes {_listed(config.takes)} sites; '{name}' is a {site.type} site.{hint}"
+                )
         return sites
 
     def _by_name(self, name: str, config: AdapterConfig) -> list[Site]:
         if name in ("embed", "head"):
-            end = self._end(name)
+            end = self.end(name)
             return [] if end is None else [end]
-        everything = [site for block in self.blocks for site in self._of_block(block)]
+        everything = [site for block in self.blocks for site in self.of_block(block)]
         if name == "linear":
-            return list(self._linears())
+            return list(self.linears())
         if name == "attn" and "attention" in config.takes and "sublayer" not in config.takes:
             return [self._attention(block) for block in self.blocks if block.family.attn]
         return [site for site in everything if site.name == name]
@@ -147,7 +159,7 @@ class Atlas:
                 sites.append(self._whole(f"re:{pattern}", path, module, block.number if block else None))
         return sites
 
-    def _of_block(self, block: Block) -> Iterator[Site]:
+    def of_block(self, block: Block) -> Iterator[Site]:
         family = block.family
         for name, relative in family.linears.items():
             site = self._whole(name, block.at(relative), block.module.get_submodule(relative), block.number)
@@ -165,9 +177,18 @@ class Atlas:
         heads, kv_heads, head_dim = self._heads(block)
         for name, rows in fused_rows(block.family.fused, heads, kv_heads, head_dim, whole.out_features).items():
             size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            yield Site(name, "linear", whole.module, name.removeprefix("attn."), whole.in_features, size, block.number, rows=rows)
+            yield Site(
+                name,
+                "linear",
+                whole.module,
+                name.removeprefix("attn."),
+                whole.in_features,
+                size,
+                block.number,
+                rows=rows,
+            )
 
-    def _linears(self) -> Iterator[Site]:
+    def linears(self) -> Iterator[Site]:
         for block in self.blocks:
             named = {block.at(relative): name for name, relative in block.family.linears.items()}
             for relative, module in block.module.named_modules():
@@ -181,7 +202,7 @@ class Atlas:
         return Site("attn", "attention", block.at(block.family.attn), "prefix", *width, block.number,
                     num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)  # fmt: skip
 
-    def _end(self, name: str) -> Site | None:
+    def end(self, name: str) -> Site | None:
         getter = getattr(self.model, "get_input_embeddings" if name == "embed" else "get_output_embeddings", None)
         try:
             module = getter() if getter is not None else None
@@ -207,13 +228,16 @@ class Atlas:
 
     def _heads(self, block: Block) -> tuple[int, int, int]:
         """Query heads, key-value heads and head size: of the attention module where it says so, else of the config."""
-        attention, config = block.module.get_submodule(block.family.attn), self.text_config
+        attention: Any = block.module.get_submodule(block.family.attn)
+        config = self.text_config
         heads = config.num_attention_heads
-        head_dim = getattr(attention, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+        head_dim = (
+            getattr(attention, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+        )
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         if block.family.fused == "groups":
-            kv_heads = attention.num_kv_heads  # pyright: ignore[reportAttributeAccessIssue]
-        return heads, int(kv_heads), int(head_dim)
+            kv_heads = attention.num_kv_heads
+        return heads, kv_heads, head_dim
 
 
 def widths(module: nn.Module, path: str) -> tuple[int, int]:
@@ -229,7 +253,9 @@ def widths(module: nn.Module, path: str) -> tuple[int, int]:
         return weight.shape[0], weight.shape[0]
     linears = [child for name, child in module.named_modules() if is_linear(child) and "graft" not in name.split(".")]
     if not linears:
-        raise GraftError(f"the widths of module '{path}' ({type(module).__name__}) cannot be told: adapt a linear layer or a norm in it")
+        raise GraftError(
+            f"the widths of module '{path}' ({type(module).__name__}) cannot be told: adapt a linear layer or a norm in it"
+        )
     return widths(linears[0], path)[0], widths(linears[-1], path)[1]
 
 

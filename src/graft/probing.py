@@ -28,11 +28,19 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
     root.eval()
     try:
         for name in names:
-            hosts = {path: module for path, module in root.named_modules() if isinstance(module, Grafts) and module.hosts(name)}
+            hosts = {
+                path: module
+                for path, module in root.named_modules()
+                if isinstance(module, Grafts) and module.hosts(name)
+            }
             state.fired = set()
             with torch.no_grad(), state.entered(Pass(name)):
                 root(**inputs) if isinstance(inputs, dict) else root(inputs)
-            silent = [path.removesuffix("graft").rstrip(".") for path, module in hosts.items() if id(module) not in state.fired]
+            silent = [
+                path.removesuffix("graft").rstrip(".")
+                for path, module in hosts.items()
+                if id(module) not in state.fired
+            ]
             if silent:
                 raise GraftError(
                     f"adapter '{name}': {len(silent)} of {len(hosts)} sites are never called in a forward pass, among them '{silent[0]}' "
@@ -53,6 +61,6 @@ def _inputs(root: nn.Module) -> Any:
     dummy = getattr(root, "dummy_inputs", None)
     if isinstance(dummy, dict):
         return {name: tensor.to(device) for name, tensor in dummy.items()} | {"use_cache": False}
-    if isinstance(root, nn.Sequential) and hasattr(first := root[0], "in_features") and weight is not None:
-        return torch.zeros(2, first.in_features, device=device, dtype=weight.dtype)
+    if isinstance(root, nn.Sequential) and isinstance(first := root[0], nn.Linear):
+        return torch.zeros(2, first.in_features, device=device, dtype=first.weight.dtype)
     return None

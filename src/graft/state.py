@@ -20,6 +20,8 @@ from graft.placement import Site
 
 MAX_ROWS = 4096
 """Rows that a compiled graph can route."""
+SHARED = "shared"
+"""Key, with the part's number behind it, of a module that all sites of an adapter share."""
 
 
 @dataclass(eq=False)

@@ -73,12 +73,16 @@ def _generated(base: type[nn.Module], mixins: tuple[type, ...]) -> type[nn.Modul
     }  # fmt: skip
     if any("forward" in mixin.__dict__ for mixin in mixins):
 
-        @functools.wraps(base.forward)  # callers inspect the signature: Trainer drops the columns it does not find there
+        @functools.wraps(
+            base.forward
+        )  # callers inspect the signature: Trainer drops the columns it does not find there
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return super(cls, self).forward(*args, **kwargs)
+            return super(cls, self).forward(*args, **kwargs)  # pyright: ignore
 
-        namespace["forward"] = forward  # before the class exists: transformers wraps the forward of each new subclass of a layer
-    cls = type(base)(base.__name__, (*mixins, Substituted, base), namespace)
+        namespace["forward"] = (
+            forward  # before the class exists: transformers wraps the forward of each new subclass of a layer
+        )
+    cls: Any = type(base)(base.__name__, (*mixins, Substituted, base), namespace)
     return cls
 
 
@@ -101,7 +105,11 @@ def restore(module: nn.Module, path: str) -> None:
     if not issubclass(cls, Substituted):
         return
     if "graft_base" not in cls.__dict__:
-        raise GraftError(f"module '{path}' was wrapped by other code after attach (its class is now {cls.__mro__[0]}): undo that before detach")
+        raise GraftError(
+            f"module '{path}' was wrapped by other code after attach (its class is now {cls.__mro__[0]}): undo that before detach"
+        )
     if "forward" in module.__dict__ and GraftedForward in cls.graft_mixins:
-        raise GraftError(f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach")
+        raise GraftError(
+            f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach"
+        )
     module.__class__ = cls.graft_base

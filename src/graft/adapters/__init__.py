@@ -40,12 +40,14 @@ def parse(value: Any) -> AdapterConfig | Preset:
     if isinstance(value, AdapterConfig | Preset):
         return value
     if isinstance(value, str):
-        return KINDS[value]() if value in KINDS else preset(value)
+        return KINDS[value].model_validate({}) if value in KINDS else preset(value)
     if isinstance(value, Mapping):
         return _parse_mapping(dict(value))
     if isinstance(value, Sequence):
         return Stack(adapters=tuple(value))
-    raise GraftError(f"an adapter is a config, a preset's name, a mapping or a list of these; given {type(value).__name__}: {value!r}")
+    raise GraftError(
+        f"an adapter is a config, a preset's name, a mapping or a list of these; given {type(value).__name__}: {value!r}"
+    )
 
 
 def _parse_mapping(value: dict[str, Any]) -> AdapterConfig | Preset:
@@ -53,16 +55,24 @@ def _parse_mapping(value: dict[str, Any]) -> AdapterConfig | Preset:
         return preset(value.pop("preset"), value)
     kind = value.get("kind")
     if kind is None:
-        raise GraftError(f"an adapter needs `kind` (one of: {', '.join(KINDS)}) or `preset`; given keys: {', '.join(value) or 'none'}")
+        raise GraftError(
+            f"an adapter needs `kind` (one of: {', '.join(KINDS)}) or `preset`; given keys: {', '.join(value) or 'none'}"
+        )
     if kind not in KINDS:
-        raise GraftError(f"unknown adapter kind '{kind}'.{did_you_mean(str(kind), KINDS)} There are: {', '.join(KINDS)}")
+        raise GraftError(
+            f"unknown adapter kind '{kind}'.{did_you_mean(str(kind), KINDS)} There are: {', '.join(KINDS)}"
+        )
     config = KINDS[kind]
     for key in value:
         if key not in config.model_fields:
             known = ", ".join(config.model_fields)
-            raise GraftError(f"adapter kind '{kind}' has no field '{key}'.{did_you_mean(key, config.model_fields)} It has: {known}")
+            raise GraftError(
+                f"adapter kind '{kind}' has no field '{key}'.{did_you_mean(key, config.model_fields)} It has: {known}"
+            )
     try:
         return config.model_validate(value)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']} (given {item['input']!r})" for item in error.errors()]
+        lines = [
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (given {item['input']!r})" for item in error.errors()
+        ]
         raise GraftError(f"adapter kind '{kind}': " + "; ".join(lines)) from error

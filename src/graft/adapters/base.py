@@ -12,9 +12,9 @@ Legend: [..., I] input features, [..., O] output features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -52,6 +52,16 @@ class Place:
     head_dim: int = 0
 
 
+class SiteLike(Protocol):
+    """What patterns match against: a resolved site or a place."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def module(self) -> str: ...
+
+
 class AdapterConfig(BaseModel):
     """What the user writes about one adapter. Frozen; an unknown field is an error."""
 
@@ -79,6 +89,9 @@ class AdapterConfig(BaseModel):
     def build(self, place: Place) -> Adapter:
         """The module for one site."""
         raise NotImplementedError
+
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        """Raise `GraftError` for a setting that has no effect at these sites."""
 
     def build_shared(self, places: Sequence[Place]) -> nn.Module | None:
         """A module that all sites of this adapter share (a projection, a rule), or None."""
@@ -118,7 +131,7 @@ class Adapter(nn.Module):
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight [O, I] and bias [O] that equal base plus adapter. Raises `CannotFold`."""
         raise CannotFold(
-            f"{type(self).__name__.lower()} adapters have no equal in the base's weights and cannot be merged: "
+            f"{type(self).__name__.removesuffix('Adapter').lower()} adapters have no equal in the base's weights and cannot be merged: "
             "keep the adapter beside the base (graft.load, graft chat, graft eval)"
         )
 
@@ -129,13 +142,6 @@ class Adapter(nn.Module):
     def to_save(self) -> dict[str, Tensor]:
         """What a published checkpoint promises: parameters and persistent buffers by name, reparametrisations folded away."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
-
-    def load_saved(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `to_save` gave. The caller has compared names and shapes."""
-        with torch.no_grad():
-            own = self.state_dict(keep_vars=True)
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
 
 
 class AttentionAdapter(Adapter):
@@ -159,4 +165,6 @@ def activation(name: str) -> nn.Module:
         return ACT2FN[name]
     except KeyError:
         allowed = sorted(ACT2FN)
-        raise GraftError(f"unknown activation '{name}'.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}") from None
+        raise GraftError(
+            f"unknown activation '{name}'.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}"
+        ) from None

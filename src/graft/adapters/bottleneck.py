@@ -37,7 +37,7 @@ class BottleneckConfig(AdapterConfig):
     norm: bool = False
     """A LayerNorm of its own on the bottleneck's input."""
     init: Literal["identity", "bert", "mam"] = "identity"
-    """identity: down N(0, 0.02), up zero. mam: down kaiming-uniform, up zero. bert: both N(0, 0.02), so a fresh adapter does change the output."""
+    """identity: down N(0, 0.02), up zero. mam: down kaiming-uniform, up zero. bert: both N(0, 0.02), which is not the identity."""
     train_bias: bool = False
     """Also learn a difference to the bias of an adapted linear layer."""
 
@@ -75,7 +75,9 @@ class Bottleneck(nn.Module):
         if self.training:
             u_I = ctx.dropout(u_I, self.p, self.site)
         if self.norm is not None:
-            u_I = F.layer_norm(u_I, self.norm.normalized_shape, _like(self.norm.weight, u_I), _like(self.norm.bias, u_I))
+            u_I = F.layer_norm(
+                u_I, self.norm.normalized_shape, _like(self.norm.weight, u_I), _like(self.norm.bias, u_I)
+            )
         low_M = self.act(_linear(self.down, u_I))
         out_O = _linear(self.up, low_M)
         return out_O * (self.scale.to(out_O.dtype) if isinstance(self.scale, Tensor) else self.scale)
@@ -88,7 +90,9 @@ class BottleneckAdapter(Adapter):
         super().__init__(place)
         self.f = Bottleneck(config, place, width_in, width_out)
         wanted = config.train_bias and place.type == "linear"
-        self.bias = nn.Parameter(torch.zeros(place.out_features, dtype=place.dtype, device=place.device)) if wanted else None
+        self.bias = (
+            nn.Parameter(torch.zeros(place.out_features, dtype=place.dtype, device=place.device)) if wanted else None
+        )
 
     def with_bias(self, h: Tensor) -> Tensor:
         """The base's output with the learned difference to its bias."""

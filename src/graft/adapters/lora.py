@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graft.adapters.base import Adapter, AdapterConfig, Place
+from graft.adapters.base import Adapter, AdapterConfig, Place, SiteLike
 from graft.errors import GraftError
 from graft.passes import Context
-
-Number = TypeVar("Number", int, float)
 
 
 class LoRA(AdapterConfig):
@@ -55,22 +53,30 @@ class LoRA(AdapterConfig):
         """The factor of the difference."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        for field in ("rank_pattern", "alpha_pattern"):
+            for key in getattr(self, field):
+                if not any(_matches(key, site) for site in sites):
+                    names = ", ".join(dict.fromkeys(site.name for site in sites))
+                    raise GraftError(
+                        f"{field}: '{key}' matches none of the adapter's sites ({names}; e.g. module {sites[0].module})"
+                    )
+        for key, rank in self.rank_pattern.items():
+            if rank < 1:
+                raise GraftError(f"rank_pattern gives '{key}' rank {rank}: a rank is at least 1")
+
     def for_site(self, place: Place) -> LoRA:
-        rank = _matching(self.rank_pattern, place, self.rank)
-        alpha = _matching(self.alpha_pattern, place, self.alpha)
-        if rank < 1:
-            raise GraftError(f"rank_pattern gives rank {rank} for {place.module}: a rank is at least 1")
+        rank = next((rank for key, rank in self.rank_pattern.items() if _matches(key, place)), self.rank)
+        alpha = next((alpha for key, alpha in self.alpha_pattern.items() if _matches(key, place)), self.alpha)
         return self.model_copy(update={"rank": rank, "alpha": alpha})
 
     def build(self, place: Place) -> LoRAAdapter:
         return LoRAAdapter(self, place)
 
 
-def _matching(pattern: Mapping[str, Number], place: Place, default: Number) -> Number:
-    for key, value in pattern.items():
-        if key == place.name or re.search(rf"(^|\.)({key})$", place.module):
-            return value
-    return default
+def _matches(pattern: str, site: SiteLike) -> bool:
+    """A site's name, or a regular expression that fits the end of the module's name from a dot on."""
+    return pattern == site.name or re.search(rf"(^|\.)({pattern})$", site.module) is not None
 
 
 class LoRAAdapter(Adapter):

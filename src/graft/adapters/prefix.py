@@ -89,6 +89,7 @@ class PrefixAdapter(AttentionAdapter):
             return self.keys, self.values
         tokens, heads, head_dim = self.shape
         (shared,) = self._shared
+        assert isinstance(shared, PrefixProjection)
         flat_P = shared.layer(self.site, 2 * heads * head_dim).view(tokens, 2, heads, head_dim)
         return flat_P[:, 0], flat_P[:, 1]
 

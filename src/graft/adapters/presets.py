@@ -42,9 +42,10 @@ class Preset(BaseModel):
         from graft.adapters import parse
 
         entry = _PRESETS[self.preset]
-        if isinstance(entry, list):
-            return parse([self._filled(part, site_names) for part in entry])
-        return parse(self._filled(entry, site_names))
+        filled = [self._filled(part, site_names) for part in (entry if isinstance(entry, list) else [entry])]
+        config = parse(filled if len(filled) > 1 else filled[0])
+        assert isinstance(config, AdapterConfig)
+        return config
 
     def _filled(self, part: Mapping[str, Any], site_names: frozenset[str]) -> dict[str, Any]:
         filled = {**part, **self.changes}

@@ -29,14 +29,18 @@ class Stack(AdapterConfig):
     def _parse(cls, value: Any) -> tuple[AdapterConfig, ...]:
         from graft.adapters import parse
 
-        parts = tuple(parse(part) for part in value)
-        return tuple(part for config in parts for part in config.parts())
+        configs = [parse(part) for part in value]
+        if presets := [config for config in configs if not isinstance(config, AdapterConfig)]:
+            raise GraftError(f"a stack holds plain adapters, not presets (given: {presets[0].preset})")
+        return tuple(part for config in configs if isinstance(config, AdapterConfig) for part in config.parts())
 
     @field_validator("sites")
     @classmethod
     def _no_sites(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if value:
-            raise GraftError(f"a stack has no sites of its own (given: {value!r}): write `sites` in each of its adapters")
+            raise GraftError(
+                f"a stack has no sites of its own (given: {value!r}): write `sites` in each of its adapters"
+            )
         return value
 
     @property

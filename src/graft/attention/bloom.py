@@ -1,6 +1,7 @@
 """BLOOM's attention through the attention function, with ALiBi as an additive bias.
 
-Used only while virtual tokens or a token-flat batch need it; the original forward serves everything else. Press et al. 2021 (arXiv 2108.12409).
+Used only while virtual tokens or a token-flat batch need it; the original forward serves everything else.
+Press et al. 2021 (arXiv 2108.12409).
 
 Legend: B rows, H heads, L queries, S keys, D head size.
 """

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from graft.attention.bloom import biased_mask, slopes_of

@@ -38,7 +38,9 @@ def register() -> None:
 
 
 def _function(backend: str) -> Attend:
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
         return attend(module, backend, query, key, value, attention_mask, **kwargs)
 
     return attention
@@ -60,7 +62,14 @@ def current_pass(module: nn.Module) -> Pass:
 
 
 def attend(
-    module: nn.Module, backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Any, slopes: Tensor | None = None, **kwargs: Any
+    module: nn.Module,
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    slopes: Tensor | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with whatever the pass in effect adds.
 
@@ -75,11 +84,15 @@ def attend(
     if virtual is None:
         return function(module, query, key, value, mask, **kwargs)
     if backend == "flex_attention":
-        raise GraftError("prefix adapters do not run under flex_attention: load the base with attention sdpa, eager or flash_attention_2")
+        raise GraftError(
+            "prefix adapters do not run under flex_attention: load the base with attention sdpa, eager or flash_attention_2"
+        )
     rows = virtual.of_rows(query.shape[0])
     if backend.startswith("flash"):
         if kwargs.get("sliding_window"):
-            raise GraftError("a prefix under a sliding window needs attention sdpa or eager: flash attention would hide the prefix")
+            raise GraftError(
+                "a prefix under a sliding window needs attention sdpa or eager: flash attention would hide the prefix"
+            )
         mask = None if mask is None and rows.always_visible else _flash_mask(mask, rows, key)
     else:
         mask = _with_prefix(_explicit(module, mask, query, key, kwargs), rows, query.dtype, slopes)
@@ -130,10 +143,16 @@ def _by_segments(
     assert pass_.lengths is not None
     if not getattr(module, "is_causal", True):
         raise GraftError(f"{type(module).__name__} is not causal: token-flat batches are for causal models")
-    kwargs = {name: item for name, item in kwargs.items() if not name.startswith(("cu_seq_lens", "max_length", "position_ids"))}
+    kwargs = {
+        name: item
+        for name, item in kwargs.items()
+        if not name.startswith(("cu_seq_lens", "max_length", "position_ids"))
+    }
     window, outputs = kwargs.get("sliding_window"), []
     rows = None if virtual is None else virtual.of_rows(len(pass_.lengths))
-    for row, (q, k, v) in enumerate(zip(*(part.split(list(pass_.lengths), 2) for part in (query, key, value)), strict=True)):
+    for row, (q, k, v) in enumerate(
+        zip(*(part.split(list(pass_.lengths), 2) for part in (query, key, value)), strict=True)
+    ):
         length = q.shape[2]
         one = None if rows is None else rows.row(row)
         if one is None and slopes is None and backend != "eager" and not (window and window < length):

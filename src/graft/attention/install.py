@@ -25,7 +25,11 @@ from graft.placement import Atlas
 from graft.state import State, unwrapped
 from graft.substitution import Substituted, register_mixin, restore, substitute
 
-OWN_FORWARDS: dict[str, type] = {"BloomAttention": BloomForward, "GPTJAttention": GPTJForward, "FalconAttention": FalconForward}
+OWN_FORWARDS: dict[str, type] = {
+    "BloomAttention": BloomForward,
+    "GPTJAttention": GPTJForward,
+    "FalconAttention": FalconForward,
+}
 
 
 @register_mixin
@@ -74,7 +78,9 @@ def install(module: nn.Module, state: State, path: str) -> None:
             )
         backend = getattr(config, "_attn_implementation", None) or "eager"
         if backend not in BACKENDS:
-            raise GraftError(f"attention backend '{backend}' is not supported here; load the base with one of: {', '.join(BACKENDS)}")
+            raise GraftError(
+                f"attention backend '{backend}' is not supported here; load the base with one of: {', '.join(BACKENDS)}"
+            )
         register()
         module.config = shadow_of(config)
     module.__dict__["graft_state"] = state
@@ -96,7 +102,9 @@ def shift_positions(root: nn.Module, atlas: Atlas, state: State, name: str, shif
         if "position_ids" not in inspect.signature(_own_class(owner).forward).parameters:
             if block.family.positions == "none":
                 return  # ALiBi: the bias of the virtual tokens' columns says it
-            raise GraftError(f"{type(owner).__name__} takes no position ids, so positions cannot start behind a prefix: use positions: zero")
+            raise GraftError(
+                f"{type(owner).__name__} takes no position ids, so positions cannot start behind a prefix: use positions: zero"
+            )
         owner.__dict__.setdefault("graft_shifts", {})[name] = shift
         owner.__dict__["graft_state"], owner.__dict__["graft_positions"] = state, block.family.positions
         substitute(owner, ShiftsPositions)

@@ -1,7 +1,7 @@
 """The virtual tokens of one attention module, gathered for the rows of a batch.
 
-Prefixes of the adapters that take part are stacked once; each row picks its own by number, and the bare base picks none. The same code serves
-one adapter, a mixed batch and compiled graphs.
+Prefixes of the adapters that take part are stacked once; each row picks its own by number, and the bare base picks none. The same
+code serves one adapter, a mixed batch and compiled graphs.
 
 Legend: N prefixes, B rows, P virtual tokens (the longest prefix), K key-value heads, D head size.
 """
@@ -39,7 +39,13 @@ class Virtual:
             return self
         size = (num_rows, -1, -1, -1)
         shifts = None if self.shifts is None else self.shifts.expand(num_rows)
-        return Virtual(self.keys.expand(size), self.values.expand(size), self.visible.expand(num_rows, -1), shifts, self.always_visible)
+        return Virtual(
+            self.keys.expand(size),
+            self.values.expand(size),
+            self.visible.expand(num_rows, -1),
+            shifts,
+            self.always_visible,
+        )
 
     def row(self, row: int) -> Virtual | None:
         """One row's own, cut to what it sees; None for none."""
@@ -72,7 +78,9 @@ def virtual_tokens(module: nn.Module, state: State, pass_: Pass, num_rows: int) 
     return _gathered(names, table, torch.tensor(numbers, device=device))
 
 
-def position_shifts(table: dict[str, int], state: State, pass_: Pass, num_rows: int, device: torch.device) -> int | Tensor:
+def position_shifts(
+    table: dict[str, int], state: State, pass_: Pass, num_rows: int, device: torch.device
+) -> int | Tensor:
     """Positions by which each row is moved: one number, [B, 1], or [1, T] for a flat batch."""
     if torch.compiler.is_compiling():
         shifts = torch.tensor([*table.values(), 0], device=device)

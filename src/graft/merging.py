@@ -1,0 +1,100 @@
+"""Fold an adapter into the base's weights, and take it out again bit for bit.
+
+`(W + D) - D` is not W in floating point, so the original weights are kept on the CPU unless the caller drops them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters import CannotFold
+from graft.errors import GraftError
+from graft.families import is_transposed
+from graft.passes import Pass
+from graft.state import Seat, state_of, unwrapped
+
+
+def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
+    """Fold one adapter into the base. The model then computes base plus adapter without the adapter's cost; merging twice is merging once.
+
+    keep: keep the original weights on the CPU, so that `unmerge` can restore them.
+    Raises `CannotFold` for kinds without an equal in the weights, and `GraftError` for quantised or tied weights; nothing has then changed.
+    """
+    root, state = unwrapped(model), state_of(model)
+    entry = state.entry(name)
+    if state.merged == name:
+        return
+    if state.merged is not None:
+        raise GraftError(
+            f"adapter '{state.merged}' is merged already: call graft.unmerge(model, '{state.merged}') first"
+        )
+    by_host: dict[str, list[Seat]] = defaultdict(list)
+    for seat in entry.seats:
+        by_host[seat.site.module].append(seat)
+    folded = {path: _folded(root, path, name, seats) for path, seats in by_host.items()}
+    for path, (weight, bias) in folded.items():
+        host = root.get_submodule(path)
+        for key, new in (("weight", weight), ("bias", bias)):
+            old = getattr(host, key, None)
+            if new is not None and old is not None:
+                if keep:
+                    state.originals[f"{path}.{key}".lstrip(".")] = old.detach().to("cpu", copy=True)
+                with torch.no_grad():
+                    old.copy_(new)
+    state.merged = name
+    state.enter(Pass(name))
+
+
+def unmerge(model: nn.Module, name: str) -> None:
+    """Restore the base's own weights, bit for bit. Raises `GraftError` when the adapter is not merged or the originals were dropped."""
+    root, state = unwrapped(model), state_of(model)
+    state.entry(name)
+    if state.merged != name:
+        raise GraftError(f"adapter '{name}' is not merged" + (f" ('{state.merged}' is)" if state.merged else ""))
+    if not state.originals:
+        raise GraftError(
+            f"the original weights were dropped when '{name}' was merged (keep=False): load the base again"
+        )
+    with torch.no_grad():
+        for key, original in state.originals.items():
+            root.get_parameter(key).copy_(original)
+    state.originals = {}
+    state.merged = None
+
+
+def _folded(root: nn.Module, path: str, name: str, seats: list[Seat]) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of one host with all its sites folded in, computed in the masters' precision."""
+    host = root.get_submodule(path)
+    weight = getattr(host, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise GraftError(f"'{path}' has quantised weights: load the base in bfloat16 or float32, then merge")
+    _refuse_tied(root, path, host)
+    stored = weight.detach().t() if is_transposed(host) else weight.detach()
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    full, bias = stored.to(dtype, copy=True), getattr(host, "bias", None)
+    full_bias = None if bias is None else bias.detach().to(dtype, copy=True)
+    with torch.no_grad():
+        for seat in seats:
+            rows = slice(None) if seat.site.rows is None else seat.site.rows
+            part_bias = None if full_bias is None else full_bias[rows]
+            new, new_bias = seat.module_of(root, name).fold(full[rows], part_bias)
+            full[rows] = new
+            if new_bias is not None and full_bias is None:
+                raise CannotFold(
+                    f"adapter '{name}' learned a bias at '{path}', where the base has none: keep the adapter beside the base"
+                )
+            if full_bias is not None and new_bias is not None:
+                full_bias[rows] = new_bias
+    return (full.t() if is_transposed(host) else full), full_bias
+
+
+def _refuse_tied(root: nn.Module, path: str, host: nn.Module) -> None:
+    for other, module in root.named_modules():
+        if module is not host and getattr(module, "weight", None) is host.weight:
+            raise GraftError(
+                f"'{path}' shares its weight with '{other}': merging would change both. Untie them first "
+                "(config.tie_word_embeddings=False and a clone of the weight), or keep the adapter beside the base"
+            )

@@ -1,0 +1,80 @@
+"""A run as a Python object: the same steps as the command line, behind the same configuration.
+
+run = graft.Run.load("run.yaml", "adapter.rank=32")
+run.check(); run.train(out="runs/math"); run.eval("test.jsonl")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graft.errors import GraftError
+from graft.runs import RunFolder
+
+if TYPE_CHECKING:
+    from graft.config import RunConfig
+
+
+class Run:
+    """One run: its configuration and, once it was trained or when it was loaded from one, its folder."""
+
+    def __init__(self, config: RunConfig, out: str | Path, folder: RunFolder | None = None) -> None:
+        self.config = config
+        self.out = Path(out)
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        return f"Run(out={str(self.out)!r}, trained={self.folder is not None})"
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any], *changes: str) -> Run:
+        """A run from a YAML, a run folder or a mapping, with `key.sub=value` changes on top.
+
+        What run.yaml describes goes to runs/run, unless `train` is told otherwise. Raises `GraftError` that lists every
+        mistake with file, line and, for a wrong key, the nearest right one.
+        """
+        from graft.config import load_run
+
+        if isinstance(source, Mapping):
+            return cls(load_run(source, changes), Path("runs") / "run")
+        path = Path(source)
+        if not path.is_dir():
+            return cls(load_run(path, changes), Path("runs") / path.stem)
+        folder = RunFolder(path).existing()
+        return cls(load_run(folder.config_path, changes), path, folder)
+
+    def check(self) -> Any:
+        """Everything that can go wrong, before it costs an hour: data, template, sites, one measured step."""
+        from graft.training import check
+
+        return check(self.config)
+
+    def train(self, out: str | Path | None = None, *, overwrite: bool = False) -> RunFolder:
+        """Train and return the run folder. A folder that holds a run already is refused, or emptied with `overwrite`."""
+        from graft.training import train
+
+        self.out = Path(out) if out is not None else self.out
+        self.folder = train(self.config, self.out, overwrite=overwrite)
+        return self.folder
+
+    def resume(self) -> RunFolder:
+        """Continue the run in its folder where its last checkpoint stands."""
+        from graft.training import resume
+
+        self.folder = resume(self._trained())
+        return self.folder
+
+    def eval(self, data: str | Path | None = None) -> dict[str, Any]:
+        """Loss and accuracy of the trained adapter on a data file, or on the run's own validation data."""
+        from graft.evaluation import evaluate
+
+        return evaluate(self._trained(), data)
+
+    def _trained(self) -> RunFolder:
+        if self.folder is None:
+            raise GraftError(
+                f"this run is not trained yet: call train() first, or load its folder (Run.load('{self.out}'))"
+            )
+        return self.folder
