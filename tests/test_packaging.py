@@ -1,0 +1,41 @@
+"""The project frame: constraints that pin what the Makefile installs, and a package that says what it is."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import entry_points, version
+
+import graft
+from graft.cli import main
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
+
+
+def test_what_the_makefile_installs_is_pinned_within_the_bounds_of_the_project() -> None:
+    pins = {_plain(name): pin for name, pin in PINS.items()}
+    extras = PROJECT["optional-dependencies"]
+    for requirement in [*PROJECT["dependencies"], *extras["dev"], *extras["report"]]:
+        name, bound = requirement.split(">=")
+        assert _numbers(pins[_plain(name)]) >= _numbers(bound), requirement
+    assert pins["torch"] == "2.13.0"
+
+
+def test_the_installed_package_is_this_version_and_has_the_command() -> None:
+    assert version("graft-llm") == graft.__version__
+    [command] = entry_points(group="console_scripts", name="graft")
+    assert command.load() is main
+
+
+def test_the_changelog_speaks_of_this_version() -> None:
+    assert f"## {graft.__version__}" in (ROOT / "CHANGELOG.md").read_text()
