@@ -61,16 +61,18 @@ class Run:
 
     def resume(self) -> RunFolder:
         """Continue the run in its folder where its last checkpoint stands."""
+        folder = self._trained()
         from graft.training import resume
 
-        self.folder = resume(self._trained())
+        self.folder = resume(folder)
         return self.folder
 
     def eval(self, data: str | Path | None = None) -> dict[str, Any]:
         """Loss and accuracy of the trained adapter on a data file, or on the run's own validation data."""
+        folder = self._trained()
         from graft.evaluation import evaluate
 
-        return evaluate(self._trained(), data)
+        return evaluate(folder, data)
 
     def _trained(self) -> RunFolder:
         if self.folder is None:

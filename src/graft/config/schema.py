@@ -124,7 +124,7 @@ class DataConfig(Section):
     validation: Validation = None
     """Samples held out of the training data (a count, or a fraction below 1), or its own data set; 0 or null: none."""
     template: str = Field(default="auto", min_length=1)
-    """alpaca, chat (the tokenizer's own), plain, or a file; auto is chat where the tokenizer has one, else alpaca."""
+    """chat (the tokenizer's own), alpaca, llm-adapters, plain, or a file; auto is chat where there is one, else alpaca."""
     system: str | None = None
     """System prompt for samples that bring none."""
     max_length: int = Field(default=512, ge=2)
