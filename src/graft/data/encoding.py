@@ -1,0 +1,161 @@
+"""Spans of text to token ids, the same way for training, evaluation and chat.
+
+The text is cut at each border between prompt and answer, and every piece is tokenised as the continuation of what comes
+before. So no token straddles a border, and the ids of a prompt do not depend on the answer: `prompt_ids` gives at
+evaluation exactly the ids that stood before the answer in training, which is also where generation starts from.
+
+- The tokens that the tokenizer puts at the start of a text (BOS) come first, once, unless the text already holds them.
+  What it would put at the end is left out: the end-of-sequence token is written where a template says so.
+- Text that comes from the data never turns into control tokens: "</s>" in an answer stays five characters.
+- Some tokenizers mark the start of a text like a space (LLaMA's "▁"). A piece that continues a text is tokenised behind
+  an anchor that is cut off again, so that it has no such mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from graft.errors import GraftError
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of rendered text."""
+
+    text: str
+    supervised: bool = False
+    """Part of an answer: what the model is to write, its end mark included."""
+    message: int | None = None
+    """Index of the message whose content this is; None for the template's own words."""
+    ends: bool = False
+    """The end-of-sequence token follows, as part of this span."""
+
+
+@dataclass
+class Tokens:
+    """Token ids and, for each, the span it lies in."""
+
+    ids: list[int] = field(default_factory=list)
+    spans: list[int] = field(default_factory=list)
+    """Index of the span; -1 for the tokens that the tokenizer puts at the start."""
+    whole: list[bool] = field(default_factory=list)
+    """False where a token also holds characters of a neighbouring span."""
+
+
+def encode(spans: Sequence[Span], tokenizer: Any) -> Tokens:
+    """Tokenise spans. Raises `GraftError` for a tokenizer that is not fast, or has no end-of-sequence token."""
+    facts = facts_of(tokenizer)
+    tokens = Tokens()
+    before = ""
+    for piece in _pieces(spans, facts):
+        text = "".join(spans[index].text for index in piece)
+        if text:
+            as_text = facts.holds_control(text) and all(spans[index].message is not None for index in piece)
+            _append(tokens, spans, piece, facts.encode(text, before, as_text))
+            before = text
+        if spans[piece[-1]].ends:
+            _append(tokens, spans, piece[-1:], [(facts.eos_id, 0, len(spans[piece[-1]].text))])
+            before = facts.eos
+    start = [] if tokens.ids[: len(facts.start_ids)] == facts.start_ids else facts.start_ids
+    tokens.ids[:0], tokens.spans[:0], tokens.whole[:0] = start, [-1] * len(start), [False] * len(start)
+    return tokens
+
+
+def _pieces(spans: Sequence[Span], facts: TokenizerFacts) -> list[list[int]]:
+    """Indices of spans that are tokenised together: cut at the borders of answers and around data that looks like control."""
+    pieces: list[list[int]] = []
+    closed = True
+    for index, span in enumerate(spans):
+        alone = span.message is not None and facts.holds_control(span.text)
+        if not alone and not closed and spans[index - 1].supervised == span.supervised:
+            pieces[-1].append(index)
+        else:
+            pieces.append([index])
+        closed = alone or span.ends
+    return pieces
+
+
+def _append(tokens: Tokens, spans: Sequence[Span], piece: list[int], found: list[tuple[int, int, int]]) -> None:
+    """Add (id, start, end) of a piece, with the span in which each token starts."""
+    position, end_of_span = 0, len(spans[piece[0]].text)
+    for token, start, end in found:
+        while start >= end_of_span and position + 1 < len(piece):
+            position += 1
+            end_of_span += len(spans[piece[position]].text)
+        tokens.ids.append(token)
+        tokens.spans.append(piece[position])
+        tokens.whole.append(end <= end_of_span)
+
+
+class TokenizerFacts:
+    """What must be known of a tokenizer to continue a text. Found by trying, once per tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise GraftError(
+                f"{_name(tokenizer)} has no fast (Rust) tokenizer, which is needed to know where tokens lie"
+            )
+        if tokenizer.eos_token_id is None:
+            raise GraftError(
+                f"the tokenizer of {_name(tokenizer)} has no end-of-sequence token, so a trained model could never "
+                "stop. Set `eos_token` in its tokenizer_config.json"
+            )
+        self._call = partial(
+            tokenizer, return_offsets_mapping=True, return_attention_mask=False, padding=False, truncation=False,
+            verbose=False,
+        )  # fmt: skip
+        self.eos, self.eos_id = str(tokenizer.eos_token), int(tokenizer.eos_token_id)
+        self.start_ids = self._starts()
+        controls = {str(token) for token in tokenizer.all_special_tokens}
+        controls |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.controls = sorted(filter(None, controls), key=len, reverse=True)
+        """Texts of the special tokens, longest first."""
+        alone = [token for token, _, _ in self._encode("x")]
+        self._marks_start = alone != [token for token, start, _ in self._encode("\nx") if start >= 1]
+
+    def holds_control(self, text: str) -> bool:
+        """Whether the text holds a special token."""
+        return any(control in text for control in self.controls)
+
+    def encode(self, text: str, before: str = "", as_text: bool = False) -> list[tuple[int, int, int]]:
+        """(id, start, end) of the tokens of `text` where `before` stands in front of it; special tokens as text if asked."""
+        if not before or not self._marks_start:
+            return self._encode(text, as_text)
+        control = next((control for control in self.controls if before.endswith(control)), None)
+        for anchor in [control] if control and not as_text else ["\n", ".", ":", "("]:
+            found = self._encode(anchor + text, as_text)
+            width = len(anchor)
+            if not any(start < width < end for _, start, end in found):
+                return [(token, start - width, end - width) for token, start, end in found if start >= width]
+        raise GraftError(f"this tokenizer cannot continue a text with {text[:40]!r}: it merges it with what is before")
+
+    def _encode(self, text: str, as_text: bool = False) -> list[tuple[int, int, int]]:
+        found = self._call(text, add_special_tokens=False, split_special_tokens=as_text)
+        return [(token, *where) for token, where in zip(found["input_ids"], found["offset_mapping"], strict=True)]
+
+    def _starts(self) -> list[int]:
+        """The tokens that the tokenizer puts before a text."""
+        plain = self._call("x", add_special_tokens=False)["input_ids"]
+        full = self._call("x", add_special_tokens=True)["input_ids"]
+        at = next(at for at in range(len(full)) if full[at : at + len(plain)] == plain)
+        return full[:at]
+
+
+_known: WeakKeyDictionary[Any, tuple[Any, TokenizerFacts]] = WeakKeyDictionary()
+
+
+def facts_of(tokenizer: Any) -> TokenizerFacts:
+    """The facts of a tokenizer, found once for each state of its special tokens."""
+    state = (str(tokenizer.eos_token), tuple(map(str, tokenizer.all_special_tokens)), len(tokenizer))
+    known = _known.get(tokenizer)
+    if known is None or known[0] != state:
+        known = _known[tokenizer] = (state, TokenizerFacts(tokenizer))
+    return known[1]
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__

@@ -1,0 +1,39 @@
+"""Show an example as the model sees it: what is read, and what is learnt."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from rich.text import Text
+
+from graft.data.samples import Example
+
+READ, LEARNT = "dim", "bold green"
+
+
+def coloured(example: Example, tokenizer: Any) -> Text:
+    """The example's text, special tokens included: dim is read only, bold green is trained on.
+
+    Decoded from the ids, so a token that should not be there shows.
+    """
+    shown = Text()
+    start = 0
+    for learnt, group in groupby(example.supervised.tolist()):
+        stop = start + len(list(group))
+        shown.append(_decoded(example, start, stop, tokenizer), style=LEARNT if learnt else READ)
+        start = stop
+    return shown
+
+
+def _decoded(example: Example, start: int, stop: int, tokenizer: Any) -> str:
+    """The text of tokens start..stop as it reads after the tokens before them."""
+    before = _decode(example.input_ids[:start].tolist(), tokenizer)
+    upto = _decode(example.input_ids[:stop].tolist(), tokenizer)
+    if upto.startswith(before):
+        return upto[len(before) :]
+    return _decode(example.input_ids[start:stop].tolist(), tokenizer)
+
+
+def _decode(ids: list[int], tokenizer: Any) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,0 +1,79 @@
+"""What a row becomes: a conversation (`Sample`), then tokens with a mask (`Example`), or a reason why not (`Rejected`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NotRequired, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROLES = ("system", "user", "assistant")
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    input: NotRequired[str]
+    """Further context of a question, as Alpaca rows have it. A template without a place for it appends it."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation and where it came from."""
+
+    messages: tuple[Message, ...]
+    source: str
+    """File or hub name."""
+    row: int
+    """Row in that source, from 1."""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The conversation up to its last answer: what is asked."""
+        return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
+
+    @property
+    def answer(self) -> str | None:
+        """The last message, where it is an answer."""
+        return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
+
+    @property
+    def where(self) -> str:
+        """The row in words, for messages to the user."""
+        return f"{self.source}, row {self.row}"
+
+
+@dataclass
+class Example:
+    """A tokenised sample. Both arrays have one entry per token."""
+
+    input_ids: NDArray[np.int32]
+    supervised: NDArray[np.bool_]
+    """True where this token is a target of the loss; never at the first token, which nothing predicts."""
+    source: str
+    row: int
+    cut: int = 0
+    """Tokens of the prompt that were removed to make the sample fit."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A sample that is not trained on."""
+
+    reason: Literal["overlong", "answer_too_long", "empty_answer", "no_answer"]
+    """Longer than allowed; its answer alone (with the template's own words) is longer than allowed; an answer that is
+    to be trained on is empty; there is no answer at all."""
+    length: int
+    """Its length in tokens, 0 where it was not tokenised."""
+
+
+def question(message: Message) -> str:
+    """The text of a message, its further context appended after a blank line."""
+    context = message.get("input")
+    return f"{message['content']}\n\n{context}" if context else message["content"]

@@ -1,0 +1,102 @@
+"""Templates written as text with placeholders: one text per turn.
+
+A template file (YAML or JSON) has these keys, of which only `user` is needed:
+
+    opening: "..."              # starts a conversation that has no system message
+    opening_with_input: "..."   # the same, where the first question has further context (an Alpaca row's input)
+    system: "{system}\\n\\n"      # starts a conversation that has a system message; without this key it is refused
+    user: "Q: {user}\\nA: "      # a question, up to where the answer begins
+    user_with_input: "..."      # a question with further context: holds {user} and {input}
+    between: "\\n\\n"             # between an answer and the next question
+    system_prompt: "..."        # system message of conversations that bring none
+
+The answer follows `user` directly, and the tokenizer's end-of-sequence token follows the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from graft.data.encoding import Span
+from graft.data.samples import Message, question
+from graft.data.templates import Template, check_mapping
+from graft.errors import GraftError, did_you_mean
+
+PLACEHOLDER = re.compile(r"\{(system|user|input)\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnTemplate(Template):
+    """A template of one text per turn."""
+
+    user: str
+    user_with_input: str | None = None
+    opening: str = ""
+    opening_with_input: str | None = None
+    system: str | None = None
+    between: str = "\n\n"
+
+    def content(self) -> dict[str, Any]:
+        return {"kind": "turns", **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}}
+
+    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]:
+        spans: list[Span] = []
+        for index, message in enumerate(messages):
+            before = messages[index - 1]["role"] if index else None
+            role, first = message["role"], before in (None, "system")
+            if role == before or (role == "system" and index):
+                raise GraftError(f"message {index + 1} is by '{role}' again; template '{self.name}' needs them in turn")
+            if role == "system":
+                if self.system is None:
+                    raise GraftError(f"template '{self.name}' has no place for a system message (its key `system`)")
+                spans += _filled(self.system, {"system": message["content"]}, index)
+                continue
+            if not index:
+                with_input = bool(message.get("input")) and self.opening_with_input is not None
+                spans.append(Span((self.opening_with_input if with_input else self.opening) or ""))
+            if role == "user":
+                spans += ([] if first else [Span(self.between)]) + self._question(message, index)
+            elif first and self.user != "{user}":
+                raise GraftError(f"an answer without a question; template '{self.name}' needs one ('plain' does not)")
+            else:
+                spans.append(Span(message["content"], supervised=True, message=index, ends=True))
+        return spans
+
+    def _question(self, message: Message, index: int) -> list[Span]:
+        if message.get("input") and self.user_with_input is not None:
+            return _filled(self.user_with_input, {"user": message["content"], "input": message.get("input", "")}, index)
+        return _filled(self.user, {"user": question(message)}, index)
+
+
+def turns_from(content: Any, *, name: str, where: str) -> TurnTemplate:
+    """A template from the keys of its file. Raises `GraftError` for unknown keys, other values than text, lost placeholders."""
+    content = check_mapping(content, where)
+    allowed = [f.name for f in fields(TurnTemplate) if f.name != "name"]
+    for key, value in content.items():
+        if key not in allowed:
+            raise GraftError(
+                f"{where}: unknown key '{key}', expected {', '.join(allowed)}.{did_you_mean(key, allowed)}"
+            )
+        if value is not None and not isinstance(value, str):
+            raise GraftError(f"{where}: '{key}' must be text, but is {type(value).__name__}")
+    if content.get("user") is None:
+        raise GraftError(f"{where}: the key 'user' is missing: the text of a question, up to where the answer begins")
+    needed = {"user": ["user"], "user_with_input": ["user", "input"], "system": ["system"]}
+    for key in content:
+        text = content[key]
+        found = [] if text is None or key == "system_prompt" else PLACEHOLDER.findall(text)
+        if text is not None and key != "system_prompt" and sorted(found) != sorted(needed.get(key, [])):
+            wanted = " and ".join(f"{{{placeholder}}}" for placeholder in needed.get(key, [])) or "no placeholder"
+            raise GraftError(f"{where}: '{key}' must hold {wanted} once, but holds {', '.join(found) or 'none'}")
+    return TurnTemplate(name=name, **{key: value for key, value in content.items() if value is not None})
+
+
+def _filled(pattern: str, values: dict[str, str], index: int) -> list[Span]:
+    """The pattern's own words and the values in its placeholders, as spans."""
+    spans = []
+    for position, part in enumerate(PLACEHOLDER.split(pattern)):
+        spans.append(Span(values[part], message=index) if position % 2 else Span(part))
+    return spans
