@@ -1,0 +1,90 @@
+"""The folder of another library's adapter: its config, and its tensors, each of which is taken exactly once.
+
+Pickles are read with torch's `weights_only`, which runs no code of theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from graft.errors import GraftError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.bin", "adapter_model.safetensors")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The fields of `adapter_config.json`. Raises `GraftError` when the file cannot be read."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, OSError) as error:
+        raise GraftError(f"{folder / CONFIG} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise GraftError(f"{folder / CONFIG} is not a mapping of fields")
+    return config
+
+
+class Checkpoint:
+    """A folder's fields, and its tensors, each to be taken exactly once."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], root: str) -> None:
+        self.folder, self.config = folder, config
+        self.left = {name.removeprefix(root): tensor for name, tensor in load_tensors(folder).items()}
+        self.missing: list[str] = []
+
+    def take(self, name: str) -> Tensor:
+        """A tensor of the file in float32; a missing one is noted, and an empty tensor stands in until `finish`."""
+        if name not in self.left:
+            self.missing.append(name)
+            return torch.empty(0)
+        return self.left.pop(name).float()
+
+    def field(self, name: str) -> Any:
+        """A field of the config that must be there."""
+        if self.config.get(name) is None:
+            raise GraftError(f"{self.folder / CONFIG} does not give {name}")
+        return self.config[name]
+
+    def finish(self) -> None:
+        """Raise `GraftError` when tensors were missing or are left over."""
+        if not self.missing and not self.left:
+            return
+        named = (("missing", sorted(self.missing)), ("unexpected", sorted(self.left)))
+        parts = [f"{len(names)} {what}: {_some(names)}" for what, names in named if names]
+        everywhere = self.config.get("bias") == "all"
+        hint = " (`bias: all` also trains biases outside the adapted layers, which no kind holds)" if everywhere else ""
+        raise GraftError(
+            f"{self.folder} does not fit this base (it was made for "
+            f"{self.config.get('base_model_name_or_path') or 'an unnamed base'}). Tensors {'; '.join(parts)}{hint}"
+        )
+
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder by name, on the CPU. Raises `GraftError` for a missing or damaged file."""
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise GraftError(f"{folder} has no weights: expected {' or '.join(WEIGHTS)}")
+    try:
+        tensors = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        size = path.stat().st_size
+        raise GraftError(f"{path} ({size} bytes) is damaged, cut short or not plain tensors: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise GraftError(f"{path} is not a dictionary of tensors by name")
+    return tensors
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
