@@ -1,0 +1,164 @@
+"""Loading a base: a folder, a name on the hub, or "seedling", the small base that Graft brings.
+
+Nothing is guessed in silence: a folder that is missing, a hub that does not answer, a GPU that is not there, and a model
+without its tokenizer are errors that say so. Code that a repository brings along runs only if the user allows it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from graft.config.schema import BaseConfig
+from graft.errors import GraftError, MissingExtra, nearest
+from graft.fingerprint import fingerprint
+
+SEEDLING = "seedling"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model with its tokenizer, in evaluation mode, on its device. Nothing in it requires gradients."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    """As the user wrote it."""
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, shape and weight digest, as a saved adapter records them (`graft.fingerprint`)."""
+        return fingerprint(self.model, self.model.__dict__.get("graft_state"))
+
+
+def load_base(config: BaseConfig | str) -> Base:
+    """The base that a config (or just a name) describes.
+
+    Raises `GraftError` for a folder or hub name that cannot be read, an unknown device, and a missing tokenizer.
+    """
+    config = BaseConfig(model=config) if isinstance(config, str) else config
+    tokenizer = load_tokenizer(config)
+    model = load_model(config)
+    return Base(model, tokenizer, config.model, model.device, model.dtype)
+
+
+def load_model(config: BaseConfig) -> Any:
+    """The model alone, frozen, in evaluation mode, on its device."""
+    device = check_device(config.device)
+    dtype = _dtype(config.dtype, device)
+    source, options = _source(config)
+    with _explained(config, source):
+        found = AutoConfig.from_pretrained(source, **options)
+        if config.attention != "auto":
+            options["attn_implementation"] = config.attention
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=found, dtype=dtype, output_loading_info=True, **options
+        )
+        model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        # transformers has filled them with random numbers
+        raise GraftError(
+            f"base.model: the weights in {source} lack {len(missing)} tensors of {type(model).__name__}, among them "
+            f"'{missing[0]}'"
+        )
+    return model.requires_grad_(False).eval().to(device)
+
+
+def load_tokenizer(config: BaseConfig) -> Any:
+    """The tokenizer alone. Raises `GraftError` when the model comes without one."""
+    source, options = _source(config)
+    if Path(source).is_dir() and not any((Path(source) / name).exists() for name in _TOKENIZER_FILES):
+        # transformers would build an empty tokenizer of the model's type here, which turns every text into nothing
+        raise GraftError(f"{source} holds no tokenizer (looked for {', '.join(_TOKENIZER_FILES)})")
+    with _explained(config, source):
+        return AutoTokenizer.from_pretrained(source, **options)
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name; auto is the first GPU, else the CPU. Raises `GraftError` for one that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    if name == "cpu" or (name == "mps" and mps):
+        return torch.device(name)
+    number = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if number and int(number[1] or 0) < count:
+        return torch.device("cuda", int(number[1] or 0))
+    there = ["cpu", *(f"cuda:{index}" for index in range(count)), *(["mps"] if mps else [])]
+    raise GraftError(f"base.device: there is no device '{name}' here; there is {', '.join(there)} (or auto)")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return _DTYPES[name]
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
+    """Folder or hub name to load from, and the options that go with it."""
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.model == SEEDLING:
+        from graft import seedling
+
+        return str(seedling.path()), options
+    path = Path(config.model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise GraftError(f"base.model: the folder {path} holds no model (config.json is missing)")
+        return str(path), options
+    if path.is_file():
+        raise GraftError(f"base.model: {path} is a file; name the folder that holds config.json and the weights")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.model) or config.model.startswith("."):
+        raise GraftError(f"base.model: there is no folder {path}.{_near(path)}")
+    if config.revision is not None:
+        options["revision"] = config.revision
+    return config.model, options
+
+
+def _near(path: Path) -> str:
+    """A sentence with the folder that was probably meant."""
+    parent = next((parent for parent in path.parents if parent.is_dir()), None)
+    if parent is None:
+        return ""
+    folders = [found.name for found in parent.iterdir() if found.is_dir()]
+    missing = path.relative_to(parent).parts[0]
+    if found := nearest(missing, folders):
+        return f" Did you mean '{parent / found}'?"
+    return f" {parent} holds {', '.join(sorted(folders)[:8]) or 'no folders'}."
+
+
+@contextmanager
+def _explained(config: BaseConfig, source: str) -> Iterator[None]:
+    """Say what transformers could not load, and where it looked."""
+    local = Path(source).is_dir()
+    try:
+        yield
+    except ImportError as error:
+        if config.attention == "flash_attention_2":
+            raise MissingExtra("flash_attn", "gpu") from error
+        raise GraftError(f"base.model '{config.model}' needs a package that is not installed: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason and not config.trust_remote_code:
+            raise GraftError(
+                f"base.model '{config.model}' brings code of its own, which would run on this machine. If you trust it, set "
+                "base.trust_remote_code: true"
+            ) from error
+        if local:
+            raise GraftError(f"base.model: the model in {source} cannot be loaded: {reason}") from error
+        raise GraftError(
+            f"base.model: '{config.model}' is not a folder here, and reading it from the hub failed: {reason}{_near(Path(source))}"
+        ) from error

@@ -1,0 +1,50 @@
+"""What a base weighs: parameters and bytes by kind of module, and the device's room for it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from graft.state import unwrapped
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Parameters and bytes of a base, without its adapters. A tied weight counts once."""
+
+    parameters: int
+    num_bytes: int
+    by_dtype: dict[str, int]
+    """Bytes by number format."""
+    tied: tuple[tuple[str, ...], ...]
+    """Names that share one weight."""
+    device: str
+    device_free: int | None
+    """Bytes free on the base's GPU, None on other devices."""
+
+
+def memory_report(model: nn.Module) -> MemoryReport:
+    """Count a model's parameters and bytes (buffers included in the bytes)."""
+    root = unwrapped(model)
+    names: dict[int, list[str]] = defaultdict(list)
+    held: dict[int, torch.Tensor] = {}
+    named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        if "graft" not in name.split("."):
+            names[id(tensor)].append(name)
+            held[id(tensor)] = tensor
+    by_dtype: dict[str, int] = defaultdict(int)
+    for tensor in held.values():
+        by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
+    device = next((tensor.device for tensor in held.values()), torch.device("cpu"))
+    return MemoryReport(
+        parameters=sum(tensor.numel() for tensor in held.values() if isinstance(tensor, nn.Parameter)),
+        num_bytes=sum(by_dtype.values()),
+        by_dtype=dict(by_dtype),
+        tied=tuple(tuple(each) for each in names.values() if len(each) > 1),
+        device=str(device),
+        device_free=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+    )
