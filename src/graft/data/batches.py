@@ -1,0 +1,153 @@
+"""Batches for the model, and the plan of an epoch.
+
+Two layouts of the same samples: `flat` lays all tokens end to end in one row, `padded` gives each sample a row, padded on
+the right. In both, `target_index` says at which positions the model's output predicts a target, so that the head runs
+there alone. Padding is known by its position; its token id means nothing.
+
+Legend: B samples, L the longest of them, T tokens in all, N targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graft.data.datasets import TokenDataset
+from graft.data.samples import Example
+
+Layout = Literal["flat", "padded"]
+Step = list[list[int]]
+"""The micro-batches of one optimiser step, each a list of indices of samples."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as tensors."""
+
+    layout: Layout
+    input_ids: Tensor
+    """[1, T] flat, [B, L] padded; long."""
+    position_ids: Tensor
+    """Like input_ids: positions within each sample, 0 at padding."""
+    attention_mask: Tensor | None
+    """[B, L], 1 at tokens and 0 at padding; None when flat."""
+    lengths: tuple[int, ...]
+    """Tokens of each sample."""
+    target_index: Tensor
+    """[N] long: positions on the row-major token axis whose output predicts a target."""
+    target_ids: Tensor
+    """[N] long: the targets."""
+    samples: tuple[int, ...]
+    """Index of each sample in its data set."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, padding not counted."""
+        return sum(self.lengths)
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised tokens."""
+        return len(self.target_ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+
+def flat(examples: Sequence[Example], samples: Sequence[int]) -> Batch:
+    """All tokens in one row, one sample after the other; positions start again at 0 in each."""
+    lengths = tuple(len(example) for example in examples)
+    starts = np.cumsum([0, *lengths[:-1]])
+    input_ids = np.concatenate([example.input_ids for example in examples])[None]
+    positions = np.concatenate([np.arange(length) for length in lengths])[None]
+    return _batch("flat", examples, samples, input_ids, positions, None, starts)
+
+
+def padded(examples: Sequence[Example], samples: Sequence[int], pad_id: int) -> Batch:
+    """One row per sample, padded on the right with `pad_id`, which may be any token."""
+    longest = max(len(example) for example in examples)
+    input_ids = np.full((len(examples), longest), pad_id)
+    mask = np.zeros_like(input_ids)
+    for row, example in enumerate(examples):
+        input_ids[row, : len(example)] = example.input_ids
+        mask[row, : len(example)] = 1
+    positions = np.arange(longest) * mask
+    return _batch("padded", examples, samples, input_ids, positions, mask, np.arange(len(examples)) * longest)
+
+
+def _batch(
+    layout: Layout,
+    examples: Sequence[Example],
+    samples: Sequence[int],
+    input_ids: np.ndarray,
+    positions: np.ndarray,
+    mask: np.ndarray | None,
+    starts: np.ndarray,
+) -> Batch:
+    """`starts`: where each sample begins on the row-major token axis. The output at a token predicts the next one."""
+    targets = [np.flatnonzero(example.supervised) for example in examples]
+    index = np.concatenate([start + at - 1 for start, at in zip(starts, targets, strict=True)])
+    ids = np.concatenate([example.input_ids[at] for example, at in zip(examples, targets, strict=True)])
+    return Batch(
+        layout=layout,
+        input_ids=_long(input_ids),
+        position_ids=_long(positions),
+        attention_mask=None if mask is None else _long(mask),
+        lengths=tuple(len(example) for example in examples),
+        target_index=_long(index),
+        target_ids=_long(ids),
+        samples=tuple(int(sample) for sample in samples),
+    )
+
+
+def _long(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+
+
+def plan_epoch(
+    dataset: TokenDataset, batch_size: int, token_budget: int, seed: int, epoch: int, layout: Layout = "flat"
+) -> list[Step]:
+    """The steps of an epoch, each of `batch_size` samples (the last may have fewer), cut into micro-batches.
+
+    Depends on nothing but its arguments, so a position (epoch, step) is all that resuming needs. A micro-batch holds at
+    most `token_budget` tokens, padding counted when padded; a longer sample stands alone.
+    """
+    order = dataset.epoch_order(seed, epoch)
+    steps = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    return [micro_batches(dataset.lengths, step, token_budget, layout) for step in steps]
+
+
+def steps_per_epoch(dataset: TokenDataset, batch_size: int) -> int:
+    """Optimiser steps of an epoch; the same for all."""
+    return math.ceil(len(dataset.epoch_order(0, 0)) / batch_size)
+
+
+def plan_validation(dataset: TokenDataset, token_budget: int, layout: Layout = "flat") -> list[list[int]]:
+    """Every sample once, in micro-batches of similar length."""
+    return micro_batches(dataset.lengths, np.arange(len(dataset)), token_budget, layout)
+
+
+def micro_batches(
+    lengths: np.ndarray, indices: np.ndarray | Sequence[int], token_budget: int, layout: Layout = "flat"
+) -> list[list[int]]:
+    """Cut samples into groups within the budget, longest first: what does not fit into memory fails at once."""
+    groups: list[list[int]] = []
+    room = 0
+    for index in sorted(map(int, indices), key=lambda index: (-int(lengths[index]), index)):
+        longest = int(lengths[groups[-1][0]]) if groups else 0
+        cost = int(lengths[index]) if layout == "flat" else longest
+        if groups and cost <= room:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            cost, room = int(lengths[index]), token_budget
+        room -= cost
+    return groups

@@ -1,0 +1,117 @@
+"""Tokenised data kept between runs: one safetensors file under a hash of everything it depends on.
+
+The hash covers the data's bytes, the tokenizer, the template, the settings, and the code of this room with the versions of
+the libraries that tokenise. A file that cannot be read back whole is made anew, and a note says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from graft.data.datasets import TokenDataset
+from graft.data.report import DataReport
+from graft.files import explained
+
+Stored = tuple[TokenDataset, TokenDataset | None, DataReport]
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """The hash under which data are kept, from JSON values that name all they depend on."""
+    everything = {
+        **parts,
+        "code": _code(),
+        "tokenizers": version("tokenizers"),
+        "transformers": version("transformers"),
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of all that a tokenizer's output depends on. Its padding and truncation do not matter here."""
+    serialised = json.loads(tokenizer.backend_tokenizer.to_str())
+    serialised["padding"] = serialised["truncation"] = None
+    everything = [serialised, {key: str(value) for key, value in tokenizer.special_tokens_map.items()}]
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def store(folder: Path, key: str, stored: Stored) -> None:
+    """Write data as a whole. Raises `GraftError` when the disk is full."""
+    train, validation, report = stored
+    path = _path(folder, key)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    arrays = {f"train.{name}": array for name, array in _arrays(train).items()}
+    if validation is not None:
+        arrays |= {f"validation.{name}": array for name, array in _arrays(validation).items()}
+    about = {
+        "report": json.dumps(report.to_dict()),
+        "train": json.dumps(train.sources),
+        "validation": json.dumps(None if validation is None else validation.sources),
+        "sha256": _checksum(arrays),
+    }
+    with explained(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(arrays, temporary, metadata=about)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def fetch(folder: Path, key: str) -> tuple[Stored | None, str | None]:
+    """What is kept under a key, or None; and a note where a broken file was found."""
+    path = _path(folder, key)
+    if not path.is_file():
+        return None, None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata()
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if _checksum(arrays) != about["sha256"]:
+            raise ValueError("its checksum is wrong")
+        report = DataReport.from_dict(json.loads(about["report"]))
+        validation = json.loads(about["validation"])
+        held_out = None if validation is None else _dataset(arrays, "validation", validation)
+        return (_dataset(arrays, "train", json.loads(about["train"])), held_out, report), None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        return None, f"The cached data in {path} are broken ({error}) and were made anew."
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{key[:32]}.safetensors"
+
+
+def _arrays(dataset: TokenDataset) -> dict[str, np.ndarray]:
+    return {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.name != "sources"}
+
+
+def _dataset(arrays: Mapping[str, np.ndarray], part: str, sources: list[str]) -> TokenDataset:
+    names = [f.name for f in fields(TokenDataset) if f.name != "sources"]
+    return TokenDataset(**{name: arrays[f"{part}.{name}"] for name in names}, sources=tuple(sources))
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""Tokenised data in memory: all tokens end to end in one array, and where each sample starts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graft.data.samples import Example
+
+
+@dataclass(eq=False)
+class TokenDataset:
+    """Examples by index. N samples, T tokens in all."""
+
+    input_ids: NDArray[np.int32]
+    """[T]"""
+    supervised: NDArray[np.bool_]
+    """[T]"""
+    starts: NDArray[np.int64]
+    """[N + 1]: sample i is input_ids[starts[i]:starts[i + 1]]."""
+    weights: NDArray[np.float64]
+    """[N]: how often a sample is seen per epoch."""
+    rows: NDArray[np.int64]
+    """[N]: row in its source, from 1."""
+    source: NDArray[np.int64]
+    """[N]: index into `sources`."""
+    cut: NDArray[np.int64]
+    """[N]: tokens of the prompt that were removed to make it fit."""
+    sources: tuple[str, ...]
+    """Files and hub names."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], weights: Sequence[float] | None = None) -> TokenDataset:
+        """From examples, each with its weight (default 1)."""
+        sources = tuple(dict.fromkeys(example.source for example in examples))
+        at = {name: index for index, name in enumerate(sources)}
+        none: list[NDArray] = [np.zeros(0)]
+        return cls(
+            input_ids=np.concatenate([e.input_ids for e in examples] or none).astype(np.int32),
+            supervised=np.concatenate([e.supervised for e in examples] or none).astype(np.bool_),
+            starts=np.cumsum([0, *map(len, examples)], dtype=np.int64),
+            weights=np.ones(len(examples)) if weights is None else np.array(weights, dtype=np.float64),
+            rows=np.array([e.row for e in examples], dtype=np.int64),
+            source=np.array([at[e.source] for e in examples], dtype=np.int64),
+            cut=np.array([e.cut for e in examples], dtype=np.int64),
+            sources=sources,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        start, stop = self.starts[index], self.starts[index + 1]
+        name = self.sources[self.source[index]]
+        cut = int(self.cut[index])
+        return Example(self.input_ids[start:stop], self.supervised[start:stop], name, int(self.rows[index]), cut)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """[N]: tokens of each sample."""
+        return np.diff(self.starts)
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """[N]: supervised tokens of each sample."""
+        return np.diff(np.concatenate([[0], np.cumsum(self.supervised)])[self.starts]).astype(np.int64)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what is trained on: tokens, masks, borders and weights."""
+        digest = hashlib.sha256()
+        for array in (self.input_ids, self.supervised, self.starts, self.weights):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Indices of the samples of an epoch, shuffled; the same for the same seed and epoch.
+
+        A sample of weight 1 comes once, of weight 2 twice. Of the samples of weight 0.5 every epoch takes another half,
+        so that two epochs see each once. Every epoch is equally long.
+        """
+        chosen: list[NDArray[np.int64]] = []
+        for weight in np.unique(self.weights):
+            members = np.flatnonzero(self.weights == weight)
+            chosen.append(np.tile(members, int(weight)))
+            part = round(len(members) * (float(weight) - int(weight)))
+            window = np.arange(epoch * part, (epoch + 1) * part) % len(members)
+            chosen.append(np.random.default_rng(seed).permutation(members)[window])
+        return (
+            np.random.default_rng((seed, epoch)).permutation(np.concatenate(chosen))
+            if chosen
+            else np.zeros(0, np.int64)
+        )

@@ -1,0 +1,240 @@
+"""From a run's data settings to tokenised training and validation data, with a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from graft.config.schema import DataConfig, SourceConfig
+from graft.data import cache
+from graft.data.chat import ChatTemplate
+from graft.data.datasets import TokenDataset
+from graft.data.encoding import TokenizerFacts, facts_of
+from graft.data.reading import content_hash, read
+from graft.data.report import DataReport, count, duplicates, key_of
+from graft.data.samples import Example, Rejected, Sample
+from graft.data.templates import Template
+from graft.data.tokenizing import tokenize
+from graft.errors import GraftError
+
+Outcome = Example | Rejected
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data ready for training."""
+
+    train: TokenDataset
+    validation: TokenDataset | None
+    template: Template
+    """Save it beside the adapter: evaluation and chat write conversations out with it."""
+    report: DataReport
+    cached: bool = False
+    """The tokens come from the cache."""
+
+
+def prepare(
+    config: DataConfig, tokenizer: Any, cache_dir: Path | None = None, progress: Progress | None = None
+) -> Prepared:
+    """Read, split, write out and tokenise the data of a run.
+
+    With a `cache_dir` (and `config.cache`) tokens are kept there. `progress(done, rows)` is called now and then.
+    Raises `GraftError` for data that cannot be read or written out, for samples longer than `max_length` where
+    `overlong` is error, and where nothing is left to train on.
+    """
+    template = Template.load(config.template, tokenizer).with_system(config.system)
+    folder = cache_dir if config.cache else None
+    key, note = "", None
+    if folder is not None:
+        key = _key(config, tokenizer, template)
+        stored, note = cache.fetch(folder, key)
+        if stored is not None:
+            return Prepared(stored[0], stored[1], template, stored[2], cached=True)
+    prepared = _prepared(config, tokenizer, template, progress)
+    if folder is not None:
+        cache.store(folder, key, (prepared.train, prepared.validation, prepared.report))
+    if note:
+        prepared = replace(prepared, report=replace(prepared.report, notes=(*prepared.report.notes, note)))
+    return prepared
+
+
+def _prepared(config: DataConfig, tokenizer: Any, template: Template, progress: Progress | None) -> Prepared:
+    sources = train_sources(config)
+    rows = [read(source) for source in sources]
+    rows, held_out = _split(config, rows)
+    done, total = 0, sum(map(len, rows)) + len(held_out)
+
+    def outcomes(samples: Sequence[Sample]) -> list[Outcome]:
+        nonlocal done
+        found: list[Outcome] = []
+        for sample in samples:
+            found.append(_tokenized(sample, config, tokenizer, template))
+            done += 1
+            if progress is not None and (done % 100 == 0 or done == total):
+                progress(done, total)
+        return found
+
+    by_source = [outcomes(samples) for samples in rows]
+    validation = outcomes(held_out)
+    _check_lengths(config, [*zip(rows, by_source, strict=True), (held_out, validation)])
+    examples = [[one for one in found if isinstance(one, Example)] for found in by_source]
+    weights = [source.weight for source, kept in zip(sources, examples, strict=True) for _ in kept]
+    everything = [one for found in by_source for one in found]
+    report = DataReport(
+        train=count("train", everything, config.max_length),
+        sources=tuple(
+            count(source.path, found, config.max_length) for source, found in zip(sources, by_source, strict=True)
+        ),
+        validation=count("validation", validation, config.max_length) if held_out else None,
+        duplicates=duplicates(sample for samples in rows for sample in samples),
+        shared=_shared(rows, held_out),
+        max_length=config.max_length,
+    )
+    _check_counts(report, sources, examples)
+    kept = [one for one in validation if isinstance(one, Example)]
+    train = TokenDataset.of([example for some in examples for example in some], weights)
+    report = replace(report, notes=tuple(_notes(report, template, tokenizer)))
+    return Prepared(train, TokenDataset.of(kept) if held_out else None, template, report)
+
+
+def train_sources(config: DataConfig) -> list[SourceConfig]:
+    """The training data as a list of sources."""
+    listed = config.train if isinstance(config.train, list) else [config.train]
+    return [SourceConfig(path=source) if isinstance(source, str) else source for source in listed]
+
+
+def validation_source(config: DataConfig) -> SourceConfig | None:
+    """The source of the validation data, where they are a data set of their own."""
+    value = config.validation
+    return SourceConfig(path=value) if isinstance(value, str) else value if isinstance(value, SourceConfig) else None
+
+
+def _split(config: DataConfig, rows: list[list[Sample]]) -> tuple[list[list[Sample]], list[Sample]]:
+    """Training rows by source, and validation rows.
+
+    Held out are the rows with the smallest hashes of (seed, conversation): the same rows whatever their order, and
+    repetitions of a row on the same side.
+    """
+    source = validation_source(config)
+    if source is not None:
+        return rows, read(source)
+    share = config.validation
+    if not share:
+        return rows, []
+    total = sum(map(len, rows))
+    wanted = max(1, round(share * total)) if isinstance(share, float) else share
+    if not isinstance(wanted, int) or wanted >= total:
+        raise GraftError(f"data.validation is {share}, but there are only {total} samples to take it from")
+    ranked = sorted(
+        (_rank(config.seed, sample), at, row) for at, some in enumerate(rows) for row, sample in enumerate(some)
+    )
+    chosen = {(at, row) for _, at, row in ranked[:wanted]}
+    kept = [[one for row, one in enumerate(some) if (at, row) not in chosen] for at, some in enumerate(rows)]
+    return kept, [rows[at][row] for at, row in sorted(chosen)]
+
+
+def _rank(seed: int, sample: Sample) -> str:
+    return hashlib.sha256(f"{seed} {json.dumps(key_of(sample))}".encode()).hexdigest()
+
+
+def _tokenized(sample: Sample, config: DataConfig, tokenizer: Any, template: Template) -> Outcome:
+    return tokenize(
+        sample,
+        tokenizer,
+        template,
+        max_length=config.max_length,
+        overlong=config.overlong,
+        train_on=config.train_on,
+    )
+
+
+def _check_lengths(config: DataConfig, parts: Sequence[tuple[Sequence[Sample], Sequence[Outcome]]]) -> None:
+    """Stop at overlong samples where that is what the user wants."""
+    if config.overlong != "error":
+        return
+    pairs = [pair for samples, found in parts for pair in zip(samples, found, strict=True)]
+    long = [(one.length, sample) for sample, one in pairs if isinstance(one, Rejected) and one.reason == "overlong"]
+    if not long:
+        return
+    longest, sample = max(long, key=lambda pair: pair[0])
+    raise GraftError(
+        f"{len(long):,} of {len(pairs):,} samples are longer than data.max_length={config.max_length} tokens; the longest "
+        f"has {longest:,} ({sample.where}). Choose one:\n"
+        f"  data.max_length={-(-longest // 8) * 8:<14} keeps every sample whole\n"
+        "  data.overlong=drop            leaves these samples out\n"
+        "  data.overlong=truncate_prompt shortens their questions, never an answer"
+    )
+
+
+def _check_counts(report: DataReport, sources: Sequence[SourceConfig], examples: Sequence[Sequence[Example]]) -> None:
+    """Nothing left to train on, or to validate on, is an error."""
+    for counts in (report.train, *([report.validation] if report.validation else [])):
+        if not counts.targets:
+            raise GraftError(
+                f"{counts.name}: no token is left to train on. Of {counts.rows:,} rows, {counts.dropped:,} are longer than "
+                f"data.max_length={report.max_length}, {counts.empty:,} have an empty answer, {counts.unanswered:,} none"
+            )
+    for source, kept in zip(sources, examples, strict=True):
+        if kept and round(source.weight * len(kept)) < 1:
+            raise GraftError(f"{source.path}: weight {source.weight} of {len(kept)} samples is less than one per epoch")
+
+
+def _shared(rows: Sequence[Sequence[Sample]], held_out: Sequence[Sample]) -> int:
+    trained = {key_of(sample) for samples in rows for sample in samples} if held_out else set()
+    return sum(key_of(sample) in trained for sample in held_out)
+
+
+def _notes(report: DataReport, template: Template, tokenizer: Any) -> list[str]:
+    """What a reader of the report should know."""
+    notes = []
+    facts = facts_of(tokenizer)
+    if report.duplicates:
+        notes.append(f"{report.duplicates:,} training samples repeat an earlier one.")
+    if report.shared:
+        notes.append(f"{report.shared:,} validation samples are in the training data too.")
+    if report.train.empty or report.train.unanswered:
+        notes.append(f"{report.train.empty + report.train.unanswered:,} training rows have no answer and are left out.")
+    if isinstance(template, ChatTemplate):
+        if template.end_token not in (None, facts.eos):
+            notes.append(
+                f"Answers end with {template.end_token}, as the template writes it; generation stops there too."
+            )
+        if not _writes_start(template, facts):
+            start = "".join(tokenizer.convert_ids_to_tokens(facts.start_ids))
+            notes.append(f"The chat template leaves out {start}, which the tokenizer puts first; it is kept.")
+        if "strftime_now" in template.jinja:
+            notes.append("The chat template prints today's date; it is held at 26 July 2024.")
+    return notes
+
+
+def _writes_start(template: Template, facts: TokenizerFacts) -> bool:
+    """Whether the template's text itself begins with the tokens that the tokenizer puts first."""
+    text = "".join(span.text for span in template.render([{"role": "user", "content": "x"}]))
+    return [token for token, _, _ in facts.encode(text)][: len(facts.start_ids)] == facts.start_ids
+
+
+def _key(config: DataConfig, tokenizer: Any, template: Template) -> str:
+    """Everything that the tokens depend on."""
+    facts_of(tokenizer)  # an unfit tokenizer is an error before anything is read
+    own = validation_source(config)
+    sources = [*train_sources(config), *([own] if own else [])]
+    return cache.key_of(
+        {
+            "sources": [[source.model_dump(), content_hash(source) or _rows_hash(source)] for source in sources],
+            "tokenizer": cache.tokenizer_hash(tokenizer),
+            "template": template.digest,
+            "settings": config.model_dump(
+                mode="json", include={"validation", "max_length", "overlong", "train_on", "seed"}
+            ),
+        }
+    )
+
+
+def _rows_hash(source: SourceConfig) -> str:
+    rows = [key_of(sample) for sample in read(source)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

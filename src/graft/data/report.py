@@ -1,0 +1,140 @@
+"""What the data hold: rows, lengths, and what was left out, by source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from graft.data.samples import Example, Rejected, Sample
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One source, or all of them."""
+
+    name: str
+    rows: int
+    """Rows read."""
+    samples: int
+    """Samples trained on."""
+    tokens: int
+    """Tokens of these."""
+    targets: int
+    """Supervised tokens of these."""
+    p50: int
+    """Median length in tokens, before anything was cut or left out."""
+    p95: int
+    longest: int
+    overlong: int
+    """Longer than max_length, before cutting."""
+    cut: int
+    """Samples whose prompt was shortened."""
+    dropped: int
+    """Samples left out because they are too long."""
+    empty: int
+    """Samples left out because an answer is empty."""
+    unanswered: int
+    """Samples left out because they hold no answer."""
+
+    @property
+    def supervised_share(self) -> float:
+        """Supervised tokens / all tokens."""
+        return self.targets / self.tokens if self.tokens else 0.0
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What the data of a run hold."""
+
+    train: Counts
+    """All training data together; without the rows held out for validation."""
+    sources: tuple[Counts, ...]
+    """The training data by source."""
+    validation: Counts | None
+    duplicates: int
+    """Training samples that repeat an earlier one."""
+    shared: int
+    """Validation samples whose conversation is in the training data too."""
+    max_length: int
+    notes: tuple[str, ...] = ()
+    """What a reader should know, a sentence each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataReport:
+        """From what `to_dict` gave."""
+        counts = {"train": Counts(**values["train"]), "sources": tuple(Counts(**one) for one in values["sources"])}
+        validation = values["validation"] and Counts(**values["validation"])
+        return cls(**{**values, **counts, "validation": validation, "notes": tuple(values["notes"])})
+
+    def __rich__(self) -> Table:
+        table = Table(title="Data", title_justify="left", caption="\n".join(self.notes) or None, caption_justify="left")
+        for column in ("", "rows", "used", "length p50", "p95", "longest", "overlong", "cut", "dropped", "empty",
+                       "supervised"):  # fmt: skip
+            table.add_column(column, justify="right" if column else "left")
+        several = self.sources if len(self.sources) > 1 else ()
+        for counts in (*several, self.train, *([self.validation] if self.validation else [])):
+            numbers = (counts.rows, counts.samples, counts.p50, counts.p95, counts.longest, counts.overlong, counts.cut,
+                       counts.dropped, counts.empty + counts.unanswered)  # fmt: skip
+            table.add_row(counts.name, *(f"{n:,}" for n in numbers), f"{counts.supervised_share:.1%}")
+        return table
+
+
+def count(name: str, outcomes: Sequence[Example | Rejected], max_length: int) -> Counts:
+    """Counts over what became of the rows of a source."""
+    examples = [one for one in outcomes if isinstance(one, Example)]
+    reasons = Counter(one.reason for one in outcomes if isinstance(one, Rejected))
+    lengths = [length for one in outcomes if (length := _length(one))]
+    p50, p95, longest = (round(float(q)) for q in np.percentile(lengths or [0], [50, 95, 100]))
+    return Counts(
+        name=name,
+        rows=len(outcomes),
+        samples=len(examples),
+        tokens=sum(len(one) for one in examples),
+        targets=int(sum(one.supervised.sum() for one in examples)),
+        p50=p50,
+        p95=p95,
+        longest=longest,
+        overlong=sum(length > max_length for length in lengths),
+        cut=sum(one.cut > 0 for one in examples),
+        dropped=reasons["overlong"] + reasons["answer_too_long"],
+        empty=reasons["empty_answer"],
+        unanswered=reasons["no_answer"],
+    )
+
+
+def _length(outcome: Example | Rejected) -> int:
+    """Tokens before anything was cut; 0 where the sample was not tokenised."""
+    return len(outcome) + outcome.cut if isinstance(outcome, Example) else outcome.length
+
+
+def key_of(sample: Sample) -> tuple[tuple[str, str, str], ...]:
+    """What makes two conversations the same."""
+    return tuple((m["role"], m["content"], m.get("input", "")) for m in sample.messages)
+
+
+def duplicates(samples: Iterable[Sample]) -> int:
+    """How many conversations repeat an earlier one."""
+    keys = [key_of(sample) for sample in samples]
+    return len(keys) - len(set(keys))
+
+
+def overlap(samples: Iterable[Sample], others: Iterable[Sample]) -> list[Sample]:
+    """The samples whose question (their messages without the last answer) is also asked in `others`; case and spaces aside."""
+    asked = {_question(other) for other in others}
+    return [sample for sample in samples if _question(sample) in asked]
+
+
+def _question(sample: Sample) -> str:
+    words = (
+        f"{message['content']} {message.get('input', '')}" for message in sample.prompt if message["role"] == "user"
+    )
+    return " ".join(" ".join(words).casefold().split())
