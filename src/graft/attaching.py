@@ -21,9 +21,9 @@ from graft.errors import GraftError
 from graft.grafts import Grafts
 from graft.passes import Pass
 from graft.placement import Atlas, Site, find_sites
-from graft.probing import probe
+from graft.probing import device_of, probe
 from graft.state import SHARED, Entry, Seat, State, state_of, unwrapped
-from graft.substitution import GraftedCall, GraftedForward, KeepsPass, restore, substitute
+from graft.substitution import GraftedCall, GraftedForward, KeepsPass, hooked, restore, substitute
 
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
@@ -153,11 +153,7 @@ def _place(root: nn.Module, site: Site, index: int) -> Place:
     host = root.get_submodule(site.module)
     weight = next(host.parameters(), None)
     dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
-    device = weight.device if weight is not None else torch.device("cpu")
-    hook = getattr(host, "_hf_hook", None)
-    if device.type == "meta" and getattr(hook, "execution_device", None) is not None:
-        device = torch.device(hook.execution_device)  # pyright: ignore[reportOptionalMemberAccess]
-    return Place(site.name, site.type, site.module, site.in_features, site.out_features, site.layer, index, dtype, device,
+    return Place(site.name, site.type, site.module, site.in_features, site.out_features, site.layer, index, dtype, device_of(host),
                  site.num_heads, site.num_kv_heads, site.head_dim)  # fmt: skip
 
 
@@ -215,11 +211,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 
 def _refuse_hooked(root: nn.Module, state: State) -> None:
     for path, module in root.named_modules():
-        if (
-            "graft" in module._modules
-            and "forward" in module.__dict__
-            and GraftedForward in getattr(type(module), "graft_mixins", ())
-        ):
+        if hooked(module):
             raise GraftError(
                 f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach"
             )

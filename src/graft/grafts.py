@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter, AttentionAdapter
+from graft.errors import GraftError
 from graft.passes import Context, Index, Pass
 from graft.state import Link, State
 
@@ -99,7 +100,14 @@ class Grafts(nn.Module):
             self.state.fired.add(id(self))
         if isinstance(pass_.rows, str) and pass_.rows not in self.links and pass_.rows not in self.sent:
             return base(*args, **kwargs)
-        return self._run(base, args, kwargs, pass_)
+        try:
+            return self._run(base, args, kwargs, pass_)
+        except RuntimeError as error:
+            if any(p.device.type == "meta" for p in self.parameters()) and "meta" in str(error):
+                raise GraftError(
+                    "an adapter's tensors were moved off their device after attach (by offloading hooks): offload the base first, then attach"
+                ) from error
+            raise
 
     def _run(self, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any], pass_: Pass | None) -> Any:
         key = None if args else next(name for name in (*INPUT_NAMES, *kwargs) if name in kwargs)

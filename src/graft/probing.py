@@ -53,14 +53,28 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
 
 
 def _inputs(root: nn.Module) -> Any:
-    weight = next(root.parameters(), None)
-    device = weight.device if weight is not None else torch.device("cpu")
-    hook = getattr(root, "_hf_hook", None)
-    if getattr(hook, "execution_device", None) is not None:
-        device = torch.device(hook.execution_device)  # pyright: ignore[reportOptionalMemberAccess]
+    device = device_of(root)
     dummy = getattr(root, "dummy_inputs", None)
     if isinstance(dummy, dict):
         return {name: tensor.to(device) for name, tensor in dummy.items()} | {"use_cache": False}
     if isinstance(root, nn.Sequential) and isinstance(first := root[0], nn.Linear):
         return torch.zeros(2, first.in_features, device=device, dtype=first.weight.dtype)
     return None
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: its weights' device, or, where those are offloaded, the device its hook brings them to."""
+    weight = next(module.parameters(), None)
+    if weight is None:
+        return torch.device("cpu")
+    if weight.device.type == "meta":
+        hooks = (getattr(child, "_hf_hook", None) for child in module.modules())
+        devices = (
+            device
+            for hook in hooks
+            for each in getattr(hook, "hooks", (hook,))
+            if (device := getattr(each, "execution_device", None))
+        )
+        found = next(devices, None)
+        return weight.device if found is None else torch.device(found)
+    return weight.device

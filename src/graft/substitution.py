@@ -99,6 +99,13 @@ def substitute(module: nn.Module, mixin: type) -> None:
         module.__class__ = _generated(base, tuple(sorted((*mixins, mixin), key=ORDER.index)))
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether a forward of the instance's own stands before the one that we gave its class."""
+    own = module.__dict__.get("forward")
+    ours = GraftedForward in getattr(type(module), "graft_mixins", ())
+    return ours and own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
 def restore(module: nn.Module, path: str) -> None:
     """Give a module its own class back. Raises `GraftError` when something else was put on top since."""
     cls = type(module)
@@ -108,8 +115,9 @@ def restore(module: nn.Module, path: str) -> None:
         raise GraftError(
             f"module '{path}' was wrapped by other code after attach (its class is now {cls.__mro__[0]}): undo that before detach"
         )
-    if "forward" in module.__dict__ and GraftedForward in cls.graft_mixins:
+    if hooked(module):
         raise GraftError(
             f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach"
         )
+    module.__dict__.pop("forward", None)  # what accelerate leaves when it removes a hook: our own forward, bound
     module.__class__ = cls.graft_base

@@ -1,0 +1,53 @@
+"""accelerate's offload hooks replace a module's forward on its instance: adapters act all the same, or Graft refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_submodules
+
+import graft
+from tests.callers.tiny import rows, tiny_llama
+
+IDS = torch.tensor([row["input_ids"] for row in rows(2)])
+
+
+def expected() -> torch.Tensor:
+    model = tiny_llama()
+    torch.manual_seed(5)
+    graft.attach(model, {"a": graft.Series(sites="mlp attn", init="bert"), "b": graft.LoRA(rank=4, sites="linear")})
+    with graft.use(model, "a"), torch.no_grad():
+        return model(IDS).logits
+
+
+def attach_both(model: torch.nn.Module) -> None:
+    torch.manual_seed(5)
+    graft.attach(model, {"a": graft.Series(sites="mlp attn", init="bert"), "b": graft.LoRA(rank=4, sites="linear")})
+
+
+def test_an_offloaded_model_takes_adapters_that_act() -> None:
+    model = tiny_llama()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    attach_both(model)
+    with graft.use(model, "a"), torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, expected())
+
+
+def test_a_model_offloaded_after_attach_is_refused_with_the_way_out() -> None:
+    model = tiny_llama()
+    attach_both(model)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(graft.GraftError, match="offload the base first, then attach"), torch.no_grad():
+        model(IDS)
+
+
+def test_detach_refuses_while_a_later_hook_is_in_place() -> None:
+    model = tiny_llama()
+    attach_both(model)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(graft.GraftError, match="hooked after attach"):
+        graft.detach(model)
+    remove_hook_from_submodules(model)
+    graft.detach(model)
+    assert type(model.model.layers[0].mlp.down_proj) is torch.nn.Linear
