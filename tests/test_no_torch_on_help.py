@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -22,10 +22,11 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert answer.stderr.strip() == "imported []", answer.stderr
 
 
-def test_help_takes_under_half_a_second() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
+def test_help_takes_under_half_a_second_of_one_core() -> None:
+    def seconds() -> float:  # of processor time, which a busy machine does not stretch as it does the clock
+        before = os.times()
         subprocess.run([sys.executable, "-m", "graft", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - start
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    assert min(seconds() for _ in range(3)) < 0.5

@@ -18,12 +18,7 @@ PACKAGE = Path(graft.__file__).parent
 
 # Fields whose reader is still being built. Empty in a finished version.
 BEING_BUILT = """
-base.attention base.device base.dropout base.dtype base.model base.revision base.trust_remote_code data.cache
-data.max_length data.overlong data.seed data.system data.template data.train data.train_on data.validation eval.limit
-eval.max_new_tokens eval.metric eval.token_budget run.adapter run.base run.eval run.train source.weight
-train.batch_size train.betas train.clip train.epochs train.eps train.gradient_checkpointing train.init_from train.keep
-train.layout train.log_every train.loggers train.lr train.patience train.save_every train.schedule train.seed
-train.steps train.token_budget train.validate_every train.warmup train.weight_decay
+run.eval base.dropout train.init_from train.loggers eval.limit eval.max_new_tokens eval.metric
 """
 UNREAD = set(BEING_BUILT.split())
 
