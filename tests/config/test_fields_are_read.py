@@ -18,7 +18,7 @@ PACKAGE = Path(graft.__file__).parent
 
 # Fields whose reader is still being built. Empty in a finished version.
 BEING_BUILT = """
-run.eval base.dropout train.init_from train.loggers eval.limit eval.max_new_tokens eval.metric
+run.eval eval.limit eval.max_new_tokens eval.metric
 """
 UNREAD = set(BEING_BUILT.split())
 
