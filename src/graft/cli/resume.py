@@ -1,0 +1,21 @@
+"""graft resume: go on with a run that was stopped or killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graft.cli.common import AsJson
+from graft.cli.finishing import finish
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run where its last checkpoint stands."""
+    from graft.training import resume
+
+    finish(resume(run), as_json)

@@ -1,0 +1,154 @@
+"""A job: one adapter with its data, optimiser, schedule, seed, position and stop rule.
+
+A run is a set of jobs on one frozen base. A job knows nothing of its company: what it draws (order of the data, dropout) comes from its own
+seed and position alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+
+from graft.attaching import parameters
+from graft.config.schema import TrainConfig
+from graft.data.batches import plan_epoch, steps_per_epoch
+from graft.data.datasets import TokenDataset
+from graft.data.samples import Example
+from graft.training.optim import (
+    build_optimizer,
+    build_schedule,
+    optimizer_tensors,
+    restore_optimizer,
+    restore_schedule,
+    schedule_state,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of a job's step."""
+
+    job: Job
+    example: Example
+    sample: int
+    """Its number in the job's data."""
+    position: int
+    """Its place in the job's step: with job seed and step number, what its dropout is seeded by."""
+
+    @property
+    def seed(self) -> int:
+        """The same in any layout, micro-batch and company."""
+        words = np.random.SeedSequence((self.job.config.seed, self.job.step, self.position)).generate_state(
+            1, np.uint64
+        )
+        return int(words[0] >> np.uint64(1))
+
+    @property
+    def where(self) -> str:
+        """The row of the data, for people."""
+        return f"{self.example.source}:{self.example.row}"
+
+
+@dataclass(eq=False)
+class Job:
+    """One adapter in training. `step` counts optimiser steps; (epoch, batch) is the next batch's place in the data."""
+
+    name: str
+    config: TrainConfig
+    train: TokenDataset
+    validation: TokenDataset | None
+    params: dict[str, nn.Parameter]
+    optimizer: AdamW
+    schedule: LRScheduler
+    steps: int
+    """Optimiser steps in all."""
+    epoch_steps: int
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: dict[str, float] | None = None
+    """{"step", "loss"} of the lowest validation loss."""
+    stale: int = 0
+    """Validations since then."""
+    ended: str | None = None
+    """Why the job takes no more steps: "finished" or "early"."""
+    _plan: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
+
+    @classmethod
+    def make(
+        cls, model: nn.Module, name: str, config: TrainConfig, train: TokenDataset, validation: TokenDataset | None
+    ) -> Job:
+        """A job at its beginning, on an adapter that is attached and trainable."""
+        params = dict(parameters(model, name))
+        optimizer = build_optimizer(list(params.values()), config)
+        epoch_steps = steps_per_epoch(train, config.batch_size)
+        steps = config.steps if config.steps is not None else max(1, math.ceil(config.epochs * epoch_steps))
+        schedule = build_schedule(optimizer, config, steps)
+        return cls(name, config, train, validation, params, optimizer, schedule, steps, epoch_steps)
+
+    def rows(self) -> list[Row]:
+        """The samples of the next step, in the order of the plan."""
+        if self._plan is None or self._plan[0] != self.epoch:
+            self._plan = (self.epoch, _planned(self.train, self.config, self.epoch))
+        samples = self._plan[1][self.batch]
+        return [Row(self, self.train[sample], sample, position) for position, sample in enumerate(samples)]
+
+    def advance(self) -> None:
+        """One optimiser step was taken."""
+        self.step, self.batch = self.step + 1, self.batch + 1
+        if self.batch == self.epoch_steps:
+            self.epoch, self.batch = self.epoch + 1, 0
+        if self.step >= self.steps:
+            self.ended = "finished"
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the data so far."""
+        return self.epoch + self.batch / self.epoch_steps
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether the validation loss is to be taken after the step just made."""
+        if self.validation is None or not self.step:
+            return False
+        every = self.config.validate_every
+        return self.ended is not None or (self.step % every == 0 if every else self.batch == 0)
+
+    def note_validation(self, loss: float) -> bool:
+        """Keep the books of early stopping; whether this is the best validation loss so far."""
+        if self.best is None or loss < self.best["loss"]:
+            self.best, self.stale = {"step": self.step, "loss": loss}, 0
+            return True
+        self.stale += 1
+        if self.config.patience is not None and self.stale >= self.config.patience and self.ended is None:
+            self.ended = "early"
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """Everything but tensors, as JSON values."""
+        kept = {key: getattr(self, key) for key in ("step", "epoch", "batch", "best", "stale", "ended", "steps")}
+        return {**kept, "data": self.train.digest, "schedule": schedule_state(self.schedule)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimiser's moments by parameter name."""
+        return optimizer_tensors(self.optimizer, list(self.params))
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on where a checkpoint was made."""
+        for key in ("step", "epoch", "batch", "best", "stale", "ended"):
+            setattr(self, key, state[key])
+        restore_schedule(self.schedule, state["schedule"])
+        restore_optimizer(self.optimizer, list(self.params), tensors)
+
+
+def _planned(data: TokenDataset, config: TrainConfig, epoch: int) -> list[list[int]]:
+    """The samples of each step of an epoch. Micro-batches are cut later, from the rows of all jobs together."""
+    plan = plan_epoch(data, config.batch_size, config.token_budget, config.seed, epoch)
+    return [[sample for micro in step for sample in micro] for step in plan]

@@ -1,0 +1,65 @@
+"""What a run shows while it trains: a live line in a terminal, plain lines elsewhere. Both go to stderr."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 10.0
+"""Least time between two plain lines."""
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: of the GPU the run is on, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Reporter:
+    """Shows steps and says sentences. `quiet` says nothing."""
+
+    def __init__(self, total: int, done: int = 0, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet, highlight=False)
+        self.total, self.quiet = total, quiet
+        self._shown = 0.0
+        self._bar: Progress | None = None
+        if self.console.is_terminal and not quiet:
+            columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+            self._task = self._bar.add_task("starting", total=total, completed=done)
+            self._bar.start()
+        self._started, self._first = time.monotonic(), done
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        """One optimiser step was taken."""
+        text = (
+            f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['tokens_per_second']:,.0f} tokens/s  "
+            f"{metrics['memory_bytes'] / 2**30:.2f} GiB"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        elif step in (1, self.total) or time.monotonic() - self._shown >= PLAIN_SECONDS:
+            self._shown = time.monotonic()
+            self.say(f"step {step}/{self.total}  {text}  {self._left(step)}")
+
+    def _left(self, step: int) -> str:
+        seconds = (time.monotonic() - self._started) / max(1, step - self._first) * (self.total - step)
+        return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d} left"
+
+    def say(self, text: str) -> None:
+        """A sentence above the bar."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
