@@ -1,0 +1,113 @@
+"""What is to be generated, what comes back, and how requests are cut into batches.
+
+A prompt is never cut. One that leaves no room for an answer in the model's context comes back as `no_room`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from graft.errors import GraftError
+from graft.state import state_of, unwrapped
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen. The default is greedy; several beams are deterministic beam search; a temperature samples."""
+
+    max_new_tokens: int = 256
+    beams: int = 1
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Sampling keeps the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Of sampling; each request draws from its own generator, so its company changes nothing."""
+
+    def __post_init__(self) -> None:
+        problems = {
+            "max_new_tokens must be at least 1": self.max_new_tokens < 1,
+            "beams must be at least 1": self.beams < 1,
+            "temperature must not be negative": self.temperature < 0,
+            "top_p must be above 0 and at most 1": not 0 < self.top_p <= 1,
+            "beam search does not sample: set temperature to 0, or beams to 1": self.beams > 1 and self.temperature > 0,
+        }
+        for problem, found in problems.items():
+            if found:
+                raise GraftError(f"{problem} (given: {self})")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt for one adapter."""
+
+    ids: tuple[int, ...]
+    adapter: str | None = None
+    """None is the bare base."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The answer to a request."""
+
+    ids: tuple[int, ...]
+    """Without the token that ended it."""
+    reason: Literal["stopped", "truncated", "no_room"]
+    """It ended itself; it met the limit of new tokens or of the context; the prompt filled the context."""
+
+
+def context_length(model: nn.Module, adapter: str | None = None) -> int | None:
+    """Tokens that a sequence may have under an adapter (a prefix may take positions of its own); None: no limit."""
+    root: Any = unwrapped(model)
+    length = getattr(root.config.get_text_config(), "max_position_embeddings", None)
+    if length is None or adapter is None:
+        return length
+    state_of(model).entry(adapter)
+    return length - sum(module.__dict__.get("graft_shifts", {}).get(adapter, 0) for module in root.modules())
+
+
+def limits(model: nn.Module, requests: Sequence[Request], decoding: Decoding) -> list[int]:
+    """New tokens that each request may get; 0 where there is no room."""
+    lengths = {adapter: context_length(model, adapter) for adapter in {request.adapter for request in requests}}
+    found = []
+    for request in requests:
+        if not request.ids:
+            raise GraftError("a prompt of no tokens cannot be answered: the template and the text are both empty")
+        length = lengths[request.adapter]
+        room = decoding.max_new_tokens if length is None else length - len(request.ids)
+        found.append(max(0, min(room, decoding.max_new_tokens)))
+    return found
+
+
+def plan(requests: Sequence[Request], limit: Sequence[int], decoding: Decoding, token_budget: int) -> list[list[int]]:
+    """Batches of request numbers: longest first, each of at most `token_budget` tokens (padding, beams and answers counted).
+
+    A request that is larger than the budget goes alone. Within a batch, rows of one adapter are neighbours. Beam search
+    shares one limit and one set of stop tokens in a batch.
+    """
+
+    def apart(number: int) -> tuple[Any, ...]:
+        return (limit[number], sorted(requests[number].stop_ids)) if decoding.beams > 1 else ()
+
+    runnable = [number for number in range(len(requests)) if limit[number]]
+    runnable.sort(key=lambda number: (apart(number), -len(requests[number].ids), number))
+    batches: list[list[int]] = []
+    width = 0
+    for number in runnable:
+        width_with = max(width, len(requests[number].ids) + limit[number])
+        fits = bool(batches) and (len(batches[-1]) + 1) * width_with * decoding.beams <= token_budget
+        if fits and apart(number) == apart(batches[-1][0]):
+            batches[-1].append(number)
+            width = width_with
+        else:
+            batches.append([number])
+            width = len(requests[number].ids) + limit[number]
+    for batch in batches:
+        batch.sort(key=lambda number: (requests[number].adapter is not None, requests[number].adapter or "", number))
+    return sorted(batches, key=lambda batch: -max(len(requests[number].ids) for number in batch))
