@@ -105,7 +105,7 @@ class Grafts(nn.Module):
         except RuntimeError as error:
             if any(p.device.type == "meta" for p in self.parameters()) and "meta" in str(error):
                 raise GraftError(
-                    "an adapter's tensors were moved off their device after attach (by offloading hooks): offload the base first, then attach"
+                    "an adapter's tensors were offloaded after attach: offload the base first, then attach"
                 ) from error
             raise
 
@@ -145,7 +145,11 @@ class Grafts(nn.Module):
                 return link.adapter.adapt(source, h, ctx)
             return _put_all(h, -1, [(link.rows, link.adapter.adapt(source, _take(h, link.rows, -1), ctx))])
 
-        return self._change(h, self.links, pass_, step)
+        h = self._change(h, self.links, pass_, step)
+        for links in self.links.values():
+            for link in links:
+                link.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
+        return h
 
     def _change(
         self, h: Tensor, table: dict[str, list[Link]], pass_: Pass | None, step: Callable[..., Tensor]

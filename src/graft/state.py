@@ -46,8 +46,7 @@ class Link:
             return x
         if self.x is None:
             raise RuntimeError(f"adapter '{self.name}': the sublayer's output came before its input")
-        left, self.x = self.x, None
-        return left
+        return self.x
 
 
 @dataclass(frozen=True, eq=False)
