@@ -61,7 +61,20 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Preset:
     """Look a preset up. Raises `GraftError` with the nearest name."""
     if name not in _PRESETS:
         raise GraftError(f"unknown preset '{name}'.{did_you_mean(name, _PRESETS)} There are: {', '.join(_PRESETS)}")
-    return Preset(preset=name, changes=dict(changes or {}))
+    entry, changes = _PRESETS[name], dict(changes or {})
+    fields = {field for part in (entry if isinstance(entry, list) else [entry]) for field in _fields_of(part["kind"])}
+    for key in changes:
+        if key not in fields:
+            raise GraftError(
+                f"preset '{name}' has no field '{key}'.{did_you_mean(key, fields)} It has: {', '.join(sorted(fields))}"
+            )
+    return Preset(preset=name, changes=changes)
+
+
+def _fields_of(kind: str) -> set[str]:
+    from graft.adapters import KINDS
+
+    return set(KINDS[kind].model_fields) - {"kind"}
 
 
 def presets() -> tuple[str, ...]:

@@ -96,6 +96,11 @@ def cache_folder() -> Path:
     return Path(root) / "tokens"
 
 
+def pad_id(tokenizer: Any) -> int:
+    """What padding is filled with; masks go by position, so any id will do."""
+    return next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
+
+
 def adapter_name(adapter: AdapterConfig | Preset) -> str:
     """The name under which a run's adapter is attached and saved: its kind, or the last part of its preset."""
     return adapter.preset.rsplit("/", 1)[-1].replace("+", "p") if isinstance(adapter, Preset) else adapter.kind
@@ -124,9 +129,8 @@ def _attach(model: nn.Module, name: str, config: RunConfig) -> None:
 
 def _run(parts: Parts, folder: RunFolder, checkpoint: int | None, quiet: bool) -> None:
     config, job = parts.config, parts.jobs[0]
-    tokenizer = parts.base.tokenizer
     settings = Settings(
-        pad_id=next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0),
+        pad_id=pad_id(parts.base.tokenizer),
         token_budget=config.train.token_budget,
         layout=config.train.layout,
         gradient_checkpointing=config.train.gradient_checkpointing,

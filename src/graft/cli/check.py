@@ -1,0 +1,100 @@
+"""graft check: look a run over before it costs an hour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graft.cli.common import AsJson, Changes, Target, print_json, run_config
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from graft.training.checking import CheckReport
+
+
+def command(
+    target: Target,
+    changes: Changes = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--against", help="A test file whose questions must not be in the training data.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a run: schema, base, template, data, sites, one measured step, save and reload. Exit 2 when something is wrong."""
+    config = run_config(target, changes)
+    from graft.training import check
+
+    report = check(config, against or ())
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _show(report)
+    if report.problems:
+        raise typer.Exit(2)
+
+
+def _show(report: CheckReport) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    parts, base = report.parts, report.base
+    console.print(
+        f"[bold]Base[/]      {parts.base.name}: {base.parameters:,} parameters, {base.num_bytes / 1e6:,.1f} MB, on {base.device}"
+    )
+    template = parts.data.template
+    console.print(
+        f"[bold]Template[/]  {template.name} ({template.digest[:12]}), trained on: {parts.config.data.train_on}"
+    )
+    console.print(parts.data.report)
+    _show_samples(report, console)
+    console.print("\n[bold]Sites[/]")
+    console.print(str(report.sites), soft_wrap=True)
+    _show_trial(report, console)
+    for each in report.overlaps:
+        console.print(
+            f"[bold]Overlap[/]   {each.path}: {each.shared} of {each.rows} questions are in the training data {', '.join(each.examples)}"
+        )
+    for problem in report.problems:
+        console.print(f"[bold red]Problem[/]   {problem}")
+    if not report.problems:
+        console.print("[bold green]All is well.[/] Start with: graft train")
+
+
+def _show_samples(report: CheckReport, console: Console) -> None:
+    from graft.data.inspect import coloured
+    from graft.training.checking import SAMPLES_SHOWN
+
+    data = report.parts.data.train
+    console.print("\n[bold]Samples[/]   dim is read, [bold green]green is trained on[/]")
+    for index in range(min(SAMPLES_SHOWN, len(data))):
+        example = data[index]
+        console.rule(
+            f"{example.source}:{example.row}, {len(example)} tokens, {int(example.supervised.sum())} trained on",
+            style="dim",
+        )
+        console.print(coloured(example, report.parts.base.tokenizer))
+    console.rule(style="dim")
+
+
+def _show_trial(report: CheckReport, console: Console) -> None:
+    trial, job, layout = report.trial, report.parts.jobs[0], report.layout
+    why = f" ({layout.reason})" if layout.reason else ""
+    console.print(f"\n[bold]Layout[/]    {layout.layout} batches{why}")
+    console.print(
+        f"[bold]Trial[/]     longest batch: {trial.tokens:,} tokens (longest sample {trial.longest:,}), loss {trial.loss:.4f}, "
+        f"{trial.tokens / trial.seconds:,.0f} tokens/s, peak memory {trial.peak_bytes / 1e9:.2f} GB"
+    )
+    console.print(f"[bold]Run[/]       {job.steps:,} steps, about {_duration(trial.hours * 3600)}")
+    console.print(f"[bold]Reload[/]    a saved and loaded adapter differs by {report.reload_difference:.2g}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,203 @@
+"""Everything that can go wrong with a run, before it costs an hour.
+
+Schema, base, tokenizer, template and data are read as training reads them; three samples show what is trained on; every site is named; one
+measured step on the longest batch gives memory and time; a saved adapter is loaded again and compared.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import graft
+from graft.attaching import detach, parameters, use
+from graft.bases.memory import MemoryReport, memory_report
+from graft.config import RunConfig
+from graft.data.preparing import train_sources
+from graft.data.reading import read
+from graft.data.report import overlap
+from graft.data.samples import Sample
+from graft.summary_table import Summary, summary
+from graft.training.forward import Forward
+from graft.training.job import Job, Row
+from graft.training.layout import Decision, decide, laid_out
+from graft.training.modes import evaluating, recomputing, set_training
+from graft.training.progress import memory_bytes
+from graft.training.start import Parts, build, pad_id
+from graft.training.step import cut, lay_out, pass_of
+
+SAMPLES_SHOWN = 3
+ADAM_BYTES = 8
+"""AdamW's two float32 moments per parameter, which the trial does not allocate."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One forward and backward pass over the longest micro-batch of the first epoch."""
+
+    tokens: int
+    longest: int
+    """Tokens of its longest sample."""
+    loss: float
+    seconds: float
+    peak_bytes: int
+    """On a GPU what was allocated at the most; else the whole process."""
+    hours: float
+    """The whole run at this speed; validation and saving come on top."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Questions of a test file that are also in the training data."""
+
+    path: str
+    rows: int
+    shared: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `graft check` found. `problems` is empty for a run that can start."""
+
+    parts: Parts
+    base: MemoryReport
+    sites: Summary
+    layout: Decision
+    trial: Trial
+    reload_difference: float
+    """Largest difference of logits between the adapter and its saved and loaded copy."""
+    overlaps: tuple[Overlap, ...]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        job = self.parts.jobs[0]
+        return {
+            "base": {"name": self.parts.base.name, "parameters": self.base.parameters, "bytes": self.base.num_bytes},
+            "template": {"name": self.parts.data.template.name, "digest": self.parts.data.template.digest},
+            "data": self.parts.data.report.to_dict(),
+            "sites": [vars(row) for row in self.sites.rows],
+            "adapter_parameters": self.sites.adapter_parameters,
+            "steps": job.steps,
+            "layout": vars(self.layout),
+            "trial": vars(self.trial),
+            "reload_difference": self.reload_difference,
+            "overlaps": [vars(each) for each in self.overlaps],
+            "problems": list(self.problems),
+        }
+
+
+def check(config: RunConfig, against: Sequence[str | Path] = ()) -> CheckReport:
+    """Check a run without training it. `against`: test files whose questions must not be in the training data.
+
+    Raises `GraftError` for whatever would stop the run at its start; what would spoil it later is in `problems`.
+    """
+    overlaps = _overlaps(config, against)
+    parts = build(config)
+    job, model = parts.jobs[0], parts.base.model
+    forward = Forward(model)
+    layout = decide(forward, parts.jobs, config.train.layout, pad_id(parts.base.tokenizer))
+    trial = _trial(parts, forward, layout)
+    difference = _reload(parts, job)
+    problems = [
+        f"{each.shared} of {each.rows} questions of {each.path} are in the training data"
+        for each in overlaps
+        if each.shared
+    ]
+    if difference > 1e-5:
+        problems.append(f"a saved and loaded adapter answers differently (logits by {difference:.2g})")
+    if not trial.loss < float("inf"):
+        problems.append(f"the loss of the longest batch is {trial.loss}")
+    if parts.data.report.shared:
+        problems.append(f"{parts.data.report.shared} validation samples are in the training data too")
+    return CheckReport(
+        parts, memory_report(model), summary(model), layout, trial, difference, overlaps, tuple(problems)
+    )
+
+
+def _overlaps(config: RunConfig, against: Sequence[str | Path]) -> tuple[Overlap, ...]:
+    """Exact overlap, case and spaces aside, of each test file with the training data."""
+    if not against:
+        return ()
+    trained = [sample for source in train_sources(config.data) for sample in read(source)]
+    found = []
+    for path in against:
+        tested = read(str(path), need_answers=False)
+        shared = overlap(tested, trained)
+        found.append(Overlap(str(path), len(tested), len(shared), tuple(map(_where, shared[:3]))))
+    return tuple(found)
+
+
+def _where(sample: Sample) -> str:
+    return f"{sample.source}:{sample.row}"
+
+
+def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
+    """Measured on the real path; optimiser, data position and parameters stay as they are."""
+    job, train = parts.jobs[0], parts.config.train
+    rows = _longest(job, train.token_budget, layout)
+    counts = sum(int(row.example.supervised.sum()) for row in rows)
+    padding = pad_id(parts.base.tokenizer)
+    batch = lay_out(rows, layout.layout, padding).to(forward.device)
+    weight_N = torch.full((counts,), 1.0 / counts, dtype=torch.float64, device=forward.device)
+    with ExitStack() as stack:
+        stack.enter_context(laid_out(parts.base.model, layout.layout))
+        if train.gradient_checkpointing:
+            stack.enter_context(recomputing(parts.base.model, parts.config.base.dropout))
+        set_training(parts.base.model, [job.name], parts.config.base.dropout)
+        seconds = float("inf")
+        for _ in range(2):  # the first pass also warms up
+            start = time.perf_counter()
+            loss, _ = forward.losses(batch, pass_of(rows, layout.layout), weight_N)
+            loss.backward()
+            value = float(loss.detach())
+            seconds = min(seconds, time.perf_counter() - start)
+            for parameter in job.params.values():
+                parameter.grad = None
+    tokens = sum(len(row.example) for row in rows)
+    peak = memory_bytes(forward.device) + ADAM_BYTES * sum(parameter.numel() for parameter in job.params.values())
+    per_step = float(job.train.lengths.mean()) * train.batch_size
+    return Trial(
+        tokens,
+        max(len(row.example) for row in rows),
+        value,
+        seconds,
+        peak,
+        seconds / tokens * per_step * job.steps / 3600,
+    )
+
+
+def _longest(job: Job, budget: int, layout: Decision) -> list[Row]:
+    """The longest samples as one micro-batch: the fullest that a step can meet."""
+    size = min(job.config.batch_size, len(job.train))
+    samples = sorted(range(len(job.train)), key=lambda index: -int(job.train.lengths[index]))[:size]
+    rows = [Row(job, job.train[sample], sample, position) for position, sample in enumerate(samples)]
+    return max(cut(rows, budget, layout.layout), key=lambda micro: sum(len(row.example) for row in micro))
+
+
+def _reload(parts: Parts, job: Job) -> float:
+    """Save, load beside the original, compare on a sample. Fresh weights are disturbed, so that a copy that stays fresh shows."""
+    model, other = parts.base.model, f"{job.name}-reloaded"
+    kept = {name: parameter.detach().clone() for name, parameter in parameters(model, job.name)}
+    ids = torch.as_tensor(job.train[0].input_ids)[None, :64].long().to(parts.base.device)
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), evaluating(model):
+        for _, parameter in parameters(model, job.name):
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+        graft.save(model, job.name, Path(folder) / "adapter")
+        graft.load(model, Path(folder) / "adapter", name=other)
+        with use(model, job.name):
+            own = model(input_ids=ids).logits
+        with use(model, other):
+            loaded = model(input_ids=ids).logits
+        detach(model, other)
+        for name, parameter in parameters(model, job.name):
+            parameter.copy_(kept[name])
+    return float((own - loaded).abs().max())
