@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from graft.adapters import Adapter, AdapterConfig, AttentionAdapter, Place, Preset, parse
-from graft.attention.install import install, shift_positions, uninstall
+from graft.attention.install import ShiftsPositions, install, shift_positions, uninstall
 from graft.callers import SavesAdapter
 from graft.errors import GraftError
 from graft.grafts import Grafts
@@ -27,6 +27,8 @@ from graft.substitution import GraftedCall, GraftedForward, KeepsPass, hooked, r
 
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
+OF_THE_MODEL = (KeepsPass, SavesAdapter, ShiftsPositions)
+"""Mixins that stay while any adapter is attached; the others go with the last adapter of their module."""
 
 
 def attach(
@@ -226,8 +228,8 @@ def _remove(root: nn.Module, state: State, name: str) -> None:
             if container.empty:
                 del module._modules["graft"]
                 uninstall(module, path)
-                if module is not root and not issubclass(type(module), KeepsPass):
-                    restore(module, path)
+                restore(module, path, keep=OF_THE_MODEL)
+                if module is not root and not isinstance(module, OF_THE_MODEL):
                     module.__dict__.pop("graft_state", None)
         module.__dict__.get("graft_shifts", {}).pop(name, None)
 

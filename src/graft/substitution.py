@@ -106,8 +106,8 @@ def hooked(module: nn.Module) -> bool:
     return ours and own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
-def restore(module: nn.Module, path: str) -> None:
-    """Give a module its own class back. Raises `GraftError` when something else was put on top since."""
+def restore(module: nn.Module, path: str, *, keep: tuple[type, ...] = ()) -> None:
+    """Give a module its own class back, or all but the mixins of `keep`. Raises `GraftError` when something else was put on top since."""
     cls = type(module)
     if not issubclass(cls, Substituted):
         return
@@ -120,4 +120,5 @@ def restore(module: nn.Module, path: str) -> None:
             f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach"
         )
     module.__dict__.pop("forward", None)  # what accelerate leaves when it removes a hook: our own forward, bound
-    module.__class__ = cls.graft_base
+    mixins = tuple(mixin for mixin in cls.graft_mixins if mixin in keep)
+    module.__class__ = _generated(cls.graft_base, mixins) if mixins else cls.graft_base
