@@ -204,11 +204,8 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     _refuse_hooked(root, state)
     for each in names:
         _remove(root, state, each)
-    active = state.current.rows
     if not state.entries:
         _release(root, state)
-    elif isinstance(active, str) and active in names:
-        set_active(model, None)
 
 
 def _refuse_hooked(root: nn.Module, state: State) -> None:
@@ -221,6 +218,7 @@ def _refuse_hooked(root: nn.Module, state: State) -> None:
 
 def _remove(root: nn.Module, state: State, name: str) -> None:
     state.entries.pop(name)
+    state.reroute(name, None)
     for path, module in list(root.named_modules()):
         container = module._modules.get("graft")
         if isinstance(container, Grafts):
@@ -303,7 +301,7 @@ def rename(model: nn.Module, old: str, new: str) -> None:
             shifts[new] = shifts.pop(old)
     state.entries = {new if name == old else name: item for name, item in state.entries.items()}
     assert state.entries[new] is entry
-    state.renamed(old, new)
+    state.reroute(old, new)
 
 
 def copy(model: nn.Module, name: str, new: str) -> None:

@@ -175,10 +175,7 @@ class Grafts(nn.Module):
 
     def _select(self, h: Tensor, table: dict[str, list[Link]], step: Callable[..., Tensor]) -> Tensor:
         """For compiled code: every adapter on all rows, selected by slot number; one graph for every routing."""
-        slots = self.state.slots
-        slot_B = slots[: h.shape[0]]
-        fits = (slot_B != -2).all() & ((slots[h.shape[0]] == -2) | (slots[-1] != -2))
-        torch.ops.aten._assert_async.msg(fits, "graft: the batch has another number of rows than the routing names")
+        slot_B = self.state.slots_of_rows(h.shape[0], h.device)
         for name, links in table.items():
             chosen = (slot_B == self.state.entries[name].slot).view((-1,) + (1,) * (h.dim() - 1))
             for link in links:

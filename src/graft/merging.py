@@ -63,6 +63,7 @@ def unmerge(model: nn.Module, name: str) -> None:
             root.get_parameter(key).copy_(original)
     state.originals = {}
     state.merged = None
+    state.enter(state.current)
 
 
 def _folded(root: nn.Module, path: str, name: str, seats: list[Seat]) -> tuple[Tensor, Tensor | None]:

@@ -20,6 +20,8 @@ from graft.placement import Site
 
 MAX_ROWS = 4096
 """Rows that a compiled graph can route."""
+BARE, NO_ROW = -1, -2
+"""Slot numbers of a row that the bare base serves, and of one that is not there."""
 SHARED = "shared"
 """Key, with the part's number behind it, of a module that all sites of an adapter share."""
 
@@ -88,8 +90,10 @@ class State:
     """Base parameters that required gradients before the first attach."""
     fired: set[int] | None = None
     """While probing: the containers that a forward pass has reached."""
-    slots: Tensor = field(default_factory=lambda: torch.full((MAX_ROWS + 1,), -1, dtype=torch.int32))
-    """Row -> slot number for compiled graphs; -1 is the bare base, -2 behind the last routed row."""
+    slots: Tensor = field(default_factory=lambda: torch.full((MAX_ROWS + 1,), BARE, dtype=torch.int32))
+    """Row -> slot number for compiled graphs; `NO_ROW` behind the last routed row."""
+    outer: list[Pass] = field(default_factory=list)
+    """The passes that open contexts will bring back, innermost last."""
 
     def entry(self, name: str) -> Entry:
         """Look an adapter up. Raises `GraftError` with the names that exist."""
@@ -103,13 +107,11 @@ class State:
         used = {entry.slot for entry in self.entries.values()}
         return next(slot for slot in range(len(used) + 1) if slot not in used)
 
-    def renamed(self, old: str, new: str) -> None:
-        """Follow an adapter's new name."""
-        rows = self.current.rows
-        if old in self.current.names:
-            new_rows = tuple(new if name == old else name for name in rows) if isinstance(rows, tuple) else new
-            self.current = replace(self.current, rows=new_rows, _groups={})
-        self.trained = tuple(new if name == old else name for name in self.trained)
+    def reroute(self, old: str, new: str | None) -> None:
+        """Follow an adapter's new name, or its end (None): in the pass in effect and in those that open contexts will bring back."""
+        self.outer = [_rerouted(pass_, old, new) for pass_ in self.outer]
+        self._put(_rerouted(self.current, old, new))
+        self.trained = tuple(name for name in (new if each == old else each for each in self.trained) if name is not None)
         self.merged = new if self.merged == old else self.merged
 
     def enter(self, pass_: Pass) -> None:
@@ -121,30 +123,50 @@ class State:
                 f"adapter '{self.merged}' is merged into the base, so the base alone and other adapters are not to be had: "
                 f"call graft.unmerge(model, '{self.merged}') first"
             )
-        self.current = pass_
-        self._fill_slots(pass_)
-
-    def _fill_slots(self, pass_: Pass) -> None:
-        rows = pass_.rows
-        if isinstance(rows, tuple):
-            if len(rows) > MAX_ROWS:
-                return
-            numbers = [-1 if name is None else self.entries[name].slot for name in rows]
-            self.slots[: len(rows)] = torch.tensor(numbers, dtype=torch.int32, device=self.slots.device)
-            self.slots[len(rows) :] = -2
-        else:
-            self.slots.fill_(-1 if rows is None else self.entries[rows].slot)
+        self._put(pass_)
 
     @contextmanager
     def entered(self, pass_: Pass) -> Iterator[None]:
         """Put a pass in effect for a block of code; the one before comes back whatever happens."""
         before = self.current
         self.enter(pass_)
+        self.outer.append(before)
         try:
             yield
         finally:
-            self.current = before
-            self._fill_slots(before)
+            self._put(self.outer.pop())
+
+    def _put(self, pass_: Pass) -> None:
+        self.current, self.slots = pass_, self._slots_of(pass_)
+
+    def _slots_of(self, pass_: Pass) -> Tensor:
+        """A new tensor each time: a graph that ran under the last pass may still need its slots in backward."""
+        if self.merged is not None:
+            return torch.full_like(self.slots, BARE)
+        if not isinstance(pass_.rows, tuple) and not pass_.flat:
+            return torch.full_like(self.slots, BARE if pass_.rows is None else self.entries[pass_.rows].slot)
+        slots = torch.full_like(self.slots, NO_ROW)  # all of it for what compiled graphs cannot route: they refuse to run
+        if isinstance(pass_.rows, tuple) and not pass_.flat and len(pass_.rows) <= MAX_ROWS:
+            numbers = [BARE if name is None else self.entries[name].slot for name in pass_.rows]
+            slots[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
+        return slots
+
+    def slots_of_rows(self, num_rows: int, device: torch.device | None = None) -> Tensor:
+        """For compiled graphs: the slot number of each row of a batch [B]. The graph raises when the pass in effect has other rows."""
+        slots = self.slots if device is None else self.slots.to(device)
+        slot_B = slots[:num_rows]
+        fits = (slot_B != NO_ROW).all() & ((slots[num_rows] == NO_ROW) | (slots[-1] != NO_ROW))
+        torch.ops.aten._assert_async.msg(
+            fits, "graft: the rows of this batch are not those that the routing names (token-flat passes do not run compiled)"
+        )
+        return slot_B
+
+
+def _rerouted(pass_: Pass, old: str, new: str | None) -> Pass:
+    if old not in pass_.names:
+        return pass_
+    rows = tuple(new if name == old else name for name in pass_.rows) if isinstance(pass_.rows, tuple) else new
+    return replace(pass_, rows=rows, _groups={})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
