@@ -101,6 +101,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "mlp.down": ("down_proj", "w2", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "wo", "lin2", "linear2"),
 }
 
+_POST_NORMS = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+"""Pairs of norms that stand between a sublayer and its residual (alone, the first is LLaMA's norm before the MLP)."""
+
 
 def family_of(model_type: str | None, block: nn.Module) -> Family:
     """The table's row for a model type when its modules are there, else what the block's structure says."""
@@ -127,9 +133,9 @@ def resolve_structure(block: nn.Module) -> Family:
         linears["mlp.up"] = linears.pop("mlp.gate")
     up = linears.get("mlp.gate") or linears.get("mlp.up") or linears.get("mlp.gate_up") or ""
     mlp = up.rsplit(".", 1)[0] if "." in up else up
-    return Family(
-        linears, attn=attention, attn_out=linears.get("attn.o", ""), mlp=mlp, mlp_out=linears.get("mlp.down", "")
-    )
+    outs = linears.get("attn.o", ""), linears.get("mlp.down", "")
+    attn_out, mlp_out = next((norms for norms in _POST_NORMS if all(_has(block, norm) for norm in norms)), outs)
+    return Family(linears, attn=attention, attn_out=attn_out, mlp=mlp, mlp_out=mlp_out if mlp else "")
 
 
 def is_linear(module: nn.Module) -> bool:

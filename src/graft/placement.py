@@ -13,6 +13,7 @@ A name that matches nothing is an error that lists what exists.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,12 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> list[Site]:
     names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     if not names:
         raise GraftError(f"{config.kind}: no sites given. {atlas.listing()}")
+    if any(name.partition("@")[0] in ("linear", "mlp") for name in names) and (experts := atlas.experts()):
+        warnings.warn(
+            f"{len(experts)} expert weights (as {experts[0]}) are held as three-dimensional parameters, not as linear "
+            f"layers: '{' '.join(names)}' does not adapt them",
+            stacklevel=2,
+        )
     found: dict[tuple[str, str], Site] = {}
     for name in names:
         matches = atlas.lookup(name, config)
@@ -106,8 +113,23 @@ class Atlas:
 
     def listing(self) -> str:
         """For error messages: what exists."""
-        names = " ".join(sorted(self.names())) or "no transformer blocks were recognised"
-        return f"This model has: {names} (layers 0 to {len(self.blocks) - 1}); or re:PATTERN over module names."
+        names = " ".join(sorted(self.names()))
+        if not self.blocks:
+            return f"No transformer blocks were recognised in this model ({names or 'no other sites'}); name modules by re:PATTERN."
+        experts = self.experts()
+        rest = f" Not adaptable: {len(experts)} expert weights held as parameters, as {experts[0]}." if experts else ""
+        return f"This model has: {names} (layers 0 to {len(self.blocks) - 1}); or re:PATTERN over module names.{rest}"
+
+    def experts(self) -> list[str]:
+        """Three-dimensional parameters of the blocks that are no convolution's: weights of experts, which no site names."""
+        return [
+            f"{block.at(path)}.{name}".removesuffix(".")
+            for block in self.blocks
+            for path, module in block.module.named_modules()
+            if not isinstance(module, nn.modules.conv._ConvNd) and "graft" not in path.split(".")
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() == 3
+        ]
 
     def lookup(self, name: str, config: AdapterConfig) -> list[Site]:
         """The sites of one name, checked against what the kind takes."""
@@ -125,11 +147,7 @@ class Atlas:
             )
         for site in sites:
             if site.type not in config.takes:
-                hint = (
-                    " Name its linear layers (attn.q attn.k attn.v attn.o, mlp.up mlp.down)."
-                    if site.type == "sublayer"
-                    else ""
-                )
+                hint = " Name its linear layers (attn.q, mlp.up, ...)." if site.type == "sublayer" else ""
                 raise GraftError(
                     f"kind '{config.kind}' takes {_listed(config.takes)} sites; '{name}' is a {site.type} site.{hint}"
                 )

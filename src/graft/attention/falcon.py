@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from graft.attention.bloom import biased_mask, slopes_of
+from graft.attention.alibi import Alibi, biased_mask, slopes_of
 from graft.attention.functions import attend, current_pass
 from graft.attention.needed import needed
 from graft.substitution import register_mixin
@@ -38,23 +38,30 @@ class FalconForward:
             query, key = rotate(query, key, *position_embeddings)
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
-        mask, slopes, dropout = attention_mask, None, 0.0
+        mask, bias, dropout = attention_mask, None, 0.0
         if alibi is not None:
-            # Falcon scales the sum of scores and ALiBi, so the bias and its slopes are scaled along.
-            slopes = slopes_of(self.num_heads, alibi.device).bfloat16().float() * self.inv_norm_factor
-            bias = alibi.view(-1, self.num_heads, 1, alibi.shape[-1])[..., : key.shape[2]] * self.inv_norm_factor
-            mask = None if current_pass(self).flat else _mask(bias, attention_mask, query, key)
+            twice = output_attentions or self.config._attn_implementation == "eager"
+            # Falcon multiplies by bfloat16 slopes and scales the sum of scores and ALiBi.
+            bias = Alibi(slopes_of(self.num_heads, alibi.device).bfloat16(), (2 if twice else 1) * self.inv_norm_factor)
+            if not current_pass(self).flat:
+                mask = _mask(
+                    alibi.view(-1, self.num_heads, 1, alibi.shape[-1]) * self.inv_norm_factor, mask, query, key, twice
+                )
             dropout = self.attention_dropout.p if self.training else 0.0
         output_BLHD, weights = attend(
-            self, "eager" if output_attentions else "sdpa", query, _repeated(key, query), _repeated(value, query), mask, slopes=slopes,
+            self, "eager" if output_attentions else "sdpa", query, _repeated(key, query), _repeated(value, query), mask, alibi=bias,
             scaling=self.inv_norm_factor, dropout=dropout,
         )  # fmt: skip
         return self.dense(output_BLHD.flatten(2)), weights
 
 
-def _mask(bias: Tensor, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """Falcon's model adds ALiBi to the mask itself under SDPA: [B, H, L, S] holds it already, [B, 1, L, S] does not."""
-    return mask if mask is not None and mask.shape[1] > 1 else biased_mask(bias, mask, query, key)
+def _mask(bias: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, twice: bool) -> Tensor:
+    """The model adds ALiBi to the mask, which is then [B, H, L, S]; its eager attention adds it once more, and so do we."""
+    bias = bias[..., : key.shape[2]]
+    if mask is None or mask.shape[1] == 1:
+        return biased_mask(bias, mask, query, key)
+    mask = mask[..., : key.shape[2]]
+    return mask + bias if twice else mask
 
 
 def _repeated(x_BKSD: Tensor, query: Tensor) -> Tensor:

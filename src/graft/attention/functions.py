@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.attention.alibi import Alibi
 from graft.attention.shadow import PREFIX
 from graft.attention.virtual import Virtual, virtual_tokens
 from graft.errors import GraftError
@@ -68,26 +69,26 @@ def attend(
     key: Tensor,
     value: Tensor,
     mask: Any,
-    slopes: Tensor | None = None,
+    alibi: Alibi | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with whatever the pass in effect adds.
 
-    query [B, H, L, D], key and value [B, K, S, D], mask None, boolean or additive [B or 1, H or 1, L, S]; slopes [H] of ALiBi, whose bias
-    a padded batch has in its mask already and a flat one does not. Returns output [B, L, H, D] and the weights, if the backend gives them.
+    query [B, H, L, D], key and value [B, K, S, D], mask None, boolean or additive [B or 1, H or 1, L, S]; alibi whose bias a
+    padded batch has in its mask already and a flat one does not. Returns output [B, L, H, D] and the weights, if the backend gives them.
     """
     state: State = module.__dict__["graft_state"]
     function, pass_ = backend_function(module, backend), current_pass(module)
     virtual = virtual_tokens(module, state, pass_, query.shape[0])
     if pass_.flat and state.merged is None:
-        return _by_segments(module, backend, function, query, key, value, pass_, virtual, slopes, kwargs), None
+        return _by_segments(module, backend, function, query, key, value, pass_, virtual, alibi, kwargs), None
     if virtual is None:
         return function(module, query, key, value, mask, **kwargs)
     if backend == "flex_attention":
         raise GraftError(
             "prefix adapters do not run under flex_attention: load the base with attention sdpa, eager or flash_attention_2"
         )
-    rows = virtual.of_rows(query.shape[0])
+    rows = virtual.of_rows(query.shape[0], key.shape[1])
     if backend.startswith("flash"):
         if kwargs.get("sliding_window"):
             raise GraftError(
@@ -95,7 +96,7 @@ def attend(
             )
         mask = None if mask is None and rows.always_visible else _flash_mask(mask, rows, key)
     else:
-        mask = _with_prefix(_explicit(module, mask, query, key, kwargs), rows, query.dtype, slopes)
+        mask = _with_prefix(_explicit(module, mask, query, key, kwargs), rows, query.dtype, alibi)
         kwargs["is_causal"] = False
     key, value = torch.cat([rows.keys.to(key), key], 2), torch.cat([rows.values.to(value), value], 2)
     output, weights = function(module, query, key, value, mask, **kwargs)
@@ -113,17 +114,16 @@ def _explicit(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor
     return (allowed.tril() if causal and length > 1 else allowed)[None, None]
 
 
-def _with_prefix(mask: Tensor, rows: Virtual, dtype: torch.dtype, slopes: Tensor | None) -> Tensor:
+def _with_prefix(mask: Tensor, rows: Virtual, dtype: torch.dtype, alibi: Alibi | None) -> Tensor:
     """The mask with columns for the virtual tokens: seen by every query; bias 0, or ALiBi's where positions start behind the prefix."""
     visible = rows.visible[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
-    if mask.dtype == torch.bool and slopes is None:
+    if mask.dtype == torch.bool and alibi is None:
         return torch.cat([visible, mask.expand(visible.shape[0], -1, -1, -1)], -1)
     least = torch.finfo(dtype).min
     columns = torch.where(visible, 0.0, least).to(dtype)
-    if slopes is not None and rows.shifts is not None:
-        steps = torch.arange(rows.count, device=mask.device) - rows.shifts[:, None]
-        bias = slopes[None, :, None, None] * steps[:, None, None, :]
-        columns = columns + torch.where(rows.shifts[:, None, None, None] > 0, bias, 0.0).to(dtype)
+    if alibi is not None and rows.shifts is not None:
+        bias = alibi.bias(torch.arange(rows.count, device=mask.device) - rows.shifts[:, None], dtype)
+        columns = columns + torch.where(rows.shifts[:, None, None, None] > 0, bias, 0.0)
     mask = torch.where(mask, 0.0, least).to(dtype) if mask.dtype == torch.bool else mask
     heads, batch = max(mask.shape[1], columns.shape[1]), max(mask.shape[0], columns.shape[0])
     return torch.cat([columns.expand(batch, heads, -1, -1), mask.expand(batch, heads, -1, -1)], -1)
@@ -137,7 +137,7 @@ def _flash_mask(mask: Tensor | None, rows: Virtual, key: Tensor) -> Tensor:
 
 def _by_segments(
     module: nn.Module, backend: str, function: Attend, query: Tensor, key: Tensor, value: Tensor, pass_: Pass,
-    virtual: Virtual | None, slopes: Tensor | None, kwargs: dict[str, Any],
+    virtual: Virtual | None, alibi: Alibi | None, kwargs: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """Attention inside each segment of a flat batch. Splitting (not slicing) keeps the backward pass one concatenation."""
     assert pass_.lengths is not None
@@ -149,23 +149,23 @@ def _by_segments(
         if not name.startswith(("cu_seq_lens", "max_length", "position_ids"))
     }
     window, outputs = kwargs.get("sliding_window"), []
-    rows = None if virtual is None else virtual.of_rows(len(pass_.lengths))
+    rows = None if virtual is None else virtual.of_rows(len(pass_.lengths), key.shape[1])
     for row, (q, k, v) in enumerate(
         zip(*(part.split(list(pass_.lengths), 2) for part in (query, key, value)), strict=True)
     ):
         length = q.shape[2]
         one = None if rows is None else rows.row(row)
-        if one is None and slopes is None and backend != "eager" and not (window and window < length):
+        if one is None and alibi is None and backend != "eager" and not (window and window < length):
             outputs.append(function(module, q, k, v, None, **kwargs)[0])
             continue
         allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
         if window and window < length:
             allowed = allowed.triu(1 - window)
         mask = torch.where(allowed[None, None], 0.0, torch.finfo(q.dtype).min).to(q.dtype)
-        if slopes is not None:
-            mask = mask + (slopes[:, None, None] * torch.arange(length, device=q.device)).to(q.dtype)[None]
+        if alibi is not None:
+            mask = mask + alibi.bias(torch.arange(length, device=q.device), q.dtype)
         if one is not None:
-            mask = _with_prefix(mask, one, q.dtype, slopes)
+            mask = _with_prefix(mask, one, q.dtype, alibi)
             k, v = torch.cat([one.keys.to(k), k], 2), torch.cat([one.values.to(v), v], 2)
         if backend.startswith("flash"):
             raise GraftError("prefix, ALiBi and windows in token-flat batches need attention sdpa or eager")

@@ -74,7 +74,8 @@ def install(module: nn.Module, state: State, path: str) -> None:
         source = inspect.getsource(inspect.unwrap(_own_class(module).forward))
         if config is None or "ALL_ATTENTION_FUNCTIONS" not in source:
             raise GraftError(
-                f"'{path}' ({name}) does not use transformers' attention interface, so prefix adapters and token-flat batches cannot act in it"
+                f"'{path}' ({name}) does not use transformers' attention interface, so prefix adapters and token-flat "
+                "batches cannot act in it"
             )
         backend = getattr(config, "_attn_implementation", None) or "eager"
         if backend not in BACKENDS:

@@ -33,19 +33,16 @@ class Virtual:
         """Virtual tokens per row."""
         return self.keys.shape[2]
 
-    def of_rows(self, num_rows: int) -> Virtual:
-        """One prefix for all rows, expanded."""
-        if self.keys.shape[0] == num_rows:
+    def of_rows(self, num_rows: int, num_heads: int) -> Virtual:
+        """One prefix for all rows, expanded; its heads repeated where the module holds its own repeated (Falcon)."""
+        if self.keys.shape[:2] == (num_rows, num_heads):
             return self
-        size = (num_rows, -1, -1, -1)
-        shifts = None if self.shifts is None else self.shifts.expand(num_rows)
-        return Virtual(
-            self.keys.expand(size),
-            self.values.expand(size),
-            self.visible.expand(num_rows, -1),
-            shifts,
-            self.always_visible,
+        keys, values = (
+            part.repeat_interleave(num_heads // part.shape[1], 1).expand(num_rows, -1, -1, -1)
+            for part in (self.keys, self.values)
         )
+        shifts = None if self.shifts is None else self.shifts.expand(num_rows)
+        return Virtual(keys, values, self.visible.expand(num_rows, -1), shifts, self.always_visible)
 
     def row(self, row: int) -> Virtual | None:
         """One row's own, cut to what it sees; None for none."""
@@ -96,7 +93,7 @@ def position_shifts(
 
 def _compiled_choice(state: State, names: list[str], num_rows: int) -> Tensor:
     """[B] numbers into `names`; the bare base gets the number behind the last."""
-    slot_B = state.slots[:num_rows]
+    slot_B = state.slots_of_rows(num_rows)
     choice = torch.full_like(slot_B, len(names))
     for number, name in enumerate(names):
         choice = torch.where(slot_B == state.entries[name].slot, number, choice)
