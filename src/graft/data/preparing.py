@@ -47,6 +47,7 @@ def prepare(
     Raises `GraftError` for data that cannot be read or written out, for samples longer than `max_length` where
     `overlong` is error, and where nothing is left to train on.
     """
+    facts_of(tokenizer)  # an unfit tokenizer is an error before anything is read
     template = Template.load(config.template, tokenizer).with_system(config.system)
     folder = cache_dir if config.cache else None
     key, note = "", None
@@ -165,7 +166,7 @@ def _check_lengths(config: DataConfig, parts: Sequence[tuple[Sequence[Sample], S
     raise GraftError(
         f"{len(long):,} of {len(pairs):,} samples are longer than data.max_length={config.max_length} tokens; the longest "
         f"has {longest:,} ({sample.where}). Choose one:\n"
-        f"  data.max_length={-(-longest // 8) * 8:<14} keeps every sample whole\n"
+        f"  data.max_length={-(-longest // 8) * 8:<13} keeps every sample whole\n"
         "  data.overlong=drop            leaves these samples out\n"
         "  data.overlong=truncate_prompt shortens their questions, never an answer"
     )
@@ -220,7 +221,6 @@ def _writes_start(template: Template, facts: TokenizerFacts) -> bool:
 
 def _key(config: DataConfig, tokenizer: Any, template: Template) -> str:
     """Everything that the tokens depend on."""
-    facts_of(tokenizer)  # an unfit tokenizer is an error before anything is read
     own = validation_source(config)
     sources = [*train_sources(config), *([own] if own else [])]
     return cache.key_of(

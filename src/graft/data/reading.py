@@ -1,6 +1,7 @@
 """Reading data sets through `datasets`: JSON, JSONL, CSV, TSV, Parquet, folders and globs of these, and hub names.
 
-Local files are streamed, so nothing is copied and no stale copy can be read. Columns of CSV and TSV are read as text:
+Local files are streamed, so nothing is copied and no stale copy can be read, and nothing is reported to the hub, which
+`load_dataset` does even for a local file. Columns of CSV and TSV are read as text:
 "007" stays "007" and "NA" is a word. TSV has no quoting, as the media type says.
 """
 
@@ -115,7 +116,7 @@ def _file_rows(file: Path) -> Iterator[dict[str, Any]]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it would log is in the error below
     try:
         options = _table_options(file) if loader == "csv" else {}
-        yield from datasets.load_dataset(loader, data_files=str(file), split="train", streaming=True, **options)
+        yield from getattr(datasets.IterableDataset, f"from_{loader}")(glob.escape(str(file)), **options)
     except GraftError:
         raise
     except (ValueError, StopIteration, csv.Error, DatasetsError) as error:

@@ -62,7 +62,8 @@ def completion(row: Row, need_answer: bool) -> list[Message]:
     """A prompt and its completion under one of several pairs of names, each a text or a list of messages; or `text` alone."""
     if "text" in row and not any(names[0] in row for names in PAIRS):
         return [{"role": "assistant", "content": text(row, "text")}]
-    prompt, answer = next((pair for pair in PAIRS if pair[0] in row), PAIRS[0])
+    whole = [pair for pair in PAIRS if pair[0] in row and pair[1] in row]
+    prompt, answer = next(iter([*whole, *(pair for pair in PAIRS if pair[0] in row), *PAIRS]))
     if isinstance(row.get(prompt), list):
         turns = _turns(row[prompt], prompt, "role", "content", _roles)
         return [*turns, *(_turns(row[answer], answer, "role", "content", _roles) if row.get(answer) else [])]
@@ -89,16 +90,14 @@ class Shape:
     columns: tuple[tuple[str, ...], ...]
     """Sets of columns, any of which tells the shape."""
     convert: Callable[[Row, bool], list[Message]]
-    answer: str | None = None
-    """The column that may be missing where no answer is needed; None: the answer lies among the messages."""
 
 
 PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "response"), ("query", "response"))
 SHAPES = {
     "messages": Shape((("messages",),), messages),
     "sharegpt": Shape((("conversations",),), sharegpt),
-    "alpaca": Shape((("instruction", "output"), ("instruction", "response")), alpaca, "output"),
-    "completion": Shape((*PAIRS, ("text",)), completion, "completion"),
+    "alpaca": Shape((("instruction", "output"), ("instruction", "response")), alpaca),
+    "completion": Shape((*PAIRS, ("text",)), completion),
 }
 KNOWN = """  alpaca      instruction, output (and input); or instruction, response (and context)
   messages    messages: a list of {role, content}

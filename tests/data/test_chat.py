@@ -1,0 +1,192 @@
+"""Chat templates: spans against strings written by hand, ids against transformers' own `apply_chat_template`."""
+
+from __future__ import annotations
+
+import pytest
+
+from graft.data.encoding import encode
+from graft.data.templates import Template
+from graft.errors import GraftError
+
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\n'"
+    " + m.content | trim + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
+# Like Qwen 3: thinking is written in the turn after the last question only, and dropped from earlier ones.
+THINKING = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    "{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{% set parts = m.content.split('</think>') %}"
+    "{% if loop.index0 > ns.last %}{{ '<think>\n' + (parts[0].replace('<think>', '').strip() if parts | length > 1 else '')"
+    " + '\n</think>\n\n' }}{% endif %}{{ parts[-1].lstrip() }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+IGNORES_THE_FLAG = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\n' }}{% endfor %}"
+NO_END = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "the cat"},
+    {"role": "assistant", "content": "sat"},
+    {"role": "user", "content": "the dog"},
+    {"role": "assistant", "content": "ate"},
+]
+
+
+def load(tokenizer, jinja):
+    tokenizer.chat_template = jinja
+    return Template.load("chat", tokenizer)
+
+
+def learnt(spans):
+    return [span.text + ("<EOS>" if span.ends else "") for span in spans if span.supervised]
+
+
+def test_chatml_supervises_each_answer_and_its_end_mark(chatty):
+    spans = Template.load("chat", chatty).render(TALK)
+    assert learnt(spans) == ["sat", "<|im_end|>", "ate", "<|im_end|>"]
+    assert "".join(span.text for span in spans) == (
+        "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nsat<|im_end|>\n"
+        "<|im_start|>user\nthe dog<|im_end|>\n<|im_start|>assistant\nate<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize("jinja", [MISTRAL, GEMMA, THINKING], ids=["mistral", "gemma", "thinking"])
+def test_ids_are_those_of_transformers_with_one_start_token(chatty, jinja):
+    template = load(chatty, jinja)
+    theirs = chatty.apply_chat_template(TALK, return_dict=False)
+    start = [] if chatty.bos_token_id is None or chatty.bos_token_id in theirs else [chatty.bos_token_id]
+    assert encode(template.render(TALK), chatty).ids == start + theirs
+
+
+def test_the_start_token_comes_once_where_the_template_leaves_it_out(llama):
+    llama.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    for jinja in (MISTRAL, GEMMA, THINKING):
+        ids = encode(load(llama, jinja).render(TALK), llama).ids
+        assert ids[0] == llama.bos_token_id and ids.count(llama.bos_token_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("jinja", "expected"),
+    [
+        (MISTRAL, [" ", "sat", "</s>", " ", "ate", "</s>"]),
+        (GEMMA, ["sat", "<|im_end|>", "ate", "<|im_end|>"]),
+        (THINKING, ["sat", "<|im_end|>", "<think>\n\n</think>\n\n", "ate", "<|im_end|>"]),
+        (IGNORES_THE_FLAG, [" ", "sat", "</s>", " ", "ate", "</s>"]),
+        (NO_END, ["sat", "<EOS>", "ate", "<EOS>"]),
+    ],
+    ids=["mistral", "gemma", "thinking", "ignores-the-flag", "no-end"],
+)
+def test_answers_are_found_whatever_the_template_does_around_them(llama, jinja, expected):
+    llama.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    assert learnt(load(llama, jinja).render(TALK)) == expected
+
+
+@pytest.mark.parametrize("jinja", [MISTRAL, GEMMA, THINKING, IGNORES_THE_FLAG, NO_END])
+@pytest.mark.parametrize("turns", [2, 4])
+def test_the_prompt_is_a_strict_prefix_up_to_the_first_token_of_the_answer(llama, jinja, turns):
+    llama.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    template = load(llama, jinja)
+    spans = template.render(TALK[:turns])
+    tokens = encode(spans, llama)
+    prompt = template.prompt_ids(TALK[: turns - 1], llama)
+    assert tokens.ids[: len(prompt)] == prompt
+    learnt_at = [spans[span].supervised for span in tokens.spans]
+    assert learnt_at[len(prompt)] and not learnt_at[len(prompt) - 1]
+
+
+def test_an_answer_equal_to_a_mark_or_a_role_is_still_found(chatty):
+    talk = [{"role": "user", "content": "user"}, {"role": "assistant", "content": "assistant"}]
+    spans = Template.load("chat", chatty).render(talk)
+    assert learnt(spans) == ["assistant", "<|im_end|>"]
+    assert [span.text for span in spans if span.message == 0] == ["user"]
+
+
+def test_thinking_in_the_last_answer_is_trained_on(chatty):
+    talk = [TALK[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nsat"}]
+    assert learnt(load(chatty, THINKING).render(talk)) == ["<think>\nhm\n</think>\n\nsat", "<|im_end|>"]
+
+
+def test_a_template_that_drops_a_part_of_an_answer_is_an_error(chatty):
+    talk = [TALK[0], {"role": "assistant", "content": "<think>hm</think>sat"}, *TALK[2:]]
+    with pytest.raises(GraftError, match="leaves out or changes a part of message 2"):
+        load(chatty, THINKING).render(talk)
+
+
+@pytest.mark.parametrize(
+    ("jinja", "message"),
+    [
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "leaves out the answers"),
+        ("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}", "cannot be told apart"),
+        ("{% for m in messages %}{{ m.contnt.x }}{% endfor %}", "refuses this conversation"),
+    ],
+)
+def test_a_template_whose_answers_cannot_be_established_is_an_error_that_says_so(gpt, jinja, message):
+    with pytest.raises(GraftError, match=message):
+        load(gpt, jinja)
+
+
+def test_what_the_template_itself_refuses_is_passed_on(llama):
+    template = load(llama, MISTRAL)
+    with pytest.raises(GraftError, match="roles must alternate"):
+        template.render([TALK[0], TALK[0], TALK[1]])
+
+
+def test_special_tokens_in_the_data_stay_text(chatty):
+    hostile = [{"role": "user", "content": "a<|im_end|>b"}, {"role": "assistant", "content": f"c{chatty.eos_token}d"}]
+    tokens = encode(Template.load("chat", chatty).render(hostile), chatty)
+    end = chatty.convert_tokens_to_ids("<|im_end|>")
+    assert tokens.ids.count(end) == 2  # one after each message
+    assert chatty.eos_token_id not in tokens.ids
+    assert "a<|im_end|>b" in chatty.decode(tokens.ids)
+
+
+def test_generation_stops_at_the_template_s_end_mark_too(chatty):
+    assert set(Template.load("chat", chatty).stop_ids(chatty)) == {
+        chatty.eos_token_id,
+        chatty.convert_tokens_to_ids("<|im_end|>"),
+    }
+    assert Template.load("alpaca").stop_ids(chatty) == (chatty.eos_token_id,)
+
+
+def test_auto_is_the_tokenizer_s_own_template_where_there_is_one(gpt):
+    assert Template.load("auto", gpt) is Template.load("alpaca")
+    with pytest.raises(GraftError, match="has no chat template"):
+        Template.load("chat", gpt)
+    gpt.chat_template = NO_END
+    assert Template.load("auto", gpt) == Template.load("chat", gpt)
+
+
+def test_a_saved_chat_template_needs_no_tokenizer_and_has_an_equal_digest(tmp_path, chatty):
+    template = Template.load("chat", chatty).with_system("Be kind.")
+    template.save(tmp_path)
+    loaded = Template.load(tmp_path)
+    assert loaded.digest == template.digest
+    assert loaded.render(TALK) == template.render(TALK)
+    assert (tmp_path / "chat_template.jinja").read_text() == chatty.chat_template
+
+
+def test_a_saved_chat_template_without_its_jinja_is_refused(tmp_path, chatty):
+    Template.load("chat", chatty).save(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(GraftError, match=r"but not chat_template\.jinja"):
+        Template.load(tmp_path)
+
+
+def test_a_jinja_file_is_a_chat_template(tmp_path, chatty):
+    file = tmp_path / "mine.jinja"
+    file.write_text(chatty.chat_template)
+    template = Template.load(file, chatty)
+    assert template.name == "mine"
+    assert template.render(TALK) == Template.load("chat", chatty).render(TALK)
+
+
+def test_a_template_that_prints_the_date_reads_the_same_every_day(llama):
+    spans = load(llama, "{{ strftime_now('%d %b %Y') }}\n" + NO_END).render(TALK)
+    assert spans[0].text.startswith("26 Jul 2024\nuser: ")
