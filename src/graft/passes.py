@@ -43,6 +43,11 @@ class Context:
             return x
         if self.seeds is None:
             return torch.nn.functional.dropout(x, p, training=True)
+        covered = sum(self.lengths or ()) if self.flat else len(self.seeds)
+        if covered != x.shape[1 if self.flat else 0]:
+            raise GraftError(
+                f"{len(self.seeds)} dropout seeds for {covered} {'tokens' if self.flat else 'rows'} met a tensor of shape {tuple(x.shape)}"
+            )
         keep = torch.ones_like(x)
         start = 0
         for row, seed in enumerate(self.seeds):
@@ -76,10 +81,11 @@ class Pass:
     def __post_init__(self) -> None:
         if self.flat and self.lengths is None:
             raise GraftError("a token-flat pass needs the length of every segment")
-        count = len(self.rows) if isinstance(self.rows, tuple) else None
-        for name, value in (("lengths", self.lengths), ("seeds", self.seeds)):
-            if value is not None and count is not None and len(value) != count:
-                raise GraftError(f"{name} has {len(value)} entries for {count} rows")
+        sizes = {"rows": self.rows, "lengths": self.lengths, "seeds": self.seeds}
+        counts = {name: len(value) for name, value in sizes.items() if isinstance(value, tuple)}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise GraftError(f"a pass needs one entry per row everywhere; given {said}")
 
     @cached_property
     def names(self) -> frozenset[str]:
