@@ -30,12 +30,20 @@ class Shadow:
         return shadow_of(copy.deepcopy(self.graft_original, memo))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return shadow_of, (self.graft_original,)
+        return _rebuild, (self.graft_original,)
 
 
 @functools.cache
 def _shadow_class(base: type) -> type:
     return type(base.__name__, (Shadow, base), {"__slots__": ("graft_original",), "__module__": base.__module__})
+
+
+def _rebuild(config: Any) -> Any:
+    """For unpickling, also in a process that has not registered the functions yet."""
+    from graft.attention.functions import register
+
+    register()
+    return shadow_of(config)
 
 
 def shadow_of(config: Any) -> Any:
