@@ -69,6 +69,23 @@ def test_every_shape_is_told_from_its_columns(tmp_path, name, row, messages):
     assert [(sample.source, sample.row) for sample in samples] == [(path, 1), (path, 2)]
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_numbers_among_texts_are_written_out_and_leave_the_texts_alone(tmp_path, name):
+    path = write(tmp_path / name, [{"prompt": "a", "completion": value} for value in ("x", 5, -1.5)])
+    assert [sample.answer for sample in read(path)] == ["x", "5", "-1.5"]
+
+
+def test_a_json_file_may_hold_one_row_per_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"prompt": "a", "completion": "b"}\n\n{"prompt": "c", "completion": "d", "note": [1]}\n')
+    assert [list(sample.messages) for sample in read(str(path))] == [turns("a", "b"), turns("c", "d")]
+
+
+def test_a_field_that_the_first_row_lacks_is_used_where_it_is(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}, ALPACA])
+    assert [sample.prompt[0].get("input") for sample in read(path)] == [None, "2 and 3"]
+
+
 def test_csv_cells_are_text_as_they_stand(tmp_path):
     path = tmp_path / "a.csv"
     with open(path, "w", newline="", encoding="utf-8-sig") as file:
@@ -213,11 +230,15 @@ def test_a_missing_file_is_an_error_with_the_nearest_name(tmp_path):
         ("a.json", "", "is empty"),
         ("a.json", "[]", "holds no rows"),
         ("a.csv", "prompt,completion\n", "holds no rows"),
-        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt" "a"}\n', "line 2, column 11"),
-        ("a.json", "[{]", "cannot be read as json"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt" "a"}\n', "line 2 column 11"),
+        ("a.json", "[{]", "cannot be read as JSON"),
+        ("a.json", '{"data": [{"prompt": "a"}]}', "holds one object, .*its key 'data' holds one"),
+        ("a.json", "3", "holds int, but a list of rows is needed"),
+        ("a.json", '["a"]', 'row 1: must be an object with named fields, but is "a"'),
+        ("a.jsonl", "\n\n", "holds no rows"),
         ("a.csv", "prompt,completion\na,b\na,b,c\n", "row 2: 3 cells, but the header names 2 columns"),
-        ("a.csv", b"\xff\xfe\x00", "cannot be read as csv"),
-        ("a.parquet", b"nonsense", "cannot be read as parquet"),
+        ("a.csv", b"\xff\xfe\x00", "cannot be read as CSV"),
+        ("a.parquet", b"nonsense", "cannot be read as Parquet"),
     ],
 )
 def test_an_empty_or_broken_file_is_an_error(tmp_path, name, content, message):
