@@ -4,3 +4,7 @@
 batches change nothing; `answers` compares; `statistics` puts intervals on scores; `loss` measures the loss; `contestants`
 are the base and the adapters that are measured; `datafile` evaluates them on a data file.
 """
+
+from graft.evaluation.evaluating import evaluate, evaluate_on
+
+__all__ = ["evaluate", "evaluate_on"]

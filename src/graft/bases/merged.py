@@ -1,0 +1,145 @@
+"""A merged model on disk: base plus adapter as a plain Hugging Face model, loaded again and compared before it counts.
+
+What is compared are the logits of a few prompts, adapter beside the base against the reloaded model. Nothing stands in the target
+folder unless they agree.
+
+Legend: L tokens of a prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import graft
+from graft.adapters import CannotFold
+from graft.bases.loading import Base, load_model
+from graft.bases.memory import memory_report
+from graft.config.schema import BaseConfig
+from graft.errors import GraftError
+from graft.files import new_dir
+from graft.state import state_of
+
+ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Largest difference of logits that rounding explains, relative to 1 + the largest logit."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """How the merged model compares with the adapter beside its base."""
+
+    folder: str
+    adapter: str
+    dtype: str
+    prompts: int
+    tokens: int
+    max_difference: float
+    """Largest absolute difference of logits."""
+    mean_difference: float
+    largest_logit: float
+    same_next_token: float
+    """Share of positions at which both rank the same token first."""
+    untied: tuple[str, ...]
+    """Weights that shared their values with another module and now have their own."""
+
+
+def write_merged(
+    base: Base,
+    name: str,
+    prompts: Sequence[Sequence[int]],
+    target: str | Path,
+    add_files: Callable[[Path], object] | None = None,
+) -> MergeReport:
+    """Fold an adapter into its base for good and write the model and tokenizer to a new or empty folder.
+
+    base: is used up (its weights are the merged ones afterwards, and no adapter is attached). prompts: token ids to compare
+    on. add_files: called with the folder before it takes its place.
+    Raises `CannotFold` for a kind without an equal in the weights, and `GraftError` for a folder that is not empty, quantised
+    weights, and a reloaded model that answers differently.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise GraftError(f"{target} is not empty: name a new folder for the merged model")
+    model = base.model
+    _refuse_unfoldable(model, name)
+    untied = _untie(model, name)
+    with graft.use(model, name):
+        expected = _logits(model, prompts)
+    graft.merge(model, name, keep=False)
+    state_of(model).merged = None  # the merged weights are the base from here on, so the adapters can come off
+    graft.detach(model)
+    with new_dir(target) as folder:
+        model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        if add_files is not None:
+            add_files(folder)
+        report = _compare(base, name, folder, target, expected, prompts, untied)
+    return report
+
+
+def _refuse_unfoldable(model: nn.Module, name: str) -> None:
+    config = state_of(model).entry(name).config
+    stuck = sorted({part.kind for part in config.parts() if not part.folds})
+    if stuck:
+        raise CannotFold(
+            f"adapter '{name}' cannot be merged: {' and '.join(stuck)} adapters compute what no weight of the base can. Keep it "
+            "beside the base, where it costs little: graft chat, predict and eval take it from its folder, graft.load in Python"
+        )
+
+
+def _untie(model: Any, name: str) -> tuple[str, ...]:
+    """Give each adapted module that shares its weight (an output head with the embedding) a weight of its own."""
+    hosts = {seat.site.module for seat in state_of(model).entry(name).seats}
+    shared = {weight for names in memory_report(model).tied for weight in names}
+    own = tuple(sorted(f"{host}.weight" for host in hosts if f"{host}.weight" in shared))
+    for path in own:
+        module = model.get_submodule(path.removesuffix(".weight"))
+        module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+    if own:
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+    return own
+
+
+def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """[L, V] of each prompt, float32, on the CPU."""
+    found = []
+    with torch.no_grad():
+        for ids in prompts:
+            out = model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+            found.append(out.logits[0].float().cpu())
+    return found
+
+
+def _compare(
+    base: Base,
+    name: str,
+    folder: Path,
+    target: Path,
+    expected: list[Tensor],
+    prompts: Sequence[Sequence[int]],
+    untied: tuple[str, ...],
+) -> MergeReport:
+    dtype = str(base.dtype).removeprefix("torch.")
+    again = load_model(BaseConfig(model=str(folder.resolve()), dtype=dtype, device=str(base.device)))  # pyright: ignore
+    pairs = list(zip(expected, _logits(again, prompts), strict=True))
+    differences = torch.cat([(one - other).abs().flatten() for one, other in pairs])
+    largest = max(float(one.abs().max()) for one, _ in pairs)
+    same = torch.cat([one.argmax(-1) == other.argmax(-1) for one, other in pairs])
+    report = MergeReport(
+        str(target), name, dtype, len(prompts), len(same), float(differences.max()), float(differences.mean()), largest,
+        float(same.float().mean()), untied,
+    )  # fmt: skip
+    allowed = ALLOWED[base.dtype] * (1 + largest)
+    if not report.max_difference <= allowed:
+        raise GraftError(
+            f"the merged model answers differently from the adapter: logits by up to {report.max_difference:.3g}, where rounding to "
+            f"{dtype} explains {allowed:.3g}. Nothing was written; "
+            + ("merge in float32 (--dtype float32), or keep" if base.dtype != torch.float32 else "keep")
+            + " the adapter beside the base"
+        )
+    return report

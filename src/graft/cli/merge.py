@@ -1,0 +1,70 @@
+"""graft merge: fold an adapter into its base and write a plain Hugging Face model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graft.cli.bench import Adapters, AnyBase, BaseName, Device, Dtype, Only, RunFolderArgument, load_bench, one_of
+from graft.cli.common import AsJson, print_json
+from graft.errors import GraftError
+
+if TYPE_CHECKING:
+    from graft.evaluation.contestants import Bench, Contestant
+
+QUESTIONS = (
+    "What is 17 plus 25?",
+    "Name three things that are found in a kitchen.",
+    "A box holds 12 eggs. How many eggs are in 3 boxes?",
+    "Write one sentence about the sea.",
+    "Is a whale a fish? Answer yes or no, and say why.",
+    "Continue: once upon a time there was a girl who",
+    "Translate into French: good morning.",
+    "List the days of the week.",
+)
+"""What the merged model is compared on."""
+
+
+def command(
+    run: RunFolderArgument = None,
+    to: Annotated[Path, typer.Option("--to", help="New folder for the merged model.", show_default=False)] = ...,  # type: ignore[assignment]
+    base: BaseName = None,
+    adapter: Adapters = None,
+    use: Only = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    any_base: AnyBase = False,
+    as_json: AsJson = False,
+) -> None:
+    """Merge an adapter into its base: write a plain Hugging Face model, load it again, and report how far its logits differ."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise GraftError(f"{to} is not empty: name a new folder for the merged model")
+    bench = load_bench(run, base, adapter, None, device, dtype, any_base)
+    contestant = one_of(bench, use)
+    if contestant.adapter is None:
+        raise GraftError("there is no adapter to merge: name one with --adapter FOLDER")
+    from graft.bases.merged import write_merged
+
+    report = write_merged(bench.base, contestant.adapter, _prompts(bench, contestant), to, contestant.template.save)
+    if as_json:
+        print_json(asdict(report))
+        return
+    typer.echo(f"{report.adapter} merged into {bench.base.name}: {to} ({report.dtype})")
+    typer.echo(
+        f"logits of the reloaded model differ by at most {report.max_difference:.2g} (mean {report.mean_difference:.2g}, largest logit "
+        f"{report.largest_logit:.3g}) on {report.prompts} prompts; the next token is the same at {report.same_next_token:.1%} of "
+        f"{report.tokens} positions"
+    )
+    if report.untied:
+        typer.echo(f"now with a weight of their own (tie_word_embeddings: false): {', '.join(report.untied)}")
+
+
+def _prompts(bench: Bench, contestant: Contestant) -> list[list[int]]:
+    from graft.evaluation.requests import context_length
+
+    tokenizer, room = bench.base.tokenizer, context_length(bench.base.model, contestant.adapter)
+    found = [contestant.template.prompt_ids([{"role": "user", "content": text}], tokenizer) for text in QUESTIONS]
+    return [ids[:room] for ids in found]

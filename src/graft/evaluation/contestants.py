@@ -1,0 +1,142 @@
+"""Who is measured, asked or merged: a base and the adapters on it, each with the template that it was trained with.
+
+The template comes from the adapter's folder. Another one is taken only where the user names it: prompts that differ from
+those of the training are the commonest cause of bad answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import graft
+from graft.bases import Base, load_base
+from graft.config.schema import BaseConfig, RunConfig
+from graft.data.templates import FILE, Template
+from graft.errors import GraftError
+from graft.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """The bare base, or one adapter on it."""
+
+    name: str
+    """What tables call it."""
+    adapter: str | None
+    """The name it is attached under; None is the bare base."""
+    template: Template
+    folder: Path | None = None
+    digest: str | None = None
+    """Of the adapter's weights file."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A base with its adapters attached."""
+
+    base: Base
+    contestants: tuple[Contestant, ...]
+    """The bare base first."""
+    config: RunConfig | None = None
+    """Of the run, where there is one."""
+
+    @property
+    def adapters(self) -> tuple[Contestant, ...]:
+        """All but the bare base."""
+        return self.contestants[1:]
+
+    def find(self, name: str) -> Contestant:
+        """By name. Raises `GraftError` with the names that there are."""
+        for contestant in self.contestants:
+            if contestant.name == name:
+                return contestant
+        raise GraftError(f"there is no '{name}' here; there is {', '.join(each.name for each in self.contestants)}")
+
+
+def assemble(
+    run: str | Path | RunFolder | None = None,
+    base: BaseConfig | None = None,
+    adapters: Sequence[str] = (),
+    template: str | None = None,
+    *,
+    any_base: bool = False,
+) -> Bench:
+    """Load a base and its adapters: those of a run, and those in the folders named.
+
+    base: in place of the run's own (and needed without a run). adapters: "FOLDER" or "NAME=FOLDER", where a folder is an
+    adapter's or a run's. template: for all, in place of the saved ones.
+    Raises `GraftError` for what cannot be read, for an adapter of another base, and for two adapters of one name.
+    """
+    folder = None if run is None else (run if isinstance(run, RunFolder) else RunFolder(run)).existing()
+    config = folder.config if folder is not None else None
+    if base is None and config is None:
+        raise GraftError("name a run folder, or a base with --base")
+    found = [*(_of_run(folder) if folder is not None else []), *(pair for text in adapters for pair in _named(text))]
+    _check_names([name for name, _ in found])
+    loaded = load_base(base or config.base)  # pyright: ignore[reportOptionalMemberAccess]
+    for name, path in found:
+        graft.load(loaded.model, path, name=name, any_base=any_base)
+    chosen = Template.load(template, loaded.tokenizer) if template is not None else None
+    templates = [chosen or _template(path, config, loaded) for _, path in found]
+    of_base = chosen or (templates[0] if templates else _run_template(config, loaded))
+    contestants = [Contestant("base", None, of_base)] + [
+        Contestant(name, name, its, path, _digest(path)) for (name, path), its in zip(found, templates, strict=True)
+    ]
+    return Bench(loaded, tuple(contestants), config)
+
+
+def _of_run(folder: RunFolder) -> list[tuple[str, Path]]:
+    names = folder.adapters()
+    if not names:
+        state = folder.read_status().get("state", "not started")
+        raise GraftError(f"the run in {folder.path} has no adapter yet (it is {state}): graft resume {folder.path}")
+    return [(name, folder.adapter_dir(name)) for name in names]
+
+
+def _named(text: str) -> list[tuple[str, Path]]:
+    """The adapters that one --adapter means."""
+    name, given, rest = text.partition("=")
+    path = Path(rest if given and not Path(text).exists() else text)
+    own = name if str(path) != text else None
+    if (path / "config.yaml").is_file() and not (path / "adapter_config.json").is_file():
+        inside = _of_run(RunFolder(path))
+        if own is not None and len(inside) > 1:
+            raise GraftError(
+                f"{path} holds several adapters ({', '.join(each for each, _ in inside)}): name one's folder"
+            )
+        label = own or path.resolve().name
+        return [(label if len(inside) == 1 else f"{label}-{each}", folder) for each, folder in inside]
+    return [(own or re.sub(r"[^A-Za-z0-9_\-]", "-", path.resolve().name), path)]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise GraftError(f"two adapters are called '{twice}': give them names, as in --adapter first=FOLDER")
+    if "base" in names:
+        raise GraftError("'base' is the bare base: give the adapter another name, as in --adapter NAME=FOLDER")
+
+
+def _template(folder: Path, config: RunConfig | None, base: Base) -> Template:
+    """The adapter's own; for an adapter of other software, that of the run it is looked at in, else the automatic choice."""
+    return Template.load(folder, base.tokenizer) if (folder / FILE).is_file() else _run_template(config, base)
+
+
+def _run_template(config: RunConfig | None, base: Base) -> Template:
+    if config is None:
+        own = Path(base.name)  # a merged model brings the template of its adapter along
+        return Template.load(own if (own / FILE).is_file() else "auto", base.tokenizer)
+    return Template.load(config.data.template, base.tokenizer).with_system(config.data.system)
+
+
+def _digest(folder: Path) -> str | None:
+    """SHA-256 of the weights, 16 digits."""
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
