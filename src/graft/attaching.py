@@ -22,11 +22,12 @@ from graft.grafts import Grafts
 from graft.passes import Pass
 from graft.placement import Atlas, Site, find_sites
 from graft.probing import device_of, probe
-from graft.state import SHARED, Entry, Seat, State, state_of, unwrapped
+from graft.state import SHARED, Entry, Seat, State, part_of, state_of, unwrapped
 from graft.substitution import GraftedCall, GraftedForward, KeepsPass, hooked, restore, substitute
 
 Model = TypeVar("Model", bound=nn.Module)
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
+NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
+"""Not `training`, which torch sets on every module."""
 OF_THE_MODEL = (KeepsPass, SavesAdapter, ShiftsPositions)
 """Mixins that stay while any adapter is attached; the others go with the last adapter of their module."""
 
@@ -74,13 +75,18 @@ def _refuse_foreign(root: nn.Module) -> None:
             )
 
 
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise GraftError(
+            f"'{name}' is not an adapter name: letters, digits, '_' and '-' after a letter or digit, and not the word 'training' "
+            "(it becomes part of tensor names)"
+        )
+
+
 def _plan(
     root: nn.Module, atlas: Atlas, state: State, name: str, spec: Any
 ) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise GraftError(
-            f"'{name}' is not an adapter name: letters, digits, '_' and '-' (it becomes part of tensor names)"
-        )
+    _check_name(name)
     if name in state.entries:
         raise GraftError(f"an adapter '{name}' is attached already: detach it first, or choose another name")
     config = parse(spec)
@@ -291,8 +297,9 @@ def rename(model: nn.Module, old: str, new: str) -> None:
     """Give an adapter another name."""
     root, state = unwrapped(model), state_of(model)
     entry = state.entry(old)
-    if new in state.entries or not NAME.fullmatch(new):
-        raise GraftError(f"'{new}' is not a free adapter name; attached: {', '.join(state.entries)}")
+    if new in state.entries:
+        raise GraftError(f"an adapter '{new}' is attached already; attached: {', '.join(state.entries)}")
+    _check_name(new)
     for module in root.modules():
         if isinstance(module, Grafts):
             module.rename(old, new)
@@ -321,7 +328,7 @@ def modules_of(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, 
     for seat in entry.seats:
         yield f"{seat.site.module}.{seat.key}".lstrip("."), seat.module_of(root, name)
     for key in entry.shared:
-        yield key, root.get_submodule(f"graft.{name}.{key}")
+        yield key, part_of(root, "", name, key)
 
 
 def tensors(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, torch.Tensor]]:

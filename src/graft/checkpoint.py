@@ -21,7 +21,7 @@ from graft.attaching import Model, attach, detach, modules_of, tensors
 from graft.errors import GraftError, did_you_mean
 from graft.files import explained, new_dir, write_json_atomic
 from graft.fingerprint import check_base, fingerprint
-from graft.state import SHARED, State, state_of, unwrapped
+from graft.state import SHARED, State, part_of, state_of, unwrapped
 
 CONFIG, WEIGHTS, TRAINER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "model.safetensors"
 
@@ -137,7 +137,7 @@ def _state_dict_of(root: nn.Module, state: State, name: str) -> dict[str, Tensor
             f"{prefix}.{key}": tensor for key, tensor in seat.module_of(root, name).state_dict(keep_vars=True).items()
         }
     for key in entry.shared:
-        shared = root.get_submodule(f"graft.{name}.{key}")
+        shared = part_of(root, "", name, key)
         found |= {f"graft.{name}.{key}.{inner}": tensor for inner, tensor in shared.state_dict(keep_vars=True).items()}
     return found
 

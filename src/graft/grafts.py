@@ -36,15 +36,15 @@ class Grafts(nn.Module):
         """Adapters of sublayers whose input is this module's and whose output is another's."""
         self.attention: dict[str, list[AttentionAdapter]] = {}
         """Adapters inside this attention module."""
-        self.acts_before = False
+        self._acts_before = False
         """Whether any adapter here may change the input."""
 
     def add(self, name: str, key: str, adapter: Adapter, rows: slice | Tensor | None) -> Link:
-        """Take an adapter module in. Any name will do: `_modules` is written directly, past nn.Module's reserved attributes."""
+        """Take an adapter module in. `_modules` is written directly, past nn.Module's reserved attributes, so that names are free."""
         self.add_shared(name, key, adapter)
         link = Link(name, adapter, rows)
         self.links.setdefault(name, []).append(link)
-        self.acts_before |= link.acts_before
+        self._acts_before |= link.acts_before
         return link
 
     def add_shared(self, name: str, key: str, module: nn.Module) -> None:
@@ -62,13 +62,13 @@ class Grafts(nn.Module):
         """Be the source of a sublayer's input."""
         link.remote = True
         self.sent.setdefault(link.name, []).append(link)
-        self.acts_before |= link.acts_before
+        self._acts_before |= link.acts_before
 
     def remove(self, name: str) -> None:
         """Drop an adapter."""
         for table in (self._modules, self.links, self.sent, self.attention):
             table.pop(name, None)
-        self.acts_before = any(
+        self._acts_before = any(
             link.acts_before for table in (self.links, self.sent) for links in table.values() for link in links
         )
 
@@ -128,7 +128,7 @@ class Grafts(nn.Module):
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
     def _before(self, x: Tensor, pass_: Pass | None) -> Tensor:
-        if self.acts_before:
+        if self._acts_before:
             own = {name: [link for link in links if not link.remote] for name, links in self.links.items()}
             for table in (own, self.sent):
                 x = self._change(x, table, pass_, lambda link, x, ctx, **_: link.adapter.before(x, ctx))

@@ -61,7 +61,14 @@ class Seat:
 
     def module_of(self, root: nn.Module, name: str) -> Adapter:
         """The adapter module."""
-        return root.get_submodule(f"{self.site.module}.graft.{name}.{self.key}")  # pyright: ignore[reportReturnType]
+        return part_of(root, self.site.module, name, self.key)  # pyright: ignore[reportReturnType]
+
+
+def part_of(root: nn.Module, host: str, name: str, key: str) -> nn.Module:
+    """A module of an adapter, in the container of a host; by `_modules`, since adapters may have names like "forward"."""
+    parts = root.get_submodule(f"{host}.graft".lstrip("."))._modules[name]
+    assert parts is not None and parts._modules[key] is not None
+    return parts._modules[key]  # pyright: ignore[reportReturnType]
 
 
 @dataclass(eq=False)
