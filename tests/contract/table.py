@@ -1,0 +1,231 @@
+"""The table of the adapter contract: one row is one adapter configuration on one model family.
+
+Every test of this folder reads the rows from here; what does not apply to a row it reads off the config's own declaration
+(`starts_as_identity`, `folds`), never off the kind's name. The bases are random and tiny: two layers of width 32 with four heads, grouped
+queries where the family has them, weights large enough that every adapter shows.
+
+Legend: B rows of a batch, L length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+import graft
+from graft.adapters import AdapterConfig, Preset, parse
+
+VOCABULARY, PAD = 61, 0
+ENDS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
+WIDE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**WIDE, "num_key_value_heads": 2, "max_position_embeddings": 64}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+FAMILIES: dict[str, tuple[type[nn.Module], Any]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**ENDS, **GROUPED)),
+    "bloom": (BloomForCausalLM, BloomConfig(**ENDS, hidden_size=32, n_layer=2, n_head=4)),
+    "gptj": (GPTJForCausalLM, GPTJConfig(**ENDS, **GPT, **NO_DROPOUT, rotary_dim=4)),
+    "gpt2": (GPT2LMHeadModel, GPT2Config(**ENDS, **GPT, **NO_DROPOUT)),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**ENDS, **GROUPED, head_dim=8)),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**ENDS, **GROUPED, head_dim=8, sliding_window=6)),
+    "bert": (BertForMaskedLM, BertConfig(**ENDS, **WIDE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
+}
+
+_ANY: dict[str, Any] = {
+    "lora": graft.LoRA(rank=4, sites="linear"),
+    "lora-dropout": graft.LoRA(rank=4, dropout=0.3, sites="attn.q attn.v"),
+    "lora-patterns": graft.LoRA(
+        rank=4, rslora=True, rank_pattern={"mlp.down": 2}, alpha_pattern={"attn.q": 3.0}, sites="attn.q mlp.up mlp.down"
+    ),
+    "lora-bias": graft.LoRA(rank=4, train_bias=True, sites="attn.o mlp.down"),
+    "series-mlp": graft.Series(bottleneck=6, sites="mlp"),
+    "series-houlsby": graft.Series(bottleneck=6, activation="gelu", init="bert", sites="attn mlp"),
+    "series-before-mlp": graft.Series(bottleneck=6, position="before", sites="mlp"),
+    "series-before-attn": graft.Series(bottleneck=6, position="before", dropout=0.3, sites="attn"),
+    "series-down": graft.Series(bottleneck=6, train_bias=True, sites="mlp.down"),
+    "series-norm": graft.Series(bottleneck=6, norm=True, scale="learned", sites="mlp"),
+    "series-layer": graft.Series(bottleneck=6, sites="layer@last1"),
+    "parallel-mlp": graft.Parallel(bottleneck=6, sites="mlp"),
+    "parallel-attn": graft.Parallel(bottleneck=6, activation="tanh", biases=False, init="bert", sites="attn mlp"),
+    "parallel-linear": graft.Parallel(bottleneck=6, scale="learned", norm=True, sites="mlp.up mlp.down"),
+    "parallel-mam": graft.Parallel(bottleneck=6, scale=4.0, init="mam", dropout=0.3, sites="mlp"),
+    "prefix": graft.Prefix(tokens=3),
+    "prefix-projection": graft.Prefix(tokens=3, projection=10),
+    "prefix-after": graft.Prefix(tokens=3, positions="after_prefix", init_std=1.0),
+    "full-head": graft.Full(sites="head"),
+    "adapterh": {"preset": "llm-adapters/adapterh", "bottleneck": 6},
+    "mam": graft.Stack(adapters=(graft.Prefix(tokens=3), graft.Parallel(bottleneck=6, scale=4.0, init="mam", sites="mlp"))),
+}  # fmt: skip
+_SOME: dict[str, dict[str, Any]] = {
+    "llama": {"series-into-mlp": graft.Series(bottleneck=6, position="before", sites="mlp.gate mlp.up")},
+    "bloom": {
+        "lora-fused": graft.LoRA(rank=4, sites="attn.q attn.v"),
+        "lora-whole-qkv": graft.LoRA(rank=4, sites="attn.qkv@0"),
+    },
+    "gpt2": {"lora-fused": graft.LoRA(rank=4, sites="attn.q attn.v mlp.up")},
+    "bert": {"lora-attn": graft.LoRA(rank=4, sites="attn.q attn.v")},
+}
+_CHOSEN: dict[str, str] = {
+    "llama": " ".join(_ANY),
+    "bloom": "lora lora-bias series-houlsby series-before-attn series-layer parallel-mlp prefix prefix-after prefix-projection mam",
+    "gptj": "lora series-houlsby series-before-mlp parallel-attn prefix prefix-after adapterh",
+    "gpt2": "lora-bias series-mlp parallel-linear prefix-after",
+    "qwen3": "lora-dropout prefix",
+    "gemma2": "series-houlsby parallel-mlp prefix mam",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    family: str
+    variant: str
+    spec: Any
+
+    @property
+    def id(self) -> str:
+        """What pytest prints."""
+        return f"{self.family}-{self.variant}"
+
+    @property
+    def config(self) -> AdapterConfig:
+        """The config as it meets this family."""
+        parsed = parse(self.spec)
+        return parsed.resolve(graft_names(self.family)) if isinstance(parsed, Preset) else parsed
+
+    @property
+    def causal(self) -> bool:
+        """Whether the family generates."""
+        return self.family != "bert"
+
+
+@functools.cache
+def graft_names(family: str) -> frozenset[str]:
+    """The site names of a family."""
+    return frozenset(graft.sites(pristine(family)))
+
+
+ROWS: tuple[Row, ...] = tuple(
+    Row(family, variant, spec)
+    for family in FAMILIES
+    for variant, spec in {
+        **{name: _ANY[name] for name in _CHOSEN.get(family, "").split()},
+        **_SOME.get(family, {}),
+    }.items()
+)
+
+
+def rows(select: str | Iterable[str] = "", where: Any = None) -> pytest.MarkDecorator:
+    """Parametrise a test over the rows with these ids (default: all) for which `where` holds."""
+    wanted = select.split() if isinstance(select, str) else list(select)
+    unknown = set(wanted) - {row.id for row in ROWS}
+    assert not unknown, f"no such rows: {sorted(unknown)}"
+    chosen = [row for row in ROWS if (not wanted or row.id in wanted) and (where is None or where(row))]
+    return pytest.mark.parametrize("row", chosen, ids=lambda row: row.id)
+
+
+@functools.cache
+def pristine(family: str, attention: str | None = None) -> Any:
+    """The one base of a family; copy it before changing it."""
+    cls, config = FAMILIES[family]
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        made = copy.deepcopy(config)
+        made._attn_implementation = attention  # None: the family's own choice
+        model: Any = cls(made)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(std=0.25)
+                elif "norm" in name or "ln_" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+                else:
+                    parameter.normal_(std=0.1)
+    return model.eval()
+
+
+def base(family: str, attention: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A base of one's own, in evaluation mode."""
+    return copy.deepcopy(pristine(family, attention)).to(dtype)
+
+
+def attached(row: Row, attention: str | None = None, dtype: torch.dtype = torch.float32, *names: str, fresh: bool = False) -> Any:
+    """A base with the row's adapter under each name (default "a"), each with weights of its own, in evaluation mode."""
+    model = base(row.family, attention, dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        graft.attach(model, {name: row.spec for name in names or ("a",)})
+    if not fresh:
+        for number, name in enumerate(names or ("a",)):
+            randomise(model, name, number)
+    return model
+
+
+def randomise(model: nn.Module, name: str, seed: int = 0) -> None:
+    """Move every parameter of an adapter away from its start, as training would."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    with torch.no_grad():
+        for _, parameter in graft.parameters(model, name):
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.2)
+
+
+def ids(rows: int = 3, length: int = 7, seed: int = 5) -> Tensor:
+    """Token ids [B, L] without special tokens."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: nn.Module, inputs: Tensor, **kwargs: Any) -> Tensor:
+    """[B, L, V] without gradients."""
+    with torch.no_grad():
+        return model(input_ids=inputs, **kwargs).logits
+
+
+def loss(model: nn.Module, inputs: Tensor, **kwargs: Any) -> Tensor:
+    """A scalar that depends on every token's output."""
+    out = model(input_ids=inputs, **kwargs).logits
+    return torch.nn.functional.cross_entropy(out[:, :-1].flatten(0, 1).float(), inputs[:, 1:].flatten())
+
+
+def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the base alone."""
+    for name, tensor in model.state_dict().items():
+        if "graft" not in name.split("."):
+            yield name, tensor
+
+
+def same_base(model: nn.Module, family: str, attention: str | None = None, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the base is what it was, bit for bit, name for name."""
+    original = pristine(family, attention).state_dict()
+    now = dict(base_tensors(model))
+    return list(now) == list(original) and all(torch.equal(tensor, original[name].to(dtype)) for name, tensor in now.items())
+
+
+def changes(model: nn.Module, row: Row) -> bool:
+    """Whether the active adapter shows in the output."""
+    inputs = ids()
+    return not torch.allclose(logits(model, inputs), logits(pristine(row.family), inputs), atol=1e-3)
