@@ -19,7 +19,8 @@ from graft.state import State
 def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
     """Run a few tokens through the model under each new adapter. Raises `GraftError` that names the sites that did not fire.
 
-    Modules other than transformers models and chains of layers are not probed: their input is unknown.
+    Modules other than transformers models and chains of layers are not probed: their input is unknown. Neither are models
+    on the meta device (for counting), whose masks cannot be computed.
     """
     inputs = _inputs(root)
     if inputs is None:
@@ -54,6 +55,8 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
 
 def _inputs(root: nn.Module) -> Any:
     device = device_of(root)
+    if device.type == "meta":
+        return None
     dummy = getattr(root, "dummy_inputs", None)
     if isinstance(dummy, dict):
         return {name: tensor.to(device) for name, tensor in dummy.items()} | {"use_cache": False}
