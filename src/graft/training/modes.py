@@ -21,12 +21,12 @@ from graft.state import state_of, unwrapped
 
 
 def set_training(model: nn.Module, names: Sequence[str], base_dropout: bool = False) -> None:
-    """Training mode for these adapters, and for the base only if its own dropout is wanted."""
-    root = unwrapped(model)
+    """Training mode for these adapters alone, and for the base only if its own dropout is wanted."""
+    root, state = unwrapped(model), state_of(model)
     root.train(base_dropout)
-    for name in names:
-        for _, module in modules_of(root, state_of(model), name):
-            module.train()
+    for name in state.entries:
+        for _, module in modules_of(root, state, name):
+            module.train(name in names)
     for layer in root.modules():
         if layer.__dict__.get("_gradient_checkpointing_func") is not None:
             layer.training = True
