@@ -184,7 +184,7 @@ def _seat(root: nn.Module, state: State, name: str, seat: Seat, adapter: Adapter
 
 def _container(module: nn.Module, state: State) -> Grafts:
     if "graft" not in module._modules:
-        module._modules["graft"] = Grafts(state)
+        module._modules["graft"] = Grafts(state).train(module.training)
     container = module._modules["graft"]
     assert isinstance(container, Grafts)
     return container

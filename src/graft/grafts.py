@@ -49,7 +49,7 @@ class Grafts(nn.Module):
 
     def add_shared(self, name: str, key: str, module: nn.Module) -> None:
         """Hold a module of an adapter."""
-        parts = self._modules.setdefault(name, nn.Module())
+        parts = self._modules.setdefault(name, nn.Module().train(self.training))
         assert parts is not None
         parts._modules[key] = module
 
