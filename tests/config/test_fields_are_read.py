@@ -17,9 +17,7 @@ from graft.config import BaseConfig, DataConfig, EvalConfig, RunConfig, SourceCo
 PACKAGE = Path(graft.__file__).parent
 
 # Fields whose reader is still being built. Empty in a finished version.
-BEING_BUILT = """
-run.eval eval.limit eval.max_new_tokens eval.metric
-"""
+BEING_BUILT = ""
 UNREAD = set(BEING_BUILT.split())
 
 SECTIONS = {
