@@ -101,6 +101,20 @@ def test_the_prompt_is_a_strict_prefix_up_to_the_first_token_of_the_answer(llama
     assert learnt_at[len(prompt)] and not learnt_at[len(prompt) - 1]
 
 
+def test_the_mask_is_that_of_a_template_with_generation_tags(chatty):
+    tagged = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    template = load(chatty, tagged)
+    theirs = chatty.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
+    spans = template.render(TALK)
+    tokens = encode(spans, chatty)
+    start = len(tokens.ids) - len(theirs["input_ids"])  # the tokenizer's start token, which this template leaves out
+    assert [int(spans[span].supervised) for span in tokens.spans[start:]] == theirs["assistant_masks"]
+
+
 def test_an_answer_equal_to_a_mark_or_a_role_is_still_found(chatty):
     talk = [{"role": "user", "content": "user"}, {"role": "assistant", "content": "assistant"}]
     spans = Template.load("chat", chatty).render(talk)

@@ -117,8 +117,13 @@ def test_the_report_counts_what_is_there(tmp_path, gpt):
 
 def test_the_report_prints_as_a_table(data, gpt):
     out = io.StringIO()
-    Console(file=out, width=160).print(prepare(config(data, validation=4), gpt).report)
-    assert "validation" in out.getvalue() and "supervised" in out.getvalue()
+    Console(file=out, width=60).print(prepare(config(data, validation=4), gpt).report)
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert (
+        ["train", "validation"] in lines
+        and ["rows", "36", "4"] in lines
+        and ["longer", "than", "512", "0", "0"] in lines
+    )
 
 
 def test_overlong_samples_stop_with_counts_the_longest_and_the_three_choices(tmp_path, gpt):

@@ -158,6 +158,11 @@ def test_colours_show_what_is_read_and_what_is_learnt(tokenizer):
     assert by_style[LEARNT] == "sat 347" + tokenizer.eos_token
 
 
+def test_marks_stand_in_for_colours(gpt):
+    shown = coloured(run(TALK, gpt, "plain"), gpt, marks=True)
+    assert shown.plain == "the cat⟦sat<|end|>⟧\nthe dog⟦ate the bone<|end|>⟧"
+
+
 def test_real_data_show_the_answer_in_colour(real, shared):
     from graft.data.reading import read
 

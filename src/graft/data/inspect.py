@@ -12,16 +12,18 @@ from graft.data.samples import Example
 READ, LEARNT = "dim", "bold green"
 
 
-def coloured(example: Example, tokenizer: Any) -> Text:
+def coloured(example: Example, tokenizer: Any, *, marks: bool = False) -> Text:
     """The example's text, special tokens included: dim is read only, bold green is trained on.
 
-    Decoded from the ids, so a token that should not be there shows.
+    Decoded from the ids, so a token that should not be there shows. With `marks`, what is trained on also stands between
+    brackets, for output without colours.
     """
     shown = Text()
     start = 0
     for learnt, group in groupby(example.supervised.tolist()):
         stop = start + len(list(group))
-        shown.append(_decoded(example, start, stop, tokenizer), style=LEARNT if learnt else READ)
+        text = _decoded(example, start, stop, tokenizer)
+        shown.append(f"⟦{text}⟧" if learnt and marks else text, style=LEARNT if learnt else READ)
         start = stop
     return shown
 

@@ -66,8 +66,7 @@ def prepare(
 
 def _prepared(config: DataConfig, tokenizer: Any, template: Template, progress: Progress | None) -> Prepared:
     sources = train_sources(config)
-    rows = [read(source) for source in sources]
-    rows, held_out = _split(config, rows)
+    rows, held_out = samples_of(config)
     done, total = 0, sum(map(len, rows)) + len(held_out)
 
     def outcomes(samples: Sequence[Sample]) -> list[Outcome]:
@@ -101,6 +100,11 @@ def _prepared(config: DataConfig, tokenizer: Any, template: Template, progress: 
     train = TokenDataset.of([example for some in examples for example in some], weights)
     report = replace(report, notes=tuple(_notes(report, template, tokenizer)))
     return Prepared(train, TokenDataset.of(kept) if held_out else None, template, report)
+
+
+def samples_of(config: DataConfig) -> tuple[list[list[Sample]], list[Sample]]:
+    """The training conversations by source, and the validation conversations, as they are before tokenising."""
+    return _split(config, [read(source) for source in train_sources(config)])
 
 
 def train_sources(config: DataConfig) -> list[SourceConfig]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from graft.data.samples import Example, Rejected, Sample
@@ -76,15 +78,26 @@ class DataReport:
         return cls(**{**values, **counts, "validation": validation, "notes": tuple(values["notes"])})
 
     def __rich__(self) -> Table:
-        table = Table(title="Data", title_justify="left", caption="\n".join(self.notes) or None, caption_justify="left")
-        for column in ("", "rows", "used", "length p50", "p95", "longest", "overlong", "cut", "dropped", "empty",
-                       "supervised"):  # fmt: skip
-            table.add_column(column, justify="right" if column else "left")
         several = self.sources if len(self.sources) > 1 else ()
-        for counts in (*several, self.train, *([self.validation] if self.validation else [])):
-            numbers = (counts.rows, counts.samples, counts.p50, counts.p95, counts.longest, counts.overlong, counts.cut,
-                       counts.dropped, counts.empty + counts.unanswered)  # fmt: skip
-            table.add_row(counts.name, *(f"{n:,}" for n in numbers), f"{counts.supervised_share:.1%}")
+        parts = (*several, self.train, *([self.validation] if self.validation else []))
+        table = Table("", box=SIMPLE_HEAD, caption="\n".join(self.notes) or None, caption_justify="left")
+        for part in parts:
+            table.add_column(PurePath(part.name).name, justify="right", overflow="fold")
+        lines = {
+            "rows": [f"{part.rows:,}" for part in parts],
+            "samples used": [f"{part.samples:,}" for part in parts],
+            "tokens": [f"{part.tokens:,}" for part in parts],
+            "trained on": [f"{part.supervised_share:.1%}" for part in parts],
+            "length: median": [f"{part.p50:,}" for part in parts],
+            "  95 % are within": [f"{part.p95:,}" for part in parts],
+            "  longest": [f"{part.longest:,}" for part in parts],
+            f"longer than {self.max_length:,}": [f"{part.overlong:,}" for part in parts],
+            "  prompt cut": [f"{part.cut:,}" for part in parts],
+            "  left out": [f"{part.dropped:,}" for part in parts],
+            "no answer, left out": [f"{part.empty + part.unanswered:,}" for part in parts],
+        }
+        for name, cells in lines.items():
+            table.add_row(name, *cells)
         return table
 
 
