@@ -13,7 +13,7 @@ import graft
 from graft.attaching import running
 from graft.attention import flat_attention
 from graft.passes import Pass
-from tests.families.zoo import TABLE, tiny
+from tests.families.zoo import TABLE, WITH_INTERFACE, tiny
 
 LENGTHS = (9, 1, 7, 5)
 MASK_IS_READ = ("bloom", "falcon", "falcon-mq", "falcon-mha")
@@ -72,6 +72,15 @@ def test_each_segment_has_its_own_adapter(family: str, backend: str, positions: 
     ):
         for got, name, sequence in zip(_flat(model, family, rows), rows, _sequences(), strict=True):
             assert (got - _alone(model, name, sequence)).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("family", WITH_INTERFACE)
+def test_a_family_that_is_not_in_the_table_runs_flat_too(family: str) -> None:
+    model = tiny(family)
+    graft.attach(model, {"prefix": graft.Prefix(tokens=2, init_std=1.0), "lora": graft.LoRA(rank=2, sites="attn.o")})
+    for rows in (None, ("prefix", "lora", None, "prefix")):
+        for row, (got, sequence) in enumerate(zip(_flat(model, family, rows), _sequences(), strict=True)):
+            assert (got - _alone(model, rows and rows[row], sequence)).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize("family", TABLE)

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, DynamicCache
 
 import graft
 from graft.placement import find_sites
-from tests.families.zoo import TABLE, batch, tiny
+from tests.families.zoo import TABLE, WITH_INTERFACE, batch, tiny
 
 WINDOWED = ("mistral", "gemma2", "gemma3_text")
 ALIBI = ("bloom", "falcon-mha")
@@ -74,7 +74,7 @@ BY_CACHE = [
     for family, backend in BACKENDS
     for positions in ("zero", "after_prefix")
     if family not in WINDOWED and not (family in ALIBI and positions == "zero")
-]
+] + [(family, "sdpa", "after_prefix") for family in WITH_INTERFACE]
 """A cache hides its keys behind a sliding window and gives them an ALiBi bias; both are tested below."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 import graft
@@ -164,10 +165,14 @@ def test_a_chain_of_linear_layers_is_adapted_by_name() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
     with pytest.raises(graft.GraftError, match="No transformer blocks were recognised"):
         graft.attach(model, {"a": graft.LoRA(rank=1)})
-    graft.attach(model, {"a": graft.LoRA(rank=1, sites="re:[01]")})
-    assert [name for name, _ in graft.parameters(model, "a")] == [
-        "0.linear.A",
-        "0.linear.B",
-        "1.linear.A",
-        "1.linear.B",
-    ]
+    graft.attach(model, {"a": graft.LoRA(rank=2, alpha=6, sites="re:[01]")})
+    found = dict(graft.parameters(model, "a"))
+    assert list(found) == ["0.linear.A", "0.linear.B", "1.linear.A", "1.linear.B"]
+    for parameter in found.values():
+        parameter.data.normal_()
+    x = torch.randn(4, 3)
+    expected = x
+    for layer in (0, 1):
+        weight = model[layer].weight + 3.0 * found[f"{layer}.linear.B"] @ found[f"{layer}.linear.A"]
+        expected = expected @ weight.T + model[layer].bias
+    torch.testing.assert_close(model(x), expected)

@@ -62,7 +62,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {**MODERN, "num_local_experts": 2, "num_experts_per_tok": 1}),
 }  # fmt: skip
 
-ROTARY_OR_ABSOLUTE = tuple(name for name in TABLE if name not in ("bloom", "falcon-mha"))
+WITH_INTERFACE = tuple(name for name in OTHERS if name not in ("mpt", "codegen", "gpt_neo", "xglm"))
+"""Those of the others that use transformers' attention interface."""
 
 
 def tiny(name: str, attention: str | None = None, scale: float = 6.0, **changes: Any) -> Any:

@@ -186,7 +186,7 @@ def test_changed_biases_are_whole_in_the_file_and_only_where_the_base_has_one(tm
     _check(model, _write(tmp_path / "a", fields, _named(tensors)), hooks)
 
 
-def _with_head(model: nn.Module) -> dict[str, Tensor]:
+def _with_head() -> dict[str, Tensor]:
     paths = [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
     sides = {"down": (3, 32), "up": (32, 3)}
     tensors = {f"{path}.adapter_{side}.weight": _random(*shape) for path in paths for side, shape in sides.items()}
@@ -195,7 +195,7 @@ def _with_head(model: nn.Module) -> dict[str, Tensor]:
 
 def test_a_saved_head_replaces_the_bases_own(tmp_path: Path) -> None:
     model = small_model("llama", tie_word_embeddings=False)
-    tensors = _with_head(model)
+    tensors = _with_head()
     hooks: dict[str, Hook] = {"lm_head": lambda m, x, h: x @ tensors["lm_head.weight"].T}
     for path in (f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)):
         f = _bottleneck(tensors[f"{path}.adapter_down.weight"], tensors[f"{path}.adapter_up.weight"])
@@ -204,11 +204,21 @@ def test_a_saved_head_replaces_the_bases_own(tmp_path: Path) -> None:
     _check(model, _write(tmp_path / "a", fields, _named(tensors)), hooks)
 
 
+def test_what_was_imported_is_saved_and_loaded_as_one_of_ours(tmp_path: Path) -> None:
+    model, again = (small_model("llama", tie_word_embeddings=False) for _ in range(2))
+    fields = {**BOTTLENECK, "target_modules": ["down_proj"], "modules_to_save": ["lm_head"]}
+    graft.load(model, _write(tmp_path / "a", fields, _named(_with_head())))
+    assert graft.names(model) == ("default",)
+    graft.save(model, "default", tmp_path / "ours")
+    graft.load(again, tmp_path / "ours")
+    assert torch.equal(_logits(again), _logits(model))
+
+
 def test_a_saved_head_on_a_tied_base_is_refused(tmp_path: Path) -> None:
     model = small_model("llama", tie_word_embeddings=True)
     fields = {**BOTTLENECK, "target_modules": ["down_proj"], "modules_to_save": ["lm_head"]}
     with pytest.raises(graft.GraftError, match="shares with its input embedding"):
-        graft.load(model, _write(tmp_path / "a", fields, _named(_with_head(model))))
+        graft.load(model, _write(tmp_path / "a", fields, _named(_with_head())))
 
 
 @pytest.mark.parametrize("family", ["llama", "gptj"])
