@@ -33,6 +33,8 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
         )
     by_host: dict[str, list[Seat]] = defaultdict(list)
     for seat in entry.seats:
+        if not seat.config.folds:
+            raise seat.module_of(root, name).cannot_fold()
         by_host[seat.site.module].append(seat)
     folded = {path: _folded(root, path, name, seats) for path, seats in by_host.items()}
     for path, (weight, bias) in folded.items():

@@ -130,7 +130,11 @@ class Adapter(nn.Module):
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight [O, I] and bias [O] that equal base plus adapter. Raises `CannotFold`."""
-        raise CannotFold(
+        raise self.cannot_fold()
+
+    def cannot_fold(self) -> CannotFold:
+        """The error of a kind that has no equal in the base's weights."""
+        return CannotFold(
             f"{type(self).__name__.removesuffix('Adapter').lower()} adapters have no equal in the base's weights and cannot be merged: "
             "keep the adapter beside the base (graft.load, graft chat, graft eval)"
         )
