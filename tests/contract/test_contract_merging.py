@@ -1,0 +1,121 @@
+"""Point 6: a merged adapter computes the same, twice is once, unmerge restores bit for bit, and a kind that cannot merge says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import graft
+from graft.adapters import CannotFold
+from graft.state import state_of
+from tests.contract.table import Row, attached, base, base_tensors, ids, logits, randomise, rows, same_base
+
+
+def learns_a_missing_bias(row: Row) -> bool:
+    """Whether the adapter learns biases of layers that have none, which plain weights cannot hold."""
+    model = base(row.family)
+    graft.attach(model, {"a": row.spec})
+    hosts = [name.rsplit(".", 2)[0] for name, _ in graft.parameters(model, "a") if name.endswith(".bias")]
+    return any(getattr(model.get_submodule(host), "bias", None) is None for host in hosts)
+
+
+def foldable(row: Row) -> bool:
+    return row.config.folds and not learns_a_missing_bias(row)
+
+
+@rows(where=foldable)
+def test_a_merged_adapter_computes_the_same_and_unmerge_restores_bit_for_bit(row: Row) -> None:
+    model, inputs = attached(row), ids()
+    expected = logits(model, inputs)
+    graft.merge(model, "a")
+    merged = {name: tensor.clone() for name, tensor in base_tensors(model)}
+    torch.testing.assert_close(logits(model, inputs), expected, atol=2e-4, rtol=0)
+    graft.merge(model, "a")
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in base_tensors(model))
+    assert not same_base(model, row.family)
+    graft.unmerge(model, "a")
+    assert same_base(model, row.family) and torch.equal(logits(model, inputs), expected)
+
+
+@rows(where=lambda row: row.config.folds and learns_a_missing_bias(row))
+def test_a_learned_bias_has_no_place_in_a_layer_without_one(row: Row) -> None:
+    model = attached(row)
+    with pytest.raises(CannotFold, match="learned a bias at .* where the base has none"):
+        graft.merge(model, "a")
+    assert same_base(model, row.family) and state_of(model).merged is None
+
+
+@rows(where=lambda row: not row.config.folds)
+def test_a_kind_that_cannot_merge_says_what_to_do_instead_and_changes_nothing(row: Row) -> None:
+    model = attached(row)
+    expected = logits(model, ids())
+    with pytest.raises(CannotFold, match="keep the adapter beside the base"):
+        graft.merge(model, "a")
+    assert same_base(model, row.family) and torch.equal(logits(model, ids()), expected)
+
+
+@rows("llama-lora bloom-lora-fused gpt2-lora-fused")
+def test_merging_into_bfloat16_is_as_close_as_bfloat16_weights_can_be(row: Row) -> None:
+    model = attached(row, None, torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in base_tensors(model)}
+    exact = attached(row, None, torch.float32)
+    with torch.no_grad():
+        for name, tensor in base_tensors(exact):
+            tensor.copy_(before[name])
+    graft.merge(model, "a")
+    graft.merge(exact, "a")
+    wanted = dict(base_tensors(exact))
+    assert all(torch.equal(tensor, wanted[name].bfloat16()) for name, tensor in base_tensors(model))
+    graft.unmerge(model, "a")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base_tensors(model))
+
+
+@rows("llama-lora")
+def test_while_merged_the_base_and_other_adapters_are_not_to_be_had(row: Row, tmp_path: Path) -> None:
+    model = attached(row, None, torch.float32, "a", "b")
+    folder = graft.save(model, "a", tmp_path / "before")
+    graft.merge(model, "a")
+    for attempt in (
+        lambda: graft.use(model, "b").__enter__(),
+        lambda: graft.use(model, None).__enter__(),
+        lambda: graft.merge(model, "b"),
+        lambda: graft.detach(model, "a"),
+        lambda: graft.attach(model, {"c": graft.LoRA(rank=2)}),
+    ):
+        with pytest.raises(graft.GraftError, match=r"graft.unmerge\(model, 'a'\)"):
+            attempt()
+    again = graft.save(model, "a", tmp_path / "merged")
+    assert all((again / file.name).read_bytes() == file.read_bytes() for file in folder.iterdir())
+    graft.rename(model, "a", "z")
+    with pytest.raises(graft.GraftError, match=r"'b' is not merged \('z' is\)"):
+        graft.unmerge(model, "b")
+    graft.unmerge(model, "z")
+    assert same_base(model, "llama")
+
+
+def test_dropped_originals_and_tied_weights_are_said() -> None:
+    model = base("llama")
+    graft.attach(model, {"a": graft.LoRA(rank=2)})
+    graft.merge(model, "a", keep=False)
+    with pytest.raises(graft.GraftError, match="were dropped"):
+        graft.unmerge(model, "a")
+    tied = base("gpt2")
+    graft.attach(tied, {"a": graft.Full(sites="head")})
+    randomise(tied, "a")
+    with pytest.raises(graft.GraftError, match=r"shares its weight with 'transformer.wte'"):
+        graft.merge(tied, "a")
+    assert same_base(tied, "gpt2")
+
+
+def test_an_adapter_of_a_plain_module_merges() -> None:
+    torch.manual_seed(0)
+    model: nn.Module = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    graft.attach(model, {"a": [{"kind": "lora", "rank": 2, "train_bias": True, "sites": "re:[01]"}, {"kind": "full", "sites": "re:1"}]})
+    randomise(model, "a")
+    x = torch.randn(3, 6)
+    expected = model(x)
+    graft.merge(model, "a")
+    torch.testing.assert_close(model(x), expected)
