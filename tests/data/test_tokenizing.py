@@ -85,6 +85,14 @@ def test_prompt_ids_are_what_training_saw_before_each_answer(chatty, template):
         assert loaded.prompt_ids(TALK.messages[:turns], chatty) == example.input_ids[:start].tolist()
 
 
+def test_prompt_ids_drop_an_end_that_an_earlier_answer_brings_along_as_training_does(tokenizer):
+    end = tokenizer.eos_token
+    talk = sample("a", f"b{end}", "c")
+    assert Template.load("plain").prompt_ids(talk.messages, tokenizer) == Template.load("plain").prompt_ids(
+        sample("a", "b", "c").messages, tokenizer
+    )
+
+
 def test_a_system_prompt_is_for_conversations_that_bring_none(tokenizer):
     with_default = run(sample("a", "b"), tokenizer, "plain", system="the")
     with_own = run(sample("a", "b", system="the"), tokenizer, "plain", system="dog")

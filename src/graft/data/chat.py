@@ -145,8 +145,8 @@ class ChatTemplate(Template):
 
     def _around(self, turns: list[Message], index: int, add_generation_prompt: bool) -> tuple[str, str] | None:
         """The text before and after a message's content; None where the template does not write it once, as it is."""
-        used = {character for turn in turns for character in turn["content"]}
-        mark = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
+        private = map(chr, range(0xE000, 0xF8FF))
+        mark = next(mark for mark in private if not any(mark in turn["content"] for turn in turns))
         marked: list[Message] = [*turns[:index], {"role": turns[index]["role"], "content": mark}, *turns[index + 1 :]]
         parts = self._text(marked, add_generation_prompt).split(mark)
         return (parts[0], parts[1]) if len(parts) == 2 else None

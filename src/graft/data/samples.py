@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
@@ -77,3 +78,15 @@ def question(message: Message) -> str:
     """The text of a message, its further context appended after a blank line."""
     context = message.get("input")
     return f"{message['content']}\n\n{context}" if context else message["content"]
+
+
+def without_end(messages: Sequence[Message], end: str) -> list[Message]:
+    """Answers without an end-of-sequence text that the data brought along: the template writes it, once."""
+    cleaned = list(messages)
+    for index, message in enumerate(messages):
+        content = message["content"]
+        while message["role"] == "assistant" and content.rstrip().endswith(end):
+            content = content.rstrip()[: -len(end)]
+        if content != message["content"]:
+            cleaned[index] = {**message, "content": content}
+    return cleaned

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from graft.data.encoding import Span, encode, facts_of
-from graft.data.samples import Message
+from graft.data.samples import Message, without_end
 from graft.errors import GraftError, did_you_mean
 from graft.files import write_text_atomic
 
@@ -63,6 +63,7 @@ class Template(ABC):
 
     def prompt_ids(self, messages: Sequence[Message], tokenizer: Any) -> list[int]:
         """Token ids of everything before the answer to the last message: what training saw there, and generation needs."""
+        messages = without_end(messages, facts_of(tokenizer).eos)
         return encode(self.render(messages, add_generation_prompt=True), tokenizer).ids
 
     def stop_ids(self, tokenizer: Any) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft.data.encoding import Span, Tokens, encode, facts_of
-from graft.data.samples import Example, Message, Rejected, Sample
+from graft.data.samples import Example, Message, Rejected, Sample, without_end
 from graft.data.templates import Template
 from graft.errors import GraftError
 
@@ -42,7 +42,7 @@ def tokenize(
     `system` is the system prompt of conversations that bring none (default: the template's). Lengths are in tokens.
     Raises `GraftError`, naming the row, for a conversation that the template cannot write.
     """
-    messages = template.with_system(system).complete(_without_end(sample.messages, facts_of(tokenizer).eos))
+    messages = template.with_system(system).complete(without_end(sample.messages, facts_of(tokenizer).eos))
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
         return Rejected("no_answer", 0)
@@ -101,15 +101,3 @@ def _spare(
         if role == "user" or (role == "assistant" and train_on == "last" and not targets[position]):
             spare.append((message, -index, position))
     return [position for _, _, position in sorted(spare)]
-
-
-def _without_end(messages: Sequence[Message], end: str) -> list[Message]:
-    """Answers without an end-of-sequence text that the data brought along: the template writes it, once."""
-    cleaned = list(messages)
-    for index, message in enumerate(messages):
-        content = message["content"]
-        while message["role"] == "assistant" and content.rstrip().endswith(end):
-            content = content.rstrip()[: -len(end)]
-        if content != message["content"]:
-            cleaned[index] = {**message, "content": content}
-    return cleaned
