@@ -154,7 +154,7 @@ def _install(
             _seat(root, state, name, Seat(site, key, at_site), adapter)
             entry.seats.append(Seat(site, key, at_site))
             if isinstance(adapter, AttentionAdapter) and adapter.position_shift:
-                shift_positions(root, atlas, state, name, adapter.position_shift)
+                shift_positions(root, atlas, state, name, root.get_submodule(site.module))
 
 
 def _place(root: nn.Module, site: Site, index: int) -> Place:

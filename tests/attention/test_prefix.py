@@ -27,10 +27,10 @@ BACKENDS = [
 TOKENS = 3
 
 
-def _with_prefix(name: str, backend: str, positions: str, **changes: Any) -> Any:
-    model = tiny(name, backend, **changes)
+def _with_prefix(name: str, backend: str, positions: str, tokens: int = TOKENS) -> Any:
+    model = tiny(name, backend)
     torch.manual_seed(3)
-    return graft.attach(model, {"p": graft.Prefix(tokens=TOKENS, init_std=1.0, positions=positions)})  # pyright: ignore
+    return graft.attach(model, {"p": graft.Prefix(tokens=tokens, init_std=1.0, positions=positions)})  # pyright: ignore
 
 
 def _keys_values(model: Any) -> list[tuple[Tensor, Tensor]]:
@@ -181,3 +181,20 @@ def test_rows_with_two_prefixes_and_with_none_equal_each_alone(family: str, posi
             alone = model(**inputs).logits
         real = inputs["attention_mask"][row].bool()
         assert (mixed[row] - alone[row])[real].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_two_prefixes_in_a_stack_are_one_long_prefix(family: str) -> None:
+    parts = [graft.Prefix(tokens=1, init_std=1.0, positions="after_prefix")] * 2
+    stack, whole = (
+        graft.attach(tiny(family), {"p": parts}),
+        _with_prefix(family, ONE_BACKEND.get(family, "sdpa"), "after_prefix", tokens=2),
+    )
+    given = dict(graft.parameters(stack, "p"))
+    for name, parameter in graft.parameters(whole, "p"):
+        second = name.replace(".prefix.", ".prefix_1.")
+        parameter.data.copy_(torch.cat([given[name], given[second]]))
+    inputs = batch()
+    with torch.no_grad():
+        difference = (stack(**inputs).logits - whole(**inputs).logits)[inputs["attention_mask"].bool()]
+    assert difference.abs().max() < 1e-5

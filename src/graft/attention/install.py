@@ -96,8 +96,9 @@ def uninstall(module: nn.Module, path: str) -> None:
         module.config = config.graft_original
 
 
-def shift_positions(root: nn.Module, atlas: Atlas, state: State, name: str, shift: int) -> None:
-    """Let an adapter's virtual tokens come before position 0 of the sequence, where the family has positions at all."""
+def shift_positions(root: nn.Module, atlas: Atlas, state: State, name: str, host: Any) -> None:
+    """Let all virtual tokens that an adapter has in `host` come before position 0, where the family has positions at all."""
+    shift = sum(adapter.position_shift for adapter in host._modules["graft"].attention[name])
     for block in atlas.blocks[:1]:
         owner = root.get_submodule(block.path.rsplit(".", 2)[0]) if block.path.count(".") > 1 else root
         if "position_ids" not in inspect.signature(_own_class(owner).forward).parameters:
@@ -106,7 +107,8 @@ def shift_positions(root: nn.Module, atlas: Atlas, state: State, name: str, shif
             raise GraftError(
                 f"{type(owner).__name__} takes no position ids, so positions cannot start behind a prefix: use positions: zero"
             )
-        owner.__dict__.setdefault("graft_shifts", {})[name] = shift
+        shifts = owner.__dict__.setdefault("graft_shifts", {})
+        shifts[name] = max(shift, shifts.get(name, 0))
         owner.__dict__["graft_state"], owner.__dict__["graft_positions"] = state, block.family.positions
         substitute(owner, ShiftsPositions)
 
