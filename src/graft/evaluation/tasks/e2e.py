@@ -1,0 +1,30 @@
+"""E2E NLG: say in a sentence what a list of facts about a restaurant says (Novikova et al. 2017, arXiv 1706.09254).
+
+One raw row (testset_w_refs.csv); the 4,693 rows of the test set are references to 630 meaning representations:
+
+    "mr","ref"
+    "name[Blue Spice], eatType[coffee shop], area[city centre]","A coffee shop in the city centre area called Blue Spice."
+
+Rows with all references of one meaning, {"mr": .., "refs": [..]}, are read too, and so are those that name it `context`, the
+form in which LoRA's authors trained on it: "name : Blue Spice | Type : coffee shop | area : city centre".
+"""
+
+from graft.data.opening import Row
+from graft.evaluation.tasks.base import Asked, Task
+from graft.evaluation.tasks.rows import Hub
+
+_MEANINGS = ("mr", "context", "meaning_representation")
+_REFERENCES = ("refs", "ref", "human_reference")
+
+
+def convert(row: Row) -> Asked:
+    meaning = next(row[name] for name in _MEANINGS if name in row)
+    given = next(row[name] for name in _REFERENCES if name in row)
+    references = tuple(given) if isinstance(given, list) else (given,)
+    return Asked(meaning, references[0], references=references)
+
+
+TASK = Task(
+    "e2e", "text", convert, Hub("tuetschek/e2e_nlg", "test"),
+    files=("e2e/testset_w_refs.csv", "e2e_nlg/testset_w_refs.csv", "e2e_nlg/test_grouped.jsonl"),
+)  # fmt: skip

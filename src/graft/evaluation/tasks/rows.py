@@ -1,0 +1,71 @@
+"""Where the rows of a test set are: a folder that holds files of several sets, one file, or the hub.
+
+Rows are read by the readers of the data room; here is only which file it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.config.schema import SourceConfig
+from graft.data.opening import KINDS, Row, rows_of
+from graft.data.reading import _hub_rows
+from graft.errors import GraftError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A data set on the Hugging Face hub."""
+
+    path: str
+    split: str
+    """As `datasets` takes it: "test", or "train+test"."""
+    name: str | None = None
+    """Its configuration."""
+
+
+def find(folder: Path, files: Sequence[str]) -> Path | None:
+    """The first of these files that the folder, or the folder itself as one of its sets, holds."""
+    inner = [file.partition("/")[2] for file in files if file.partition("/")[0] == folder.name]
+    return next((folder / file for file in (*files, *filter(None, inner)) if (folder / file).is_file()), None)
+
+
+def rows(
+    task: str,
+    data: str | Path | None,
+    files: Sequence[str],
+    hub: Hub | None,
+    reader: Callable[[Path], list[Row]] = rows_of,
+) -> tuple[str, list[Row]]:
+    """The source in words, and its rows.
+
+    data: a file, a folder in which `files` are looked for, or None for the hub. Raises `GraftError` for a folder that holds
+    none of the files, naming them, for a set that the hub does not have, and for a source without rows.
+    """
+    if data is None:
+        if hub is None:
+            raise GraftError(f"'{task}' is not known on the hub: name its folder or file with --data")
+        source = f"{hub.path} ({hub.split})"
+        found = _hub_rows(SourceConfig(path=hub.path, split=hub.split, name=hub.name))
+    else:
+        path = _file(task, Path(data).expanduser(), files)
+        source, found = str(path), reader(path)
+    if not found:
+        raise GraftError(f"{source} holds no rows")
+    return source, found
+
+
+def _file(task: str, path: Path, files: Sequence[str]) -> Path:
+    if path.is_file():
+        if path.suffix.lower() not in KINDS:
+            raise GraftError(f"{path}: unknown kind of file '{path.suffix}', expected {', '.join(KINDS)}")
+        return path
+    if not path.is_dir():
+        raise GraftError(f"there is no file or folder {path} with the questions of '{task}'")
+    found = find(path, files)
+    if found is None:
+        near = did_you_mean(files[0].partition("/")[0], sorted(entry.name for entry in path.iterdir()))
+        raise GraftError(f"{path} does not hold '{task}': looked for {', '.join(files)}.{near}")
+    return found

@@ -1,0 +1,20 @@
+"""Social IQa: what people feel and do next (Sap et al. 2019, arXiv 1904.09728). 1,954 questions, the validation split.
+
+One raw row (lighteval/siqa on the hub, a copy of allenai/social_i_qa as plain data):
+
+    {"context": "Tracy didn't go home that evening and resisted Riley's attacks.", "question": "What does Tracy need to do before this?",
+     "answerA": "make a new plan", "answerB": "Go home and see Riley", "answerC": "Find somewhere to go", "label": "3"}
+"""
+
+from graft.data.opening import Row
+from graft.evaluation.tasks.base import Asked, Task
+from graft.evaluation.tasks.multiple_choice import ANSWERS
+from graft.evaluation.tasks.rows import Hub
+
+
+def convert(row: Row) -> Asked:
+    choices = (row["answerA"], row["answerB"], row["answerC"])
+    return Asked(f"{row['context']} {row['question']}", f"answer{row['label']}" if row["label"] else None, choices)
+
+
+TASK = Task("social_i_qa", "label", convert, Hub("lighteval/siqa", "validation"), wording=ANSWERS)

@@ -1,0 +1,26 @@
+"""WinoGrande: whom or what a blank means (Sakaguchi et al. 2020, arXiv 1907.10641). 1,267 questions, the validation split.
+
+One raw row (allenai/winogrande, winogrande_xl):
+
+    {"sentence": "Sarah was a much better surgeon than Maria so _ always got the easier cases.", "option1": "Sarah",
+     "option2": "Maria", "answer": "2"}
+"""
+
+from graft.data.opening import Row
+from graft.evaluation.tasks.base import Asked, Task
+from graft.evaluation.tasks.rows import Hub
+from graft.evaluation.tasks.wording import Wording
+
+
+def convert(row: Row) -> Asked:
+    gold = f"option{row['answer']}" if row["answer"] else None
+    return Asked(row["sentence"], gold, (row["option1"], row["option2"]))
+
+
+TASK = Task(
+    "winogrande", "label", convert, Hub("allenai/winogrande", "validation", "winogrande_xl"), ranking="blank",
+    wording=Wording(
+        "12", "option{}", lead="Please choose the correct answer to fill in the blank to complete the given sentence: ",
+        mark="Option{}: ", tail=" Answer format: {}",
+    ),
+)  # fmt: skip

@@ -1,0 +1,22 @@
+"""What the word problem sets share: the answer is a number, the question is the instruction.
+
+AddSub, MultiArith and SingleEq were published in one raw format, that of the MAWPS repository (Koncel-Kedziorski et al. 2016):
+
+    {"iIndex": 1, "sQuestion": "Joan found 70 seashells on the beach. ...", "lEquations": ["X=(70.0-27.0)"], "lSolutions": [43.0]}
+"""
+
+from __future__ import annotations
+
+from graft.data.opening import Row
+from graft.evaluation.tasks.base import Asked, Task
+from graft.evaluation.tasks.rows import Hub
+
+
+def repository_row(row: Row) -> Asked:
+    """A raw row of the MAWPS repository."""
+    return Asked(row["sQuestion"], row["lSolutions"][0] if row["lSolutions"] else None)
+
+
+def repository_set(name: str, hub: Hub | None = None) -> Task:
+    """A set that was published in the repository's format only; its hub copies have other columns."""
+    return Task(name, "number", repository_row, hub, files=(f"{name}/{name}.json", f"{name}.json"))
