@@ -31,7 +31,7 @@ from graft.training.optim import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One sample of a job's step."""
 

@@ -1,0 +1,46 @@
+"""What runs in a process of its own: training, and training that is killed, without warning, at a chosen moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def work(yaml: str, out: str, kill: str | None, go_on: bool) -> None:
+    """Train, or go on with a run. `kill`: "first" (before the first checkpoint stands) or "writing" (half of a later one is written)."""
+    from graft.config import load_run
+    from graft.training import resume, state, train
+
+    torch.set_num_threads(1)
+    plain, count = state.save_file, [0]
+
+    def killed(tensors: Any, path: Any) -> None:
+        plain(tensors, path)
+        count[0] += 1
+        if (kill == "first" and count[0] == 1) or (kill == "writing" and count[0] == 5):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    state.save_file = killed
+    if go_on:
+        resume(Path(out), quiet=True)
+    else:
+        train(load_run(yaml), Path(out), quiet=True)
+
+
+def slow_work(yaml: str, out: str, kill: str | None, go_on: bool) -> None:
+    """The same with a pause after every step, so that another process can kill it in between."""
+    from graft.training import engine
+
+    plain = engine.take_step
+
+    def slow(*given: Any) -> Any:
+        time.sleep(0.05)
+        return plain(*given)
+
+    engine.take_step = slow
+    work(yaml, out, kill, go_on)
