@@ -103,10 +103,9 @@ def same(out: Path, wanted: Path) -> None:
 @pytest.fixture(params=["first", "writing", "between"])
 def killed(request: pytest.FixtureRequest, context: Any, yaml: Path) -> Iterator[tuple[str, Path]]:
     out = yaml.parent / request.param
-    if request.param == "between":
-        code = run(context, slow_work, yaml, out, until=5)
-    else:
-        code = run(context, work, yaml, out, kill=request.param)
+    by_itself = request.param != "between"
+    target = work if by_itself else slow_work
+    code = run(context, target, yaml, out, request.param if by_itself else None, until=None if by_itself else 5)
     assert code == -signal.SIGKILL
     yield request.param, out
 
