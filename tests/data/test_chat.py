@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import AddedToken
 
 from graft.data.encoding import encode
 from graft.data.templates import Template
@@ -63,6 +64,18 @@ def test_ids_are_those_of_transformers_with_one_start_token(chatty, jinja):
     theirs = chatty.apply_chat_template(TALK, return_dict=False)
     start = [] if chatty.bos_token_id is None or chatty.bos_token_id in theirs else [chatty.bos_token_id]
     assert encode(template.render(TALK), chatty).ids == start + theirs
+
+
+def test_marks_that_swallow_the_spaces_after_them_do_so_at_a_border_too(tokenizer):
+    marks = [AddedToken(mark, rstrip=True, special=True) for mark in ("<|user|>", "<|assistant|>", "<|end|>")]
+    tokenizer.add_tokens(marks, special_tokens=True)  # as Phi 3 has them
+    start = tokenizer.bos_token or ""
+    template = load(
+        tokenizer,
+        start + "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+    )
+    assert encode(template.render(TALK), tokenizer).ids == tokenizer.apply_chat_template(TALK, return_dict=False)
 
 
 def test_the_start_token_comes_once_where_the_template_leaves_it_out(llama):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -123,14 +124,20 @@ class TokenizerFacts:
 
     def encode(self, text: str, before: str = "", as_text: bool = False) -> list[tuple[int, int, int]]:
         """(id, start, end) of the tokens of `text` where `before` stands in front of it; special tokens as text if asked."""
+        stripped = before.rstrip()
+        control = next((control for control in self.controls if stripped.endswith(control)), None)
+        if control and not as_text:  # some special tokens swallow the spaces that follow, so it has to stand there
+            anchor = before[len(stripped) - len(control) :]
+            found = self._encode(anchor + text)
+            width = len(anchor)
+            if not any(len(control) <= start < width < end for _, start, end in found):
+                return [(token, start - width, end - width) for token, start, end in found if start >= width]
         if not before or not self._marks_start:
             return self._encode(text, as_text)
-        control = next((control for control in self.controls if before.endswith(control)), None)
-        for anchor in [control] if control and not as_text else ["\n", ".", ":", "("]:
+        for anchor in "\n.:(":
             found = self._encode(anchor + text, as_text)
-            width = len(anchor)
-            if not any(start < width < end for _, start, end in found):
-                return [(token, start - width, end - width) for token, start, end in found if start >= width]
+            if not any(start < 1 < end for _, start, end in found):
+                return [(token, start - 1, end - 1) for token, start, end in found if start >= 1]
         raise GraftError(f"this tokenizer cannot continue a text with {text[:40]!r}: it merges it with what is before")
 
     def _encode(self, text: str, as_text: bool = False) -> list[tuple[int, int, int]]:
@@ -139,10 +146,9 @@ class TokenizerFacts:
 
     def _starts(self) -> list[int]:
         """The tokens that the tokenizer puts before a text."""
-        plain = self._call("x", add_special_tokens=False)["input_ids"]
-        full = self._call("x", add_special_tokens=True)["input_ids"]
-        at = next(at for at in range(len(full)) if full[at : at + len(plain)] == plain)
-        return full[:at]
+        found = self._call("x", add_special_tokens=True, return_special_tokens_mask=True)
+        marked = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+        return [token for token, _ in takewhile(lambda pair: pair[1], marked)]
 
 
 _known: WeakKeyDictionary[Any, tuple[Any, TokenizerFacts]] = WeakKeyDictionary()
