@@ -56,6 +56,9 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
             "{name} has {a} {things}. {other} gives {him} {b} {things}. How many {things} does {name} have now?",
             "{name} picked {a} {things} in the morning and {b} {things} in the evening. How many {things} does {he} have?",
             "First {name} won {a} {things}. Then {he} got {b} more. How many {things} does {he} have in total?",
+            "{name} bought {a} {things}. Then {other} gave {him} {b} more. How many {things} does {he} have now?",
+            "{name} found {a} {things} and {he} won {b} {things}. How many {things} does {he} have in total?",
+            "On Friday {name} had {a} {things}. {He} received {b} {things}. How many {things} does {name} have now?",
         ),
         *_all(
             "+",
@@ -63,6 +66,7 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
             "There are {a} {things} in a box and {b} {things} in a bag. How many {things} are there?",
             "{name} brings {a} {things} and {other} brings {b} {things}. How many {things} are there in total?",
             "A basket holds {a} {things}. {name} puts {b} more {things} into it. How many {things} are there now?",
+            "{name} sees {a} {things} in a shop and {b} {things} in a park. How many {things} are there in total?",
         ),
         *_all(
             "-",
@@ -72,6 +76,9 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
             "{name} has {a} {things}. {other} takes {b} {things} from {him}. How many {things} does {name} have now?",
             "{name} bought {a} {things} and sold {b} {things}. How many {things} does {he} have left?",
             "First {name} had {a} {things}. Then {he} gave away {b}. How many {things} does {he} still have?",
+            "{name} found {a} {things}. Then {other} took {b} of them. How many {things} does {he} have now?",
+            "{name} won {a} {things} and {he} lost {b} {things}. How many {things} does {he} have left?",
+            "On Friday {name} had {a} {things}. {He} sold {b} {things}. How many {things} does {name} have now?",
         ),
         *_all(
             "-",
@@ -79,6 +86,7 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
             "There are {a} {things} in a box. {name} takes {b} of them. How many {things} are there now?",
             "{name} brought {a} {things}, but {b} {things} broke. How many {things} are left?",
             "A basket holds {a} {things}. {name} uses {b} {things}. How many {things} are there still?",
+            "{name} sees {a} {things} in a shop and buys {b} of the {things}. How many {things} are left?",
         ),
         *_all(
             "x",
@@ -87,6 +95,8 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
             "There are {a} bags. Each bag holds {b} {things}. How many {things} are there in total?",
             "{name} puts {b} {things} into each of {a} baskets. How many {things} are there?",
             "The {things} stand in {a} rows of {b}. How many {things} are there?",
+            "In each of {a} boxes there are {b} {things}. How many {things} are there in total?",
+            "{name} has {a} trays. On each tray {he} puts {b} {things}. How many {things} are there?",
         ),
     ),
     "heldout": (

@@ -1,0 +1,73 @@
+"""graft quickstart: see four kinds of adapter learn, in minutes, without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graft.cli.common import AsJson, print_json, print_table
+
+if TYPE_CHECKING:
+    from graft.quickstart.tour import Tour
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, runs, results and plot.")] = Path(
+        "runs/quickstart"
+    ),
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Seconds in place of minutes: everything runs, nothing learns much.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier quickstart left in the folder.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train LoRA, series, parallel and prefix adapters on the base that ships with Graft, and measure them."""
+    from graft.errors import MissingExtra
+    from graft.quickstart.tour import take_tour
+
+    tour = take_tour(out, tiny=tiny, overwrite=overwrite, say=lambda text: typer.secho(text, dim=True, err=True))
+    try:
+        from graft.quickstart.plot import draw
+
+        plot: str = str(draw(tour, out / "quickstart.png"))
+    except MissingExtra as error:
+        plot = f"not drawn: {error}"
+    if as_json:
+        print_json(
+            {
+                "seconds": tour.seconds,
+                "plot": plot,
+                "runs": {name: str(run.path) for name, run in tour.runs.items()},
+                **tour.result,
+            }
+        )
+    else:
+        _show(tour, plot, out)
+
+
+def _show(tour: Tour, plot: str, out: Path) -> None:
+    rows = []
+    for score in tour.result["results"]:
+        low, high = score["interval"]
+        count = tour.parameters.get(score["name"])
+        rows.append(
+            (
+                score["name"],
+                None if count is None else f"{count:,}",
+                f"{score['accuracy']:.1%}",
+                f"{low:.1%} to {high:.1%}",
+                f"{score['correct']} of {score['total']}",
+            )
+        )
+    print_table(("", "parameters", "accuracy", "95 % interval", "solved"), rows, title="New word problems solved")
+    typer.echo(f"{tour.seconds:.0f} seconds. Plot: {plot}\n\nNow try:")
+    for line in (
+        f"graft chat {out / 'lora'} --prompt 'Tom has 7 apples. He buys 5 more. How many apples does he have now?'",
+        f"graft show {out}",
+        f"graft merge {out / 'lora'} --to {out / 'merged'}",
+    ):
+        typer.echo(f"  {line}")

@@ -1,0 +1,48 @@
+"""The tour in one picture: how the losses fell, and how many new problems each adapter solves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from graft.errors import require
+from graft.quickstart.tour import Tour
+
+SMOOTH = 0.9
+"""Weight of the past in the running mean of the loss."""
+
+
+def draw(tour: Tour, path: Path) -> Path:
+    """Write the plot as PNG. Raises `MissingExtra` without matplotlib."""
+    require("matplotlib", "report").use("Agg")
+    pyplot = require("matplotlib.pyplot", "report")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for name, run in tour.runs.items():
+        steps, losses = zip(
+            *((line["step"], line["loss"]) for line in run.metrics.read() if "loss" in line), strict=True
+        )
+        left.plot(steps, _smoothed(losses), label=name)
+    left.set(xlabel="optimiser step", ylabel="loss per supervised token (running mean)", title="Training", yscale="log")
+    left.legend()
+    scores = tour.result["results"]
+    names = [score["name"] for score in scores]
+    values = [100 * score["accuracy"] for score in scores]
+    below, above = zip(*(score["interval"] for score in scores), strict=True)
+    errors = [
+        [v - 100 * low for v, low in zip(values, below, strict=True)],
+        [100 * high - v for v, high in zip(values, above, strict=True)],
+    ]
+    bars = right.bar(names, values, yerr=errors, capsize=4, color=["0.6", *(f"C{i}" for i in range(len(names) - 1))])
+    right.bar_label(bars, fmt="%.0f %%", padding=6)
+    right.set(ylabel="new problems solved, %", ylim=(0, 112), title="Held-out templates and numbers (95 % intervals)")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path
+
+
+def _smoothed(losses: tuple[Any, ...]) -> list[float]:
+    smooth, value = [], float(losses[0])
+    for loss in losses:
+        value = SMOOTH * value + (1 - SMOOTH) * float(loss)
+        smooth.append(value)
+    return smooth
