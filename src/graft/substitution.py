@@ -82,7 +82,8 @@ def _generated(base: type[nn.Module], mixins: tuple[type, ...]) -> type[nn.Modul
         namespace["forward"] = (
             forward  # before the class exists: transformers wraps the forward of each new subclass of a layer
         )
-    cls: Any = type(base)(base.__name__, (*mixins, Substituted, base), namespace)
+    metaclass: Any = type(base)
+    cls = metaclass(base.__name__, (*mixins, Substituted, base), namespace)
     return cls
 
 
