@@ -178,3 +178,16 @@ def test_wrong_decoding_and_empty_prompts_are_refused() -> None:
         Decoding(max_new_tokens=0)
     with pytest.raises(GraftError, match="a prompt of no tokens"):
         list(generate(small_model(), [Request(())]))
+
+
+def test_few_requests_share_a_batch_and_many_are_kept_apart_by_adapter() -> None:
+    few = [Request((1,) * 10, name) for _ in range(4) for name in (None, "a", "b")]
+    assert len(plan(few, [10] * 12, Decoding(), 8192)) == 1
+    many = [Request((1,) * 10, name) for _ in range(400) for name in (None, "a", "b")]
+    batches = plan(many, [10] * 1200, Decoding(), 2000)
+    assert sum(len({many[n].adapter for n in batch}) == 1 for batch in batches) >= len(batches) - 2
+    for batch in batches:
+        names = [many[n].adapter for n in batch]
+        assert names == sorted(names, key=lambda name: (name is not None, name or "")), (
+            "rows of an adapter are neighbours"
+        )

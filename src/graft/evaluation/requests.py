@@ -88,15 +88,19 @@ def limits(model: nn.Module, requests: Sequence[Request], decoding: Decoding) ->
 def plan(requests: Sequence[Request], limit: Sequence[int], decoding: Decoding, token_budget: int) -> list[list[int]]:
     """Batches of request numbers: longest first, each of at most `token_budget` tokens (padding, beams and answers counted).
 
-    A request that is larger than the budget goes alone. Within a batch, rows of one adapter are neighbours. Beam search
-    shares one limit and one set of stop tokens in a batch.
+    A request that is larger than the budget goes alone. Few requests go through the base together, whoever they are for; of
+    many, one adapter's share a batch, which spares taking rows apart. Beam search shares one limit and one set of stop tokens
+    in a batch.
     """
 
     def apart(number: int) -> tuple[Any, ...]:
         return (limit[number], sorted(requests[number].stop_ids)) if decoding.beams > 1 else ()
 
+    def who(number: int) -> tuple[bool, str]:
+        return requests[number].adapter is not None, requests[number].adapter or ""
+
     runnable = [number for number in range(len(requests)) if limit[number]]
-    runnable.sort(key=lambda number: (apart(number), -len(requests[number].ids), number))
+    runnable.sort(key=lambda number: (apart(number), who(number), -len(requests[number].ids), number))
     batches: list[list[int]] = []
     width = 0
     for number in runnable:
@@ -108,6 +112,4 @@ def plan(requests: Sequence[Request], limit: Sequence[int], decoding: Decoding, 
         else:
             batches.append([number])
             width = len(requests[number].ids) + limit[number]
-    for batch in batches:
-        batch.sort(key=lambda number: (requests[number].adapter is not None, requests[number].adapter or "", number))
     return sorted(batches, key=lambda batch: -max(len(requests[number].ids) for number in batch))

@@ -1,0 +1,112 @@
+"""Read files of outputs, from whichever program wrote them.
+
+One row per output, in JSON, JSON lines, CSV, TSV or Parquet, with the output and the right answer under names of their own; or
+a text file with an output per line. Where a file does not hold the right answers, they are taken from the benchmark, row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graft.data.opening import KINDS, rows_of
+from graft.errors import GraftError, did_you_mean
+from graft.evaluation.scoring import Output
+from graft.evaluation.tasks import Record, Task
+
+FIELDS = (
+    ("output_pred", "answer"),  # the logs of LLM-Adapters, where `output` is the data set's
+    ("answer", "reference"),  # Graft's answers.jsonl
+    ("output", "answer"),  # the data sets of LLM-Adapters
+    ("response", "gold"),
+)
+"""Names of the output and of the right answer, in the order in which they are looked for."""
+
+
+def read_outputs(
+    file: Path,
+    task: Task,
+    data: str | Path | None = None,
+    *,
+    output: str | None = None,
+    gold: str | None = None,
+    contestant: str | None = None,
+) -> list[Output]:
+    """The outputs of a file with their right answers.
+
+    data: where the benchmark's own rows are, in place of right answers in the file. output, gold: names of the columns.
+    contestant: whose answers, where a file holds those of several.
+    Raises `GraftError` for a file that is not there, a column that is missing, and a row without output or answer.
+    """
+    if not file.is_file():
+        raise GraftError(f"there is no file {file}")
+    if file.suffix.lower() not in KINDS:
+        texts = file.read_text(encoding="utf-8").splitlines()
+        return _joined(file, [(text, number) for number, text in enumerate(texts, start=1)], _records(task, data, file))
+    rows = list(enumerate(rows_of(file), start=1))
+    if not rows:
+        raise GraftError(f"{file} holds no rows")
+    rows = _of_contestant(file, rows, contestant)
+    output, gold = _names(file, rows[0][1], output, gold, needs_gold=data is None)
+    texts = [(_text(file, number, row, output), number) for number, row in rows]
+    if data is not None:
+        return _joined(file, texts, task.load(data))
+    if task.answer == "text":
+        _records(task, data, file)
+    records = [
+        task.record({"instruction": "?", "answer": row.get(str(gold))}, str(file), number) for number, row in rows
+    ]
+    return [Output(text, record.gold) for (text, _), record in zip(texts, records, strict=True)]
+
+
+def _records(task: Task, data: str | Path | None, file: Path) -> list[Record]:
+    if data is None:
+        raise GraftError(f"{file} does not hold the right answers: say where those of '{task.name}' are with --data")
+    return task.load(data)
+
+
+def _joined(file: Path, texts: Sequence[tuple[str, int]], records: Sequence[Record]) -> list[Output]:
+    if len(texts) != len(records):
+        raise GraftError(
+            f"{file} holds {len(texts)} outputs, but there are {len(records)} questions in {records[0].source}"
+        )
+    return [Output(text, record.gold, record.references) for (text, _), record in zip(texts, records, strict=True)]
+
+
+def _names(
+    file: Path, row: dict[str, Any], output: str | None, gold: str | None, needs_gold: bool
+) -> tuple[str, str | None]:
+    """The columns to read: those named, else the first pair that is there."""
+    for name in filter(None, (output, gold)):
+        if name not in row:
+            raise GraftError(f"{file} has no column '{name}'.{did_you_mean(name, row)} It has: {', '.join(row)}")
+    pairs = [(output or theirs, gold or right) for theirs, right in FIELDS]
+    found = next((pair for pair in pairs if pair[0] in row and (pair[1] in row or not needs_gold)), None)
+    if found is None:
+        known = ", ".join(f"{theirs}/{right}" for theirs, right in FIELDS)
+        raise GraftError(
+            f"{file}: name the columns of outputs and right answers with --output and --gold; looked for {known}. "
+            f"It has: {', '.join(row)}"
+        )
+    return found
+
+
+def _text(file: Path, number: int, row: dict[str, Any], name: str) -> str:
+    if row.get(name) is None:
+        raise GraftError(f"{file}, row {number}: there is no output ('{name}')")
+    return str(row[name])
+
+
+def _of_contestant(
+    file: Path, rows: list[tuple[int, dict[str, Any]]], contestant: str | None
+) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of one contestant; a file without contestants is one's own."""
+    names = list(dict.fromkeys(row["contestant"] for _, row in rows if "contestant" in row))
+    if contestant is None:
+        if len(names) > 1:
+            raise GraftError(f"{file} holds answers of {', '.join(names)}: choose one with --contestant")
+        return rows
+    if contestant not in names:
+        raise GraftError(f"{file} holds no answers of '{contestant}'; it has {', '.join(names) or 'no contestants'}")
+    return [(number, row) for number, row in rows if row.get("contestant") == contestant]

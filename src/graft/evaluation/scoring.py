@@ -1,0 +1,109 @@
+"""Outputs and right answers in, a score out: what `graft score` prints, and what results of benchmarks hold.
+
+By the kind of answer: a number of correct outputs with Wilson's interval and a bootstrap interval; for classes F1 and Matthews
+besides (scikit-learn); for numbers to be correlated Pearson and Spearman (SciPy); for free text BLEU (sacrebleu).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft.errors import GraftError, require
+from graft.evaluation.protocols import Judgement, OutputProtocol, RankProtocol
+from graft.evaluation.statistics import bootstrap_interval, wilson
+from graft.evaluation.tasks import Task
+
+NOTHING = "(none)"
+"""The class of an output in which no class was found: never a right one."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model wrote, and what it should have."""
+
+    text: str
+    gold: str
+    references: tuple[str, ...] = ()
+    """All right texts, where answers are free text."""
+
+
+def score(task: Task, protocol: OutputProtocol | RankProtocol, outputs: Sequence[Output]) -> dict[str, Any]:
+    """The score with the names of task and protocol. Raises `GraftError` where there are no outputs to judge."""
+    if not isinstance(protocol, OutputProtocol):
+        raise GraftError(f"protocol '{protocol.name}' scores the likelihood of choices, not outputs")
+    if not outputs:
+        raise GraftError(f"there is nothing to score for '{task.name}'")
+    judgements = [protocol.judge(task, output.gold, output.text) for output in outputs]
+    summaries = {"text": bleu, "score": correlated}
+    found = summaries.get(task.answer, counted)(task, outputs, judgements)
+    return {"task": task.name, "protocol": protocol.name, "protocol_hash": protocol.digest(task), **found}
+
+
+def counted(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """How many are correct, and the task's further metrics."""
+    outcomes = Counter(judgement.outcome for judgement in judgements)
+    right = [judgement.outcome == "correct" for judgement in judgements]
+    gold = [output.gold for output in outputs]
+    given = [NOTHING if judgement.extracted is None else judgement.extracted for judgement in judgements]
+    return {
+        **{name: outcomes[name] for name in ("correct", "wrong", "unextractable")},
+        "total": len(right),
+        "accuracy": sum(right) / len(right),
+        "interval": list(wilson(sum(right), len(right))),
+        "bootstrap_interval": list(bootstrap_interval(right)),
+        **{name: CLASS_METRICS[name](gold, given, task) for name in task.metrics},
+    }
+
+
+def correlated(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Correlation over the outputs that hold a number; how many do not is said beside it. Too few: None."""
+    pairs = [
+        (float(output.gold), float(judgement.extracted))
+        for output, judgement in zip(outputs, judgements, strict=True)
+        if judgement.extracted is not None
+    ]
+    varied = len(pairs) > 1 and all(len(set(side)) > 1 for side in zip(*pairs, strict=True))
+    stats = require("scipy.stats", "eval")
+    functions = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}
+    return {
+        **{
+            name: float(functions[name](*zip(*pairs, strict=True)).statistic) if varied else None
+            for name in task.metrics
+        },
+        "unextractable": len(outputs) - len(pairs),
+        "total": len(outputs),
+    }
+
+
+def bleu(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """BLEU of the whole set in percent, its bootstrap interval (1,000 resamples of the outputs), and sacrebleu's signature."""
+    metric = require("sacrebleu", "eval").BLEU(lowercase=True, tokenize="13a")
+    most = max(len(output.references) for output in outputs)
+    # sacrebleu wants one stream per reference; a question with fewer references has None in the later ones.
+    streams = [[dict(enumerate(output.references)).get(place) for output in outputs] for place in range(most)]
+    texts = [output.text.strip() for output in outputs]
+    found = metric.corpus_score(texts, streams, n_bootstrap=1000 if len(outputs) > 1 else 1)
+    return {
+        "bleu": found.score,
+        "interval": [found._mean - found._ci, found._mean + found._ci] if len(outputs) > 1 else None,
+        "signature": str(metric.get_signature()),
+        "unextractable": sum(judgement.outcome == "unextractable" for judgement in judgements),
+        "total": len(outputs),
+    }
+
+
+def _f1(gold: list[str], given: list[str], task: Task) -> float:
+    """Of the second of two classes, as GLUE has it; else the mean over the classes that occur."""
+    counted = [task.labels[1]] if len(task.labels) == 2 else sorted(set(gold))
+    function = require("sklearn.metrics", "eval").f1_score
+    return float(function(gold, given, labels=counted, average="macro", zero_division=0))
+
+
+def _matthews(gold: list[str], given: list[str], task: Task) -> float:
+    return float(require("sklearn.metrics", "eval").matthews_corrcoef(gold, given))
+
+
+CLASS_METRICS: dict[str, Callable[[list[str], list[str], Task], float]] = {"f1": _f1, "matthews": _matthews}
