@@ -160,13 +160,18 @@ class State:
 
     def slots_of_rows(self, num_rows: int, device: torch.device | None = None) -> Tensor:
         """For compiled graphs: the slot number of each row of a batch [B]. The graph raises when the pass in effect has other rows."""
+        self.refuse_flat_in_graph()
         slots = self.slots if device is None else self.slots.to(device)
         slot_B = slots[:num_rows]
         fits = (slot_B != NO_ROW).all() & ((slots[num_rows] == NO_ROW) | (slots[-1] != NO_ROW))
-        torch.ops.aten._assert_async.msg(
-            fits, "graft: the rows of this batch are not those that the routing names (token-flat passes do not run compiled)"
-        )
+        torch.ops.aten._assert_async.msg(fits, "graft: the batch has another number of rows than the routing names")
         return slot_B
+
+    def refuse_flat_in_graph(self) -> None:
+        """For compiled graphs: raise when they cannot route the pass in effect at all."""
+        torch.ops.aten._assert_async.msg(
+            self.slots[0] != NO_ROW, f"graft: token-flat passes and more than {MAX_ROWS} rows do not run compiled"
+        )
 
 
 def _rerouted(pass_: Pass, old: str, new: str | None) -> Pass:

@@ -58,8 +58,12 @@ def backend_function(module: nn.Module, backend: str) -> Attend:
 
 
 def current_pass(module: nn.Module) -> Pass:
-    """The pass in effect for an attention module."""
-    return NO_PASS if torch.compiler.is_compiling() else module.__dict__["graft_state"].current
+    """The pass in effect for an attention module; a compiled graph cannot know it, and raises for one that is token-flat."""
+    state: State = module.__dict__["graft_state"]
+    if not torch.compiler.is_compiling():
+        return state.current
+    state.refuse_flat_in_graph()
+    return NO_PASS
 
 
 def attend(
@@ -80,7 +84,7 @@ def attend(
     state: State = module.__dict__["graft_state"]
     function, pass_ = backend_function(module, backend), current_pass(module)
     virtual = virtual_tokens(module, state, pass_, query.shape[0])
-    if pass_.flat and state.merged is None:
+    if pass_.flat:
         return _by_segments(module, backend, function, query, key, value, pass_, virtual, alibi, kwargs), None
     if virtual is None:
         return function(module, query, key, value, mask, **kwargs)

@@ -11,10 +11,8 @@ from graft.attention.functions import current_pass
 
 def needed(module: Any) -> bool:
     """True for a token-flat pass, or when an adapter that takes part has virtual tokens here."""
-    table = getattr(module._modules.get("graft"), "attention", {})
+    table, pass_ = getattr(module._modules.get("graft"), "attention", {}), current_pass(module)
     if torch.compiler.is_compiling():
         return bool(table)
-    if module.__dict__["graft_state"].merged is not None:
-        return False
-    pass_ = current_pass(module)
-    return pass_.flat or any(name in pass_.names for name in table)
+    unmerged = module.__dict__["graft_state"].merged is None
+    return pass_.flat or unmerged and any(name in pass_.names for name in table)
