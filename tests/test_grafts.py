@@ -72,6 +72,18 @@ def test_one_name_may_have_several_runs_of_segments_in_a_flat_batch() -> None:
         torch.testing.assert_close(flat.view(4, 5, -1), logits(model, x), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["llama", "bloom", "gptj"])
+def test_segments_of_a_flat_batch_stay_apart_while_an_adapter_is_merged(family: str) -> None:
+    model, x = base(family), ids(2, 5)
+    graft.attach(model, {"a": graft.LoRA(rank=2), "b": graft.Prefix(tokens=2)})
+    randomise(model, "a")
+    graft.merge(model, "a")
+    settings = {} if family == "bloom" else {"position_ids": torch.arange(5).repeat(2)[None], "attention_mask": torch.zeros(1, 1, 1, 1)}
+    with flat_attention(model), running(model, Pass("a", (5, 5), flat=True)):
+        flat = logits(model, x.reshape(1, -1), use_cache=False, **settings)
+    torch.testing.assert_close(flat.view(2, 5, -1), logits(model, x), atol=1e-5, rtol=0)
+
+
 def test_nothing_of_a_forward_pass_is_left_behind() -> None:
     model = base("llama")
     graft.attach(model, {"a": graft.Parallel(bottleneck=4, sites="attn mlp"), "b": graft.Parallel(bottleneck=4)})

@@ -150,13 +150,14 @@ def rows(select: str | Iterable[str] = "", where: Any = None) -> pytest.MarkDeco
 
 
 @functools.cache
-def pristine(family: str, attention: str | None = None) -> Any:
+def pristine(family: str, attention: str | None = None, layers: int = 2) -> Any:
     """The one base of a family; copy it before changing it."""
     cls, config = FAMILIES[family]
     with torch.random.fork_rng():
         torch.manual_seed(11)
         made = copy.deepcopy(config)
         made._attn_implementation = attention  # None: the family's own choice
+        made.num_hidden_layers = layers
         model: Any = cls(made)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

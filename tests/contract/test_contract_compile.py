@@ -1,0 +1,135 @@
+"""Points 8 and 14: `torch.compile` gives the same loss and gradients, and one graph serves every adapter, every routing and none."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo
+
+import graft
+from graft.attaching import running, set_trainable
+from graft.attention import flat_attention
+from graft.passes import Pass
+from tests.contract.table import ids, logits, loss, pristine, randomise
+
+HOOKS: dict[str, Any] = {
+    "linear": graft.LoRA(rank=3, train_bias=True, sites="linear"),
+    "slices": graft.LoRA(rank=2, sites="attn.q attn.v"),
+    "output": graft.Series(bottleneck=4, norm=True, scale="learned", sites="attn mlp layer"),
+    "input": graft.Series(bottleneck=4, position="before", sites="mlp"),
+    "carried": graft.Parallel(bottleneck=4, sites="attn mlp"),
+    "zero": graft.Prefix(tokens=3),
+    "after": graft.Prefix(tokens=2, positions="after_prefix"),
+    "stack": [graft.Prefix(tokens=2, projection=4), graft.Parallel(bottleneck=4), graft.Full(sites="head")],
+}
+ROUTE = ("linear", None, "stack", "after")
+
+
+@pytest.fixture(autouse=True)
+def no_graphs_of_other_tests() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def every_hook(family: str, *names: str) -> nn.Module:
+    """One model of one layer with an adapter for every hook, all of which train."""
+    model, chosen = copy.deepcopy(pristine(family, layers=1)), {name: HOOKS[name] for name in names or HOOKS}
+    graft.attach(model, chosen)
+    for number, name in enumerate(chosen):
+        randomise(model, name, number)
+    set_trainable(model, tuple(chosen))
+    return model
+
+
+Rows = str | None | tuple[str | None, ...]
+
+
+def measured(model: nn.Module, run: nn.Module, rows: Rows, inputs: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients under one choice, which is left before backward."""
+    with graft.route(model, rows) if isinstance(rows, tuple) else graft.use(model, rows):
+        value = loss(run, inputs, use_cache=False)
+    if value.requires_grad:
+        value.backward()
+    named = [(f"{name}.{key}", p) for name in graft.names(model) for key, p in graft.parameters(model, name)]
+    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+    model.zero_grad()
+    return value.item(), found
+
+
+def assert_same_everywhere(model: nn.Module, compiled: Any, inputs: Tensor, tolerance: float) -> None:
+    """One graph, then every other choice without a second one."""
+    choices = (*graft.names(model), None, tuple(name if name in graft.names(model) else None for name in ROUTE))
+    for number, rows in enumerate(choices):
+        value, grads = measured(model, model, rows, inputs)
+        with dynamo.patch(error_on_recompile=True) if number else nullcontext():
+            other, others = measured(model, compiled, rows, inputs)
+        assert other == pytest.approx(value, abs=tolerance), rows
+        for name, grad in others.items():
+            wanted = grads.get(name, torch.zeros_like(grad))
+            torch.testing.assert_close(grad, wanted, atol=tolerance * max(1.0, float(wanted.abs().max())), rtol=0)
+        assert set(grads) <= set(others)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom", "gptj", "gpt2"])
+def test_one_full_graph_serves_every_kind_every_routing_and_the_bare_base(family: str) -> None:
+    names = {"llama": (), "bloom": ("slices", "output", "carried", "after"), "gptj": ("carried", "after"), "gpt2": ("slices", "zero")}
+    model = every_hook(family, *names[family])
+    assert_same_everywhere(model, torch.compile(model, backend="aot_eager", fullgraph=True), ids(4), 2e-5)
+
+
+def test_a_routing_of_another_size_than_the_batch_stops_a_compiled_graph() -> None:
+    model = every_hook("llama", "linear")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for rows in (("linear",), ("linear",) * 4):
+        with graft.route(model, rows), pytest.raises(RuntimeError, match="another number of rows than the routing names"):
+            logits(compiled, ids(3), use_cache=False)
+    with graft.route(model, ["linear", None, "linear"]):
+        assert logits(compiled, ids(3), use_cache=False).isfinite().all()
+
+
+def test_a_merged_adapter_is_not_applied_twice_by_a_compiled_graph() -> None:
+    model, inputs = every_hook("llama", "slices", "output"), ids(3)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with graft.use(model, "slices"):
+        expected = logits(model, inputs)
+        for act in (lambda: None, lambda: graft.merge(model, "slices"), lambda: graft.unmerge(model, "slices")):
+            act()
+            torch.testing.assert_close(logits(compiled, inputs, use_cache=False), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "rows"), [("llama", ("linear", None)), ("llama", (None, None)), ("gptj", (None, None))])
+def test_token_flat_passes_do_not_mix_in_silence_in_a_compiled_graph(family: str, rows: tuple[str | None, ...]) -> None:
+    model = every_hook(family, "linear")
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    with flat_attention(model), running(model, Pass(rows, (3, 4), flat=True)), pytest.raises(RuntimeError, match="do not run compiled"):
+        logits(compiled, ids(1), position_ids=positions, use_cache=False)
+
+
+def test_checkpointed_blocks_compile_and_keep_the_pass_they_ran_with() -> None:
+    model: Any = every_hook("llama", "linear", "after", "output").train()
+    model.gradient_checkpointing_enable()
+    model.disable_input_require_grads()  # transformers' hook on the embedding does not compile; non-reentrant blocks need none
+    assert_same_everywhere(model, torch.compile(model, backend="aot_eager", fullgraph=True), ids(4), 2e-5)
+
+
+def test_a_carried_input_compiles_under_checkpointing_where_torch_allows_side_effects_in_blocks() -> None:
+    model: Any = every_hook("llama", "carried").train()
+    model.gradient_checkpointing_enable()
+    model.disable_input_require_grads()
+    with dynamo.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):
+        assert_same_everywhere(model, torch.compile(model, backend="aot_eager", fullgraph=True), ids(4), 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "output", "input", "carried", "after", "stack"])
+def test_inductor_gives_the_same_loss_for_one_kind_of_each_hook(name: str) -> None:
+    model = every_hook("llama", name)
+    assert_same_everywhere(model, torch.compile(model, fullgraph=True), ids(4), 1e-4)
