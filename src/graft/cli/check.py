@@ -78,7 +78,7 @@ def _show_samples(report: CheckReport, console: Console) -> None:
             f"{example.source}:{example.row}, {len(example)} tokens, {int(example.supervised.sum())} trained on",
             style="dim",
         )
-        console.print(coloured(example, report.parts.base.tokenizer))
+        console.print(coloured(example, report.parts.base.tokenizer, marks=not console.color_system))
     console.rule(style="dim")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.config.schema import EvalConfig, SourceConfig
-from graft.data.preparing import _split, train_sources, validation_source
+from graft.data.preparing import samples_of, validation_source
 from graft.data.reading import read
 from graft.data.samples import Sample
 from graft.errors import GraftError
@@ -56,7 +56,7 @@ def _rows(bench: Bench, data: str | Path | SourceConfig | None, limit: int | Non
     source = validation_source(config.data)
     if source is not None:
         return Path(source.path).stem, read(source)
-    _, held_out = _split(config.data, [read(each) for each in train_sources(config.data)])
+    _, held_out = samples_of(config.data)
     if not held_out:
         raise GraftError("this run has no validation data: name the data to evaluate on with --data FILE")
     return "validation", held_out
