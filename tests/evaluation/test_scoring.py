@@ -7,8 +7,8 @@ import math
 import pytest
 
 from graft.errors import GraftError
-from graft.evaluation import protocols, tasks
-from graft.evaluation.scoring import Output, score
+from graft.evaluation import tasks
+from graft.evaluation.scoring import Output, output_protocol, score
 from graft.evaluation.statistics import bootstrap_interval
 
 pytest.importorskip("sklearn", reason="scikit-learn comes with graft-llm[eval]")
@@ -16,7 +16,7 @@ pytest.importorskip("sklearn", reason="scikit-learn comes with graft-llm[eval]")
 
 def scored(task: str, pairs: list[tuple[str, str]]) -> dict:
     chosen = tasks.get(task)
-    return score(chosen, protocols.get("strict", chosen), [Output(text, gold) for gold, text in pairs])
+    return score(chosen, output_protocol("strict", chosen), [Output(text, gold) for gold, text in pairs])
 
 
 def test_matthews_correlation_is_its_formula() -> None:
@@ -55,7 +55,7 @@ def test_bleu_of_one_output_is_that_of_its_formula() -> None:
     pytest.importorskip("sacrebleu", reason="sacrebleu comes with graft-llm[eval]")
     task = tasks.get("e2e")
     output = Output("The cat sat on the mat", "", references=("the cat sat on my mat", "a dog"))
-    found = score(task, protocols.get("bleu", task), [output])
+    found = score(task, output_protocol("bleu", task), [output])
     assert found["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25) and found["interval"] is None
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft.errors import GraftError, require
-from graft.evaluation.protocols import Judgement, OutputProtocol, RankProtocol
+from graft.evaluation import protocols
+from graft.evaluation.protocols import Judgement, OutputProtocol
 from graft.evaluation.statistics import bootstrap_interval, wilson
 from graft.evaluation.tasks import Task
 
@@ -30,10 +31,16 @@ class Output:
     """All right texts, where answers are free text."""
 
 
-def score(task: Task, protocol: OutputProtocol | RankProtocol, outputs: Sequence[Output]) -> dict[str, Any]:
-    """The score with the names of task and protocol. Raises `GraftError` where there are no outputs to judge."""
+def output_protocol(name: str, task: Task) -> OutputProtocol:
+    """A protocol that judges outputs. Raises `GraftError` for one that needs a model, and as `protocols.get` does."""
+    protocol = protocols.get(name, task)
     if not isinstance(protocol, OutputProtocol):
-        raise GraftError(f"protocol '{protocol.name}' scores the likelihood of choices, not outputs")
+        raise GraftError(f"protocol '{name}' scores the likelihood of choices, not outputs")
+    return protocol
+
+
+def score(task: Task, protocol: OutputProtocol, outputs: Sequence[Output]) -> dict[str, Any]:
+    """The score with the names of task and protocol. Raises `GraftError` where there are no outputs."""
     if not outputs:
         raise GraftError(f"there is nothing to score for '{task.name}'")
     judgements = [protocol.judge(task, output.gold, output.text) for output in outputs]
