@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -314,3 +315,34 @@ def test_base_dropout_is_drawn_from_the_seed_and_survives_a_resume(tmp_path: Pat
     quiet = attach(tiny("gpt2"))
     engine_for([job_on(quiet, steps=6)], quiet, tmp_path / "quiet").run()
     assert losses(tmp_path / "quiet") != losses(tmp_path / "whole")
+
+
+def test_a_full_disk_is_the_users_to_mend_and_the_checkpoint_before_still_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graft.training import state
+
+    engine, plain, count = fresh(tmp_path / "run", settings={"save_every": 2}), state.save_file, [0]
+
+    def full(tensors: Any, path: Any) -> None:
+        count[0] += 1
+        if count[0] > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        plain(tensors, path)
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(GraftError, match="the disk is full"):
+        engine.run()
+    assert [path.name for path in sorted((tmp_path / "run/checkpoints").iterdir())] == ["000001", "last.json"]
+    assert engine.folder.read_status()["state"] == "failed"
+    monkeypatch.setattr(state, "save_file", plain)
+    assert fresh(tmp_path / "run").run(checkpoint=1) == "finished"
+
+
+def test_without_a_number_of_steps_a_long_run_is_saved_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "SAVE_SECONDS", 0.0)
+    engine = fresh(tmp_path / "run", steps=4)
+    engine.run()
+    assert engine.folder.checkpoints() == [2, 3, 4]

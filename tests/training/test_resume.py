@@ -98,6 +98,7 @@ def same(out: Path, wanted: Path) -> None:
         own, other = load_file(out / file), load_file(wanted / file)
         assert set(own) == set(other) and all(torch.equal(own[name], other[name]) for name in own), file
     assert RunFolder(out).read_status()["state"] == "finished"
+    assert not [path for path in out.rglob(".*") if path.suffix in (".tmp", ".old")]
 
 
 @pytest.fixture(params=["first", "writing", "between"])

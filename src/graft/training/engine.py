@@ -29,6 +29,8 @@ from graft.training.validation import validation_loss
 
 State = Literal["finished", "stopped"]
 STATUS_SECONDS = 5.0
+SAVE_SECONDS = 600.0
+"""Longest time between checkpoints where no number of steps is set."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Engine:
         self.tokens, self.seconds = 0, 0.0
         self.losses: dict[str, float] = {}
         self._status_at = 0.0
-        self._saved = -1
+        self._saved, self._saved_at = -1, time.monotonic()
 
     @property
     def live(self) -> list[Job]:
@@ -159,7 +161,7 @@ class Engine:
     def _save_if_due(self, validated: bool) -> None:
         every = self.settings.save_every
         best = any(job.best is not None and job.best["step"] == job.step for job in self.jobs)
-        due = self.step % every == 0 if every else validated
+        due = self.step % every == 0 if every else validated or time.monotonic() - self._saved_at > SAVE_SECONDS
         if self.step == 1 or due or (validated and best) or not self.live:
             self._save()
         if self.step == 1:
@@ -170,7 +172,7 @@ class Engine:
     def _save(self) -> None:
         if self._saved != self.step:
             save_checkpoint(self.folder, self.model, self.jobs, self.step, self.layout, self.settings.keep)
-            self._saved = self.step
+            self._saved, self._saved_at = self.step, time.monotonic()
             self._event("checkpoint", step=self.step)
 
     def _end(self, state: State) -> State:
@@ -212,4 +214,6 @@ class Engine:
             }
             for job in self.jobs
         }
-        self.folder.status({"state": state, "step": self.step, "layout": self.layout, "jobs": jobs, **facts})
+        speed = self.tokens / self.seconds if self.seconds else None
+        shared = {"step": self.step, "layout": self.layout, "tokens_per_second": speed}
+        self.folder.status({"state": state, **shared, "jobs": jobs, **facts})

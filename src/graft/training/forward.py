@@ -42,8 +42,7 @@ class Forward:
         self.takes = {
             name for name in ("position_ids", "attention_mask", "use_cache", "logits_to_keep") if name in taken
         }
-        plain = type(self.head) is nn.Linear and "forward" not in self.head.__dict__
-        self.way: Way = "kept" if plain else "whole"  # an adapted head sees every row whole
+        self.way: Way = "whole" if "graft" in self.head._modules else "kept"  # an adapted head sees every row whole
         self.tail = Tail()
 
     @property
@@ -87,7 +86,8 @@ class Forward:
     @torch.no_grad()
     def prove_head(self, batch: Batch, pass_: Pass) -> Way:
         """Compare head(body(x)) with the model's own logits, scaled and capped as the config says; choose chunks where they agree."""
-        if self.way == "whole" or self.head.weight.requires_grad:
+        plain = type(self.head) is nn.Linear and "forward" not in self.head.__dict__
+        if self.way == "whole" or not plain or self.head.weight.requires_grad:
             return self.way
         with running(self.model, pass_):
             own = self._own_logits(batch).double()

@@ -25,6 +25,7 @@ from graft.training.card import model_card
 from graft.training.engine import Engine, Settings
 from graft.training.job import Job
 from graft.training.progress import Reporter
+from graft.training.state import tidy
 from graft.training.trackers import check_installed, trackers
 
 
@@ -68,6 +69,7 @@ def resume(run: RunFolder | str | Path, *, quiet: bool = False) -> RunFolder:
     if state == "running":
         raise GraftError(f"the run in {folder.path} is still running")
     config = folder.config
+    tidy(folder)
     steps = folder.checkpoints()
     if state == "finished" and steps and folder.adapters():
         Reporter(0, quiet=quiet).say(f"The run in {folder.path} is finished: there is nothing to go on with.")

@@ -90,6 +90,13 @@ def restore_adapter(folder: RunFolder, model: nn.Module, name: str, step: int) -
     load_training_state(model, name, _part(stored, ADAPTER))
 
 
+def tidy(folder: RunFolder) -> None:
+    """Remove what a killed process left half written."""
+    for place, pattern in (("checkpoints", ".*.tmp"), ("checkpoints", ".*.old"), ("adapters", ".*.tmp")):
+        for path in (folder.path / place).glob(pattern):
+            shutil.rmtree(path)
+
+
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 

@@ -122,11 +122,16 @@ def _checked_norm(job: Job, rows: Sequence[Row], sums: dict[str, float], suspect
         raise NonFinite(job, "loss", own, [row for row in suspects if row.job is job])
     if job.step == 1:  # behind a zero start the first gradient may be zero, the second is what training rests on
         _refuse_missing(job)
-    limit = math.inf if job.config.clip is None else job.config.clip
-    given = [parameter for parameter in job.params.values() if parameter.grad is not None]
-    norm = float(torch.nn.utils.clip_grad_norm_(given, limit))
+    given = {name: parameter for name, parameter in job.params.items() if parameter.grad is not None}
+    total = torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in given.values() if parameter.grad is not None]
+    )
+    norm = float(total)
     if not math.isfinite(norm):
-        raise NonFinite(job, "gradient", own, own)
+        bad = next(name for name, parameter in given.items() if not bool(torch.isfinite(parameter.grad).all()))  # type: ignore[arg-type]
+        raise NonFinite(job, f"gradient (of {bad})", own, own)
+    if job.config.clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(given.values(), job.config.clip, total)
     return norm
 
 
