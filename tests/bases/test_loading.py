@@ -51,6 +51,9 @@ def test_a_missing_folder_is_named_together_with_the_one_that_was_meant(folder: 
 def test_a_folder_without_a_model_and_a_file_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(GraftError, match="holds no model"):
         load_model(BaseConfig(model=str(tmp_path), **CPU))
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(GraftError, match="holds an adapter, which needs its base"):
+        load_model(BaseConfig(model=str(tmp_path), **CPU))
     with pytest.raises(GraftError, match="is a file"):
         load_model(BaseConfig(model=str(folder / "config.json"), **CPU))
 
@@ -86,6 +89,14 @@ def test_a_hub_that_does_not_answer_is_an_error_that_says_so(monkeypatch: pytest
     monkeypatch.setattr(AutoConfig, "from_pretrained", fails)
     with pytest.raises(GraftError, match="'someone/model' is not a folder here, and reading it from the hub failed"):
         load_model(BaseConfig(model="someone/model", **CPU))
+    with pytest.raises(GraftError, match="Did you mean 'seedling'"):
+        load_model(BaseConfig(model="seedlin", **CPU))
+
+
+def test_the_seedling_comes_with_graft() -> None:
+    base = load_base(BaseConfig(model="seedling", **CPU))
+    assert type(base.model).__name__ == "LlamaForCausalLM"
+    assert base.tokenizer.eos_token_id is not None and base.tokenizer.chat_template
 
 
 def test_a_model_with_code_of_its_own_needs_permission(folder: Path, tmp_path: Path) -> None:

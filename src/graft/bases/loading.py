@@ -117,7 +117,8 @@ def _source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
     path = Path(config.model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise GraftError(f"base.model: the folder {path} holds no model (config.json is missing)")
+            hint = "; it holds an adapter, which needs its base" if (path / "adapter_config.json").is_file() else ""
+            raise GraftError(f"base.model: the folder {path} holds no model (config.json is missing){hint}")
         return str(path), options
     if path.is_file():
         raise GraftError(f"base.model: {path} is a file; name the folder that holds config.json and the weights")
@@ -135,6 +136,8 @@ def _near(path: Path) -> str:
         return ""
     folders = [found.name for found in parent.iterdir() if found.is_dir()]
     missing = path.relative_to(parent).parts[0]
+    if missing == str(path) and nearest(missing, [SEEDLING]):
+        return f" Did you mean '{SEEDLING}'?"
     if found := nearest(missing, folders):
         return f" Did you mean '{parent / found}'?"
     return f" {parent} holds {', '.join(sorted(folders)[:8]) or 'no folders'}."

@@ -26,7 +26,7 @@ from graft.evaluation.loss import sample_losses
 from graft.evaluation.requests import Decoding, Generated, Request, context_length
 from graft.evaluation.selfcheck import self_check
 from graft.evaluation.statistics import wilson
-from graft.files import write_json_atomic
+from graft.files import explained, write_json_atomic
 from graft.jsonl import JsonLines
 
 Progress = Callable[[int, int], None]
@@ -249,9 +249,10 @@ class _Answers:
     def __init__(self, folder: Path | None) -> None:
         self.lines = None if folder is None else JsonLines(folder / "answers.jsonl")
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in ("answers.jsonl", "result.json"):
-                (folder / name).unlink(missing_ok=True)
+            with explained(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in ("answers.jsonl", "result.json"):
+                    (folder / name).unlink(missing_ok=True)
 
     def append(self, record: dict[str, Any]) -> None:
         if self.lines is not None:
