@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import graft
-from graft.attaching import running, set_trainable
 from graft.attention import flat_attention
+from graft.choosing import running, set_trainable
 from graft.grafts import Grafts
 from graft.passes import Pass
 from graft.state import state_of

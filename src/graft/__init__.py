@@ -16,12 +16,12 @@ _HOME = {
     "attach": "graft.attaching",
     "copy": "graft.attaching",
     "detach": "graft.attaching",
-    "names": "graft.attaching",
-    "parameters": "graft.attaching",
+    "names": "graft.inventory",
+    "parameters": "graft.inventory",
     "rename": "graft.attaching",
-    "route": "graft.attaching",
-    "set_active": "graft.attaching",
-    "use": "graft.attaching",
+    "route": "graft.choosing",
+    "set_active": "graft.choosing",
+    "use": "graft.choosing",
     "merge": "graft.merging",
     "unmerge": "graft.merging",
     "load": "graft.checkpoint",
@@ -83,9 +83,11 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from graft.adapters import Full, LoRA, Parallel, Prefix, Series, Stack, kinds, presets
-    from graft.attaching import attach, copy, detach, names, parameters, rename, route, set_active, use
+    from graft.attaching import attach, copy, detach, rename
     from graft.checkpoint import load, save
+    from graft.choosing import route, set_active, use
     from graft.errors import GraftError
+    from graft.inventory import names, parameters
     from graft.merging import merge, unmerge
     from graft.run import Run
     from graft.summary_table import sites, summary

@@ -1,4 +1,4 @@
-"""Attach adapters to a model in place, choose who is active, and take them off again.
+"""Attach adapters to a model in place, and take them off again.
 
 The model stays itself: its class, its base weights and the names of its state dict do not change. After the last `detach` it is exactly
 what it was.
@@ -7,8 +7,7 @@ what it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +16,13 @@ from torch import nn
 from graft.adapters import Adapter, AdapterConfig, AttentionAdapter, Place, Preset, parse
 from graft.attention.install import ShiftsPositions, install, shift_positions, uninstall
 from graft.callers import SavesAdapter
+from graft.choosing import set_active, set_trainable
 from graft.errors import GraftError
 from graft.grafts import Grafts
-from graft.passes import Pass
+from graft.inventory import tensors
 from graft.placement import Atlas, Site, find_sites
 from graft.probing import device_of, probe
-from graft.state import SHARED, Entry, Seat, State, part_of, state_of, unwrapped
+from graft.state import SHARED, Entry, Seat, State, state_of, unwrapped
 from graft.substitution import GraftedCall, GraftedForward, KeepsPass, hooked, restore, substitute
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -249,50 +249,6 @@ def _release(root: nn.Module, state: State) -> None:
         parameter.requires_grad_(name in state.base_trainable)
 
 
-@contextmanager
-def use(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Make one adapter active for all rows in a block of code; None is the bare base. The choice before comes back whatever happens."""
-    with state_of(model).entered(Pass(name)):
-        yield
-
-
-@contextmanager
-def route(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
-    """Choose one adapter (or None) for each row of the batch in a block of code; the base runs once on all rows."""
-    with state_of(model).entered(Pass(tuple(rows))):
-        yield
-
-
-@contextmanager
-def running(model: nn.Module, pass_: Pass) -> Iterator[None]:
-    """Run a block of code under a pass that the caller has described in full (the training engine, generation)."""
-    with state_of(model).entered(pass_):
-        yield
-
-
-def set_active(model: nn.Module, name: str | None) -> None:
-    """Make one adapter active from now on, and the only one that trains; None leaves the bare base."""
-    state_of(model).enter(Pass(name))
-    set_trainable(model, () if name is None else (name,))
-
-
-def set_trainable(model: nn.Module, names: Sequence[str]) -> None:
-    """Let exactly these adapters require gradients."""
-    state = state_of(model)
-    for name in names:
-        state.entry(name)
-    state.trained = tuple(names)
-    for name in state.entries:
-        for _, parameter in parameters(model, name):
-            parameter.requires_grad_(name in names and parameter.is_floating_point())
-
-
-def names(model: nn.Module) -> tuple[str, ...]:
-    """The attached adapters, in the order of attaching."""
-    state = unwrapped(model).__dict__.get("graft_state")
-    return () if state is None else tuple(state.entries)
-
-
 def rename(model: nn.Module, old: str, new: str) -> None:
     """Give an adapter another name."""
     root, state = unwrapped(model), state_of(model)
@@ -320,26 +276,3 @@ def copy(model: nn.Module, name: str, new: str) -> None:
         fresh = dict(tensors(root, state, new))
         for key, tensor in tensors(root, state, name):
             fresh[key].copy_(tensor)
-
-
-def modules_of(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """(path without Graft's own part, module) of every module that is the adapter: one per site, then the shared ones."""
-    entry = state.entry(name)
-    for seat in entry.seats:
-        yield f"{seat.site.module}.{seat.key}".lstrip("."), seat.module_of(root, name)
-    for key in entry.shared:
-        yield key, part_of(root, "", name, key)
-
-
-def tensors(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of all that is the adapter: its parameters and persistent buffers, live."""
-    for path, module in modules_of(root, state, name):
-        for key, tensor in module.state_dict(keep_vars=True).items():
-            yield f"{path}.{key}", tensor
-
-
-def parameters(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Parameter]]:
-    """(name, parameter) of what trains in an adapter."""
-    for path, module in modules_of(unwrapped(model), state_of(model), name):
-        for key, parameter in module.named_parameters():
-            yield f"{path}.{key}", parameter

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import graft
 from graft.adapters import Adapter, parse
-from graft.attaching import Model, attach, detach, modules_of, tensors
+from graft.attaching import Model, attach, detach
 from graft.errors import GraftError, did_you_mean
 from graft.files import explained, new_dir, write_json_atomic
 from graft.fingerprint import check_base, fingerprint
+from graft.inventory import modules_of, tensors
 from graft.state import SHARED, State, part_of, state_of, unwrapped
 
 CONFIG, WEIGHTS, TRAINER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "model.safetensors"

@@ -118,7 +118,9 @@ class State:
         """Follow an adapter's new name, or its end (None): in the pass in effect and in those that open contexts will bring back."""
         self.outer = [_rerouted(pass_, old, new) for pass_ in self.outer]
         self._put(_rerouted(self.current, old, new))
-        self.trained = tuple(name for name in (new if each == old else each for each in self.trained) if name is not None)
+        self.trained = tuple(
+            name for name in (new if each == old else each for each in self.trained) if name is not None
+        )
         self.merged = new if self.merged == old else self.merged
 
     def enter(self, pass_: Pass) -> None:
@@ -152,7 +154,9 @@ class State:
             return torch.full_like(self.slots, BARE)
         if not isinstance(pass_.rows, tuple) and not pass_.flat:
             return torch.full_like(self.slots, BARE if pass_.rows is None else self.entries[pass_.rows].slot)
-        slots = torch.full_like(self.slots, NO_ROW)  # all of it for what compiled graphs cannot route: they refuse to run
+        slots = torch.full_like(
+            self.slots, NO_ROW
+        )  # all of it for what compiled graphs cannot route: they refuse to run
         if isinstance(pass_.rows, tuple) and not pass_.flat and len(pass_.rows) <= MAX_ROWS:
             numbers = [BARE if name is None else self.entries[name].slot for name in pass_.rows]
             slots[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from graft.attaching import names, parameters
+from graft.inventory import names, parameters
 from graft.placement import Atlas
 from graft.state import state_of, unwrapped
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import graft
-from graft.attaching import running
 from graft.attention import flat_attention
+from graft.choosing import running
 from graft.passes import Pass
 from tests.families.zoo import TABLE, WITH_INTERFACE, tiny
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft.attaching import running, set_trainable
+from graft.choosing import running, set_trainable
 from graft.passes import Pass
 from tests.contract.table import PAD, Row, attached, ids, logits, loss, pristine, rows
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import graft
-from graft.attaching import set_trainable
+from graft.choosing import set_trainable
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.errors import GraftError

@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from graft.attaching import names, running
+from graft.choosing import running
 from graft.evaluation.requests import Request
+from graft.inventory import names
 from graft.passes import Pass
 
 

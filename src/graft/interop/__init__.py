@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graft.attaching import Model, attach, detach, tensors
+from graft.attaching import Model, attach, detach
 from graft.checkpoint import copy_strictly
 from graft.errors import GraftError
 from graft.interop import llm_adapters
+from graft.inventory import tensors
 from graft.state import state_of, unwrapped
 
 FORMATS = (llm_adapters,)

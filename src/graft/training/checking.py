@@ -17,21 +17,23 @@ from typing import Any
 import torch
 
 import graft
-from graft.attaching import detach, parameters, use
+from graft.attaching import detach
 from graft.bases.memory import MemoryReport, memory_report
+from graft.choosing import use
 from graft.config import RunConfig
 from graft.data.preparing import train_sources
 from graft.data.reading import read
 from graft.data.report import overlap
 from graft.data.samples import Sample
+from graft.inventory import parameters
 from graft.summary_table import Summary, summary
 from graft.training.forward import Forward
-from graft.training.job import Job, Row
+from graft.training.job import Job
 from graft.training.layout import Decision, decide, laid_out
 from graft.training.modes import evaluating, recomputing, set_training
 from graft.training.progress import memory_bytes
 from graft.training.start import Parts, build, pad_id
-from graft.training.step import cut, lay_out, pass_of
+from graft.training.step import lay_out, longest, pass_of
 
 SAMPLES_SHOWN = 3
 ADAM_BYTES = 8
@@ -143,7 +145,7 @@ def _where(sample: Sample) -> str:
 def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
     """Measured on the real path; optimiser, data position and parameters stay as they are."""
     job, train = parts.jobs[0], parts.config.train
-    rows = _longest(job, train.token_budget, layout)
+    rows = longest(job, train.token_budget, layout.layout)
     counts = sum(int(row.example.supervised.sum()) for row in rows)
     padding = pad_id(parts.base.tokenizer)
     batch = lay_out(rows, layout.layout, padding).to(forward.device)
@@ -173,14 +175,6 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
         peak,
         seconds / tokens * per_step * job.steps / 3600,
     )
-
-
-def _longest(job: Job, budget: int, layout: Decision) -> list[Row]:
-    """The longest samples as one micro-batch: the fullest that a step can meet."""
-    size = min(job.config.batch_size, len(job.train))
-    samples = sorted(range(len(job.train)), key=lambda index: -int(job.train.lengths[index]))[:size]
-    rows = [Row(job, job.train[sample], sample, position) for position, sample in enumerate(samples)]
-    return max(cut(rows, budget, layout.layout), key=lambda micro: sum(len(row.example) for row in micro))
 
 
 def _reload(parts: Parts, job: Job) -> float:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from graft.attaching import set_trainable
+from graft.choosing import set_trainable
 from graft.data.batches import Layout
 from graft.errors import GraftError
 from graft.runs import RunFolder
@@ -23,7 +24,7 @@ from graft.training.layout import decide, laid_out
 from graft.training.modes import recomputing, set_training
 from graft.training.progress import Reporter, memory_bytes
 from graft.training.state import restore_adapter, restore_checkpoint, save_checkpoint, verify_checkpoint
-from graft.training.step import NonFinite, Outcome, take_step
+from graft.training.step import NonFinite, Outcome, cut, lay_out, longest, pass_of, take_step
 from graft.training.trackers import Tracker
 from graft.training.validation import validation_loss
 
@@ -111,6 +112,24 @@ class Engine:
         if self.settings.gradient_checkpointing:
             stack.enter_context(recomputing(self.model, self.settings.base_dropout))
         set_training(self.model, [job.name for job in self.live], self.settings.base_dropout)
+        if self.forward.device.type == "cuda" and not resumed:
+            self._try_longest()
+
+    def _try_longest(self) -> None:
+        """Forward and backward on the longest batch, without an update: what does not fit shall fail now, not in an hour."""
+        budget, layout = self.settings.token_budget, self.layout
+        rows = [row for job in self.live for row in longest(job, budget, layout)]
+        micro = max(cut(rows, budget, layout), key=lambda some: sum(len(row.example) for row in some))
+        batch = lay_out(micro, layout, self.settings.pad_id).to(self.forward.device)
+        weight_N = torch.zeros(batch.num_targets, device=self.forward.device)
+        try:
+            with torch.random.fork_rng(device_type=self.forward.device.type):
+                self.forward.losses(batch, pass_of(micro, layout), weight_N)[0].backward()
+        except torch.OutOfMemoryError as error:
+            raise GraftError(
+                f"the longest batch ({batch.num_tokens:,} tokens) does not fit into the memory of {self.forward.device}: lower "
+                f"train.token_budget (now {budget}), set train.gradient_checkpointing: true, or lower data.max_length"
+            ) from error
 
     def _loop(self, interrupt: Interrupt) -> None:
         while self.live and not interrupt.asked:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from graft.attaching import running
+from graft.choosing import running
 from graft.data.batches import Batch
 from graft.errors import GraftError
 from graft.passes import Pass

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
-from graft.attaching import parameters
 from graft.config.schema import TrainConfig
 from graft.data.batches import plan_epoch, steps_per_epoch
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
+from graft.inventory import parameters
 from graft.training.optim import (
     build_optimizer,
     build_schedule,

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from graft.attaching import modules_of
 from graft.errors import GraftError
+from graft.inventory import modules_of
 from graft.state import state_of, unwrapped
 
 

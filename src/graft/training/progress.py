@@ -58,6 +58,11 @@ class Reporter:
         """A sentence above the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def show(self, *tables: Any) -> None:
+        """Rich text and tables, in a terminal only: a log has metrics.jsonl and samples.jsonl."""
+        if self.console.is_terminal:
+            self.console.print(*tables, soft_wrap=False)
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:

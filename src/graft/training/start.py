@@ -16,11 +16,13 @@ from graft.adapters import AdapterConfig, Preset
 from graft.attaching import attach
 from graft.bases import Base, load_base
 from graft.config import RunConfig
+from graft.data.inspect import LEARNT, coloured
 from graft.data.preparing import Prepared, prepare
 from graft.errors import GraftError
 from graft.placement import Atlas
 from graft.runs import RunFolder
 from graft.state import state_of, unwrapped
+from graft.summary_table import summary
 from graft.training.card import model_card
 from graft.training.engine import Engine, Settings
 from graft.training.job import Job
@@ -168,6 +170,10 @@ def _announce(parts: Parts, folder: RunFolder, reporter: Reporter, checkpoint: i
     )
     for note in data.notes:
         reporter.say(note)
+    if not checkpoint:
+        reporter.show(summary(parts.base.model), data)
+        reporter.show(f"Sample 1, trained on where it is {LEARNT}:")
+        reporter.show(coloured(parts.data.train[0], parts.base.tokenizer))
 
 
 def _publish(parts: Parts, folder: RunFolder, engine: Engine, job: Job) -> None:

@@ -55,6 +55,14 @@ def cut(rows: Sequence[Row], budget: int, layout: Layout) -> list[list[Row]]:
     return [[rows[index] for index in sorted(group)] for group in groups]
 
 
+def longest(job: Job, budget: int, layout: Layout) -> list[Row]:
+    """A job's longest samples as one micro-batch: the fullest that a step can meet."""
+    size = min(job.config.batch_size, len(job.train))
+    samples = sorted(range(len(job.train)), key=lambda index: -int(job.train.lengths[index]))[:size]
+    rows = [Row(job, job.train[sample], sample, position) for position, sample in enumerate(samples)]
+    return max(cut(rows, budget, layout), key=lambda micro: sum(len(row.example) for row in micro))
+
+
 def lay_out(rows: Sequence[Row], layout: Layout, pad_id: int) -> Batch:
     """The rows as one batch."""
     examples, samples = [row.example for row in rows], [row.sample for row in rows]
