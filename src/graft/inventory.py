@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from graft.state import State, state_of, unwrapped
+from graft.state import State, part_of, state_of, unwrapped
 
 
 def names(model: nn.Module) -> tuple[str, ...]:
