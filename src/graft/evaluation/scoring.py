@@ -13,7 +13,8 @@ from typing import Any
 
 from graft.errors import GraftError, require
 from graft.evaluation import protocols
-from graft.evaluation.protocols import Judgement, OutputProtocol
+from graft.evaluation.protocols import Judgement, OutputProtocol, RankProtocol
+from graft.evaluation.protocols.rank import Ranking
 from graft.evaluation.statistics import bootstrap_interval, wilson
 from graft.evaluation.tasks import Task
 
@@ -51,17 +52,36 @@ def score(task: Task, protocol: OutputProtocol, outputs: Sequence[Output]) -> di
 
 def counted(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
     """How many are correct, and the task's further metrics."""
-    outcomes = Counter(judgement.outcome for judgement in judgements)
-    right = [judgement.outcome == "correct" for judgement in judgements]
     gold = [output.gold for output in outputs]
     given = [NOTHING if judgement.extracted is None else judgement.extracted for judgement in judgements]
     return {
-        **{name: outcomes[name] for name in ("correct", "wrong", "unextractable")},
+        **_shares(judgements),
+        **{name: CLASS_METRICS[name](gold, given, task) for name in task.metrics},
+    }
+
+
+def _shares(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Counts of outcomes, the share that is correct, and how sure it is. Outcomes that did not occur at all count 0."""
+    outcomes = Counter(judgement.outcome for judgement in judgements)
+    right = [judgement.outcome == "correct" for judgement in judgements]
+    return {
+        **{name: outcomes[name] for name in ("correct", "wrong", "unextractable", "no_room")},
         "total": len(right),
         "accuracy": sum(right) / len(right),
         "interval": list(wilson(sum(right), len(right))),
         "bootstrap_interval": list(bootstrap_interval(right)),
-        **{name: CLASS_METRICS[name](gold, given, task) for name in task.metrics},
+    }
+
+
+def ranked(task: Task, protocol: RankProtocol, rankings: Sequence[Ranking]) -> dict[str, Any]:
+    """The score of choices ranked by likelihood: by their sums, and `normalised` by their lengths."""
+    raw, normalised = _shares([each.raw for each in rankings]), _shares([each.normalised for each in rankings])
+    return {
+        "task": task.name,
+        "protocol": protocol.name,
+        "protocol_hash": protocol.digest(task),
+        **raw,
+        "normalised": normalised,
     }
 
 

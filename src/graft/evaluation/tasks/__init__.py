@@ -1,6 +1,6 @@
 """The benchmarks: one file each, with one raw example at its top. The registry below is the only list of them.
 
-`graft show tasks` prints it. Names are those of the folders of LLM-Adapters; capitals and dashes do not matter when asking.
+Names are those of the folders of LLM-Adapters; capitals and dashes do not matter when asking.
 """
 
 from __future__ import annotations
