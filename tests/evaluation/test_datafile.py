@@ -89,6 +89,22 @@ def test_every_answer_has_one_outcome_and_all_are_counted(monkeypatch: pytest.Mo
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
+def test_a_column_answer_beside_the_worked_answer_is_what_answers_are_compared_with(run: Path, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "a", "output": "I think 5", "answer": 3.0},
+        {"instruction": "b", "output": "x", "answer": "7"},
+    ]
+    data = write_rows(tmp_path / "worked.jsonl", rows)
+    result = evaluate(run, data, settings=EvalConfig(max_new_tokens=2))
+    assert result["protocol"]["metric"] == "numeric"
+    lines = [json.loads(line) for line in (Path(result["folder"]) / "answers.jsonl").read_text().splitlines()]
+    assert {(line["row"], line["expected"]) for line in lines} == {(1, "3"), (2, "7")}
+    tokens = len("I think 5") + len("x") + 2
+    assert {found["loss_tokens"] for found in result["results"]} == {tokens}, "the loss is that of the worked answer"
+    with pytest.raises(GraftError, match="row 2, field 'answer': is missing"):
+        evaluate(run, write_rows(tmp_path / "torn.jsonl", [rows[0], {"instruction": "b", "output": "x"}]))
+
+
 def test_texts_are_compared_whole_where_a_reference_has_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = Scripted(monkeypatch, {"a": ("Paris.", "stopped"), "b": ("3 or 4", "stopped")})
     evaluation = evaluation_of("two", samples(("a", "paris"), ("b", "4")), EvalConfig())

@@ -71,11 +71,22 @@ class Evaluation:
 
 
 def evaluation_of(
-    task: str, samples: Sequence[Sample], config: EvalConfig, *, train_on: str = "completion", beams: int = 1
+    task: str,
+    samples: Sequence[Sample],
+    config: EvalConfig,
+    golds: Sequence[str] | None = None,
+    *,
+    train_on: str = "completion",
+    beams: int = 1,
 ) -> Evaluation:
-    """Turn rows into questions with expected answers. Raises `GraftError`, naming the row, for one without either."""
+    """Turn rows into questions with expected answers; `golds` are these where they are not the rows' own last answers.
+
+    Raises `GraftError`, naming the row, for one without a question or an answer.
+    """
     samples = samples[: config.limit]
     pairs = [_split(sample) for sample in samples]
+    if golds is not None:
+        pairs = [(prompt, gold) for (prompt, _), gold in zip(pairs, golds, strict=False)]
     metric = choose_metric(config.metric, [reference for _, reference in pairs])
     items = []
     for sample, (prompt, reference) in zip(samples, pairs, strict=True):
