@@ -228,6 +228,7 @@ def test_wrong_input_is_told_in_the_users_terms(tmp_path: Path) -> None:
         ({"instruction": "How many?"}, "row 2: there is no answer"),
         ({"instruction": " ", "answer": "5"}, "row 2: there is no question"),
         ({"instruction": "How many?", "answer": "five"}, "row 2: the answer of 'SVAMP' is a number; given 'five'"),
+        ({"instruction": "How many?", "answer": "nan"}, "row 2: the answer of 'SVAMP' is a number; given 'nan'"),
         ({"Question": "How many?", "Answer": 5}, "row 2 is not a row of 'SVAMP'.*its columns are Question, Answer"),
     ]
     for row, words in cases:
@@ -247,11 +248,22 @@ def test_names_do_not_mind_capitals_and_groups_unfold_once() -> None:
 def test_the_hub_is_asked_for_the_published_split(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def load_dataset(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
-        asked.append((path, name, split))
+    def load_dataset(path: str, name: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
+        asked.append((path, name, split, revision))
         return [{"question": "is it so", "answer": True, "passage": ""}]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     (record,) = tasks.get("boolq").load()
-    assert asked == [("google/boolq", None, "validation")]
+    assert asked == [("google/boolq", None, "validation", None)]
     assert (record.source, record.gold) == ("google/boolq (validation)", "true")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach 'google/boolq' on the Hub\nlong story")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(
+        GraftError, match=r"'boolq' cannot be read from the hub.*Couldn't reach.*Hub\. Name its folder.*--data"
+    ):
+        tasks.get("boolq").load()

@@ -7,6 +7,7 @@ from), the question and choices it is made of, and the right answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,12 +140,17 @@ class Task:
     def _check(self, gold: str, where: str) -> None:
         """Raises `GraftError` for an answer that cannot be right or wrong."""
         if self.answer in ("number", "score"):
-            try:
-                float(gold)
-            except ValueError:
-                raise GraftError(f"{where}: the answer of '{self.name}' is a number; given {gold!r}") from None
+            if not _is_number(gold):
+                raise GraftError(f"{where}: the answer of '{self.name}' is a number; given {gold!r}")
         elif self.labels and gold not in self.labels:
             raise GraftError(f"{where}: the answer of '{self.name}' is one of {', '.join(self.labels)}; given {gold!r}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _grouped(records: Sequence[Record]) -> list[Record]:

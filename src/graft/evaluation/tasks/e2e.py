@@ -25,6 +25,6 @@ def convert(row: Row) -> Asked:
 
 
 TASK = Task(
-    "e2e", "text", convert, Hub("tuetschek/e2e_nlg", "test"),
+    "e2e", "text", convert, Hub("tuetschek/e2e_nlg", "test", revision="refs/convert/parquet"),
     files=("e2e/testset_w_refs.csv", "e2e_nlg/testset_w_refs.csv", "e2e_nlg/test_grouped.jsonl"),
 )  # fmt: skip

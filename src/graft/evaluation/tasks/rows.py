@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from graft.config.schema import SourceConfig
 from graft.data.opening import KINDS, Row, rows_of
-from graft.data.reading import _hub_rows
 from graft.errors import GraftError, did_you_mean
 
 
@@ -24,6 +23,8 @@ class Hub:
     """As `datasets` takes it: "test", or "train+test"."""
     name: str | None = None
     """Its configuration."""
+    revision: str | None = None
+    """A branch, where the main one cannot be read: "refs/convert/parquet" holds the hub's own copy as plain data."""
 
 
 def find(folder: Path, files: Sequence[str]) -> Path | None:
@@ -47,14 +48,27 @@ def rows(
     if data is None:
         if hub is None:
             raise GraftError(f"'{task}' is not known on the hub: name its folder or file with --data")
-        source = f"{hub.path} ({hub.split})"
-        found = _hub_rows(SourceConfig(path=hub.path, split=hub.split, name=hub.name))
+        source, found = f"{hub.path} ({hub.split})", _hub_rows(task, hub)
     else:
         path = _file(task, Path(data).expanduser(), files)
         source, found = str(path), reader(path)
     if not found:
         raise GraftError(f"{source} holds no rows")
     return source, found
+
+
+def _hub_rows(task: str, hub: Hub) -> list[Row]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        found = datasets.load_dataset(hub.path, hub.name, split=hub.split, revision=hub.revision)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise GraftError(
+            f"'{task}' cannot be read from the hub ({hub.path}, {hub.split}): {reason}. Name its folder or file with --data"
+        ) from error
+    return [cast(Row, row) for row in found]
 
 
 def _file(task: str, path: Path, files: Sequence[str]) -> Path:

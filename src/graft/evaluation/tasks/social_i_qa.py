@@ -14,7 +14,8 @@ from graft.evaluation.tasks.rows import Hub
 
 def convert(row: Row) -> Asked:
     choices = (row["answerA"], row["answerB"], row["answerC"])
-    return Asked(f"{row['context']} {row['question']}", f"answer{row['label']}" if row["label"] else None, choices)
+    label = row["label"].strip()  # some copies keep a line end
+    return Asked(f"{row['context']} {row['question']}", f"answer{label}" if label else None, choices)
 
 
 TASK = Task("social_i_qa", "label", convert, Hub("lighteval/siqa", "validation"), wording=ANSWERS)
