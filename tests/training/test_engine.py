@@ -346,3 +346,23 @@ def test_without_a_number_of_steps_a_long_run_is_saved_by_the_clock(
     engine = fresh(tmp_path / "run", steps=4)
     engine.run()
     assert engine.folder.checkpoints() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("layout", ["flat", "padded"])
+def test_the_longest_batch_is_tried_without_a_trace_and_one_that_does_not_fit_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Any
+) -> None:
+    engine = fresh(tmp_path / "run")
+    engine.layout = layout
+    before, random = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}, torch.get_rng_state()
+    with laid_out(engine.model, layout):
+        engine._try_longest()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in engine.model.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), random) and engine.jobs[0].step == 0
+
+        def full(*given: Any) -> Any:
+            raise torch.OutOfMemoryError("no room")
+
+        monkeypatch.setattr(engine.forward, "losses", full)
+        with pytest.raises(GraftError, match="does not fit.*token_budget.*gradient_checkpointing"):
+            engine._try_longest()

@@ -123,7 +123,7 @@ class Engine:
         batch = lay_out(micro, layout, self.settings.pad_id).to(self.forward.device)
         weight_N = torch.zeros(batch.num_targets, device=self.forward.device)
         try:
-            with torch.random.fork_rng(device_type=self.forward.device.type):
+            with torch.random.fork_rng([self.forward.device] if self.forward.device.type == "cuda" else []):
                 self.forward.losses(batch, pass_of(micro, layout), weight_N)[0].backward()
         except torch.OutOfMemoryError as error:
             raise GraftError(

@@ -30,13 +30,16 @@ class Reporter:
         self.console = console or Console(stderr=True, quiet=quiet, highlight=False)
         self.total, self.quiet = total, quiet
         self._shown = 0.0
+        self.live = self.console.is_terminal and not quiet
         self._bar: Progress | None = None
-        if self.console.is_terminal and not quiet:
-            columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
-            self._task = self._bar.add_task("starting", total=total, completed=done)
-            self._bar.start()
         self._started, self._first = time.monotonic(), done
+
+    def _start(self) -> Progress:
+        columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}"))
+        bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+        self._task = bar.add_task("", total=self.total, completed=self._first)
+        bar.start()
+        return bar
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """One optimiser step was taken."""
@@ -44,7 +47,8 @@ class Reporter:
             f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['tokens_per_second']:,.0f} tokens/s  "
             f"{metrics['memory_bytes'] / 2**30:.2f} GiB"
         )
-        if self._bar is not None:
+        if self.live:
+            self._bar = self._bar or self._start()
             self._bar.update(self._task, completed=step, description=text)
         elif step in (1, self.total) or time.monotonic() - self._shown >= PLAIN_SECONDS:
             self._shown = time.monotonic()
@@ -60,8 +64,8 @@ class Reporter:
 
     def show(self, *tables: Any) -> None:
         """Rich text and tables, in a terminal only: a log has metrics.jsonl and samples.jsonl."""
-        if self.console.is_terminal:
-            self.console.print(*tables, soft_wrap=False)
+        if self.live:
+            self.console.print(*tables)
 
     def close(self) -> None:
         """Take the bar away."""

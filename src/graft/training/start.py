@@ -168,12 +168,12 @@ def _announce(parts: Parts, folder: RunFolder, reporter: Reporter, checkpoint: i
         f"{data.train.supervised_share:.0%} of their tokens supervised; {job.steps:,} steps"
         + (f", from step {checkpoint}" if checkpoint else "")
     )
+    if reporter.live and not checkpoint:
+        reporter.show(str(summary(parts.base.model)), data, f"Sample 1, trained on where it is {LEARNT}:")
+        reporter.show(coloured(parts.data.train[0], parts.base.tokenizer))
+        return
     for note in data.notes:
         reporter.say(note)
-    if not checkpoint:
-        reporter.show(summary(parts.base.model), data)
-        reporter.show(f"Sample 1, trained on where it is {LEARNT}:")
-        reporter.show(coloured(parts.data.train[0], parts.base.tokenizer))
 
 
 def _publish(parts: Parts, folder: RunFolder, engine: Engine, job: Job) -> None:
