@@ -1,0 +1,54 @@
+"""Every file under examples/ runs."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from graft.adapters import presets
+from tests.walk import QUICK, furnish, graft_command
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+RUN_BELOW = {"attach_and_route.py", "with_trainer.py", "llm_adapters.yaml", "word_problems.yaml"}
+
+
+def test_no_example_is_left_out() -> None:
+    assert {path.name for path in EXAMPLES.iterdir() if not path.name.startswith("__")} == RUN_BELOW
+
+
+def test_attach_and_route_says_that_all_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "attach_and_route.py"))
+    said = capsys.readouterr().out
+    assert "False" not in said and "after detach the model is what it was" in said
+
+
+def test_with_trainer_saves_the_adapter_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["with_trainer.py", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "with_trainer.py"))
+    assert "adapter_config.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_the_llm_adapters_run_trains_with_every_preset(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
+    furnish(tmp_path)
+    graft_command(
+        f"graft train {EXAMPLES / 'llm_adapters.yaml'} {' '.join(QUICK)} adapter={preset} data.train=math_10k.json data.validation=4 "
+        "data.max_length=512 --out runs/one"
+    )
+
+
+def test_the_word_problems_train_on_what_the_quickstart_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
+    graft_command("graft quickstart --tiny --out runs/quickstart")
+    assert (tmp_path / "runs/quickstart/quickstart.png").stat().st_size > 10_000
+    graft_command(f"graft train {EXAMPLES / 'word_problems.yaml'} {' '.join(QUICK)} --out runs/word-problems")
