@@ -24,7 +24,7 @@ def evaluation(
     folder.mkdir(parents=True)
     (run / "config.yaml").write_text(f"base: {{model: seedling}}\nadapter: {{kind: lora, rank: {rank}}}\n")
     lines = JsonLines(folder / "answers.jsonl")
-    for row in range(len(right)):
+    for row in reversed(range(len(right))):  # answers come in any order
         for name, outcomes in answers.items():
             outcome = "correct" if outcomes[row] == "1" else "wrong"
             # Every question stands there twice, as some of MultiArith's do.

@@ -84,12 +84,16 @@ def test_files_of_other_programs_and_columns_of_ones_own(score: Any, tmp_path: P
 
 def test_answers_of_several_contestants_are_not_mixed(score: Any, tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "answers.jsonl")
-    for name, answer in [("base", "7"), ("math", "it is 4"), ("base", "4"), ("math", "4")]:
-        lines.append({"contestant": name, "answer": answer, "reference": "4"})
+    for name, answer, row in [("base", "7", 2), ("math", "it is 4", 2), ("base", "4", 1), ("math", "4", 1)]:
+        lines.append({"contestant": name, "row": row, "answer": answer, "reference": "4"})
     task = ("--task", "gsm8k", "--protocol", "strict")
     assert "choose one with --contestant" in score(lines.path, *task)["error"]
     assert "'maths'; it has base, math" in score(lines.path, *task, "--contestant", "maths")["error"]
     assert score(lines.path, *task, "--contestant", "math")["correct"] == 2
+    rows = [{"instruction": f"How many {number}?", "answer": str(number)} for number in (4, 7)]
+    data = write(tmp_path / "test.json", rows)
+    found = score(lines.path, *task, "--contestant", "base", "--data", data)
+    assert found["correct"] == 2  # the lines stand in the order in which answers came, not in that of the data
 
 
 def test_right_answers_come_from_the_benchmark_where_the_file_has_none(score: Any, tmp_path: Path) -> None:

@@ -101,12 +101,13 @@ def _text(file: Path, number: int, row: dict[str, Any], name: str) -> str:
 def _of_contestant(
     file: Path, rows: list[tuple[int, dict[str, Any]]], contestant: str | None
 ) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of one contestant; a file without contestants is one's own."""
+    """The rows of one contestant, in the order of the data; a file without contestants stays as it is."""
     names = list(dict.fromkeys(row["contestant"] for _, row in rows if "contestant" in row))
-    if contestant is None:
-        if len(names) > 1:
-            raise GraftError(f"{file} holds answers of {', '.join(names)}: choose one with --contestant")
-        return rows
-    if contestant not in names:
+    if contestant is None and len(names) > 1:
+        raise GraftError(f"{file} holds answers of {', '.join(names)}: choose one with --contestant")
+    if contestant is not None and contestant not in names:
         raise GraftError(f"{file} holds no answers of '{contestant}'; it has {', '.join(names) or 'no contestants'}")
-    return [(number, row) for number, row in rows if row.get("contestant") == contestant]
+    if not names:
+        return rows
+    own = [(number, row) for number, row in rows if row.get("contestant") == (contestant or names[0])]
+    return sorted(own, key=lambda pair: pair[1]["row"])  # answers stand in the order in which they came

@@ -86,7 +86,8 @@ def _read(folder: Path, wanted: str | None) -> Answered:
     name = _contestant(folder, list(described), wanted)
     right: dict[Question, bool] = {}
     seen: Counter[str] = Counter()
-    for line in JsonLines(folder / "answers.jsonl").read():
+    # Lines stand in the order in which answers came; equal questions are told apart by their order in the data.
+    for line in sorted(JsonLines(folder / "answers.jsonl").read(), key=lambda line: line["row"]):
         if line["contestant"] == name and "outcome" in line:
             question = (line["question"], seen[line["question"]])
             right[question] = line["outcome"] == "correct"
