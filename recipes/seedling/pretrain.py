@@ -4,8 +4,8 @@
     torchrun --standalone --nproc-per-node 2 pretrain.py --out ...       # the same on two cores, one process on each
 
 Seeded: the same command gives the same tokenizer and the same data in the same order. A checkpoint in `--work` is
-written every few minutes; the same command continues from it. The learning rate rises, stays and falls over the last
-quarter of the steps (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395).
+written every few minutes; the same command continues from it. The learning rate rises, stays and falls
+(warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395).
 
 Shape letters: B blocks in a batch, L tokens in a block.
 """
@@ -33,6 +33,7 @@ from tokens import train_tokenizer  # noqa: E402
 CONTEXT = 512
 TOKENIZER_DOCUMENTS = 60_000
 SHARD_DOCUMENTS = 20_000  # about a million tokens
+SHARDS_BEFORE_DRILLS = 3  # words and facts come first
 LOG_EVERY = 20
 
 
@@ -40,7 +41,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished model and tokenizer")
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder for the checkpoint and the log")
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=4580)
+    parser.add_argument("--decay-from", type=int, default=3600, help="step at which the learning rate begins to fall")
+    parser.add_argument("--decay-to", type=int, default=4800, help="step at which it would be zero; at least --steps")
     parser.add_argument("--batch", type=int, default=4, help="blocks of 512 tokens per step, over all processes")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=256)
@@ -50,7 +53,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--autocast", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 products")
     parser.add_argument("--save-minutes", type=float, default=3.0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.decay_from < args.decay_to or args.decay_to < args.steps:
+        parser.error("needed: decay-from < decay-to and steps <= decay-to, or the learning rate would be negative")
+    return args
 
 
 def build(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> LlamaForCausalLM:
@@ -73,7 +79,7 @@ def build(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> Llama
 
 def shard(tokenizer: PreTrainedTokenizerFast, seed: int, index: int) -> np.ndarray:
     """Blocks [number, L] of documents laid end to end, each between `<s>` and `</s>`; what fills no block is dropped."""
-    texts = list(documents(seed * 1_000_003 + 1 + index, SHARD_DOCUMENTS))
+    texts = list(documents(seed * 1_000_003 + 1 + index, SHARD_DOCUMENTS, with_drills=index >= SHARDS_BEFORE_DRILLS))
     eos = tokenizer.eos_token_id
     rows = tokenizer(texts)["input_ids"]
     stream = np.fromiter((token for row in rows for token in (*row, eos)), dtype=np.int64)
@@ -104,10 +110,10 @@ class Feed:
         self.blocks = shard(self.tokenizer, self.seed, self.index)
 
 
-def rate(step: int, steps: int, peak: float) -> float:
-    """Learning rate of a step: 100 steps up, flat, linear to zero over the last quarter."""
-    decay = steps // 4
-    return peak * min(1.0, (step + 1) / 100, (steps - step) / decay)
+def rate(step: int, args: argparse.Namespace) -> float:
+    """Learning rate of a step: 100 steps up, flat until `decay_from`, then on a line that reaches zero at `decay_to`."""
+    falling = (args.decay_to - step) / (args.decay_to - args.decay_from)
+    return args.lr * min(1.0, (step + 1) / 100, falling)
 
 
 def loss_of(model: LlamaForCausalLM, ids_BL: Tensor, autocast: bool) -> Tensor:
@@ -177,7 +183,7 @@ def train(model: LlamaForCausalLM, feed: Feed, workers: Workers, args: argparse.
     recent: list[float] = []
     for step in range(first, args.steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, args.steps, args.lr)
+            group["lr"] = rate(step, args)
         ids_BL = feed.next()[workers.rank :: workers.count]
         loss = loss_of(model, ids_BL.to(model.device), args.autocast)
         loss.backward()

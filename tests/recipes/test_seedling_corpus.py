@@ -11,7 +11,7 @@ import pytest
 RECIPE = Path(__file__).parents[2] / "recipes" / "seedling"
 if not RECIPE.is_dir():
     pytest.skip("the recipes are not part of this installation", allow_module_level=True)
-ROOM = ("words", "cast", "facts", "stories", "corpus")
+ROOM = ("words", "cast", "facts", "stories", "drills", "corpus")
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,13 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def texts(corpus) -> list[str]:
-    return list(corpus.documents(seed=7, count=4000))
+    return list(corpus.documents(seed=7, count=4000, with_drills=True))
 
 
 def test_the_same_seed_writes_the_same_documents(corpus, texts):
-    assert list(corpus.documents(seed=7, count=200)) == texts[:200]
-    assert list(corpus.documents(seed=8, count=200)) != texts[:200]
+    assert list(corpus.documents(seed=7, count=200, with_drills=True)) == texts[:200]
+    assert list(corpus.documents(seed=8, count=200, with_drills=True)) != texts[:200]
+    assert list(corpus.documents(seed=7, count=200)) == list(corpus.documents(seed=7, count=200))
 
 
 def test_documents_hardly_ever_repeat(texts):
