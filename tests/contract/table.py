@@ -33,6 +33,8 @@ from transformers import (
     LlamaForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import graft
@@ -43,6 +45,7 @@ ENDS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_t
 WIDE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = {**WIDE, "num_key_value_heads": 2, "max_position_embeddings": 64}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0, "decoder_start_token_id": PAD}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 FAMILIES: dict[str, tuple[type[nn.Module], Any]] = {
@@ -53,7 +56,9 @@ FAMILIES: dict[str, tuple[type[nn.Module], Any]] = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**ENDS, **GROUPED, head_dim=8)),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config(**ENDS, **GROUPED, head_dim=8, sliding_window=6)),
     "bert": (BertForMaskedLM, BertConfig(**ENDS, **WIDE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
+    "t5": (T5ForConditionalGeneration, T5Config(**ENDS, **T5, feed_forward_proj="gated-gelu")),
 }
+CAUSAL = frozenset(FAMILIES) - {"bert", "t5"}
 
 _ANY: dict[str, Any] = {
     "lora": graft.LoRA(rank=4, sites="linear"),
@@ -87,7 +92,11 @@ _SOME: dict[str, dict[str, Any]] = {
         "lora-whole-qkv": graft.LoRA(rank=4, sites="attn.qkv@0"),
     },
     "gpt2": {"lora-fused": graft.LoRA(rank=4, sites="attn.q attn.v mlp.up")},
-    "bert": {"lora-attn": graft.LoRA(rank=4, sites="attn.q attn.v")},
+    "bert": {
+        "lora-attn": graft.LoRA(rank=4, sites="attn.q attn.v"),
+        "series-attn": graft.Series(bottleneck=6, init="bert", sites="attn"),
+    },
+    "t5": {"lora-weak": graft.LoRA(rank=4, alpha=0.5, sites="linear")},
 }
 _CHOSEN: dict[str, str] = {
     "llama": " ".join(_ANY),
@@ -96,6 +105,8 @@ _CHOSEN: dict[str, str] = {
     "gpt2": "lora-bias series-mlp parallel-linear prefix-after",
     "qwen3": "lora-dropout prefix",
     "gemma2": "series-houlsby parallel-mlp prefix mam",
+    "bert": "lora",
+    "t5": "parallel-mlp series-houlsby",
 }
 
 
@@ -121,7 +132,7 @@ class Row:
     @property
     def causal(self) -> bool:
         """Whether the family generates."""
-        return self.family != "bert"
+        return self.family in CAUSAL
 
 
 @functools.cache
@@ -162,7 +173,7 @@ def pristine(family: str, attention: str | None = None, layers: int = 2) -> Any:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1:
-                    parameter.normal_(std=0.25)
+                    parameter.normal_(std=0.1 if family == "t5" else 0.25)  # T5 does not scale its scores down
                 elif "norm" in name or "ln_" in name:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
                 else:
@@ -200,15 +211,22 @@ def ids(rows: int = 3, length: int = 7, seed: int = 5) -> Tensor:
     return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def logits(model: nn.Module, inputs: Tensor, **kwargs: Any) -> Tensor:
+def outputs(model: Any, inputs: Tensor, **kwargs: Any) -> Tensor:
+    """[B, L, V]; an encoder-decoder reads the same tokens on both sides."""
+    if model.config.is_encoder_decoder:
+        kwargs["decoder_input_ids"] = inputs
+    return model(input_ids=inputs, **kwargs).logits
+
+
+def logits(model: Any, inputs: Tensor, **kwargs: Any) -> Tensor:
     """[B, L, V] without gradients."""
     with torch.no_grad():
-        return model(input_ids=inputs, **kwargs).logits
+        return outputs(model, inputs, **kwargs)
 
 
-def loss(model: nn.Module, inputs: Tensor, **kwargs: Any) -> Tensor:
+def loss(model: Any, inputs: Tensor, **kwargs: Any) -> Tensor:
     """A scalar that depends on every token's output."""
-    out = model(input_ids=inputs, **kwargs).logits
+    out = outputs(model, inputs, **kwargs)
     return torch.nn.functional.cross_entropy(out[:, :-1].flatten(0, 1).float(), inputs[:, 1:].flatten())
 
 

@@ -28,7 +28,7 @@ HOOKS: dict[str, Any] = {
     "after": graft.Prefix(tokens=2, positions="after_prefix"),
     "stack": [graft.Prefix(tokens=2, projection=4), graft.Parallel(bottleneck=4), graft.Full(sites="head")],
 }
-ROUTE = ("linear", None, "stack", "after")
+ROUTE = ("carried", None, "slices", "after")
 
 
 @pytest.fixture(autouse=True)
@@ -85,12 +85,12 @@ def test_one_full_graph_serves_every_kind_every_routing_and_the_bare_base(family
 
 
 def test_a_routing_of_another_size_than_the_batch_stops_a_compiled_graph() -> None:
-    model = every_hook("llama", "linear")
+    model = every_hook("llama", "slices")
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    for rows in (("linear",), ("linear",) * 4):
+    for rows in (("slices",), ("slices",) * 4):
         with graft.route(model, rows), pytest.raises(RuntimeError, match="another number of rows than the routing names"):
             logits(compiled, ids(3), use_cache=False)
-    with graft.route(model, ["linear", None, "linear"]):
+    with graft.route(model, ["slices", None, "slices"]):
         assert logits(compiled, ids(3), use_cache=False).isfinite().all()
 
 
@@ -104,9 +104,9 @@ def test_a_merged_adapter_is_not_applied_twice_by_a_compiled_graph() -> None:
             torch.testing.assert_close(logits(compiled, inputs, use_cache=False), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("family", "rows"), [("llama", ("linear", None)), ("llama", (None, None)), ("gptj", (None, None))])
+@pytest.mark.parametrize(("family", "rows"), [("llama", ("slices", None)), ("gptj", (None, None))])
 def test_token_flat_passes_do_not_mix_in_silence_in_a_compiled_graph(family: str, rows: tuple[str | None, ...]) -> None:
-    model = every_hook(family, "linear")
+    model = every_hook(family, "slices")
     compiled: Any = torch.compile(model, backend="aot_eager")
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
     with flat_attention(model), running(model, Pass(rows, (3, 4), flat=True)), pytest.raises(RuntimeError, match="do not run compiled"):
@@ -114,7 +114,7 @@ def test_token_flat_passes_do_not_mix_in_silence_in_a_compiled_graph(family: str
 
 
 def test_checkpointed_blocks_compile_and_keep_the_pass_they_ran_with() -> None:
-    model: Any = every_hook("llama", "linear", "after", "output").train()
+    model: Any = every_hook("llama", "slices", "after", "input").train()
     model.gradient_checkpointing_enable()
     model.disable_input_require_grads()  # transformers' hook on the embedding does not compile; non-reentrant blocks need none
     assert_same_everywhere(model, torch.compile(model, backend="aot_eager", fullgraph=True), ids(4), 2e-5)

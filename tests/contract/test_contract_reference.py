@@ -24,6 +24,7 @@ SUBLAYERS = {  # family -> blocks, then for attn and for mlp: whose output is x,
     "bloom": ("transformer.h", ("input_layernorm", "self_attention.dense"), ("post_attention_layernorm", "mlp.dense_4h_to_h")),
     "gptj": ("transformer.h", ("ln_1", "attn"), ("ln_1", "mlp")),
     "gpt2": ("transformer.h", ("ln_1", "attn"), ("ln_2", "mlp")),
+    "bert": ("bert.encoder.layer", ("", "attention.output.dense"), ("", "")),
 }
 
 
@@ -73,7 +74,7 @@ def hook(plain: Any, family: str, module: str, part: str, config: Any, p: dict[s
         out.register_forward_hook(lambda _, args, output: changed(output, lambda h: h + f(seen[0])))
 
 
-@rows(where=lambda row: all(part.kind in ("series", "parallel") for part in row.config.parts()))
+@rows(where=lambda row: row.family in SUBLAYERS and {part.kind for part in row.config.parts()} <= {"series", "parallel"})
 def test_bottlenecks_equal_the_algebra_written_into_the_plain_base(row: Row) -> None:
     model, plain = attached(row), base(row.family)
     for seat in state_of(model).entry("a").seats:
