@@ -4,7 +4,8 @@
 
 Each run is a process of its own; the two tools take turns, so that a busy machine slows both alike. Reported are tokens/s (real
 tokens, padding not counted; median over the steps behind the first two), the processor time of the whole training, which other
-work on the machine does not change, the peak of resident memory, and both loss curves, which have to be equal. The base is a LLaMA of about 50M parameters with random weights, as every download would cost more than it tells.
+work on the machine does not change, the peak of resident memory, and both loss curves, which have to be equal. The base is a LLaMA
+of about 50M parameters with random weights, as every download would cost more than it tells.
 """
 
 from __future__ import annotations
@@ -272,6 +273,7 @@ def summary(args: argparse.Namespace, facts: dict[str, Any], runs: dict[str, lis
     curves = {tool: runs[tool][0]["losses"] for tool in runs}
     worst = max(abs(a - b) / b for a, b in zip(curves["graft"], curves["peft"], strict=True))
     ratios = [speed(graft) / speed(peft) for graft, peft in zip(runs["graft"], runs["peft"], strict=True)]
+    shares = [peft["processor"] / graft["processor"] for graft, peft in zip(runs["graft"], runs["peft"], strict=True)]
     memory = {
         tool: {key: statistics.median(run[key] for run in runs[tool]) for key in ("peak", "before")} for tool in runs
     }
@@ -290,7 +292,7 @@ def summary(args: argparse.Namespace, facts: dict[str, Any], runs: dict[str, lis
         "speed_ratios": [round(ratio, 3) for ratio in ratios],
         "speed_ratio": round(statistics.median(ratios), 3),
         "processor_seconds": {tool: [round(run["processor"], 2) for run in runs[tool]] for tool in runs},
-        "processor_ratio": round(statistics.median(p["processor"] / g["processor"] for g, p in zip(runs["graft"], runs["peft"], strict=True)), 3),
+        "processor_ratio": round(statistics.median(shares), 3),
         "peak_mib": {tool: round(memory[tool]["peak"] / 2**20) for tool in runs},
         "peak_ratio": round(memory["graft"]["peak"] / memory["peft"]["peak"], 3),
         "training_mib": {tool: round(growth[tool] / 2**20) for tool in runs},
@@ -310,9 +312,9 @@ def main() -> None:
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
     print(
-        f"Graft / PEFT: {result['speed_ratio']:.2f}x tokens/s (by processor time {result['processor_ratio']:.2f}x), {result['peak_ratio']:.2f}x peak memory "
-        f"({result['training_ratio']:.2f}x of what training adds); losses differ by at most "
-        f"{result['largest_relative_loss_difference']:.1e}"
+        f"Graft / PEFT: {result['speed_ratio']:.2f}x tokens/s (by processor time {result['processor_ratio']:.2f}x), "
+        f"{result['peak_ratio']:.2f}x peak memory ({result['training_ratio']:.2f}x of what training adds); "
+        f"losses differ by at most {result['largest_relative_loss_difference']:.1e}"
     )
     if args.dtype == "float32" and result["largest_relative_loss_difference"] > 1e-3:
         raise SystemExit("the loss curves are not equal")

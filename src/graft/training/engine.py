@@ -74,7 +74,7 @@ class Engine:
         """Train to the end, from the start or from a checkpoint. Raises `NonFinite` after saving the batch that did it."""
         wanted = self.settings.layout
         if checkpoint is not None:
-            wanted = restore_checkpoint(self.folder, self.model, self.jobs, checkpoint)["layout"]
+            wanted = self.layout = restore_checkpoint(self.folder, self.model, self.jobs, checkpoint)["layout"]
             self.step = self._saved = checkpoint
         set_trainable(self.model, [job.name for job in self.jobs])
         interrupt = Interrupt()
@@ -88,7 +88,7 @@ class Engine:
         except NonFinite as error:
             self._fail(error, batch=str(save_evidence(self.folder, error)))
             raise
-        except (GraftError, KeyboardInterrupt, RuntimeError) as error:
+        except (Exception, KeyboardInterrupt) as error:
             self._fail(error)
             raise
         finally:
@@ -114,6 +114,7 @@ class Engine:
         set_training(self.model, [job.name for job in self.live], self.settings.base_dropout)
         if self.forward.device.type == "cuda" and not resumed:
             self._try_longest()
+        self._note_status()
 
     def _try_longest(self) -> None:
         """Forward and backward on the longest batch, without an update: what does not fit shall fail now, not in an hour."""

@@ -15,6 +15,7 @@ import graft
 from graft.adapters import AdapterConfig, Preset
 from graft.attaching import attach
 from graft.bases import Base, load_base
+from graft.bases.context import context_length
 from graft.config import RunConfig
 from graft.data.inspect import LEARNT, coloured
 from graft.data.preparing import Prepared, prepare
@@ -90,8 +91,20 @@ def build(config: RunConfig) -> Parts:
     torch.manual_seed(config.train.seed)
     name = adapter_name(config.adapter)
     _attach(base.model, name, config)
+    _refuse_too_long(base, name, data)
     job = Job.make(base.model, name, config.train, data.train, data.validation)
     return Parts(config, base, data, (job,))
+
+
+def _refuse_too_long(base: Base, name: str, data: Prepared) -> None:
+    """A base reads no more positions than it has; some would fail at the longest sample, others answer nonsense."""
+    room = context_length(base.model, name)
+    longest = max(int(part.lengths.max()) for part in (data.train, data.validation) if part is not None and len(part))
+    if room is not None and longest > room:
+        raise GraftError(
+            f"the longest sample has {longest} tokens, but {base.name} has room for {room} under this adapter: set data.max_length to {room} "
+            "and data.overlong to drop or truncate_prompt"
+        )
 
 
 def cache_folder() -> Path:
