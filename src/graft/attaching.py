@@ -197,17 +197,21 @@ def _run_through_grafts(module: nn.Module) -> None:
 def detach(model: nn.Module, name: str | None = None) -> None:
     """Take one adapter off, or all (None). After the last one the model is what it was, class and all.
 
-    Raises `GraftError` for an unknown name, a merged adapter, or a module that was hooked or wrapped since it was attached.
+    An adapter merged with keep=False leaves its weights behind: they are the base's own from then on.
+    Raises `GraftError` for an unknown name, an adapter whose merge can still be undone, or a module that was hooked or wrapped
+    since it was attached.
     """
     root, state = unwrapped(model), state_of(model)
     names = tuple(state.entries) if name is None else (name,)
     for each in names:
         state.entry(each)
-        if state.merged == each:
+        if state.merged == each and state.originals:
             raise GraftError(
                 f"adapter '{each}' is merged into the base: call graft.unmerge(model, '{each}') before detach"
             )
     _refuse_hooked(root, state)
+    if state.merged in names:
+        state.merged = None
     for each in names:
         _remove(root, state, each)
     if not state.entries:

@@ -20,7 +20,8 @@ from graft.state import Seat, state_of, unwrapped
 def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
     """Fold one adapter into the base. The model then computes base plus adapter without the adapter's cost; merging twice is merging once.
 
-    keep: keep the original weights on the CPU, so that `unmerge` can restore them.
+    keep: keep the original weights on the CPU, so that `unmerge` can restore them. Without them the merge is for good: `detach` then
+    takes the adapter off and leaves its weights in the base.
     Raises `CannotFold` for kinds without an equal in the weights, and `GraftError` for quantised or tied weights; nothing has then changed.
     """
     root, state = unwrapped(model), state_of(model)
@@ -36,16 +37,14 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
         if not seat.config.folds:
             raise seat.module_of(root, name).cannot_fold()
         by_host[seat.site.module].append(seat)
-    folded = {path: _folded(root, path, name, seats) for path, seats in by_host.items()}
-    for path, (weight, bias) in folded.items():
-        host = root.get_submodule(path)
-        for key, new in (("weight", weight), ("bias", bias)):
-            old = getattr(host, key, None)
-            if new is not None and old is not None:
-                if keep:
-                    state.originals[f"{path}.{key}".lstrip(".")] = old.detach().to("cpu", copy=True)
-                with torch.no_grad():
-                    old.copy_(new)
+    originals: dict[str, Tensor] = {}
+    try:
+        for path, seats in by_host.items():  # one at a time: all folded weights of a large base at once need not fit
+            _fold_host(root, path, name, seats, originals)
+    except BaseException:
+        _put_back(root, originals)
+        raise
+    state.originals = originals if keep else {}
     state.merged = name
     state.enter(Pass(name))
 
@@ -60,12 +59,27 @@ def unmerge(model: nn.Module, name: str) -> None:
         raise GraftError(
             f"the original weights were dropped when '{name}' was merged (keep=False): load the base again"
         )
-    with torch.no_grad():
-        for key, original in state.originals.items():
-            root.get_parameter(key).copy_(original)
+    _put_back(root, state.originals)
     state.originals = {}
     state.merged = None
     state.enter(state.current)
+
+
+@torch.no_grad()
+def _fold_host(root: nn.Module, path: str, name: str, seats: list[Seat], originals: dict[str, Tensor]) -> None:
+    """Fold one host's sites in, and note its original weights."""
+    host = root.get_submodule(path)
+    for key, new in zip(("weight", "bias"), _folded(root, path, name, seats), strict=True):
+        if new is not None:
+            own = getattr(host, key)
+            originals[f"{path}.{key}".lstrip(".")] = own.detach().to("cpu", copy=True)
+            own.copy_(new)
+
+
+@torch.no_grad()
+def _put_back(root: nn.Module, originals: dict[str, Tensor]) -> None:
+    for key, original in originals.items():
+        root.get_parameter(key).copy_(original)
 
 
 def _folded(root: nn.Module, path: str, name: str, seats: list[Seat]) -> tuple[Tensor, Tensor | None]:

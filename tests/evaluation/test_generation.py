@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import graft
+from graft.bases.context import context_length
 from graft.errors import GraftError
 from graft.evaluation.generation import generate, nucleus, stream
-from graft.evaluation.requests import Decoding, Request, context_length, plan
+from graft.evaluation.requests import Decoding, Request, plan
 from graft.evaluation.selfcheck import self_check
 from tests.small import small_model
 

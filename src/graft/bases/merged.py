@@ -71,7 +71,6 @@ def write_merged(
     with graft.use(model, name):
         expected = _logits(model, prompts)
     graft.merge(model, name, keep=False)
-    state_of(model).merged = None  # the merged weights are the base from here on, so the adapters can come off
     graft.detach(model)
     with new_dir(target) as folder:
         model.save_pretrained(folder)

@@ -63,7 +63,7 @@ def command(
 
 
 def _prompts(bench: Bench, contestant: Contestant) -> list[list[int]]:
-    from graft.evaluation.requests import context_length
+    from graft.bases.context import context_length
 
     tokenizer, room = bench.base.tokenizer, context_length(bench.base.model, contestant.adapter)
     found = [contestant.template.prompt_ids([{"role": "user", "content": text}], tokenizer) for text in QUESTIONS]

@@ -7,10 +7,11 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
+from graft.bases.context import context_length
 from graft.data.samples import Message
 from graft.evaluation.contestants import Bench, Contestant
 from graft.evaluation.generation import stream
-from graft.evaluation.requests import Decoding, Request, context_length, limits
+from graft.evaluation.requests import Decoding, Request, limits
 
 
 class Conversation:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from graft.bases.context import context_length
 from graft.config.schema import EvalConfig
 from graft.data.samples import Example, Message, Sample
 from graft.data.tokenizing import tokenize
@@ -23,7 +24,7 @@ from graft.evaluation.answers import Metric, choose_metric, extract
 from graft.evaluation.contestants import Bench, Contestant
 from graft.evaluation.generation import generate
 from graft.evaluation.loss import sample_losses
-from graft.evaluation.requests import Decoding, Generated, Request, context_length
+from graft.evaluation.requests import Decoding, Generated, Request
 from graft.evaluation.selfcheck import self_check
 from graft.evaluation.statistics import wilson
 from graft.files import explained, write_json_atomic

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from graft.bases.context import context_length
 from graft.data.encoding import Span, encode
 from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.evaluation.loss import sample_losses
-from graft.evaluation.requests import context_length
 
 
 def log_likelihoods(

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from graft.bases.context import context_length
 from graft.errors import GraftError
-from graft.state import state_of, unwrapped
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,6 @@ class Generated:
     """Without the token that ended it."""
     reason: Literal["stopped", "truncated", "no_room"]
     """It ended itself; it met the limit of new tokens or of the context; the prompt filled the context."""
-
-
-def context_length(model: nn.Module, adapter: str | None = None) -> int | None:
-    """Tokens that a sequence may have under an adapter (a prefix may take positions of its own); None: no limit."""
-    root: Any = unwrapped(model)
-    length = getattr(root.config.get_text_config(), "max_position_embeddings", None)
-    if length is None or adapter is None:
-        return length
-    state_of(model).entry(adapter)
-    return length - sum(module.__dict__.get("graft_shifts", {}).get(adapter, 0) for module in root.modules())
 
 
 def limits(model: nn.Module, requests: Sequence[Request], decoding: Decoding) -> list[int]:

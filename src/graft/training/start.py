@@ -102,8 +102,8 @@ def _refuse_too_long(base: Base, name: str, data: Prepared) -> None:
     longest = max(int(part.lengths.max()) for part in (data.train, data.validation) if part is not None and len(part))
     if room is not None and longest > room:
         raise GraftError(
-            f"the longest sample has {longest} tokens, but {base.name} has room for {room} under this adapter: set data.max_length to {room} "
-            "and data.overlong to drop or truncate_prompt"
+            f"the longest sample has {longest} tokens, but {base.name} has room for {room} under this adapter: set data.max_length "
+            f"to {room} and data.overlong to drop or truncate_prompt"
         )
 
 
