@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS ?=
+# One process per core, one thread each: threads of several test processes would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(getconf _NPROCESSORS_ONLN)
 
 .PHONY: help quickstart test test-all lint
 .DEFAULT_GOAL := help
@@ -17,10 +19,10 @@ quickstart: $(VENV)/.graft-run  ## see adapters learn on the small base that shi
 	$(BIN)/graft quickstart $(ARGS)
 
 test: $(VENV)/.graft-dev  ## run the test suite (ARGS="-k name" to choose)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.graft-dev  ## run the slow tests too, and the GPU tests where there is a GPU
-	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/.graft-dev  ## style, formatting and types
 	$(BIN)/ruff check .
@@ -43,5 +45,5 @@ $(VENV)/.graft-run: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.graft-dev: $(VENV)/.graft-run
-	$(PIP) --editable '.[dev,report]'
+	$(PIP) --editable '.[dev,report,eval]'
 	@touch $@
