@@ -50,6 +50,14 @@ def test_it_writes_english_words(model, tokenizer):
     assert len(text.split()) > 10
 
 
+def test_tokens_that_pretraining_never_saw_can_be_told_apart(model, tokenizer):
+    """With equal embeddings, which the head shares, no adapter could choose one of them."""
+    ids = tokenizer.convert_tokens_to_ids(["<|system|>", "<|user|>", "<|assistant|>", "wer", "&", "@"])
+    rows = torch.nn.functional.normalize(model.get_input_embeddings().weight[ids], dim=1)  # [6, hidden]
+    cosine = rows @ rows.T - 2 * torch.eye(len(ids))
+    assert cosine.max() < 0.98
+
+
 def test_it_knows_most_small_sums(model, tokenizer):
     facts = [(a, b) for a in range(2, 12) for b in range(2, 12)]
     right = 0

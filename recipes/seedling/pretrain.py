@@ -7,7 +7,7 @@ Seeded: the same command gives the same tokenizer and the same data in the same 
 written every few minutes; the same command continues from it. The learning rate rises, stays and falls
 (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395).
 
-Shape letters: B blocks in a batch, L tokens in a block.
+Shape letters: B blocks in a batch, L tokens in a block, V tokens of the vocabulary (U unseen, S seen), H hidden width.
 """
 
 from __future__ import annotations
@@ -210,6 +210,25 @@ def report(work: Path, line: dict[str, float]) -> None:
     print(text, flush=True)
 
 
+def tell_unseen_tokens_apart(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    """Give each token that the corpus never holds (bytes, parts of words, roles of the chat) a direction of its own.
+
+    Training only pushes such tokens away from every output, all alike, until their embeddings are the same vector and no
+    adapter on a frozen base could ever choose between them. They keep that common part, so the base still avoids them, and get
+    a random part as long as that of the tokens that were seen.
+    """
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for index in (0, SHARDS_BEFORE_DRILLS):  # one shard of each stage holds every word of the corpus
+        counts += np.bincount(shard(tokenizer, seed, index).ravel(), minlength=len(tokenizer))
+    unseen = torch.from_numpy(counts == 0)
+    table_VH = model.get_input_embeddings().weight.data.cpu()  # [vocabulary, hidden]
+    common_H, seen_SH = table_VH[unseen].mean(0), table_VH[~unseen]
+    length = (seen_SH - seen_SH.mean(0)).norm(dim=1).mean()
+    random_UH = torch.randn(int(unseen.sum()), table_VH.shape[1], generator=torch.Generator().manual_seed(seed))
+    table_VH[unseen] = common_H + length * F.normalize(random_UH, dim=1)
+    model.get_input_embeddings().weight.data.copy_(table_VH)
+
+
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write weights in bfloat16 and the tokenizer, as `from_pretrained` reads them."""
     model.generation_config = GenerationConfig(
@@ -231,6 +250,7 @@ def main() -> None:
     print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}, {args.batch * CONTEXT} tokens per step")
     train(model, Feed(tokenizer, args.seed, args.batch), workers, args)
     if workers.rank == 0:
+        tell_unseen_tokens_apart(model, tokenizer, args.seed)
         export(model, tokenizer, args.out)
 
 
