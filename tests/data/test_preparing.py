@@ -11,8 +11,7 @@ from rich.console import Console
 from graft.config.schema import DataConfig
 from graft.data import cache
 from graft.data.preparing import prepare
-from graft.data.reading import read
-from graft.data.report import DataReport, overlap
+from graft.data.report import DataReport
 from graft.errors import GraftError
 
 
@@ -164,13 +163,6 @@ def test_chat_templates_bring_notes(data, chatty):
     notes = " ".join(prepare(config(data, template="chat"), chatty).report.notes)
     assert "Answers end with <|im_end|>" in notes
     assert ("leaves out <s>" in notes) == (chatty.bos_token is not None)
-
-
-def test_questions_that_are_asked_in_both_are_found(tmp_path, data):
-    other = read(
-        write(tmp_path / "test.jsonl", [{"prompt": " 7  ?", "completion": "x"}, {"prompt": "x", "completion": "x"}])
-    )
-    assert [sample.row for sample in overlap(other, read(data))] == [1]
 
 
 def same(one, other):

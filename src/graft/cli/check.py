@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from graft.cli.common import AsJson, Changes, Target, print_json, run_config
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from graft.data.overlap import OverlapReport
     from graft.training.checking import CheckReport
+
+SHOWN = 300
+"""Characters of a question that are shown."""
 
 
 def command(
     target: Target,
     changes: Changes = None,
     against: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            "--against", help="A test file whose questions must not be in the training data.", show_default=False
+            "--against",
+            metavar="FILE|TASK",
+            help="A test file, task or group of tasks whose questions must not be in the training data.",
+            show_default=False,
         ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The folder that holds the tasks' files; the hub by default.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a run: schema, base, template, data, sites, one measured step, save and reload. Exit 2 when something is wrong."""
+    from graft.errors import GraftError
+
+    if data is not None and not against:
+        raise GraftError("--data is where the tasks of --against are looked for; name them: --against gsm8k")
     config = run_config(target, changes)
+    from graft.evaluation.questions import questions_against
     from graft.training import check
 
-    report = check(config, against or ())
+    report = check(config, questions_against(against or (), data))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -56,12 +74,11 @@ def _show(report: CheckReport) -> None:
     console.print("\n[bold]Sites[/]")
     console.print(str(report.sites), soft_wrap=True)
     _show_trial(report, console)
-    for each in report.overlaps:
-        console.print(
-            f"[bold]Overlap[/]   {each.path}: {each.shared} of {each.rows} questions are in the training data {', '.join(each.examples)}"
-        )
+    for name, found in report.overlaps.items():
+        console.print(f"[bold]Overlap[/]   {escape(name)}: {found}")
+        _show_pairs(found, console)
     for problem in report.problems:
-        console.print(f"[bold red]Problem[/]   {problem}")
+        console.print(f"[bold red]Problem[/]   {escape(problem)}")
     if not report.problems:
         console.print("[bold green]All is well.[/] Start with: graft train")
 
@@ -92,6 +109,19 @@ def _show_trial(report: CheckReport, console: Console) -> None:
     )
     console.print(f"[bold]Run[/]       {job.steps:,} steps, about {_duration(trial.hours * 3600)}")
     console.print(f"[bold]Reload[/]    a saved and loaded adapter differs by {report.reload_difference:.2g}")
+
+
+def _show_pairs(found: OverlapReport, console: Console) -> None:
+    """An exact pair, and the least similar near one."""
+    for exact in (True, False):
+        pair = next((pair for pair in found.examples if pair.exact == exact), None)
+        if pair is not None:
+            kind = "exact" if exact else f"near, {pair.similarity:.2f}"
+            console.print(f"            {kind}")
+            for side, asked in (("test", pair.tested), ("train", pair.trained)):
+                console.print(
+                    f"              {side:<5}  {escape(shorten(asked.text, SHOWN))}  [dim]({escape(asked.where)})[/]"
+                )
 
 
 def _duration(seconds: float) -> str:

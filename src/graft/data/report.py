@@ -138,16 +138,3 @@ def duplicates(samples: Iterable[Sample]) -> int:
     """How many conversations repeat an earlier one."""
     keys = [key_of(sample) for sample in samples]
     return len(keys) - len(set(keys))
-
-
-def overlap(samples: Iterable[Sample], others: Iterable[Sample]) -> list[Sample]:
-    """The samples whose question (their messages without the last answer) is also asked in `others`; case and spaces aside."""
-    asked = {_question(other) for other in others}
-    return [sample for sample in samples if _question(sample) in asked]
-
-
-def _question(sample: Sample) -> str:
-    words = (
-        f"{message['content']} {message.get('input', '')}" for message in sample.prompt if message["role"] == "user"
-    )
-    return " ".join(" ".join(words).casefold().split())

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,8 @@ from graft.attaching import detach
 from graft.bases.memory import MemoryReport, memory_report
 from graft.choosing import use
 from graft.config import RunConfig
-from graft.data.preparing import train_sources
-from graft.data.reading import read
-from graft.data.report import overlap
-from graft.data.samples import Sample
+from graft.data.overlap import OverlapReport, Question, overlap_reports
+from graft.data.preparing import samples_of
 from graft.inventory import parameters
 from graft.summary_table import Summary, summary
 from graft.training.forward import Forward
@@ -56,16 +55,6 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """Questions of a test file that are also in the training data."""
-
-    path: str
-    rows: int
-    shared: int
-    examples: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class CheckReport:
     """What `graft check` found. `problems` is empty for a run that can start."""
 
@@ -76,7 +65,8 @@ class CheckReport:
     trial: Trial
     reload_difference: float
     """Largest difference of logits between the adapter and its saved and loaded copy."""
-    overlaps: tuple[Overlap, ...]
+    overlaps: dict[str, OverlapReport]
+    """By test set: its questions that are in the training data."""
     problems: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,17 +82,17 @@ class CheckReport:
             "layout": vars(self.layout),
             "trial": vars(self.trial),
             "reload_difference": self.reload_difference,
-            "overlaps": [vars(each) for each in self.overlaps],
+            "overlaps": {name: report.to_dict() for name, report in self.overlaps.items()},
             "problems": list(self.problems),
         }
 
 
-def check(config: RunConfig, against: Sequence[str | Path] = ()) -> CheckReport:
-    """Check a run without training it. `against`: test files whose questions must not be in the training data.
+def check(config: RunConfig, against: Mapping[str, Sequence[Question]] | None = None) -> CheckReport:
+    """Check a run without training it. `against`: test sets by name, whose questions must not be in the training data.
 
     Raises `GraftError` for whatever would stop the run at its start; what would spoil it later is in `problems`.
     """
-    overlaps = _overlaps(config, against)
+    overlaps = overlap_reports(chain.from_iterable(samples_of(config.data)[0]), against) if against else {}
     parts = build(config)
     job, model = parts.jobs[0], parts.base.model
     forward = Forward(model)
@@ -110,9 +100,7 @@ def check(config: RunConfig, against: Sequence[str | Path] = ()) -> CheckReport:
     trial = _trial(parts, forward, layout)
     difference = _reload(parts, job)
     problems = [
-        f"{each.shared} of {each.rows} questions of {each.path} are in the training data"
-        for each in overlaps
-        if each.shared
+        f"the training data hold test questions of {name}: {found}" for name, found in overlaps.items() if found.pairs
     ]
     if difference > 1e-5:
         problems.append(f"a saved and loaded adapter answers differently (logits by {difference:.2g})")
@@ -123,23 +111,6 @@ def check(config: RunConfig, against: Sequence[str | Path] = ()) -> CheckReport:
     return CheckReport(
         parts, memory_report(model), summary(model), layout, trial, difference, overlaps, tuple(problems)
     )
-
-
-def _overlaps(config: RunConfig, against: Sequence[str | Path]) -> tuple[Overlap, ...]:
-    """Exact overlap, case and spaces aside, of each test file with the training data."""
-    if not against:
-        return ()
-    trained = [sample for source in train_sources(config.data) for sample in read(source)]
-    found = []
-    for path in against:
-        tested = read(str(path), need_answers=False)
-        shared = overlap(tested, trained)
-        found.append(Overlap(str(path), len(tested), len(shared), tuple(map(_where, shared[:3]))))
-    return tuple(found)
-
-
-def _where(sample: Sample) -> str:
-    return f"{sample.source}:{sample.row}"
 
 
 def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
