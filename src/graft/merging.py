@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters import CannotFold
+from graft.choosing import set_active, set_trainable
 from graft.errors import GraftError
 from graft.families import is_transposed
 from graft.passes import Pass
@@ -18,8 +19,9 @@ from graft.state import Seat, state_of, unwrapped
 
 
 def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
-    """Fold one adapter into the base. The model then computes base plus adapter without the adapter's cost; merging twice is merging once.
+    """Fold one adapter into the base. The model then computes base plus adapter without the adapter's cost, and nothing trains.
 
+    Merging twice is merging once.
     keep: keep the original weights on the CPU, so that `unmerge` can restore them. Without them the merge is for good: `detach` then
     takes the adapter off and leaves its weights in the base.
     Raises `CannotFold` for kinds without an equal in the weights, and `GraftError` for quantised or tied weights; nothing has then changed.
@@ -31,6 +33,10 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
     if state.merged is not None:
         raise GraftError(
             f"adapter '{state.merged}' is merged already: call graft.unmerge(model, '{state.merged}') first"
+        )
+    if any(pass_.rows != name for pass_ in state.outer):
+        raise GraftError(
+            f"merge '{name}' outside of graft.use and graft.route blocks: what they bring back is not to be had while it is merged"
         )
     by_host: dict[str, list[Seat]] = defaultdict(list)
     for seat in entry.seats:
@@ -47,10 +53,14 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
     state.originals = originals if keep else {}
     state.merged = name
     state.enter(Pass(name))
+    set_trainable(model, ())
 
 
 def unmerge(model: nn.Module, name: str) -> None:
-    """Restore the base's own weights, bit for bit. Raises `GraftError` when the adapter is not merged or the originals were dropped."""
+    """Restore the base's own weights, bit for bit; the adapter is then active beside them.
+
+    Raises `GraftError` when the adapter is not merged or the originals were dropped.
+    """
     root, state = unwrapped(model), state_of(model)
     state.entry(name)
     if state.merged != name:
@@ -62,7 +72,7 @@ def unmerge(model: nn.Module, name: str) -> None:
     _put_back(root, state.originals)
     state.originals = {}
     state.merged = None
-    state.enter(state.current)
+    set_active(model, name)
 
 
 @torch.no_grad()

@@ -96,6 +96,21 @@ def test_while_merged_the_base_and_other_adapters_are_not_to_be_had(row: Row, tm
     assert same_base(model, "llama")
 
 
+@rows("llama-lora")
+def test_nothing_trains_while_merged_and_the_adapter_is_active_behind_it(row: Row) -> None:
+    model = attached(row, None, torch.float32, "a", "b")
+    with graft.use(model, None), pytest.raises(graft.GraftError, match="outside of graft.use"):
+        graft.merge(model, "b")
+    graft.merge(model, "b")
+    assert not any(p.requires_grad for p in model.parameters())
+    graft.unmerge(model, "b")
+    assert {name: all(p.requires_grad for _, p in graft.parameters(model, name)) for name in "ab"} == {
+        "a": False,
+        "b": True,
+    }
+    assert state_of(model).current.rows == "b"
+
+
 def test_dropped_originals_and_tied_weights_are_said() -> None:
     model = base("llama")
     graft.attach(model, {"a": graft.LoRA(rank=2)})
@@ -113,7 +128,10 @@ def test_dropped_originals_and_tied_weights_are_said() -> None:
 def test_an_adapter_of_a_plain_module_merges() -> None:
     torch.manual_seed(0)
     model: nn.Module = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
-    graft.attach(model, {"a": [{"kind": "lora", "rank": 2, "train_bias": True, "sites": "re:[01]"}, {"kind": "full", "sites": "re:1"}]})
+    graft.attach(
+        model,
+        {"a": [{"kind": "lora", "rank": 2, "train_bias": True, "sites": "re:[01]"}, {"kind": "full", "sites": "re:1"}]},
+    )
     randomise(model, "a")
     x = torch.randn(3, 6)
     expected = model(x)
