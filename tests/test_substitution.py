@@ -53,7 +53,9 @@ def test_the_model_stays_an_instance_of_its_class_with_its_names(row: Row) -> No
         ours = model.get_submodule(path)
         assert isinstance(ours, type(module))
         assert (type(ours).__name__, type(ours).__module__) == (type(module).__name__, type(module).__module__)
-        assert list(inspect.signature(type(ours).forward).parameters) == list(inspect.signature(type(module).forward).parameters)
+        assert list(inspect.signature(type(ours).forward).parameters) == list(
+            inspect.signature(type(module).forward).parameters
+        )
         changed += isinstance(ours, Substituted)
     assert changed and [name for name, _ in base_tensors(model)] == list(plain.state_dict())
 

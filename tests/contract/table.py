@@ -45,7 +45,15 @@ ENDS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_t
 WIDE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = {**WIDE, "num_key_value_heads": 2, "max_position_embeddings": 64}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-T5 = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0, "decoder_start_token_id": PAD}
+T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 40,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": PAD,
+}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 FAMILIES: dict[str, tuple[type[nn.Module], Any]] = {
@@ -186,7 +194,9 @@ def base(family: str, attention: str | None = None, dtype: torch.dtype = torch.f
     return copy.deepcopy(pristine(family, attention)).to(dtype)
 
 
-def attached(row: Row, attention: str | None = None, dtype: torch.dtype = torch.float32, *names: str, fresh: bool = False) -> Any:
+def attached(
+    row: Row, attention: str | None = None, dtype: torch.dtype = torch.float32, *names: str, fresh: bool = False
+) -> Any:
     """A base with the row's adapter under each name (default "a"), each with weights of its own, in evaluation mode."""
     model = base(row.family, attention, dtype)
     with torch.random.fork_rng():
@@ -241,7 +251,9 @@ def same_base(model: nn.Module, family: str, attention: str | None = None, dtype
     """Whether the base is what it was, bit for bit, name for name."""
     original = pristine(family, attention).state_dict()
     now = dict(base_tensors(model))
-    return list(now) == list(original) and all(torch.equal(tensor, original[name].to(dtype)) for name, tensor in now.items())
+    return list(now) == list(original) and all(
+        torch.equal(tensor, original[name].to(dtype)) for name, tensor in now.items()
+    )
 
 
 def changes(model: nn.Module, row: Row) -> bool:

@@ -79,7 +79,12 @@ def assert_same_everywhere(model: nn.Module, compiled: Any, inputs: Tensor, tole
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gptj", "gpt2"])
 def test_one_full_graph_serves_every_kind_every_routing_and_the_bare_base(family: str) -> None:
-    names = {"llama": (), "bloom": ("slices", "output", "carried", "after"), "gptj": ("carried", "after"), "gpt2": ("slices", "zero")}
+    names = {
+        "llama": (),
+        "bloom": ("slices", "output", "carried", "after"),
+        "gptj": ("carried", "after"),
+        "gpt2": ("slices", "zero"),
+    }
     model = every_hook(family, *names[family])
     assert_same_everywhere(model, torch.compile(model, backend="aot_eager", fullgraph=True), ids(4), 2e-5)
 
@@ -88,7 +93,10 @@ def test_a_routing_of_another_size_than_the_batch_stops_a_compiled_graph() -> No
     model = every_hook("llama", "slices")
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for rows in (("slices",), ("slices",) * 4):
-        with graft.route(model, rows), pytest.raises(RuntimeError, match="another number of rows than the routing names"):
+        with (
+            graft.route(model, rows),
+            pytest.raises(RuntimeError, match="another number of rows than the routing names"),
+        ):
             logits(compiled, ids(3), use_cache=False)
     with graft.route(model, ["slices", None, "slices"]):
         assert logits(compiled, ids(3), use_cache=False).isfinite().all()
@@ -109,7 +117,11 @@ def test_token_flat_passes_do_not_mix_in_silence_in_a_compiled_graph(family: str
     model = every_hook(family, "slices")
     compiled: Any = torch.compile(model, backend="aot_eager")
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
-    with flat_attention(model), running(model, Pass(rows, (3, 4), flat=True)), pytest.raises(RuntimeError, match="do not run compiled"):
+    with (
+        flat_attention(model),
+        running(model, Pass(rows, (3, 4), flat=True)),
+        pytest.raises(RuntimeError, match="do not run compiled"),
+    ):
         logits(compiled, ids(1), position_ids=positions, use_cache=False)
 
 

@@ -21,8 +21,14 @@ NEW = 5
 
 def greedy(model: Any, inputs: Tensor, mask: Tensor | None = None, **settings: Any) -> Tensor:
     """The new tokens [B, NEW]."""
-    settings |= {"attention_mask": torch.ones_like(inputs) if mask is None else mask, "pad_token_id": PAD, "do_sample": False}
-    return model.generate(inputs, max_new_tokens=NEW, min_new_tokens=NEW, disable_compile=True, **settings)[:, inputs.shape[1] :]
+    settings |= {
+        "attention_mask": torch.ones_like(inputs) if mask is None else mask,
+        "pad_token_id": PAD,
+        "do_sample": False,
+    }
+    return model.generate(inputs, max_new_tokens=NEW, min_new_tokens=NEW, disable_compile=True, **settings)[
+        :, inputs.shape[1] :
+    ]
 
 
 def prompts() -> tuple[list[Tensor], Tensor, Tensor]:
@@ -80,5 +86,8 @@ def test_switching_between_two_generations_leaves_nothing_in_the_cache() -> None
 
 def test_routing_of_another_size_than_the_prompts_is_an_error() -> None:
     model = attached(next(iter(rows("llama-prefix").args[1])))
-    with graft.route(model, ["a", None]), pytest.raises(graft.GraftError, match="the batch has 3 rows, but the routing names 2"):
+    with (
+        graft.route(model, ["a", None]),
+        pytest.raises(graft.GraftError, match="the batch has 3 rows, but the routing names 2"),
+    ):
         greedy(model, ids(3, 4))

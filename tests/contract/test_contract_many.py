@@ -91,7 +91,12 @@ def test_the_gradients_of_a_mixed_batch_are_those_of_each_alone(row: Row) -> Non
     def gradients(names: tuple[str | None, ...], batch: Tensor) -> dict[str, Tensor]:
         with graft.route(model, names):
             model(input_ids=batch).logits.square().sum().backward()
-        found = {f"{name}.{key}": p.grad.clone() for name in "ab" for key, p in graft.parameters(model, name) if p.grad is not None}
+        found = {
+            f"{name}.{key}": p.grad.clone()
+            for name in "ab"
+            for key, p in graft.parameters(model, name)
+            if p.grad is not None
+        }
         model.zero_grad()
         return found
 
@@ -109,12 +114,20 @@ def test_the_gradients_of_a_mixed_batch_are_those_of_each_alone(row: Row) -> Non
 def test_beams_follow_their_rows(family: str) -> None:
     model, order = every_kind(family), ("lora", None, "after", "parallel")
     inputs = ids(4, 5)
-    settings = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False, "min_new_tokens": 4, "attention_mask": torch.ones_like(inputs)}
+    settings = {
+        "max_new_tokens": 4,
+        "num_beams": 3,
+        "do_sample": False,
+        "min_new_tokens": 4,
+        "attention_mask": torch.ones_like(inputs),
+    }
     with graft.route(model, order):
         mixed = model.generate(inputs, **settings)
     for number, name in enumerate(order):
         with graft.use(model, name):
-            own = model.generate(inputs[number : number + 1], **(settings | {"attention_mask": torch.ones(1, 5, dtype=torch.long)}))
+            own = model.generate(
+                inputs[number : number + 1], **(settings | {"attention_mask": torch.ones(1, 5, dtype=torch.long)})
+            )
         assert torch.equal(mixed[number], own[0])
 
 

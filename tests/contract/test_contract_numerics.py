@@ -19,7 +19,10 @@ LENGTHS = (7, 3, 5)
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """Of all adapters, taken away from the model."""
     found = {
-        f"{name}.{key}": p.grad.clone() for name in graft.names(model) for key, p in graft.parameters(model, name) if p.grad is not None
+        f"{name}.{key}": p.grad.clone()
+        for name in graft.names(model)
+        for key, p in graft.parameters(model, name)
+        if p.grad is not None
     }
     model.zero_grad()
     return found
@@ -61,7 +64,11 @@ def test_padding_on_the_right_changes_nothing_in_an_encoder(row: Row) -> None:
         torch.testing.assert_close(batch[number, :length], alone, atol=3e-5, rtol=0)
 
 
-@rows(where=lambda row: row.family in ("llama", "qwen3", "gpt2") and any("attention" in part.takes for part in row.config.parts()))
+@rows(
+    where=lambda row: (
+        row.family in ("llama", "qwen3", "gpt2") and any("attention" in part.takes for part in row.config.parts())
+    )
+)
 def test_eager_and_sdpa_attention_agree(row: Row) -> None:
     for inputs in (padded("left"), {"input_ids": ids()}):
         outputs = []
@@ -126,7 +133,9 @@ def test_checkpointing_gives_the_same_gradients_also_when_the_context_was_left(r
     for (value, grads), (other, others) in zip(plain, again, strict=True):
         assert value == pytest.approx(other, abs=2e-6) and set(grads) == set(others)
         for name, grad in grads.items():
-            torch.testing.assert_close(others[name], grad, atol=1e-5 * max(1.0, float(grad.abs().max())), rtol=0, msg=name)
+            torch.testing.assert_close(
+                others[name], grad, atol=1e-5 * max(1.0, float(grad.abs().max())), rtol=0, msg=name
+            )
 
 
 @rows("llama-mam llama-lora bloom-prefix gptj-parallel-attn")
@@ -142,7 +151,9 @@ def test_reentrant_checkpointing_gives_the_same_gradients(row: Row) -> None:
         found.append(gradients(model))
     assert set(found[0]) == set(found[1])
     for name, grad in found[0].items():
-        torch.testing.assert_close(found[1][name], grad, atol=1e-5 * max(1.0, float(grad.abs().max())), rtol=0, msg=name)
+        torch.testing.assert_close(
+            found[1][name], grad, atol=1e-5 * max(1.0, float(grad.abs().max())), rtol=0, msg=name
+        )
 
 
 @rows("llama-lora-dropout llama-parallel-mam bloom-series-before-attn")

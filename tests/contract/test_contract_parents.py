@@ -16,7 +16,13 @@ FEW = "llama-lora-dropout llama-parallel-mam llama-prefix-projection llama-mam b
 
 
 def modules(model: nn.Module) -> list[nn.Module]:
-    return [inner for module in model.modules() if isinstance(module, Grafts) for inner in module.modules() if inner is not module]
+    return [
+        inner
+        for module in model.modules()
+        if isinstance(module, Grafts)
+        for inner in module.modules()
+        if inner is not module
+    ]
 
 
 @rows(FEW)
@@ -61,5 +67,7 @@ def test_masters_are_float32_or_the_float64_of_the_base(row: Row, dtype: torch.d
 def test_an_adapter_is_built_on_the_device_of_its_host() -> None:
     with torch.device("meta"):
         model = base("llama").to("meta")
-    graft.attach(model, {"a": graft.LoRA(rank=2), "b": graft.Series(sites="mlp"), "c": graft.Prefix(tokens=2, projection=4)})
+    graft.attach(
+        model, {"a": graft.LoRA(rank=2), "b": graft.Series(sites="mlp"), "c": graft.Prefix(tokens=2, projection=4)}
+    )
     assert {p.device.type for name in "abc" for _, p in graft.parameters(model, name)} == {"meta"}

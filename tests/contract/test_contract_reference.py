@@ -21,7 +21,11 @@ _GEMMA = (("input_layernorm", "post_attention_layernorm"), ("pre_feedforward_lay
 SUBLAYERS = {  # family -> blocks, then for attn and for mlp: whose output is x, whose output is h
     "llama": ("model.layers", ("input_layernorm", "self_attn"), ("post_attention_layernorm", "mlp")),
     "gemma2": ("model.layers", *_GEMMA),
-    "bloom": ("transformer.h", ("input_layernorm", "self_attention.dense"), ("post_attention_layernorm", "mlp.dense_4h_to_h")),
+    "bloom": (
+        "transformer.h",
+        ("input_layernorm", "self_attention.dense"),
+        ("post_attention_layernorm", "mlp.dense_4h_to_h"),
+    ),
     "gptj": ("transformer.h", ("ln_1", "attn"), ("ln_1", "mlp")),
     "gpt2": ("transformer.h", ("ln_1", "attn"), ("ln_2", "mlp")),
     "bert": ("bert.encoder.layer", ("", "attention.output.dense"), ("", "")),
@@ -36,7 +40,9 @@ def bottleneck(part: Any, p: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
             spread = torch.sqrt(u.var(-1, unbiased=False, keepdim=True) + 1e-5)
             u = (u - u.mean(-1, keepdim=True)) / spread * p["norm.weight"] + p["norm.bias"]
         low = ACTIVATIONS[part.activation](u @ p["down.weight"].T + p.get("down.bias", 0.0))
-        return (low @ p["up.weight"].T + p.get("up.bias", 0.0)) * (p["scale"] if part.scale == "learned" else part.scale)
+        return (low @ p["up.weight"].T + p.get("up.bias", 0.0)) * (
+            p["scale"] if part.scale == "learned" else part.scale
+        )
 
     return f
 
@@ -53,7 +59,9 @@ def hook(plain: Any, family: str, module: str, part: str, config: Any, p: dict[s
         if series and config.position == "before":
             host.register_forward_pre_hook(lambda _, args: (args[0] + f(args[0]), *args[1:]))
         elif series:
-            host.register_forward_hook(lambda _, args, out: changed(out, lambda h: (h + p.get("bias", 0)) + f(h + p.get("bias", 0))))
+            host.register_forward_hook(
+                lambda _, args, out: changed(out, lambda h: (h + p.get("bias", 0)) + f(h + p.get("bias", 0)))
+            )
         else:
             host.register_forward_hook(lambda _, args, out: out + f(args[0]))
         return
@@ -61,7 +69,9 @@ def hook(plain: Any, family: str, module: str, part: str, config: Any, p: dict[s
     block = plain.get_submodule(".".join(module.split(".")[: blocks.count(".") + 2]))
     source, out = (block.get_submodule(path) for path in (attn if part == "attn" else mlp))
     if series and config.position == "before":
-        consumer = block.get_submodule({"llama": "self_attn", "bloom": "self_attention"}[family] if part == "attn" else "mlp")
+        consumer = block.get_submodule(
+            {"llama": "self_attn", "bloom": "self_attention"}[family] if part == "attn" else "mlp"
+        )
         consumer.register_forward_pre_hook(
             lambda _, args, kwargs: ((), kwargs | {"hidden_states": kwargs["hidden_states"] + f(kwargs["hidden_states"])})
             if "hidden_states" in kwargs else ((args[0] + f(args[0]), *args[1:]), kwargs), with_kwargs=True,
@@ -74,7 +84,9 @@ def hook(plain: Any, family: str, module: str, part: str, config: Any, p: dict[s
         out.register_forward_hook(lambda _, args, output: changed(output, lambda h: h + f(seen[0])))
 
 
-@rows(where=lambda row: row.family in SUBLAYERS and {part.kind for part in row.config.parts()} <= {"series", "parallel"})
+@rows(
+    where=lambda row: row.family in SUBLAYERS and {part.kind for part in row.config.parts()} <= {"series", "parallel"}
+)
 def test_bottlenecks_equal_the_algebra_written_into_the_plain_base(row: Row) -> None:
     model, plain = attached(row), base(row.family)
     for seat in state_of(model).entry("a").seats:
@@ -89,7 +101,12 @@ def peft_of(family: str, config: Any) -> Any:
 
 
 _PATTERNS = graft.LoRA(
-    rank=4, alpha=3, rslora=True, sites="attn.q attn.v mlp.down@1", rank_pattern={"attn.q": 2}, alpha_pattern={"mlp.down": 5}
+    rank=4,
+    alpha=3,
+    rslora=True,
+    sites="attn.q attn.v mlp.down@1",
+    rank_pattern={"attn.q": 2},
+    alpha_pattern={"mlp.down": 5},
 )
 _PEFTS = {
     "target_modules": r".*(q_proj|v_proj|layers\.1\.mlp\.down_proj)",
@@ -134,7 +151,8 @@ def test_a_prefix_whose_positions_come_first_equals_peft(family: str) -> None:
     reference = peft_of(family, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     model = base(family)
     graft.attach(model, {"a": graft.Prefix(tokens=3, positions="after_prefix", init_std=1.0)})
-    sites = [p.detach() for _, p in graft.parameters(model, "a")]  # keys, values of layer 0, then of layer 1: PEFT's slots
+    # keys, values of layer 0, then of layer 1: the order of PEFT's slots
+    sites = [p.detach() for _, p in graft.parameters(model, "a")]
     embedding = reference.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         embedding.copy_(torch.stack(sites, 1).flatten(1))
@@ -159,11 +177,15 @@ def test_a_prefix_at_positions_zero_equals_attention_written_out() -> None:
         for number, layer in enumerate(plain.layers):
             u, attention = layer.input_layernorm(x), layer.self_attn
             q, k, v = (
-                project(u).view(2, length, -1, head).transpose(1, 2) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+                project(u).view(2, length, -1, head).transpose(1, 2)
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             own = (prefix[f"model.layers.{number}.self_attn.prefix.{name}"] for name in ("keys", "values"))
             own_k, own_v = (x_PKD.transpose(0, 1).expand(2, -1, -1, -1) for x_PKD in own)
-            k, v = torch.cat([own_k, rotated(k)], 2).repeat_interleave(2, 1), torch.cat([own_v, v], 2).repeat_interleave(2, 1)
+            k, v = (
+                torch.cat([own_k, rotated(k)], 2).repeat_interleave(2, 1),
+                torch.cat([own_v, v], 2).repeat_interleave(2, 1),
+            )
             scores = rotated(q) @ k.transpose(-1, -2) / math.sqrt(head)
             hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
             scores[..., 3:] = scores[..., 3:].masked_fill(hidden, -math.inf)
@@ -182,10 +204,18 @@ def count(model: nn.Module, spec: Any) -> int:
 
 def test_counts_equal_the_published_ones() -> None:
     with torch.device("meta"):
-        llama = LlamaForCausalLM(LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32))
+        llama = LlamaForCausalLM(
+            LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
+        )
         gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=1024, n_layer=24, n_head=16))
         bert = BertModel(BertConfig())
-    presets = {"lora": 56_098_816, "series": 67_108_864, "adapterh": 201_326_592, "adapterp": 67_108_864, "parallel": 247_463_936}
+    presets = {
+        "lora": 56_098_816,
+        "series": 67_108_864,
+        "adapterh": 201_326_592,
+        "adapterp": 67_108_864,
+        "parallel": 247_463_936,
+    }
     for name, published in (presets | {"prefix": 2_621_440}).items():
         assert count(llama, f"llm-adapters/{name}") == published, name
     assert count(llama, graft.LoRA(rank=8, sites="attn.q attn.v")) == 4_194_304

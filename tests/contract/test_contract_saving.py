@@ -33,7 +33,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.save(model, folder / f"{row.id}.pickle")
     save_file(here, folder / "here.safetensors")
     torch.set_num_threads(threads)
-    subprocess.run([sys.executable, str(Path(__file__).with_name("fresh_process.py")), str(folder)], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("fresh_process.py")), str(folder)], check=True, timeout=300
+    )
     return folder
 
 
@@ -44,13 +46,17 @@ def outputs(saved: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @rows()
-def test_a_fresh_process_computes_the_same_bit_for_bit(row: Row, outputs: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+def test_a_fresh_process_computes_the_same_bit_for_bit(
+    row: Row, outputs: tuple[dict[str, Tensor], dict[str, Tensor]]
+) -> None:
     here, there = outputs
     assert torch.equal(here[row.id], there[row.id])
 
 
 @pytest.mark.parametrize("name", PICKLED)
-def test_a_pickled_model_computes_the_same_in_a_fresh_process(name: str, outputs: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+def test_a_pickled_model_computes_the_same_in_a_fresh_process(
+    name: str, outputs: tuple[dict[str, Tensor], dict[str, Tensor]]
+) -> None:
     here, there = outputs
     assert torch.equal(here[name], there[f"{name}.pickle"])
 
@@ -71,12 +77,19 @@ def test_the_names_in_the_file_are_module_site_and_parameter(saved: Path) -> Non
         f"model.layers.{layer}.{rest}"
         for layer in range(2)
         for rest in (
-            *("self_attn.prefix.keys", "self_attn.prefix.values", "mlp.down_proj.mlp.f.down.weight", "mlp.down_proj.mlp.f.down.bias"),
+            *(
+                "self_attn.prefix.keys",
+                "self_attn.prefix.values",
+                "mlp.down_proj.mlp.f.down.weight",
+                "mlp.down_proj.mlp.f.down.bias",
+            ),
             *("mlp.down_proj.mlp.f.up.weight", "mlp.down_proj.mlp.f.up.bias"),
         )
     }
     fused = "transformer.h.0.self_attention.query_key_value"
-    assert {f"{fused}.{part}.{each}" for part in "qv" for each in "AB"} <= set(load_file(saved / "bloom-lora-fused" / WEIGHTS))
+    assert {f"{fused}.{part}.{each}" for part in "qv" for each in "AB"} <= set(
+        load_file(saved / "bloom-lora-fused" / WEIGHTS)
+    )
 
 
 def test_what_is_loaded_can_be_saved_again_to_the_same_file(saved: Path, tmp_path: Path) -> None:
@@ -99,7 +112,9 @@ def test_one_adapter_of_two_is_saved_and_loaded_beside_another(tmp_path: Path) -
             assert torch.equal(logits(other, ids()), wanted)
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "misshapen", "cut", "no weights", "no config", "other base", "not json"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "extra", "misshapen", "cut", "no weights", "no config", "other base", "not json"]
+)
 def test_a_folder_that_does_not_fit_is_refused_and_changes_nothing(damage: str, saved: Path, tmp_path: Path) -> None:
     folder = graft.save(graft.load(base("llama"), saved / "llama-lora"), "a", tmp_path / "a")
     tensors = load_file(folder / WEIGHTS)

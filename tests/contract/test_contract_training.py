@@ -79,9 +79,15 @@ def test_training_goes_on_from_a_stored_state_to_the_same_losses(row: Row) -> No
 
 def test_only_the_active_adapter_requires_gradients_and_switching_moves_them() -> None:
     model = attached(ROWS[0], None, torch.float32, "a", "b")
-    assert {name: {p.requires_grad for _, p in graft.parameters(model, name)} for name in "ab"} == {"a": {True}, "b": {False}}
+    assert {name: {p.requires_grad for _, p in graft.parameters(model, name)} for name in "ab"} == {
+        "a": {True},
+        "b": {False},
+    }
     graft.set_active(model, "b")
-    assert {name: {p.requires_grad for _, p in graft.parameters(model, name)} for name in "ab"} == {"a": {False}, "b": {True}}
+    assert {name: {p.requires_grad for _, p in graft.parameters(model, name)} for name in "ab"} == {
+        "a": {False},
+        "b": {True},
+    }
     graft.set_active(model, None)
     assert not any(p.requires_grad for p in model.parameters())
 
