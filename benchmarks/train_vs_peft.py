@@ -37,7 +37,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16, help="samples per optimiser step")
-    parser.add_argument("--micro", type=int, default=4, help="samples per forward pass of the Trainer")
+    parser.add_argument("--micro", type=int, default=16, help="samples per forward pass of the Trainer")
     parser.add_argument("--budget", type=int, default=1024, help="tokens per forward pass of Graft")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=512)

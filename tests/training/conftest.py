@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,3 +132,31 @@ def assert_same_gradient(given: torch.Tensor, wanted: torch.Tensor, tolerance: f
 def losses(folder: Path) -> list[float]:
     """The training losses of a run."""
     return [line["loss"] for line in RunFolder(folder).metrics.read() if "loss" in line]
+
+
+LORA = {"kind": "lora", "rank": 4, "sites": "linear", "dropout": 0.2}
+
+
+def fresh(
+    path: Path, adapter: Any = LORA, publish: Any = None, settings: dict[str, Any] | None = None, **job: Any
+) -> Engine:
+    """An engine with one job on a fresh tiny model."""
+    model = attach(tiny(), adapter=adapter)
+    return engine_for([job_on(model, **job)], model, path, publish, **(settings or {}))
+
+
+def events(path: Path) -> list[str]:
+    """What happened in a run, in order."""
+    return [json.loads(line)["event"] for line in (path / "events.jsonl").read_text().splitlines()]
+
+
+def breaks_at(job: Any, step: int) -> Any:
+    """Rows of a job that end in a power cut at one step."""
+    plain = job.rows
+
+    def rows() -> Any:
+        if job.step == step:
+            raise RuntimeError("power cut")
+        return plain()
+
+    return rows

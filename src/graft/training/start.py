@@ -77,6 +77,9 @@ def resume(run: RunFolder | str | Path, *, quiet: bool = False) -> RunFolder:
     if state == "finished" and steps and folder.adapters():
         Reporter(0, quiet=quiet).say(f"The run in {folder.path} is finished: there is nothing to go on with.")
         return folder
+    if config.train.init_from is not None and folder.adapters():  # what it began from may be gone by now
+        own = str(folder.adapter_dir(adapter_name(config.adapter)))
+        config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": own})})
     parts = build(config)
     last = steps[-1] if steps else 0
     folder.metrics.keep(lambda line: line["step"] <= last)
