@@ -6,7 +6,7 @@ run.check(); run.train(out="runs/math"); run.eval("test.jsonl")
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +67,30 @@ class Run:
         self.folder = resume(folder)
         return self.folder
 
-    def eval(self, data: str | Path | None = None) -> dict[str, Any]:
-        """Loss and accuracy of the trained adapter on a data file, or on the run's own validation data."""
+    def eval(
+        self,
+        what: str | Path | Sequence[str] | None = None,
+        *,
+        data: str | Path | None = None,
+        protocol: str | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate base and adapter: on a data file, on benchmarks (a list of names), or as the run's `eval` says.
+
+        data: folder of the benchmarks' files, and protocol: how they are asked and judged; by default as the run says.
+        Without benchmarks and a file: loss and accuracy on the run's own validation data.
+        """
         folder = self._trained()
         from graft.evaluation import evaluate
 
-        return evaluate(folder, data)
+        tasks = None if isinstance(what, str | Path) else [*what] if what is not None else self.config.eval.tasks
+        if not tasks:
+            return evaluate(folder, what if isinstance(what, str | Path) else None)
+        from graft.evaluation import evaluate_tasks
+        from graft.evaluation.contestants import assemble
+
+        own = self.config.eval
+        where = folder.path / "eval"
+        return evaluate_tasks(assemble(folder), tasks, protocol or own.protocol, data or own.data, where, settings=own)
 
     def _trained(self) -> RunFolder:
         if self.folder is None:

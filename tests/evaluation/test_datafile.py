@@ -44,7 +44,7 @@ class Scripted:
     """A bench whose answers come from a script, so that their outcomes are known."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[str, tuple[str, str]]) -> None:
-        from graft.evaluation import datafile
+        from graft.evaluation import answering
         from graft.evaluation.requests import Generated
 
         tokenizer = small_tokenizer()
@@ -54,8 +54,8 @@ class Scripted:
                 text, reason = answers[tokenizer.decode(request.ids)]
                 yield number, Generated(tuple(tokenizer(text)["input_ids"]), reason)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(datafile, "generate", generate)
-        monkeypatch.setattr(datafile, "self_check", lambda *args, **kwargs: 0)
+        monkeypatch.setattr(answering, "generate", generate)
+        monkeypatch.setattr(answering, "self_check", lambda *args, **kwargs: 0)
         from graft.bases import Base
 
         base = Base(small_model(context=40), tokenizer, "small", torch.device("cpu"), torch.float32)

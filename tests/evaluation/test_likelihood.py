@@ -37,6 +37,7 @@ def test_batches_and_adapters_change_no_likelihood(family: str) -> None:
 
     base = [reference(*pair) for pair in PAIRS]
     graft.attach(model, {"math": graft.LoRA(rank=4)})
+    torch.manual_seed(0)
     for _, parameter in graft.parameters(model, "math"):
         torch.nn.init.normal_(parameter, std=0.3)
     with graft.use(model, "math"):
@@ -70,10 +71,10 @@ def test_a_benchmark_is_ranked_from_rows_to_score() -> None:
     for record in records:
         asked = [(each.context, each.text) for each in rank.continuations(task, record)]
         rankings.append(rank.rank(task, record, log_likelihoods(model, tokenizer, asked, [None] * len(asked))))
-    found = ranked(task, rank, rankings)
+    found = ranked(rankings)
     assert found["no_room"] == sum(len(f"Question: goal {row}\nAnswer: {'wood' * row}") > 48 for row in range(1, 9)) > 0
     assert found["correct"] + found["wrong"] + found["no_room"] == found["total"] == 8
-    assert found["accuracy"] == found["correct"] / 8 and found["protocol_hash"] == rank.digest(task)
+    assert found["accuracy"] == found["correct"] / 8
     assert 0 <= found["normalised"]["accuracy"] <= 1
 
 

@@ -1,9 +1,10 @@
-"""graft eval: how well the base and its adapters answer the questions of a data file."""
+"""graft eval: how well the base and its adapters answer the questions of a data file, or of benchmarks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,17 +19,40 @@ from graft.cli.bench import (
     bar,
     load_bench,
 )
-from graft.cli.common import AsJson, print_json, print_table
+from graft.cli.common import AsJson, print_json
+from graft.cli.evaluations import show, show_absent, show_all
+
+if TYPE_CHECKING:
+    from graft.config.schema import EvalConfig
+    from graft.evaluation.contestants import Bench
 
 
 def command(
     run: RunFolderArgument = None,
     base: BaseName = None,
     adapter: Adapters = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="Benchmarks and groups, with commas: gsm8k,arithmetic (graft show tasks).",
+            show_default=False,
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="How benchmarks are asked and judged: llm-adapters, strict, math-verify, rank.",
+            show_default=False,
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", help="A data file or hub name; a run's own validation data by default.", show_default=False
+            "--data",
+            help="A data file or hub name (default: the run's validation data); the folder of the benchmarks' files (default: the hub).",
+            show_default=False,
         ),
     ] = None,
     limit: Annotated[
@@ -44,7 +68,9 @@ def command(
     token_budget: Annotated[
         int | None, typer.Option("--token-budget", min=1, help="Tokens per batch.", show_default=False)
     ] = None,
-    beams: Annotated[int, typer.Option("--beams", min=1, help="Beams of the search; 1 is greedy.")] = 1,
+    beams: Annotated[
+        int | None, typer.Option("--beams", min=1, help="Beams of the search; greedy by default.", show_default=False)
+    ] = None,
     template: TemplateName = None,
     out: Annotated[
         Path | None,
@@ -53,74 +79,77 @@ def command(
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where there are answers, in place of going on with them.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate the bare base and all adapters on a data file: accuracy with its interval, and the loss."""
-    from graft.config.schema import EvalConfig
+    """Evaluate the bare base and all adapters, in one pass: accuracy with its interval, how answers ended, on data files the loss."""
     from graft.errors import GraftError
 
-    if run is None and data is None:
-        raise GraftError("name the data to evaluate on: --data FILE")
+    if run is None and data is None and tasks is None:
+        raise GraftError("name what to evaluate on: --data FILE, or --tasks NAMES")
+    own = _own_settings(run)
+    wanted = tasks.split(",") if tasks is not None else [] if _is_file(data) else own.tasks
+    given = {"limit": limit, "metric": metric, "max_new_tokens": max_new_tokens, "token_budget": token_budget}
+    changes = {key: value for key, value in given.items() if value is not None}
+    settings = own.model_copy(update=changes)
+    if wanted:
+        _refuse_settings({**changes, "beams": beams})
+    elif protocol is not None:
+        raise GraftError("--protocol is for benchmarks: name them with --tasks, or in the run's eval.tasks")
     bench = load_bench(run, base, adapter, template, device, dtype, any_base)
+    folder = out or (run / "eval" if run is not None else Path("eval"))
+    if wanted:
+        _benchmarks(bench, wanted, protocol or own.protocol, data or own.data, folder, settings, overwrite, as_json)
+        return
     from graft.evaluation import evaluate_on
 
-    own = bench.config.eval if bench.config is not None else EvalConfig()
-    given = {"limit": limit, "metric": metric, "max_new_tokens": max_new_tokens, "token_budget": token_budget}
-    settings = own.model_copy(update={key: value for key, value in given.items() if value is not None})
-    folder = out or (run / "eval" if run is not None else Path("eval"))
     with bar("Answering") as progress:
-        result = evaluate_on(bench, data, folder, settings=settings, beams=beams, progress=progress)
-    if as_json:
-        print_json(result)
-    else:
-        show(result)
-
-
-def show(result: dict[str, Any]) -> None:
-    """The table of a result, and what a reader must know of it."""
-    protocol = result["protocol"]
-    columns = (
-        "",
-        "correct",
-        "accuracy",
-        "95 % interval",
-        "wrong",
-        "unextractable",
-        "no room",
-        "truncated",
-        "stopped",
-        "loss",
-    )
-    rows = []
-    for each in result["results"]:
-        low, high = each["interval"]
-        rows.append(
-            [
-                each["name"],
-                f"{each['correct']}/{each['total']}",
-                f"{each['accuracy']:.1%}",
-                f"{low:.1%} - {high:.1%}",
-                *(each[key] for key in ("wrong", "unextractable", "no_room", "truncated")),
-                f"{each['stop_rate']:.0%}",
-                None if each["loss"] is None else f"{each['loss']:.4f}",
-            ]
+        result = evaluate_on(
+            bench, data, folder, settings=settings, beams=beams or 1, progress=progress, overwrite=overwrite
         )
-    print_table(columns, rows)
-    decoding = protocol["decoding"]
-    how = "greedy" if decoding["beams"] == 1 else f"{decoding['beams']} beams"
-    checked = (
-        f"self-check on {result['self_checked']} prompts" if result["self_checked"] else "no self-check in bfloat16"
-    )
-    tokens = sum(each["tokens"] for each in result["results"])
-    typer.echo(
-        f"{result['task']}: {protocol['metric']} match, {how}, at most {decoding['max_new_tokens']} tokens; protocol "
-        f"{result['protocol_hash']}; {checked}; {tokens:,} tokens in {result['seconds']:.1f} s"
-    )
-    for each in result["results"]:
-        if each["loss_samples"] < each["total"]:
-            missing = each["total"] - each["loss_samples"]
-            typer.echo(
-                f"{each['name']}: {missing} of {each['total']} samples do not fit into the context; the loss is without them"
-            )
-    if result["folder"]:
-        typer.echo(f"{result['folder']}/result.json, answers.jsonl")
+    print_json(result) if as_json else show(result)
+
+
+def _own_settings(run: Path | None) -> EvalConfig:
+    from graft.config.schema import EvalConfig
+    from graft.runs import RunFolder
+
+    return RunFolder(run).existing().config.eval if run is not None else EvalConfig()
+
+
+def _is_file(data: str | None) -> bool:
+    return data is not None and Path(data).is_file()
+
+
+def _refuse_settings(given: Mapping[str, Any]) -> None:
+    """The protocol of a benchmark says these: they would have no effect."""
+    from graft.errors import GraftError
+
+    for name in ("metric", "max_new_tokens", "beams"):
+        if given.get(name) is not None:
+            raise GraftError(f"--{name.replace('_', '-')} is for data files: the protocol of a benchmark says it")
+
+
+def _benchmarks(
+    bench: Bench,
+    names: list[str],
+    protocol: str,
+    data: str | None,
+    folder: Path,
+    settings: EvalConfig,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from graft.evaluation import evaluate_tasks
+
+    found = evaluate_tasks(
+        bench, names, protocol, data, folder,
+        settings=settings, overwrite=overwrite, bars=bar, each=None if as_json else show,
+    )  # fmt: skip
+    if as_json:
+        print_json(found)
+        return
+    show_all(found["tasks"])
+    show_absent(found["absent"])

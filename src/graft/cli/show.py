@@ -1,4 +1,4 @@
-"""graft show: the runs in a folder, one run, the presets, the kinds, or the schema of a run's YAML."""
+"""graft show: the runs in a folder, one run and its results, a folder of results, or what Graft knows: presets, kinds, tasks, schema."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from graft.cli.common import AsJson, print_facts, print_json, print_table
 
 def command(
     what: Annotated[
-        str, typer.Argument(metavar="[WHAT]", help="A folder of runs, a run, or: presets, kinds, schema.")
+        str,
+        typer.Argument(
+            metavar="[WHAT]", help="A folder of runs, a run, a folder of results, or: presets, kinds, tasks, schema."
+        ),
     ] = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """List runs, show one run, or list the presets, the kinds, the schema."""
-    lists = {"presets": _presets, "kinds": _kinds, "schema": _schema}
+    """List runs, show one run with its results, or list the presets, the kinds, the benchmarks, the schema."""
+    lists = {"presets": _presets, "kinds": _kinds, "tasks": _tasks, "schema": _schema}
     if what in lists and not Path(what).exists():
         lists[what](as_json)
     elif (Path(what) / "config.yaml").is_file():
         _one_run(Path(what), as_json)
+    elif any(Path(what).glob("*/result.json")):
+        _results(Path(what), as_json)
     else:
         _runs(Path(what), as_json)
 
@@ -86,6 +91,30 @@ def _one_run(folder: Path, as_json: bool) -> None:
     for title in ("status", "last_metrics"):
         typer.echo(f"\n{title.replace('_', ' ').capitalize()}")
         print_facts({f"  {key}": value for key, value in run[title].items()})
+    if run["evaluations"]:
+        typer.echo("\nEvaluations")
+        _results(folder / "eval", as_json)
+
+
+def _results(folder: Path, as_json: bool) -> None:
+    from graft.cli.evaluations import show_all
+    from graft.evaluation.tables import saved
+
+    found = saved(folder)
+    print_json(found) if as_json else show_all(found)
+
+
+def _tasks(as_json: bool) -> None:
+    from graft.evaluation.protocols import defined_for
+    from graft.evaluation.tasks import GROUPS, TASKS
+
+    if as_json:
+        listed = {task.name: {"files": task.places, "protocols": defined_for(task)} for task in TASKS.values()}
+        print_json({"tasks": listed, "groups": GROUPS})
+        return
+    rows = [[task.name, task.answer, ", ".join(defined_for(task)), task.places[0]] for task in TASKS.values()]
+    print_table(("task", "answer", "protocols", "file below --data"), rows)
+    print_facts({name: ", ".join(members) for name, members in GROUPS.items()})
 
 
 def _presets(as_json: bool) -> None:

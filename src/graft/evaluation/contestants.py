@@ -19,6 +19,8 @@ from graft.data.templates import FILE, Template
 from graft.errors import GraftError
 from graft.runs import RunFolder
 
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -135,8 +137,8 @@ def _run_template(config: RunConfig | None, base: Base) -> Template:
 
 def _digest(folder: Path) -> str | None:
     """SHA-256 of the weights, 16 digits."""
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
         return None
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

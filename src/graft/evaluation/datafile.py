@@ -1,8 +1,7 @@
 """Evaluate a base and its adapters on a data file: each question is asked, each answer compared with the file's own.
 
-Every contestant is asked with its own template, all of them in the same batches. An answer has one outcome: correct, wrong,
-unextractable (nothing in it to compare) or no_room (the prompt fills the context; it is not cut); all but the first count as
-not correct. `truncated` says besides how many answers met the limit of tokens before they ended.
+Every contestant is asked with its own template, all of them in the same batches (`answering`); the loss on the file's own
+answers stands beside.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,17 @@ from graft.config.schema import EvalConfig
 from graft.data.samples import Example, Message, Sample
 from graft.data.tokenizing import tokenize
 from graft.errors import GraftError
+from graft.evaluation.answering import Item, Progress, about, answer, described, judgement, produced, questions
 from graft.evaluation.answers import Metric, choose_metric, extract
 from graft.evaluation.contestants import Bench, Contestant
-from graft.evaluation.generation import generate
+from graft.evaluation.journal import RESULT, Journal
 from graft.evaluation.loss import sample_losses
-from graft.evaluation.requests import Decoding, Generated, Request
-from graft.evaluation.selfcheck import self_check
-from graft.evaluation.statistics import wilson
-from graft.files import explained, write_json_atomic
-from graft.jsonl import JsonLines
+from graft.evaluation.protocols.base import Judgement
+from graft.evaluation.requests import Decoding
+from graft.evaluation.scoring import outcomes
+from graft.files import write_json_atomic
 
-Progress = Callable[[int, int], None]
 UNLIMITED = 2**31
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question with the answer that it should get."""
-
-    sample: Sample
-    prompt: tuple[Message, ...]
-    reference: str
-    expected: str
-    """What of the reference is compared."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +37,8 @@ class Evaluation:
     """Questions, and how answers to them are made and compared."""
 
     task: str
+    samples: tuple[Sample, ...]
+    """The rows, of which `items` are the questions."""
     items: tuple[Item, ...]
     metric: Metric
     decoding: Decoding
@@ -96,9 +85,9 @@ def evaluation_of(
             raise GraftError(
                 f"{sample.where}: there is no number in its answer, {reference[:60]!r}; set eval.metric: exact"
             )
-        items.append(Item(sample, prompt, reference, expected))
+        items.append(Item(len(items) + 1, sample.source, sample.row, prompt, reference, expected))
     decoding = Decoding(max_new_tokens=config.max_new_tokens, beams=beams)
-    return Evaluation(task, tuple(items), metric, decoding, config.token_budget, train_on)
+    return Evaluation(task, tuple(samples), tuple(items), metric, decoding, config.token_budget, train_on)
 
 
 def _split(sample: Sample) -> tuple[tuple[Message, ...], str]:
@@ -111,42 +100,49 @@ def _split(sample: Sample) -> tuple[tuple[Message, ...], str]:
 
 
 def evaluate_bench(
-    bench: Bench, evaluation: Evaluation, out: Path | None = None, progress: Progress | None = None
+    bench: Bench,
+    evaluation: Evaluation,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Ask all contestants everything, in one pass, and count.
 
-    out: folder for answers.jsonl (written while answers come) and result.json (at the end). Returns what result.json holds.
+    out: folder for answers.jsonl (written while answers come, and continued) and result.json (at the end). overwrite: begin
+    anew where there are answers. Returns what result.json holds.
     """
     start = time.perf_counter()
-    pairs = [(contestant, item) for item in evaluation.items for contestant in bench.contestants]
-    requests = [_request(bench, contestant, item) for contestant, item in pairs]
-    checked = self_check(bench.base.model, requests, token_budget=evaluation.token_budget)
-    lines = _Answers(out)
-    answers: list[dict[str, Any]] = [{} for _ in pairs]
-    found = generate(bench.base.model, requests, evaluation.decoding, token_budget=evaluation.token_budget)
-    for done, (number, generated) in enumerate(found, start=1):
-        contestant, item = pairs[number]
-        answers[number] = _judged(bench, evaluation, contestant, item, requests[number], generated)
-        lines.append(answers[number])
-        if progress is not None:
-            progress(done, len(pairs))
+    head = about(
+        bench, evaluation.task, evaluation.protocol(bench.contestants), protocol_hash(evaluation, bench.contestants)
+    )
+    journal = Journal(out, head, questions(evaluation.items), overwrite=overwrite)
+
+    def judge(item: Item, text: str) -> Judgement:
+        extracted = extract(text, evaluation.metric)
+        if extracted is None:
+            return Judgement(None, "unextractable")
+        return Judgement(extracted, "correct" if extracted == item.expected else "wrong")
+
+    checked = answer(
+        bench, evaluation.items, judge, evaluation.decoding, journal,
+        token_budget=evaluation.token_budget, progress=progress,
+    )  # fmt: skip
     losses = _losses(bench, evaluation)
     results = []
-    for place, contestant in enumerate(bench.contestants):
-        own = answers[place :: len(bench.contestants)]
-        results.append({**_described(contestant), **_counted(own), **losses[contestant.name]})
+    for contestant in bench.contestants:
+        lines = [journal.answers[contestant.name, item.number] for item in evaluation.items]
+        counts = {**outcomes([judgement(line) for line in lines]), **produced(lines)}
+        results.append({**described(contestant), **counts, **losses[contestant.name]})
     result = {
-        "task": evaluation.task,
-        "protocol": evaluation.protocol(bench.contestants),
-        "protocol_hash": protocol_hash(evaluation, bench.contestants),
-        "base": bench.base.identity,
-        "dtype": str(bench.base.dtype).removeprefix("torch."),
+        **{key: value for key, value in head.items() if key != "contestants"},
         "self_checked": checked,
+        "continued_from": journal.kept,
         "seconds": round(time.perf_counter() - start, 3),
         "results": results,
     }
     if out is not None:
-        write_json_atomic(out / "result.json", result)
+        write_json_atomic(out / RESULT, result)
     return result
 
 
@@ -154,69 +150,6 @@ def protocol_hash(evaluation: Evaluation, contestants: Sequence[Contestant]) -> 
     """Twelve digits that name the protocol."""
     text = json.dumps(evaluation.protocol(contestants), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _request(bench: Bench, contestant: Contestant, item: Item) -> Request:
-    tokenizer, template = bench.base.tokenizer, contestant.template
-    try:
-        ids = template.prompt_ids(item.prompt, tokenizer)
-    except GraftError as error:
-        raise GraftError(f"{item.sample.where}: {error}") from error
-    return Request(tuple(ids), contestant.adapter, frozenset(template.stop_ids(tokenizer)))
-
-
-def _judged(
-    bench: Bench, evaluation: Evaluation, contestant: Contestant, item: Item, request: Request, generated: Generated
-) -> dict[str, Any]:
-    """One line of answers.jsonl."""
-    text = bench.base.tokenizer.decode(generated.ids, skip_special_tokens=True)
-    extracted = extract(text, evaluation.metric)
-    if generated.reason == "no_room":
-        outcome = "no_room"
-    elif extracted is None:
-        outcome = "unextractable"
-    else:
-        outcome = "correct" if extracted == item.expected else "wrong"
-    return {
-        "contestant": contestant.name,
-        "source": item.sample.source,
-        "row": item.sample.row,
-        "question": item.prompt[-1]["content"],
-        "reference": item.reference,
-        "expected": item.expected,
-        "answer": text,
-        "extracted": extracted,
-        "outcome": outcome,
-        "ended": generated.reason,
-        "prompt_tokens": len(request.ids),
-        "tokens": len(generated.ids),
-    }
-
-
-def _counted(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    total = len(answers)
-    outcomes = {name: 0 for name in ("correct", "wrong", "unextractable", "no_room")}
-    for answer in answers:
-        outcomes[answer["outcome"]] += 1
-    correct = outcomes["correct"]
-    return {
-        "total": total,
-        **outcomes,
-        "truncated": sum(answer["ended"] == "truncated" for answer in answers),
-        "accuracy": correct / total,
-        "interval": list(wilson(correct, total)),
-        "stop_rate": sum(answer["ended"] == "stopped" for answer in answers) / total,
-        "tokens": sum(answer["tokens"] for answer in answers),
-    }
-
-
-def _described(contestant: Contestant) -> dict[str, Any]:
-    return {
-        "name": contestant.name,
-        "folder": None if contestant.folder is None else str(contestant.folder),
-        "digest": contestant.digest,
-        "template": {"name": contestant.template.name, "digest": contestant.template.digest[:16]},
-    }
 
 
 def _losses(bench: Bench, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
@@ -243,29 +176,13 @@ def _examples(bench: Bench, evaluation: Evaluation, contestant: Contestant) -> l
     room = context_length(bench.base.model, contestant.adapter)
     tokenized = [
         tokenize(
-            item.sample,
+            sample,
             bench.base.tokenizer,
             contestant.template,
             max_length=room or UNLIMITED,
             overlong="drop",
             train_on=evaluation.train_on,
         )
-        for item in evaluation.items
+        for sample in evaluation.samples
     ]
     return [one for one in tokenized if isinstance(one, Example)]
-
-
-class _Answers:
-    """answers.jsonl, begun anew."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.lines = None if folder is None else JsonLines(folder / "answers.jsonl")
-        if folder is not None:
-            with explained(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                for name in ("answers.jsonl", "result.json"):
-                    (folder / name).unlink(missing_ok=True)
-
-    def append(self, record: dict[str, Any]) -> None:
-        if self.lines is not None:
-            self.lines.append(record)

@@ -1,19 +1,27 @@
-"""From a run folder (or a base with adapters) and a data file to a result: what `graft eval` and `Run.eval` call."""
+"""From a run folder (or a base with adapters) and a data file or benchmarks to results: what `graft eval` and `Run.eval` call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from graft.config.schema import EvalConfig, SourceConfig
 from graft.data.opening import rows_of
+from graft.data.overlap import overlap_reports
 from graft.data.preparing import samples_of, validation_source
 from graft.data.reading import local_files, read
 from graft.data.samples import Sample
 from graft.errors import GraftError
+from graft.evaluation import protocols, tasks
+from graft.evaluation.answering import Progress, folder_of
+from graft.evaluation.benchmark import evaluate_task
 from graft.evaluation.contestants import Bench, assemble
-from graft.evaluation.datafile import Progress, evaluate_bench, evaluation_of, protocol_hash
+from graft.evaluation.datafile import evaluate_bench, evaluation_of, protocol_hash
+from graft.evaluation.questions import asked_by
+from graft.evaluation.tables import averages
+from graft.evaluation.tasks import Record, Task
 from graft.runs import RunFolder
 
 WORKED = ("output", "completion", "response")
@@ -38,16 +46,96 @@ def evaluate_on(
     settings: EvalConfig | None = None,
     beams: int = 1,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a bench on a data file and keep the result in a folder of its own below `out` (None: nowhere)."""
+    """Evaluate a bench on a data file and keep the result in a folder of its own below `out` (None: nowhere).
+
+    An evaluation that was interrupted there goes on; overwrite: it begins anew.
+    """
     config = bench.config
     settings = settings or (config.eval if config is not None else EvalConfig())
     task, samples, golds = _rows(bench, data, settings.limit)
     train_on = config.data.train_on if config is not None else "completion"
     evaluation = evaluation_of(task, samples, settings, golds, train_on=train_on, beams=beams)
-    folder = out / f"{task}.{protocol_hash(evaluation, bench.contestants)}" if out is not None else None
-    result = evaluate_bench(bench, evaluation, folder, progress)
+    folder = folder_of(out, task, protocol_hash(evaluation, bench.contestants))
+    result = evaluate_bench(bench, evaluation, folder, progress, overwrite=overwrite)
     return {**result, "folder": None if folder is None else str(folder)}
+
+
+Bars = Callable[[str], AbstractContextManager[Progress | None]]
+"""A progress bar by its title."""
+
+
+def evaluate_tasks(
+    bench: Bench,
+    names: str | Iterable[str],
+    protocol: str,
+    data: str | Path | None,
+    out: Path | None,
+    *,
+    settings: EvalConfig | None = None,
+    overwrite: bool = False,
+    bars: Bars | None = None,
+    each: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a bench on benchmarks (names of tasks and groups) under one protocol, task by task.
+
+    data: the folder of their files, a file of the only task, or None for the hub. settings: limit and token_budget. bars and
+    each: what to show during a task, and what to do with its result.
+    Returns the results, the tasks of a group whose files the folder does not hold, and the averages over tasks.
+    Raises `GraftError` before anything is asked: for unknown names, for a protocol that a task does not define, for a task
+    that is named itself and whose file is not there, and for a row without an answer.
+    """
+    settings = settings or EvalConfig()
+    wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    chosen, absent = _present(wanted, data)
+    rules = [protocols.get(protocol, task) for task in chosen]
+    loaded = [task.load(data, settings.limit) for task in chosen]
+    overlaps = _overlaps(bench, {task.name: records for task, records in zip(chosen, loaded, strict=True)})
+    results = []
+    for number, (task, rule, records) in enumerate(zip(chosen, rules, loaded, strict=True), start=1):
+        with bars(f"{task.name} ({number} of {len(chosen)})") if bars is not None else nullcontext() as progress:
+            result = evaluate_task(
+                bench, task, rule, records, out, token_budget=settings.token_budget, progress=progress,
+                overwrite=overwrite, overlap=overlaps.get(task.name),
+            )  # fmt: skip
+        results.append(result)
+        if each is not None:
+            each(result)
+    return {"protocol": protocol, "tasks": results, "absent": absent, "averages": averages(results)}
+
+
+def _overlaps(bench: Bench, records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Any]]:
+    """Per task its questions that stand in the run's training data, or why that is not known; nothing without a run."""
+    if bench.config is None:
+        return {}
+    try:
+        trained = [sample for source in samples_of(bench.config.data)[0] for sample in source]
+    except GraftError as error:
+        return {name: {"unknown": str(error)} for name in records}
+    reports = overlap_reports(trained, {name: asked_by(own) for name, own in records.items()})
+    return {name: report.to_dict() for name, report in reports.items()}
+
+
+def _present(names: Sequence[str], data: str | Path | None) -> tuple[list[Task], list[dict[str, str]]]:
+    """The tasks to evaluate, and those of groups that the folder does not hold, with what was looked for."""
+    chosen = tasks.select(names)
+    folder = None if data is None else Path(data).expanduser()
+    if folder is None or folder.is_file():
+        if folder is not None and len(chosen) > 1:
+            raise GraftError(
+                f"{data} is one file, but {len(chosen)} tasks are named: give the folder that holds their files"
+            )
+        return chosen, []
+    if not folder.is_dir():
+        raise GraftError(f"there is no folder {data} with the files of {', '.join(task.name for task in chosen)}")
+    of_groups = {task.name for task in tasks.select([name for name in names if name in tasks.GROUPS])}
+    missing = [task for task in chosen if task.find(folder) is None]
+    for task in missing:
+        if task.name not in of_groups or len(missing) == len(chosen):
+            task.load(folder)  # says what was looked for
+    absent = [{"task": task.name, "reason": f"{folder} holds none of {', '.join(task.places)}"} for task in missing]
+    return [task for task in chosen if task not in missing], absent
 
 
 def _rows(

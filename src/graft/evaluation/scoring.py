@@ -13,7 +13,7 @@ from typing import Any
 
 from graft.errors import GraftError, require
 from graft.evaluation import protocols
-from graft.evaluation.protocols import Judgement, OutputProtocol, RankProtocol
+from graft.evaluation.protocols import Judgement, OutputProtocol
 from graft.evaluation.protocols.rank import Ranking
 from graft.evaluation.statistics import bootstrap_interval, wilson
 from graft.evaluation.tasks import Task
@@ -42,12 +42,27 @@ def output_protocol(name: str, task: Task) -> OutputProtocol:
 
 def score(task: Task, protocol: OutputProtocol, outputs: Sequence[Output]) -> dict[str, Any]:
     """The score with the names of task and protocol. Raises `GraftError` where there are no outputs."""
+    judgements = [protocol.judge(task, output.gold, output.text) for output in outputs]
+    return {
+        "task": task.name,
+        "protocol": protocol.name,
+        "protocol_hash": protocol.digest(task),
+        **summary(task, outputs, judgements),
+    }
+
+
+def summary(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """The score of judged outputs, as the task's kind of answer has it. Raises `GraftError` where there are none."""
     if not outputs:
         raise GraftError(f"there is nothing to score for '{task.name}'")
-    judgements = [protocol.judge(task, output.gold, output.text) for output in outputs]
-    summaries = {"text": bleu, "score": correlated}
-    found = summaries.get(task.answer, counted)(task, outputs, judgements)
-    return {"task": task.name, "protocol": protocol.name, "protocol_hash": protocol.digest(task), **found}
+    return {"text": bleu, "score": correlated}.get(task.answer, counted)(task, outputs, judgements)
+
+
+def needed(task: Task) -> None:
+    """Import what the score of a task needs, so that what is missing is missed before an evaluation and not after it."""
+    libraries = {"text": ["sacrebleu"], "score": ["scipy.stats"]}.get(task.answer, ["scipy.stats"])
+    for library in [*libraries, *(["sklearn.metrics"] if set(task.metrics) & set(CLASS_METRICS) else [])]:
+        require(library, "eval")
 
 
 def counted(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
@@ -60,28 +75,28 @@ def counted(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgemen
     }
 
 
-def _shares(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """Counts of outcomes, the share that is correct, and how sure it is. Outcomes that did not occur at all count 0."""
-    outcomes = Counter(judgement.outcome for judgement in judgements)
-    right = [judgement.outcome == "correct" for judgement in judgements]
+def outcomes(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Counts of outcomes (0 for what did not occur), the share that is correct, and Wilson's interval."""
+    found = Counter(judgement.outcome for judgement in judgements)
+    correct, total = found["correct"], len(judgements)
     return {
-        **{name: outcomes[name] for name in ("correct", "wrong", "unextractable", "no_room")},
-        "total": len(right),
-        "accuracy": sum(right) / len(right),
-        "interval": list(wilson(sum(right), len(right))),
-        "bootstrap_interval": list(bootstrap_interval(right)),
+        **{name: found[name] for name in ("correct", "wrong", "unextractable", "no_room")},
+        "total": total,
+        "accuracy": correct / total,
+        "interval": list(wilson(correct, total)),
     }
 
 
-def ranked(task: Task, protocol: RankProtocol, rankings: Sequence[Ranking]) -> dict[str, Any]:
+def _shares(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    right = [judgement.outcome == "correct" for judgement in judgements]
+    return {**outcomes(judgements), "bootstrap_interval": list(bootstrap_interval(right))}
+
+
+def ranked(rankings: Sequence[Ranking]) -> dict[str, Any]:
     """The score of choices ranked by likelihood: by their sums, and `normalised` by their lengths."""
-    raw, normalised = _shares([each.raw for each in rankings]), _shares([each.normalised for each in rankings])
     return {
-        "task": task.name,
-        "protocol": protocol.name,
-        "protocol_hash": protocol.digest(task),
-        **raw,
-        "normalised": normalised,
+        **_shares([each.raw for each in rankings]),
+        "normalised": _shares([each.normalised for each in rankings]),
     }
 
 

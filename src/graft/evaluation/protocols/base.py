@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from graft.data.samples import Message
 from graft.data.templates import Template
-from graft.evaluation.requests import Decoding
+from graft.evaluation.decoding import Decoding
 from graft.evaluation.tasks.base import AnswerKind, Record, Task
 
 Outcome = Literal["correct", "wrong", "unextractable", "no_room"]

@@ -1,0 +1,109 @@
+"""How results of evaluations are printed, by the verb that makes them and by the one that shows them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+from graft.cli.common import print_table
+
+COUNTS = {
+    "wrong": "wrong", "unextractable": "unextractable", "no_room": "no room", "truncated": "truncated", "f1": "F1",
+    "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman", "stop_rate": "stopped", "tokens": "tokens",
+    "loss": "loss",
+}  # fmt: skip
+"""Columns, where a result has them."""
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """The table of one result, and what a reader must know of it."""
+    found = result["results"]
+    names = [name for name in COUNTS if any(name in each for each in found)]
+    score = "BLEU" if "bleu" in found[0] else "accuracy"
+    has_score = any(name in found[0] for name in ("accuracy", "bleu"))
+    columns = ["", *(["correct", score, "95 % interval"] if has_score else ["questions"])]
+    columns += ["by length"] if "normalised" in found[0] else []
+    print_table([*columns, *(COUNTS[name] for name in names)], [_row(each, names) for each in found])
+    typer.echo(f"{result['task']}: {_how(result)}")
+    for each in found:
+        if each.get("loss_samples", each["total"]) < each["total"]:
+            missing = each["total"] - each["loss_samples"]
+            typer.echo(
+                f"{each['name']}: {missing} of {each['total']} samples do not fit into the context; the loss is without them"
+            )
+    _show_overlap(result)
+    if result.get("folder"):
+        typer.echo(f"{result['folder']}/result.json, answers.jsonl")
+
+
+def show_all(results: Sequence[Mapping[str, Any]]) -> None:
+    """All results side by side, a table per protocol."""
+    from graft.evaluation.tables import sides
+
+    for side in sides(results):
+        typer.echo()
+        print_table(["task", "questions", *side.contestants], side.rows(), title=f"protocol {side.protocol}")
+
+
+def show_absent(absent: Sequence[Mapping[str, str]]) -> None:
+    """The tasks that were asked for and are not in the results."""
+    for each in absent:
+        typer.echo(f"not evaluated: {each['task']}, for {each['reason']}")
+
+
+def _row(each: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    if "bleu" in each:
+        score = [each["total"], f"{each['bleu']:.2f}", _range(each["interval"], "{:.2f}")]
+    elif "accuracy" in each:
+        score = [f"{each['correct']}/{each['total']}", f"{each['accuracy']:.1%}", _range(each["interval"], "{:.1%}")]
+    else:
+        score = [each["total"]]
+    normalised = [f"{each['normalised']['accuracy']:.1%}"] if "normalised" in each else []
+    return [each["name"], *score, *normalised, *(_count(name, each.get(name)) for name in names)]
+
+
+def _count(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.0%}" if name == "stop_rate" else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _range(interval: Sequence[float] | None, form: str) -> str | None:
+    return None if interval is None else " - ".join(form.format(each) for each in interval)
+
+
+def _how(result: Mapping[str, Any]) -> str:
+    protocol = result["protocol"]
+    decoding = protocol.get("decoding")
+    parts = [f"{protocol['metric']} match" if "metric" in protocol else f"protocol {protocol['name']}"]
+    if decoding is not None:
+        parts.append("greedy" if decoding["beams"] == 1 else f"{decoding['beams']} beams")
+        parts.append(f"at most {decoding['max_new_tokens']} tokens")
+    else:
+        parts.append("choices ranked by likelihood")
+    tokens = sum(each["tokens"] for each in result["results"])
+    checked = result["self_checked"]
+    check = (
+        ""
+        if checked is None
+        else f"self-check on {checked} prompts; "
+        if checked
+        else f"no self-check in {result['dtype']}; "
+    )
+    kept = f", {result['continued_from']} answers were there" if result.get("continued_from") else ""
+    return f"{', '.join(parts)}; {result['protocol_hash']}; {check}{tokens:,} tokens in {result['seconds']:.1f} s{kept}"
+
+
+def _show_overlap(result: Mapping[str, Any]) -> None:
+    overlap = result.get("overlap")
+    if overlap is None:
+        return
+    if "unknown" in overlap:
+        typer.echo(f"overlap with the training data is not known: {overlap['unknown']}")
+    elif overlap["exact"] + overlap["near"]:
+        typer.echo(
+            f"overlap: of {overlap['questions']} questions {overlap['exact']} stand in the training data, and "
+            f"{overlap['near']} more nearly (similarity at least {overlap['threshold']:g})"
+        )

@@ -1,0 +1,168 @@
+"""Ask every contestant every question, judge the answers, keep them: what data files and benchmarks share.
+
+All contestants are asked in the same batches. A line of answers.jsonl is one answer with its outcome: correct, wrong,
+unextractable (nothing in it to compare) or no_room (the prompt fills the context; it is not cut); all but the first count as
+not correct. `ended` says besides whether the answer ended itself, or met the limit of tokens (truncated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft.data.samples import Message
+from graft.data.templates import Template
+from graft.errors import GraftError
+from graft.evaluation.contestants import Bench, Contestant
+from graft.evaluation.generation import generate
+from graft.evaluation.journal import Journal, Questions
+from graft.evaluation.protocols.base import Judgement
+from graft.evaluation.requests import Decoding, Generated, Request
+from graft.evaluation.selfcheck import self_check
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with the answer that it should get."""
+
+    number: int
+    """Its place among those that are asked, from 1."""
+    source: str
+    row: int
+    """Row in the source, from 1."""
+    prompt: tuple[Message, ...]
+    reference: str
+    expected: str
+    """What of the reference is compared."""
+
+    @property
+    def question(self) -> str:
+        return self.prompt[-1]["content"]
+
+
+Judge = Callable[[Item, str], Judgement]
+
+
+def answer(
+    bench: Bench,
+    items: Sequence[Item],
+    judge: Judge,
+    decoding: Decoding,
+    journal: Journal,
+    *,
+    prompt: Template | None = None,
+    token_budget: int,
+    progress: Progress | None = None,
+) -> int:
+    """Fill the journal with what it lacks; returns on how many prompts the self-check was made.
+
+    prompt: how questions are written out for everyone; None: by each contestant's own template.
+    Raises `GraftError`, naming the row, for a question that a template cannot write.
+    """
+    pairs = [(contestant, item) for item in items for contestant in bench.contestants]
+    requests = [_request(bench, prompt or contestant.template, contestant.adapter, item) for contestant, item in pairs]
+    checked = self_check(bench.base.model, requests, token_budget=token_budget)
+    left = [at for at, (who, item) in enumerate(pairs) if (who.name, item.number) not in journal.answers]
+    done = len(pairs) - len(left)
+    if progress is not None:
+        progress(done, len(pairs))
+    for place, generated in generate(
+        bench.base.model, [requests[at] for at in left], decoding, token_budget=token_budget
+    ):
+        contestant, item = pairs[left[place]]
+        text = bench.base.tokenizer.decode(generated.ids, skip_special_tokens=True)
+        judged = Judgement(None, "no_room") if generated.reason == "no_room" else judge(item, text)
+        journal.append(line_of(contestant, item, text, judged, requests[left[place]], generated))
+        done += 1
+        if progress is not None:
+            progress(done, len(pairs))
+    journal.sync()
+    return checked
+
+
+def line_of(
+    contestant: Contestant,
+    item: Item,
+    text: str,
+    judged: Judgement,
+    request: Request | None,
+    generated: Generated | None,
+) -> dict[str, Any]:
+    """One line of answers.jsonl. Without a request: chosen by likelihood, where nothing is generated."""
+    return {
+        "contestant": contestant.name,
+        "number": item.number,
+        "source": item.source,
+        "row": item.row,
+        "question": item.question,
+        "reference": item.reference,
+        "expected": item.expected,
+        "answer": text,
+        "extracted": judged.extracted,
+        "outcome": judged.outcome,
+        "ended": generated.reason if generated is not None else None,
+        "prompt_tokens": len(request.ids) if request is not None else None,
+        "tokens": len(generated.ids) if generated is not None else 0,
+    }
+
+
+def judgement(line: dict[str, Any]) -> Judgement:
+    """The judgement that a line of answers.jsonl holds."""
+    return Judgement(line["extracted"], line["outcome"])
+
+
+def questions(items: Sequence[Item]) -> Questions:
+    """What a journal is compared with."""
+    return [(item.question, item.expected) for item in items]
+
+
+def about(
+    bench: Bench, task: str, protocol: dict[str, Any], protocol_hash: str, prompt: Template | None = None
+) -> dict[str, Any]:
+    """What answers belong to, as JSON values. prompt: as in `answer`."""
+    return {
+        "task": task,
+        "protocol": protocol,
+        "protocol_hash": protocol_hash,
+        "base": bench.base.identity,
+        "dtype": str(bench.base.dtype).removeprefix("torch."),
+        "contestants": {each.name: described(each, prompt) for each in bench.contestants},
+    }
+
+
+def described(contestant: Contestant, prompt: Template | None = None) -> dict[str, Any]:
+    """Who a contestant is."""
+    template = prompt or contestant.template
+    return {
+        "name": contestant.name,
+        "folder": None if contestant.folder is None else str(contestant.folder),
+        "digest": contestant.digest,
+        "template": {"name": template.name, "digest": template.digest[:16]},
+    }
+
+
+def produced(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How the answers ended and how long they were."""
+    return {
+        "truncated": sum(line["ended"] == "truncated" for line in lines),
+        "stop_rate": sum(line["ended"] == "stopped" for line in lines) / len(lines),
+        "tokens": sum(line["tokens"] for line in lines),
+    }
+
+
+def _request(bench: Bench, template: Template, adapter: str | None, item: Item) -> Request:
+    tokenizer = bench.base.tokenizer
+    try:
+        ids = template.prompt_ids(item.prompt, tokenizer)
+    except GraftError as error:
+        raise GraftError(f"{item.source}, row {item.row}: {error}") from error
+    return Request(tuple(ids), adapter, frozenset(template.stop_ids(tokenizer)))
+
+
+def folder_of(out: Path | None, task: str, protocol_hash: str) -> Path | None:
+    """Where an evaluation lies below a folder of results."""
+    return None if out is None else out / f"{task}.{protocol_hash}"
