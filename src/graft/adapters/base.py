@@ -61,6 +61,9 @@ class SiteLike(Protocol):
     @property
     def module(self) -> str: ...
 
+    @property
+    def type(self) -> SiteType: ...
+
 
 class AdapterConfig(BaseModel):
     """What the user writes about one adapter. Frozen; an unknown field is an error."""

@@ -8,6 +8,7 @@ Legend: I input width, M bottleneck, O output width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graft.adapters.base import Adapter, AdapterConfig, Place, SiteType, activation
+from graft.adapters.base import Adapter, AdapterConfig, Place, SiteLike, SiteType, activation
+from graft.errors import GraftError
 from graft.passes import Context
 
 
@@ -44,6 +46,13 @@ class BottleneckConfig(AdapterConfig):
     @property
     def starts_as_identity(self) -> bool:
         return self.init != "bert"
+
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        if self.train_bias and not any(site.type == "linear" for site in sites):
+            names = ", ".join(dict.fromkeys(site.name for site in sites))
+            raise GraftError(
+                f"train_bias: none of the adapter's sites ({names}) is a linear layer, so there is no bias to learn a difference to"
+            )
 
 
 class Bottleneck(nn.Module):
