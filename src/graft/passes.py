@@ -115,7 +115,8 @@ class Pass:
         size = x.shape[1] if self.flat else x.shape[0]
         key = (size, x.device.index or 0)
         if key not in self._groups:
-            self._groups[key] = self._flat_groups(x) if self.flat else self._padded_groups(x)
+            with torch.inference_mode(False):  # the indices serve later passes too, which may train
+                self._groups[key] = self._flat_groups(x) if self.flat else self._padded_groups(x)
         return self._groups[key]
 
     def _flat_groups(self, x: Tensor) -> list[tuple[str, Index, Context]]:

@@ -146,7 +146,8 @@ class State:
             self._put(self.outer.pop())
 
     def _put(self, pass_: Pass) -> None:
-        self.current, self.slots = pass_, self._slots_of(pass_)
+        with torch.inference_mode(False):  # a later pass may train under the same slots
+            self.current, self.slots = pass_, self._slots_of(pass_)
 
     def _slots_of(self, pass_: Pass) -> Tensor:
         """A new tensor each time: a graph that ran under the last pass may still need its slots in backward."""
