@@ -93,6 +93,15 @@ def test_frozen_parameters_are_given_their_requires_grad_back() -> None:
     assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["lm_head.weight"]
 
 
+def test_a_model_wrapped_by_peft_is_refused() -> None:
+    peft = pytest.importorskip("peft")
+    model = base("llama")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    for each in (wrapped, model):
+        with pytest.raises(graft.GraftError, match="already wrapped by PEFT"):
+            graft.attach(each, {"a": graft.LoRA(rank=2)})
+
+
 def test_detach_refuses_a_module_that_was_wrapped_since() -> None:
     model = base("llama")
     graft.attach(model, {"a": graft.LoRA(rank=2, sites="mlp.down")})

@@ -92,6 +92,19 @@ def test_only_the_active_adapter_requires_gradients_and_switching_moves_them() -
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_a_setting_without_effect_is_an_error() -> None:
+    model = attached(ROWS[0])
+    for spec, field in (
+        (graft.Series(train_bias=True, sites="mlp"), "train_bias"),
+        (graft.Parallel(train_bias=True, sites="attn mlp"), "train_bias"),
+        (graft.LoRA(sites="attn.q", rank_pattern={"mlp.down": 2}), "rank_pattern"),
+        (graft.LoRA(sites="attn.q", alpha_pattern={"attn.v": 2.0}), "alpha_pattern"),
+    ):
+        with pytest.raises(graft.GraftError, match=f"^{field}: "):
+            graft.attach(model, {"b": spec})
+    assert graft.names(model) == ("a",)
+
+
 def test_the_table_holds_every_kind() -> None:
     parts = {part.kind for row in ROWS for part in (row.config, *row.config.parts())}
     assert parts == set(KINDS)
