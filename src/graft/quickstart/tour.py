@@ -34,7 +34,7 @@ class Size:
     steps: int
 
 
-FULL = Size(rows=8000, heldout=300, steps=400)
+FULL = Size(rows=4000, heldout=250, steps=120)
 TINY = Size(rows=64, heldout=8, steps=6)
 """For tests: shows that everything runs, not that it learns."""
 ADAPTERS: dict[str, dict[str, Any]] = {
