@@ -19,7 +19,7 @@ from graft.cli.bench import (
     bar,
     load_bench,
 )
-from graft.cli.common import AsJson, print_json
+from graft.cli.common import AsJson, print_json, print_table
 from graft.cli.evaluations import show, show_absent, show_all
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ def command(
             help="How benchmarks are asked and judged: llm-adapters, strict, math-verify, rank.",
             show_default=False,
         ),
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option("--harness", help="Tasks that lm-eval asks and scores in its own way.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
@@ -87,19 +91,26 @@ def command(
     """Evaluate the bare base and all adapters, in one pass: accuracy with its interval, how answers ended, on data files the loss."""
     from graft.errors import GraftError
 
-    if run is None and data is None and tasks is None:
-        raise GraftError("name what to evaluate on: --data FILE, or --tasks NAMES")
+    if run is None and data is None and tasks is None and harness is None:
+        raise GraftError("name what to evaluate on: --data FILE, --tasks NAMES or --harness NAMES")
     own = _own_settings(run)
-    wanted = tasks.split(",") if tasks is not None else [] if _is_file(data) else own.tasks
+    if harness is not None and (tasks is not None or protocol is not None):
+        raise GraftError("--harness has lm-eval's own tasks and rules: leave out --tasks and --protocol")
+    wanted = (
+        [] if harness is not None else tasks.split(",") if tasks is not None else [] if _is_file(data) else own.tasks
+    )
     given = {"limit": limit, "metric": metric, "max_new_tokens": max_new_tokens, "token_budget": token_budget}
     changes = {key: value for key, value in given.items() if value is not None}
     settings = own.model_copy(update=changes)
-    if wanted:
+    if wanted or harness is not None:
         _refuse_settings({**changes, "beams": beams})
     elif protocol is not None:
         raise GraftError("--protocol is for benchmarks: name them with --tasks, or in the run's eval.tasks")
     bench = load_bench(run, base, adapter, template, device, dtype, any_base)
     folder = out or (run / "eval" if run is not None else Path("eval"))
+    if harness is not None:
+        _harness(bench, harness.split(","), data or own.data, folder, settings, as_json)
+        return
     if wanted:
         _benchmarks(bench, wanted, protocol or own.protocol, data or own.data, folder, settings, overwrite, as_json)
         return
@@ -153,3 +164,34 @@ def _benchmarks(
         return
     show_all(found["tasks"])
     show_absent(found["absent"])
+
+
+def _harness(
+    bench: Bench, names: list[str], data: str | None, folder: Path, settings: EvalConfig, as_json: bool
+) -> None:
+    """lm-eval on every contestant; what it found goes to harness.json."""
+    from graft.errors import require
+    from graft.files import write_json_atomic
+
+    require("lm_eval", "eval")
+    from graft.interop.lm_eval import harness
+
+    found = harness(bench, names, data, limit=settings.limit)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(folder / "harness.json", found)
+    if as_json:
+        print_json(found)
+        return
+    metrics = list(
+        dict.fromkeys((task, key) for own in found.values() for task, each in own.items() for key in each if "," in key)
+    )
+    rows = [
+        [task, key.partition(",")[0], *(_digits(own.get(task, {}).get(key)) for own in found.values())]
+        for task, key in metrics
+    ]
+    print_table(["task", "metric", *found], rows)
+    typer.echo(f"lm-eval's prompts and rules; {folder}/harness.json")
+
+
+def _digits(value: Any) -> Any:
+    return f"{value:.4f}" if isinstance(value, float) else value

@@ -1,0 +1,40 @@
+"""What the tasks in this folder are made of: rows, prompt and scores of Graft's own benchmarks, in lm-eval's form."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import datasets
+
+from graft.errors import GraftError
+from graft.evaluation import protocols, tasks
+from graft.evaluation.protocols.llm_adapters import PROMPT
+
+
+def load(name: str, data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """The test split. `data` comes from lm-eval's --metadata."""
+    if data is None:
+        raise GraftError(f"""say where the file of '{name}' is: --metadata '{{"data": FOLDER}}'""")
+    records = tasks.get(name).load(data)
+    rows = [{"task": name, "question": record.instruction, "gold": record.gold} for record in records]
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+addsub, multiarith, singleeq = (partial(load, name) for name in ("AddSub", "MultiArith", "SingleEq"))
+svamp, mawps, gsm8k = (partial(load, name) for name in ("SVAMP", "mawps", "gsm8k"))
+
+
+def prompt(row: dict[str, Any]) -> str:
+    """The published prompt."""
+    spans = PROMPT.render([{"role": "user", "content": row["question"]}], add_generation_prompt=True)
+    return "".join(span.text for span in spans)
+
+
+def judge(row: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """The published rule."""
+    task = tasks.get(row["task"])
+    protocol = protocols.get("llm-adapters", task)
+    assert isinstance(protocol, protocols.OutputProtocol)
+    judged = protocol.judge(task, row["gold"], results[0])
+    return {"acc": float(judged.outcome == "correct"), "unextractable": float(judged.outcome == "unextractable")}
