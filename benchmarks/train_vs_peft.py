@@ -12,22 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import compared, machine, peak_bytes, take_turns
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-WARM = 2
-"""Steps at the start that are not timed."""
 
 
 def options() -> argparse.Namespace:
@@ -233,73 +226,22 @@ def run_peft(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
 
 
-def peak_bytes() -> int:
-    """Peak resident memory of this process, or of the GPU where there is one."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def speed(run: dict[str, Any]) -> float:
-    """Tokens per second behind the warm-up, by the median time per token: one slow step on a shared machine does not count."""
-    pairs = list(zip(run["seconds"], run["tokens"], strict=True))[WARM:]
-    return 1.0 / statistics.median(seconds / tokens for seconds, tokens in pairs)
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch)
-        facts = prepare(args, work)
-        runs: dict[str, list[dict[str, Any]]] = {"peft": [], "graft": []}
-        for repeat in range(args.repeats):
-            for tool in ("peft", "graft") if repeat % 2 == 0 else ("graft", "peft"):
-                line = [sys.executable, __file__, *sys.argv[1:], "--worker", tool, "--work", scratch]
-                answer = subprocess.run(
-                    line, capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-                )
-                if answer.returncode:
-                    raise SystemExit(answer.stderr)
-                runs[tool].append(json.loads(answer.stdout.splitlines()[-1]))
-                print(
-                    f"{tool:<6} {speed(runs[tool][-1]):8.0f} tokens/s   peak {runs[tool][-1]['peak'] / 2**20:7.0f} MiB",
-                    flush=True,
-                )
-    return summary(args, facts, runs)
-
-
-def summary(args: argparse.Namespace, facts: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    curves = {tool: runs[tool][0]["losses"] for tool in runs}
-    worst = max(abs(a - b) / b for a, b in zip(curves["graft"], curves["peft"], strict=True))
-    ratios = [speed(graft) / speed(peft) for graft, peft in zip(runs["graft"], runs["peft"], strict=True)]
-    shares = [peft["processor"] / graft["processor"] for graft, peft in zip(runs["graft"], runs["peft"], strict=True)]
-    memory = {
-        tool: {key: statistics.median(run[key] for run in runs[tool]) for key in ("peak", "before")} for tool in runs
-    }
-    growth = {tool: memory[tool]["peak"] - memory[tool]["before"] for tool in runs}
     import peft
     import torch
     import transformers
 
+    with tempfile.TemporaryDirectory() as scratch:
+        facts = prepare(args, Path(scratch))
+        runs = take_turns(__file__, ("peft", "graft"), args.repeats, Path(scratch))
+    hidden = ("data", "tokenizer", "out", "worker", "work")
     return {
-        "settings": {key: value for key, value in vars(args).items() if key not in ("data", "tokenizer", "out", "worker", "work")},
+        "settings": {key: value for key, value in vars(args).items() if key not in hidden},
         **facts,
-        "machine": {"cores": os.cpu_count(), "threads": args.threads or torch.get_num_threads(), "processor": platform.processor(),
-                    "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "machine": machine(args.threads),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
-        "tokens_per_second": {tool: [round(speed(run), 1) for run in runs[tool]] for tool in runs},
-        "speed_ratios": [round(ratio, 3) for ratio in ratios],
-        "speed_ratio": round(statistics.median(ratios), 3),
-        "processor_seconds": {tool: [round(run["processor"], 2) for run in runs[tool]] for tool in runs},
-        "processor_ratio": round(statistics.median(shares), 3),
-        "peak_mib": {tool: round(memory[tool]["peak"] / 2**20) for tool in runs},
-        "peak_ratio": round(memory["graft"]["peak"] / memory["peft"]["peak"], 3),
-        "training_mib": {tool: round(growth[tool] / 2**20) for tool in runs},
-        "training_ratio": round(growth["graft"] / growth["peft"], 3),
-        "largest_relative_loss_difference": worst,
-        "losses": {tool: [round(loss, 6) for loss in curve] for tool, curve in curves.items()},
-    }  # fmt: skip
+        **compared(runs, "graft", "peft"),
+    }
 
 
 def main() -> None:

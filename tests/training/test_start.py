@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from graft.config import RunConfig, load_run
 from graft.data.templates import Template
 from graft.errors import GraftError, MissingExtra
 from graft.runs import RunFolder
-from graft.training import train
+from graft.training import resume, train
 from tests.small import save_small
 from tests.training.conftest import losses
 
@@ -80,6 +81,19 @@ def test_the_saved_adapter_is_the_trained_one(
     assert not torch.equal(model(input_ids=torch.arange(2, 12)[None]).logits, plain)
     again = train(configured(init_from=str(folder.adapter_dir("lora")), lr=1e-9), tmp_path / "again", quiet=True)
     assert losses(again.path)[0] < losses(folder.path)[0]
+
+
+def test_a_resumed_run_does_without_the_adapter_it_began_from(
+    configured: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    first = train(configured(steps=1), tmp_path / "first", quiet=True)
+    folder = train(configured(init_from=str(first.adapter_dir("lora")), save_every=2), tmp_path / "run", quiet=True)
+    wanted = losses(folder.path)
+    shutil.rmtree(first.path)
+    shutil.rmtree(folder.checkpoint_dir(3))
+    folder.status({"state": "stopped"})
+    resume(folder, quiet=True)
+    assert losses(folder.path) == wanted and folder.read_status()["state"] == "finished"
 
 
 def test_the_model_card_says_what_was_done(configured: Callable[..., RunConfig], world: Path, tmp_path: Path) -> None:
