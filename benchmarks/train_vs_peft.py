@@ -43,7 +43,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "train_vs_peft.json"))
     parser.add_argument("--worker", choices=["graft", "peft"], help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.micro = min(args.micro, args.batch)
+    return args
 
 
 def prepare(args: argparse.Namespace, work: Path) -> dict[str, Any]:

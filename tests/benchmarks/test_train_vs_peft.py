@@ -19,8 +19,21 @@ def test_curves_are_equal_and_ratios_are_written(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     line = [sys.executable, str(ROOT / "benchmarks" / "train_vs_peft.py"), "--data", str(tmp_path / "rows.json")]
-    line += ["--tokenizer", str(tmp_path / "tokenizer"), "--steps", "4", "--repeats", "1", "--batch", "8", "--shape", "32,2,48,4"]
-    subprocess.run([*line, "--threads", "1", "--out", str(tmp_path / "result.json")], check=True, timeout=600)
+    line += [
+        "--tokenizer",
+        str(tmp_path / "tokenizer"),
+        "--steps",
+        "4",
+        "--repeats",
+        "1",
+        "--batch",
+        "8",
+        "--shape",
+        "32,2,48,4",
+    ]
+    subprocess.run(
+        [*line, "--micro", "4", "--threads", "1", "--out", str(tmp_path / "result.json")], check=True, timeout=600
+    )
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["largest_relative_loss_difference"] < 1e-5 and len(result["losses"]["graft"]) == 4
     assert result["speed_ratio"] > 0 and 0 < result["peak_ratio"] < 10
