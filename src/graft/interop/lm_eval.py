@@ -88,11 +88,11 @@ def harness(
     found: dict[str, Any] = {}
     for contestant in bench.contestants:
         model = GraftLM(bench, contestant=contestant, batch_size=batch_size)
-        answer: Any = simple_evaluate(
+        answer = simple_evaluate(  # pyright: ignore[reportCallIssue]  (its decorator hides its parameters)
             model=model, tasks=list(tasks), num_fewshot=fewshot, limit=limit, task_manager=manager, log_samples=False,
             metadata=metadata, bootstrap_iters=1000,
         )  # fmt: skip
-        assert answer is not None  # it is None in the other processes of a distributed evaluation
+        assert answer is not None  # None is for the other processes of a distributed evaluation
         found[contestant.name] = answer["results"]
     return found
 
