@@ -85,10 +85,11 @@ def harness(
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise GraftError(f"lm-eval has no task '{unknown[0]}' (python -m graft.interop.lm_eval ls tasks lists them)")
+    make: Any = GraftLM  # registering hides its parameters from type checkers
     found: dict[str, Any] = {}
     for contestant in bench.contestants:
-        model = GraftLM(bench, contestant=contestant, batch_size=batch_size)
-        answer = simple_evaluate(  # pyright: ignore[reportCallIssue]  (its decorator hides its parameters)
+        model = make(bench, contestant=contestant, batch_size=batch_size)
+        answer: Any = simple_evaluate(
             model=model, tasks=list(tasks), num_fewshot=fewshot, limit=limit, task_manager=manager, log_samples=False,
             metadata=metadata, bootstrap_iters=1000,
         )  # fmt: skip
