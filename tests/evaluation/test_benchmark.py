@@ -152,6 +152,7 @@ def test_mistakes_are_the_users(run: Path, data: Path, tmp_path: Path) -> None:
         (("--tasks", "gsm8k", "--data", data, "--protocol", "rank"), "not defined under protocol 'rank'"),
         (("--tasks", "gsm8k", "--data", data, "--protocol", "strikt"), "Did you mean 'strict'"),
         (("--tasks", "gsm8k", "--data", data, "--beams", 2), "--beams is for data files"),
+        (("--tasks", "piqa", "--data", data, "--protocol", "rank", "--template", "alpaca"), "--template has no effect"),
         (("--tasks", "gsm8k,SVAMP", "--data", data / "gsm8k" / "test.json"), "is one file, but 2 tasks"),
         (("--data", data / "gsm8k" / "test.json", "--protocol", "strict"), "--protocol is for benchmarks"),
     ):

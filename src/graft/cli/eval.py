@@ -104,6 +104,7 @@ def command(
     settings = own.model_copy(update=changes)
     if wanted or harness is not None:
         _refuse_settings({**changes, "beams": beams})
+        _refuse_template(template, protocol or own.protocol if wanted else "lm-eval")
     elif protocol is not None:
         raise GraftError("--protocol is for benchmarks: name them with --tasks, or in the run's eval.tasks")
     bench = load_bench(run, base, adapter, template, device, dtype, any_base)
@@ -141,6 +142,17 @@ def _refuse_settings(given: Mapping[str, Any]) -> None:
     for name in ("metric", "max_new_tokens", "beams"):
         if given.get(name) is not None:
             raise GraftError(f"--{name.replace('_', '-')} is for data files: the protocol of a benchmark says it")
+
+
+def _refuse_template(template: str | None, protocol: str) -> None:
+    """A template would have no effect where prompts are not the adapter's own."""
+    from graft.errors import GraftError
+    from graft.evaluation.protocols import PROTOCOLS, OutputProtocol
+
+    rules = PROTOCOLS.get(protocol)
+    asks_by_template = isinstance(rules, OutputProtocol) and rules.prompt is None
+    if template is not None and not asks_by_template and (rules is not None or protocol == "lm-eval"):
+        raise GraftError(f"--template has no effect: {protocol} has prompts of its own")
 
 
 def _benchmarks(
