@@ -47,7 +47,10 @@ def test_rows_of_a_routed_batch_are_put_back_in_their_places() -> None:
 
 def test_a_routed_batch_of_another_size_is_an_error() -> None:
     model = grafted("a")
-    with graft.route(model, ["a", None]), pytest.raises(graft.GraftError, match="the batch has 3 rows, but the routing names 2"):
+    with (
+        graft.route(model, ["a", None]),
+        pytest.raises(graft.GraftError, match="the batch has 3 rows, but the routing names 2"),
+    ):
         model(torch.randn(3, 6))
 
 
@@ -60,13 +63,23 @@ def test_an_input_given_by_name_is_changed_too() -> None:
 
 def test_one_name_may_have_several_runs_of_segments_in_a_flat_batch() -> None:
     model = base("llama")
-    graft.attach(model, {"a": graft.Parallel(bottleneck=4, init="bert", sites="attn mlp"), "b": graft.Series(bottleneck=4, init="bert")})
+    graft.attach(
+        model,
+        {
+            "a": graft.Parallel(bottleneck=4, init="bert", sites="attn mlp"),
+            "b": graft.Series(bottleneck=4, init="bert"),
+        },
+    )
     for name in "ab":
         randomise(model, name)
     x, names = ids(4, 5), ("a", None, "a", "b")
     with flat_attention(model), running(model, Pass(names, (5,) * 4, flat=True)):
         flat = logits(
-            model, x.reshape(1, -1), position_ids=torch.arange(5).repeat(4)[None], attention_mask=torch.zeros(1, 1, 1, 1), use_cache=False
+            model,
+            x.reshape(1, -1),
+            position_ids=torch.arange(5).repeat(4)[None],
+            attention_mask=torch.zeros(1, 1, 1, 1),
+            use_cache=False,
         )
     with graft.route(model, names):
         torch.testing.assert_close(flat.view(4, 5, -1), logits(model, x), atol=1e-5, rtol=0)
@@ -78,7 +91,11 @@ def test_segments_of_a_flat_batch_stay_apart_while_an_adapter_is_merged(family: 
     graft.attach(model, {"a": graft.LoRA(rank=2), "b": graft.Prefix(tokens=2)})
     randomise(model, "a")
     graft.merge(model, "a")
-    settings = {} if family == "bloom" else {"position_ids": torch.arange(5).repeat(2)[None], "attention_mask": torch.zeros(1, 1, 1, 1)}
+    settings = (
+        {}
+        if family == "bloom"
+        else {"position_ids": torch.arange(5).repeat(2)[None], "attention_mask": torch.zeros(1, 1, 1, 1)}
+    )
     with flat_attention(model), running(model, Pass("a", (5, 5), flat=True)):
         flat = logits(model, x.reshape(1, -1), use_cache=False, **settings)
     torch.testing.assert_close(flat.view(2, 5, -1), logits(model, x), atol=1e-5, rtol=0)
@@ -90,7 +107,13 @@ def test_nothing_of_a_forward_pass_is_left_behind() -> None:
     for rows in ("a", ("a", "b", None)):
         with running(model, Pass(rows)):
             logits(model, ids())
-    links = [link for module in model.modules() if isinstance(module, Grafts) for table in module.links.values() for link in table]
+    links = [
+        link
+        for module in model.modules()
+        if isinstance(module, Grafts)
+        for table in module.links.values()
+        for link in table
+    ]
     assert len(links) == 6 and all(link.x is None for link in links)
 
 
@@ -127,7 +150,10 @@ def test_an_adapter_that_trains_can_be_detached_and_another_attached() -> None:
     set_trainable(model, ["a", "b"])
     graft.detach(model, "b")
     graft.attach(model, {"c": graft.LoRA(rank=2, sites="re:0")})
-    assert {name: all(p.requires_grad for _, p in graft.parameters(model, name)) for name in "ac"} == {"a": True, "c": False}
+    assert {name: all(p.requires_grad for _, p in graft.parameters(model, name)) for name in "ac"} == {
+        "a": True,
+        "c": False,
+    }
 
 
 def test_renaming_and_detaching_inside_a_context_hold_behind_it() -> None:
@@ -155,4 +181,3 @@ def test_a_failed_attach_leaves_the_model_as_it_was() -> None:
     del model.model.unused
     assert list(model.state_dict()) == before and graft.names(model) == ()
     assert type(model) is type(pristine("llama")) and all(p.requires_grad for p in model.parameters())
-

@@ -124,11 +124,11 @@ def _with_prefix(mask: Tensor, rows: Virtual, dtype: torch.dtype, alibi: Alibi |
     if mask.dtype == torch.bool and alibi is None:
         return torch.cat([visible, mask.expand(visible.shape[0], -1, -1, -1)], -1)
     least = torch.finfo(dtype).min
-    columns = torch.where(visible, 0.0, least).to(dtype)
+    columns = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, least)
     if alibi is not None and rows.shifts is not None:
         bias = alibi.bias(torch.arange(rows.count, device=mask.device) - rows.shifts[:, None], dtype)
         columns = columns + torch.where(rows.shifts[:, None, None, None] > 0, bias, 0.0)
-    mask = torch.where(mask, 0.0, least).to(dtype) if mask.dtype == torch.bool else mask
+    mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, least) if mask.dtype == torch.bool else mask
     heads, batch = max(mask.shape[1], columns.shape[1]), max(mask.shape[0], columns.shape[0])
     return torch.cat([columns.expand(batch, heads, -1, -1), mask.expand(batch, heads, -1, -1)], -1)
 
@@ -165,7 +165,7 @@ def _by_segments(
         allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
         if window and window < length:
             allowed = allowed.triu(1 - window)
-        mask = torch.where(allowed[None, None], 0.0, torch.finfo(q.dtype).min).to(q.dtype)
+        mask = q.new_zeros(1, 1, length, length).masked_fill(~allowed, torch.finfo(q.dtype).min)
         if alibi is not None:
             mask = mask + alibi.bias(torch.arange(length, device=q.device), q.dtype)
         if one is not None:
