@@ -53,7 +53,15 @@ def test_the_harness_asks_base_and_adapter_what_the_protocol_asks(run: Path, dat
 def test_lm_evals_own_command_knows_the_model_graft(run: Path, data: Path, tmp_path: Path) -> None:
     base = run.parent / "math-base"
     line: list[Any] = [sys.executable, "-m", "graft.interop.lm_eval", "run", "--model", "graft", "--model_args"]
-    line += [f"base={base},adapter={run / 'adapters' / 'lora'}", "--device", "cpu", "--tasks", "graft_svamp", "--limit", "2"]
+    line += [
+        f"base={base},adapter={run / 'adapters' / 'lora'}",
+        "--device",
+        "cpu",
+        "--tasks",
+        "graft_svamp",
+        "--limit",
+        "2",
+    ]
     line += ["--metadata", json.dumps({"data": str(data)}), "--output_path", tmp_path]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     answer = subprocess.run(list(map(str, line)), capture_output=True, text=True, env=environment)
