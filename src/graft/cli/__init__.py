@@ -17,7 +17,21 @@ import typer
 import graft
 from graft.errors import GraftError
 
-VERBS = ("init", "check", "train", "resume", "eval", "score", "predict", "compare", "chat", "merge", "show", "env", "quickstart")
+VERBS = (
+    "init",
+    "check",
+    "train",
+    "resume",
+    "eval",
+    "score",
+    "predict",
+    "compare",
+    "chat",
+    "merge",
+    "show",
+    "env",
+    "quickstart",
+)
 
 
 def build() -> typer.Typer:

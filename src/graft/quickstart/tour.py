@@ -34,7 +34,7 @@ class Size:
     steps: int
 
 
-FULL = Size(rows=4000, heldout=250, steps=120)
+FULL = Size(rows=7040, heldout=250, steps=220)
 TINY = Size(rows=64, heldout=8, steps=6)
 """For tests: shows that everything runs, not that it learns."""
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "parallel": {"kind": "parallel", "bottleneck": 64, "sites": "attn mlp"},
     "prefix": {"kind": "prefix", "tokens": 16},
 }
-LEARNING_RATES = {"lora": 3e-3, "series": 3e-3, "parallel": 3e-3, "prefix": 3e-2}
+LEARNING_RATES = {"lora": 3e-3, "series": 3e-3, "parallel": 6e-3, "prefix": 3e-2}
 
 
 @dataclass(frozen=True)
