@@ -7,6 +7,7 @@ import torch
 
 import graft
 from graft.attention import flat_attention
+from graft.attention.functions import attend
 from graft.choosing import running
 from graft.passes import Pass
 from tests.small import small_model
@@ -35,3 +36,12 @@ def test_a_prefix_runs_flat_in_double_precision() -> None:
         with flat_attention(model), running(model, Pass("p", lengths=(4, 3), flat=True)):
             flat = model(IDS, position_ids=positions, attention_mask=torch.zeros(1, 1, 1, 1), use_cache=False).logits
     torch.testing.assert_close(flat, alone, atol=1e-10, rtol=0)
+
+
+def test_a_prefix_in_rows_packed_for_flash_attention_is_refused() -> None:
+    model = small_model("llama")
+    graft.attach(model, {"p": graft.Prefix(tokens=3)})
+    module = model.model.layers[0].self_attn
+    heads = torch.zeros(1, 4, 7, 8)
+    with pytest.raises(graft.GraftError, match="packed needs attention sdpa"):
+        attend(module, "flash_attention_2", heads, heads, heads, None, cu_seq_lens_k=torch.tensor([0, 4, 7]))

@@ -94,6 +94,11 @@ def attend(
         )
     rows = virtual.of_rows(query.shape[0], key.shape[1])
     if backend.startswith("flash"):
+        if kwargs.get("cu_seq_lens_k") is not None:
+            raise GraftError(
+                "a prefix in rows that a trainer packed needs attention sdpa or eager: flash attention would give it to the first "
+                "sequence alone"
+            )
         if kwargs.get("sliding_window"):
             raise GraftError(
                 "a prefix under a sliding window needs attention sdpa or eager: flash attention would hide the prefix"
