@@ -31,34 +31,41 @@ from graft.evaluation.evaluating import evaluate_on
 from graft.training import train
 
 RESULTS = Path(__file__).resolve().parent / "results"
+LR = 1e-3
 LEARNING_RATES = {"everything": 5e-5}
-"""Of a line, where it is not --lr: all weights together bear less than a few new ones."""
-EVERYTHING = "linear norm embed"
+"""Of a line, where it is not LR: chosen on other rows of train.tsv (--held-out), never on dev.tsv."""
+MORE: dict[str, dict[str, Any]] = {
+    "lora-qv": {"kind": "lora", "rank": 8, "alpha": 16, "sites": "attn.q attn.v"},
+    "houlsby": {"preset": "papers/houlsby"},
+    "pfeiffer": {"preset": "papers/pfeiffer"},
+    "everything": {"kind": "full", "train_bias": True, "sites": "linear norm embed"},
+}
+"""Lines besides the kinds at their default sites."""
 
 
 def contenders(wanted: list[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Lines of the table: name and adapter."""
     lines: dict[str, dict[str, Any]] = {"head": {"kind": "head", "sites": "re:classifier"}}
     lines |= {name: {"kind": name} for name in kinds() if name not in ("stack", "head", "full")}
-    lines["everything"] = {"kind": "full", "train_bias": True, "sites": EVERYTHING}
+    lines |= MORE
     unknown = [name for name in wanted or () if name not in lines]
     if unknown:
         raise GraftError(f"no line is called {', '.join(unknown)}; there are {', '.join(lines)}")
     yield from ((name, adapter) for name, adapter in lines.items() if wanted is None or name in wanted)
 
 
-def sample(source: Path, target: Path, rows: int, seed: int) -> Path:
-    """Some rows of a TSV file, drawn once for all lines."""
+def sample(source: Path, target: Path, rows: int, seed: int, skip: int = 0) -> Path:
+    """Some rows of a TSV file, drawn once for all lines; `skip`: behind those that are drawn first."""
     with open(source, encoding="utf-8", newline="") as file:
         header, *found = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    chosen = random.Random(seed).sample(found, min(rows, len(found)))
+    chosen = random.Random(seed).sample(found, len(found))[skip : skip + rows]
     target.write_text("".join("\t".join(row) + "\n" for row in [header, *chosen]), encoding="utf-8")
     return target
 
 
 def measure(name: str, adapter: dict[str, Any], folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One line: train, evaluate, count."""
-    lr = LEARNING_RATES.get(name, args.lr)
+    lr = args.lr or LEARNING_RATES.get(name, LR)
     config = load_run(
         {
             "base": {"model": str(args.base), "device": args.device},
@@ -103,9 +110,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", help="some lines only")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--dev-rows", type=int, default=872)
+    parser.add_argument(
+        "--held-out", action="store_true", help="measure on other rows of train.tsv, to choose settings by"
+    )
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, help="of all lines; default: each line its own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS / "encoder_table.json")
@@ -116,7 +126,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sample(args.data / "SST-2" / "train.tsv", folder / "train.tsv", args.rows, args.seed)
-        sample(args.data / "SST-2" / "dev.tsv", folder / "dev.tsv", args.dev_rows, args.seed)
+        measured, skip = ("train.tsv", args.rows) if args.held_out else ("dev.tsv", 0)
+        sample(args.data / "SST-2" / measured, folder / "dev.tsv", args.dev_rows, args.seed, skip)
         for name, adapter in contenders(args.kinds):
             try:
                 lines.append(measure(name, adapter, folder, args))

@@ -15,15 +15,17 @@ from torch import nn
 
 from graft.adapters import AdapterConfig, AttentionAdapter, Preset, parse
 from graft.adapters.base import to_be_filled, will_be_filled
+from graft.atlas import Atlas
 from graft.attention.cached_text import start_from_text
 from graft.attention.install import ShiftsPositions, uninstall
+from graft.blocks import Site
 from graft.callers import SavesAdapter
 from graft.choosing import set_active, set_trainable
 from graft.errors import GraftError
 from graft.grafts import Grafts, container_of
 from graft.inventory import tensors
 from graft.masks import NotesMask
-from graft.placement import Atlas, Site, find_sites
+from graft.placement import find_sites
 from graft.probing import probe
 from graft.seating import place_of, take_seat
 from graft.state import SHARED, Entry, Seat, State, state_of, unwrapped

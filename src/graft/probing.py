@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from graft.atlas import Atlas
 from graft.blocks import TOWERS, stack_of
 from graft.errors import GraftError
 from graft.grafts import Grafts
 from graft.passes import Pass
-from graft.placement import Atlas
 from graft.state import State
 
 

@@ -9,13 +9,14 @@ from graft.adapters import Adapter, Place
 from graft.adapters.attending import AttentionAdapter, EmbeddingAdapter
 from graft.adapters.base import Surroundings
 from graft.adapters.experts import ExpertsAdapter
+from graft.atlas import Atlas
 from graft.attention.install import install, shift_positions
 from graft.attention.prompts import seat_prompt
+from graft.blocks import Site
 from graft.errors import GraftError
 from graft.expert_forward import RunsExperts
 from graft.grafts import container_of
 from graft.masks import NotesMask
-from graft.placement import Atlas, Site
 from graft.probing import device_of
 from graft.state import Seat, State
 from graft.substitution import GraftedCall, GraftedForward, substitute

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter, AdapterConfig
+from graft.blocks import Site
 from graft.errors import GraftError, did_you_mean
 from graft.passes import Pass, Recording
-from graft.placement import Site
 
 MAX_ROWS = 4096
 """Rows that a compiled graph can route."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from graft.atlas import Atlas
 from graft.inventory import names, parameters
-from graft.placement import Atlas
 from graft.state import state_of, unwrapped
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 import graft
+from graft.atlas import Atlas
 from graft.blocks import stack_of
-from graft.placement import Atlas, find_sites
+from graft.placement import find_sites
 from tests.families.zoo import ENCODERS, inputs_of, tiny
 
 SELF = "attention.self"

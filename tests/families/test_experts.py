@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import graft
+from graft.atlas import Atlas
 from graft.attention import flat_attention
 from graft.passes import Pass
-from graft.placement import Atlas, find_sites
+from graft.placement import find_sites
 from tests.architectures import build
 
 FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "jamba")

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 import graft
-from graft.placement import Site, find_sites
+from graft.blocks import Site
+from graft.placement import find_sites
 from tests.families.zoo import tiny
 
 SEEN: dict[str, Tensor] = {}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import graft
 from graft.adapters import Prefix, Series
-from graft.placement import Atlas, Site, find_sites
+from graft.atlas import Atlas
+from graft.blocks import Site
+from graft.placement import find_sites
 from tests.families.test_sublayers import NORMS
 from tests.families.zoo import TABLE, tiny
 
@@ -200,3 +203,18 @@ def test_a_chain_of_linear_layers_is_adapted_by_name() -> None:
         weight = model[layer].weight + 3.0 * found[f"{layer}.linear.B"] @ found[f"{layer}.linear.A"]
         expected = expected @ weight.T + model[layer].bias
     torch.testing.assert_close(model(x), expected)
+
+
+def test_a_tower_for_images_is_meant_only_where_it_is_named() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, num_hidden_layers=2, image_size=8, patch_size=4).to_dict()
+    text = LlamaConfig(**sizes, num_hidden_layers=3, vocab_size=50).to_dict()
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=49))
+    queries = [f"model.vision_tower.encoder.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    assert [site.module for site in _sites(model, "vision.attn.q")] == queries
+    assert [site.module for site in _sites(model, "vision.attn.q@last1")] == queries[1:]
+    assert graft.sites(model)["vision.attn.q"] == tuple(queries)
+    assert len(_sites(model, "vision.linear")) == 2 * 6
+    for name, count in {"linear": 3 * 7, "attn.q": 3, "norm": 3 * 2 + 1, "layer": 3}.items():
+        modules = [site.module for site in _sites(model, name)]
+        assert len(modules) == count and not any("vision" in module for module in modules), name

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import graft
-from graft.placement import Atlas, find_sites
+from graft.atlas import Atlas
+from graft.placement import find_sites
 from tests.families.zoo import OTHERS, batch, tiny
 
 GATED = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down", "attn", "mlp"}

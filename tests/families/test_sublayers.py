@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import graft
-from graft.placement import Atlas, find_sites
+from graft.atlas import Atlas
+from graft.placement import find_sites
 from tests.families.zoo import OTHERS, TABLE, batch, tiny
 
 TWO_NORMS = ("input_layernorm", "post_attention_layernorm")

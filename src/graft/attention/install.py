@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graft.atlas import Atlas
 from graft.attention.bloom import BloomForward
 from graft.attention.deberta import DebertaForward, DebertaV2Forward
 from graft.attention.falcon import FalconForward
@@ -23,7 +24,6 @@ from graft.attention.relative import TABLE
 from graft.attention.shadow import Shadow, shadow_of
 from graft.attention.virtual import position_shifts
 from graft.errors import GraftError
-from graft.placement import Atlas
 from graft.state import State, unwrapped
 from graft.substitution import Substituted, register_mixin, restore, substitute
 

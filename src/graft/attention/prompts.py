@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.attending import EmbeddingAdapter
+from graft.atlas import Atlas
 from graft.attention.install import ShiftsPositions, install, shift_positions
 from graft.attention.prepending import PrependsPrompts, SeesLongerEncoder
 from graft.attention.virtual import Recorded
@@ -29,7 +30,6 @@ from graft.blocks import Block
 from graft.errors import GraftError
 from graft.grafts import Grafts, container_of
 from graft.passes import Pass, Recording
-from graft.placement import Atlas
 from graft.state import State
 from graft.substitution import ORDER, Substituted, substitute
 

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from graft.adapters import AdapterConfig, Head, Preset, Stack
+from graft.atlas import Atlas
 from graft.errors import GraftError
 from graft.families import is_linear
-from graft.placement import Atlas, find_sites
+from graft.placement import find_sites
 from graft.state import unwrapped
 
 COLLECTIVE = ("bias", "norm", "linear")

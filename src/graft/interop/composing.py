@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from graft.adapters import AdapterConfig, Stack
-from graft.blocks import stack_of
-from graft.placement import Atlas, Site
+from graft.adapters.experts import PARTS
+from graft.atlas import Atlas
+from graft.blocks import Site, stack_of
 from graft.state import SHARED
 
 PATTERNED = {"rank": "rank_pattern", "alpha": "alpha_pattern"}
@@ -28,6 +29,11 @@ class Piece:
     """The part of Graft's tensor names behind the module: a site's type, or attn and mlp for sublayers."""
     shared: dict[str, Tensor] = field(default_factory=dict)
     """What all sites of the config share, the same for all of its pieces."""
+
+    @property
+    def place(self) -> str:
+        """What patterns of ranks match: the module's path, with the part behind it for the weights of experts."""
+        return f"{self.path}.{self.part}" if self.part in PARTS else self.path
 
 
 @dataclass
@@ -88,7 +94,7 @@ def _with_patterns(config: AdapterConfig, pieces: Sequence[Piece]) -> AdapterCon
         usual = max(dict.fromkeys(values), key=values.count)
         changes[name] = usual
         changes[pattern] = {
-            re.escape(piece.path): value for piece, value in zip(pieces, values, strict=True) if value != usual
+            re.escape(piece.place): value for piece, value in zip(pieces, values, strict=True) if value != usual
         }
     return config.model_copy(update=changes)
 
@@ -102,7 +108,7 @@ def site_names(atlas: Atlas, paths: Iterable[str], part: str = "linear") -> list
     """The shortest way to say these modules in the site language; a regular expression for each that has no name."""
     left, names = set(paths), []
     for name, sites in (atlas.attentions() if part == "prefix" else atlas.table()).items():
-        if name in ("linear", "bias"):  # these say more than one kind of module
+        if name.rpartition(".")[2] in ("linear", "bias"):  # these say more than one kind of module
             continue
         for stack, own in _by_stack([site for site in sites if site.part == part]).items():
             layers = {site.layer for site in own if site.module in left}
@@ -110,7 +116,8 @@ def site_names(atlas: Atlas, paths: Iterable[str], part: str = "linear") -> list
             if not chosen or any(site.module not in left for site in chosen) or (name == "norm" and chosen != own):
                 continue
             span = "" if chosen == own else "@" + ",".join(str(layer) for layer in sorted(layers, key=lambda n: n or 0))
-            names.append(f"{stack}.{name}{span}" if stack and len(atlas.stacks) > 1 else f"{name}{span}")
+            said = stack and len(atlas.stacks) > 1 and not name.startswith(f"{stack}.")
+            names.append(f"{stack}.{name}{span}" if said else f"{name}{span}")
             left -= {site.module for site in chosen}
     return names + [f"re:{re.escape(path)}" for path in sorted(left)]
 

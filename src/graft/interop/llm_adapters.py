@@ -30,10 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters import AdapterConfig, Full, LoRA, Parallel, Prefix, PromptTuning, Series, Stack
+from graft.atlas import Atlas
 from graft.errors import GraftError
 from graft.families import is_linear
 from graft.interop.folders import CONFIG, Checkpoint, read_config
-from graft.placement import Atlas, find_sites, widths
+from graft.layers import widths
+from graft.placement import find_sites
 
 ROOT = "base_model.model."
 LATER_KEYS = {"auto_mapping", "revision", "peft_version"}

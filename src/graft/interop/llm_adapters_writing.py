@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graft.atlas import Atlas
 from graft.errors import GraftError
 from graft.interop.llm_adapters import SERIES_POSITIONS
 from graft.interop.peft.folder import Folder, Held
@@ -18,7 +19,6 @@ from graft.interop.peft.lora_writing import write_lora
 from graft.interop.peft.naming import shortest_names
 from graft.interop.peft.others_writing import write_prefix
 from graft.interop.peft.writing import held_by
-from graft.placement import Atlas
 from graft.state import State
 
 ROOT = "base_model.model."

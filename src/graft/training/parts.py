@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 import graft
 from graft.adapters import AdapterConfig, Preset
+from graft.atlas import Atlas
 from graft.attaching import attach
 from graft.bases import Base, load_base, load_tokenizer, own_classes
 from graft.bases.context import context_length
@@ -24,7 +25,6 @@ from graft.bases.heads import draw_head, with_head
 from graft.config import AnyRun, RunConfig, submitted
 from graft.data.preparing import Prepared, prepare
 from graft.errors import GraftError
-from graft.placement import Atlas
 from graft.runs import RunFolder
 from graft.state import state_of, unwrapped
 from graft.training.job import Job

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graft.atlas import Atlas
+from graft.blocks import Site
 from graft.errors import GraftError
 from graft.interop.folders import Checkpoint
-from graft.placement import Atlas, Site
 
 
 class HubFile(Checkpoint):

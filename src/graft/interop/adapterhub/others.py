@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters import IA3, DoRA, LoRA, Prefix, PromptTuning, ReFT
+from graft.blocks import Site
 from graft.errors import GraftError
 from graft.interop.adapterhub.file import HubFile
 from graft.interop.composing import Piece
 from graft.layers import is_transposed
-from graft.placement import Site, find_sites
+from graft.placement import find_sites
 
 
 def read_lora(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from graft.atlas import Atlas
 from graft.errors import GraftError
 from graft.interop.adapterhub.bottlenecks import ACTIVATIONS
 from graft.interop.peft.folder import Folder, Held
 from graft.interop.peft.writing import held_by
-from graft.placement import Atlas
 from graft.state import State
 
 CONTAINERS = ("llama", "mistral", "gpt2", "gptj")

@@ -12,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from graft.adapters import LLaMAAdapter
+from graft.atlas import Atlas
 from graft.errors import GraftError
 from graft.interop.composing import Piece
 from graft.interop.folders import Checkpoint
 from graft.interop.peft.folder import Folder, Held
-from graft.placement import Atlas
 
 TARGETS = {"llama": "self_attn", "mistral": "self_attn", "gpt2": "attn"}
 """The families for which PEFT has this kind, and what it calls their attention."""

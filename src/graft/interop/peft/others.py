@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters import IA3, Full, Prefix, PromptTuning
+from graft.atlas import Atlas
 from graft.errors import GraftError
 from graft.interop.composing import Piece, difference
 from graft.interop.folders import Checkpoint
 from graft.interop.peft.lora import token_pieces
 from graft.interop.peft.targets import matches, targets
-from graft.placement import Atlas, find_sites
+from graft.placement import find_sites
 
 
 def read_ia3(file: Checkpoint, model: nn.Module) -> list[Piece]:
