@@ -284,18 +284,3 @@ class Adapter(AdapterModule):
     def to_save(self) -> dict[str, Tensor]:
         """What a published checkpoint promises: parameters and persistent buffers by name, reparametrisations folded away."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
-
-
-def activation(name: str) -> nn.Module:
-    """An activation by its transformers name ("relu", "tanh", "gelu", "gelu_new", "silu", ...)."""
-    from transformers.activations import ACT2FN
-
-    from graft.errors import did_you_mean
-
-    try:
-        return ACT2FN[name]
-    except KeyError:
-        allowed = sorted(ACT2FN)
-        raise GraftError(
-            f"unknown activation '{name}'.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}"
-        ) from None

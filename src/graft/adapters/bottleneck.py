@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graft.adapters.base import Adapter, AdapterConfig, Place, Shared, SiteLike, SiteType, activation
-from graft.errors import GraftError
+from graft.adapters.base import Adapter, AdapterConfig, Place, Shared, SiteLike, SiteType
+from graft.errors import GraftError, did_you_mean
 from graft.passes import Context
 
 Init = Literal["identity", "bert", "mam", "houlsby", "torch"]
@@ -109,7 +109,7 @@ class Bottleneck(nn.Module):
         self.site, self.p = place.index, config.dropout
         self.norm = nn.LayerNorm(width_in, **place_like) if config.norm else None
         self.down, self.up = config.layers(place, width_in, width_out)
-        self.act = activation(config.activation)
+        self.act = _activation(config.activation)
         self.norm_after = nn.LayerNorm(width_out, **place_like) if config.norm_after else None
         if isinstance(config.scale, str):
             self.scale = nn.Parameter(torch.ones(width_out if config.scale == "channel" else 1, **place_like))
@@ -152,3 +152,16 @@ def _normed(norm: nn.LayerNorm | None, u: Tensor) -> Tensor:
 def like(parameter: Tensor | None, u: Tensor) -> Tensor | None:
     """A parameter in the dtype of what it meets."""
     return None if parameter is None else parameter.to(u.dtype)
+
+
+def _activation(name: str) -> nn.Module:
+    """An activation by its transformers name ("relu", "tanh", "gelu", "gelu_new", "silu", ...)."""
+    from transformers.activations import ACT2FN
+
+    try:
+        return ACT2FN[name]
+    except KeyError:
+        allowed = sorted(ACT2FN)
+        raise GraftError(
+            f"unknown activation '{name}'.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}"
+        ) from None
