@@ -61,8 +61,9 @@ class LowRank(AdapterConfig):
 
 
 def matches(pattern: str, site: SiteLike) -> bool:
-    """A site's name, or a regular expression that fits the end of the module's name from a dot on."""
-    return pattern == site.name or re.search(rf"(^|\.)({pattern})$", site.module) is not None
+    """A site's name, or a regular expression that fits the end of the module's name from a dot on (of experts: with the part behind it)."""
+    parts = [site.module, f"{site.module}.{site.name.rpartition('.')[2]}"][: 2 if site.type == "experts" else 1]
+    return pattern == site.name or any(re.search(rf"(^|\.)({pattern})$", path) for path in parts)
 
 
 class Difference(Adapter):

@@ -16,6 +16,7 @@ from graft.files import explained, new_dir, write_json_atomic
 from graft.interop.adapterhub.writing import write as write_adapterhub
 from graft.interop.llm_adapters_writing import write as write_llm_adapters
 from graft.interop.peft.folder import Folder
+from graft.interop.peft.naming import refuse_misread
 from graft.interop.peft.writing import held_by
 from graft.interop.peft.writing import write as write_peft
 from graft.interop.serving import by_svd, fitted
@@ -65,6 +66,8 @@ def export(
         raise GraftError(f"{folder} is not empty: name a new folder")
     kind = FORMATS[format]
     written = kind.write(root, state, name) if svd is None else by_svd(root, held_by(root, state, name), svd)
+    if format == "peft" and serving is None:
+        refuse_misread(root, written.config)
     if serving is not None:
         written = fitted(root, written, serving, convert=convert)
     tensors = {key: tensor.to("cpu").contiguous().clone() for key, tensor in written.tensors.items()}

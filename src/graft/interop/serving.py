@@ -59,7 +59,7 @@ def _refuse(folder: Folder, server: str) -> None:
     wrong = [
         what
         for field, what in {"use_dora": "DoRA's magnitudes", "lora_bias": "biases", "modules_to_save": "whole modules",
-                            "trainable_token_indices": "token rows"}.items()
+                            "target_parameters": "LoRAs on experts", "trainable_token_indices": "token rows"}.items()
         if config.get(field)
     ]  # fmt: skip
     wrong += ["a LoRA on the embedding"] if any(".lora_embedding_" in name for name in folder.tensors) else []

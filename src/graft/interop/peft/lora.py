@@ -14,12 +14,13 @@ from graft.adapters import BitFit, DoRA, Full, LoRA
 from graft.errors import GraftError
 from graft.interop.composing import Piece, difference
 from graft.interop.folders import Checkpoint
+from graft.interop.peft.experts import parameter_pieces
 from graft.interop.peft.targets import by_pattern, targets
 from graft.layers import is_linear
 
 UNKNOWN = (
     "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
-    "layer_replication", "megatron_config", "target_parameters",
+    "layer_replication", "megatron_config",
 )  # fmt: skip
 """Variants of PEFT's LoRA that Graft has no equal of."""
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
@@ -38,16 +39,26 @@ def read_lora(file: Checkpoint, model: nn.Module) -> list[Piece]:
             f"{file.folder}: this LoRA was made with init_lora_weights '{start}', which changes the base, and its A and B fit the changed "
             "base alone. In PEFT, save with path_initial_model_for_weight_conversion to get a LoRA for the base as it is"
         )
-    return [_lora_piece(file, path, module) for path, module in targets(file, model, (".lora_A.", ".lora_embedding_A"))]
+    settings = {"dropout": config.get("lora_dropout") or 0.0, "rslora": bool(config.get("use_rslora"))}
+    pieces = parameter_pieces(file, model, settings)
+    if pieces and not _at_modules(file):
+        return pieces
+    marks = (".lora_A.", ".lora_embedding_A")
+    return [_lora_piece(file, path, module, settings) for path, module in targets(file, model, marks)] + pieces
 
 
-def _lora_piece(file: Checkpoint, path: str, module: nn.Module) -> Piece:
+def _at_modules(file: Checkpoint) -> bool:
+    """Whether a file with LoRAs on parameters has others at modules."""
+    wanted = file.config.get("target_modules")
+    return any(".lora_" in name for name in file.left) if wanted is None else bool(wanted)
+
+
+def _lora_piece(file: Checkpoint, path: str, module: nn.Module, settings: dict[str, Any]) -> Piece:
     config = file.config
     fields: dict[str, Any] = {
         "rank": by_pattern(path, config.get("rank_pattern"), file.field("r")),
         "alpha": float(by_pattern(path, config.get("alpha_pattern"), file.field("lora_alpha"))),
-        "dropout": config.get("lora_dropout") or 0.0,
-        "rslora": bool(config.get("use_rslora")),
+        **settings,
     }
     if isinstance(module, nn.Embedding):
         tensors = {"A": file.take(f"{path}.lora_embedding_A"), "B": file.take(f"{path}.lora_embedding_B")}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from graft.adapters import Adapter
 from graft.errors import GraftError
+from graft.interop.peft.experts import write_parameters
 from graft.interop.peft.folder import Folder, Held
 from graft.interop.peft.naming import patterns, shortest_names
 from graft.layers import is_transposed
@@ -24,19 +25,21 @@ from graft.layers import is_transposed
 
 def write_lora(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
     """LoRA, DoRA, and PiSSA as a LoRA of twice the rank."""
-    if any(held.seat.site.type == "experts" for held in seats):
-        raise GraftError(
-            "LoRAs on experts held as one weight are not written for PEFT, whose layout of them changed between versions: keep Graft's "
-            "format, or merge"
-        )
+    experts = [held for held in seats if held.seat.site.type == "experts"]
     by_module: dict[str, list[Held]] = defaultdict(list)
     for held in seats:
-        by_module[held.path].append(held)
+        if held.seat.site.type != "experts":
+            by_module[held.path].append(held)
     pairs = {path: _pair(root.get_submodule(path), own) for path, own in by_module.items()}
     dora = seats[0].config.kind == "dora"
-    rank, rank_pattern = patterns({path: pair.A.shape[0] for path, pair in pairs.items()})
-    alpha, alpha_pattern = patterns({path: pair.alpha for path, pair in pairs.items()})
-    rslora = {pair.rslora for pair in pairs.values()}
+    at_experts = {f"{held.path}.{held.module.parameter}": held.config for held in experts}
+    rank, rank_pattern = patterns(
+        {path: pair.A.shape[0] for path, pair in pairs.items()} | {key: own.rank for key, own in at_experts.items()}
+    )
+    alpha, alpha_pattern = patterns(
+        {path: pair.alpha for path, pair in pairs.items()} | {key: own.alpha for key, own in at_experts.items()}
+    )
+    rslora = {pair.rslora for pair in pairs.values()} | {own.rslora for own in at_experts.values()}
     if len(rslora) > 1:
         raise GraftError(
             "a PEFT folder scales all of its LoRAs by alpha / rank or all by alpha / sqrt(rank); this adapter does both"
@@ -46,14 +49,24 @@ def write_lora(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
         raise GraftError(
             "PEFT's lora_bias holds for all layers of a folder; this adapter learns biases at some of them"
         )
+    dropout = max(held.config.dropout for held in seats)
+    if experts and biases:
+        raise GraftError(
+            "PEFT's LoRAs on experts do not go with lora_bias: train without train_bias, or keep Graft's format"
+        )
+    if experts and dropout:
+        folder.notes.append("dropout is not written: PEFT takes none beside LoRAs on experts")
+        dropout = 0.0
     transposed = {is_transposed(root.get_submodule(path)) for path in pairs}
     folder.config |= {
         "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "use_rslora": rslora.pop(), "use_dora": dora,
-        "lora_dropout": max(held.config.dropout for held in seats), "bias": "none", "lora_bias": bool(biases),
+        "lora_dropout": dropout, "bias": "none", "lora_bias": bool(biases),
         "fan_in_fan_out": transposed == {True}, "init_lora_weights": True,
         "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern,
         **shortest_names(root, list(pairs)),
     }  # fmt: skip
+    if experts:
+        write_parameters(root, experts, folder)
     for path, pair in pairs.items():
         if isinstance(root.get_submodule(path), nn.Embedding):
             folder.tensors |= {f"{path}.lora_embedding_A": pair.A, f"{path}.lora_embedding_B": pair.B}

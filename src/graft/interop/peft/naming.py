@@ -8,7 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from graft.errors import GraftError
 from graft.interop.peft.targets import matches
+
+EXPERT_NAMES = {"mixtral": ("gate", "w1", "w2", "w3"), "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj")}
+"""Ends of module names that PEFT 0.21 takes for a model's experts and router, by the layout that transformers converts the model's
+checkpoints from. It does so for every module of that name: of dense layers and shared experts too."""
 
 
 def shortest_names(root: nn.Module, paths: Sequence[str]) -> dict[str, Any]:
@@ -40,3 +45,18 @@ def patterns(values: Mapping[str, float]) -> tuple[float | int, dict[str, float 
     listed = list(whole.values())
     usual = max(dict.fromkeys(listed), key=listed.count)
     return usual, {"^" + path.replace(".", r"\."): value for path, value in whole.items() if value != usual}
+
+
+def refuse_misread(root: nn.Module, config: Mapping[str, Any]) -> None:
+    """Raise `GraftError` for target modules that PEFT would rename to a model's experts, and so leave out."""
+    from transformers import conversion_mapping
+
+    kind = str(getattr(getattr(root, "config", None), "model_type", None))
+    layouts: dict[str, str] = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    ends = EXPERT_NAMES.get(layouts.get(kind, ""), ())
+    wrong = sorted({name.rpartition(".")[2] for name in config.get("target_modules") or ()} & set(ends))
+    if wrong and config.get("peft_type") == "LORA":
+        raise GraftError(
+            f"PEFT takes {', '.join(repr(name) for name in wrong)} of {kind} for the experts, and would leave these layers as they are: "
+            "adapt other sites, keep Graft's format, or say which server the folder is for"
+        )
