@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.data.batches import flat, micro_batches, padded, plan_epoch, plan_validation, steps_per_epoch
+from graft.data.batches import (
+    flat,
+    micro_batches,
+    padded,
+    plan_epoch,
+    plan_validation,
+    samples_of_step,
+    steps_per_epoch,
+)
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 
@@ -87,6 +95,16 @@ def test_an_epoch_holds_every_sample_once_in_steps_of_the_batch_size(lengths, ba
     assert 1 <= sum(map(len, plan[-1])) <= batch_size
     assert len(plan) == steps_per_epoch(data, batch_size)
     assert plan == plan_epoch(data, batch_size, budget, seed, epoch)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 80), st.integers(0, 3), st.integers(1, 2))
+def test_the_samples_of_one_step_are_those_of_the_plan(lengths, batch_size, budget, epoch, weight):
+    data = dataset(lengths, [weight] * len(lengths))
+    plan = plan_epoch(data, batch_size, budget, 5, epoch)
+    order = data.epoch_order(5, epoch)
+    steps = [samples_of_step(data, order, batch_size, step) for step in range(steps_per_epoch(data, batch_size))]
+    assert steps == [[sample for micro in step for sample in micro] for step in plan]
 
 
 @settings(deadline=None)

@@ -166,6 +166,12 @@ def plan_epoch(
     return [micro_batches(dataset.widths, step, token_budget, layout) for step in steps]
 
 
+def samples_of_step(dataset: TokenDataset, order: np.ndarray, batch_size: int, step: int) -> list[int]:
+    """The samples of one step of an epoch that has this order, as `plan_epoch` has them: longest first."""
+    chosen = order[step * batch_size : (step + 1) * batch_size]
+    return chosen[np.lexsort((chosen, -dataset.lengths[chosen]))].tolist()
+
+
 def steps_per_epoch(dataset: TokenDataset, batch_size: int) -> int:
     """Optimiser steps of an epoch; the same for all."""
     return math.ceil(len(dataset.epoch_order(0, 0)) / batch_size)

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from graft.adapters.base import AdapterModule
 from graft.config.schema import TrainConfig
-from graft.data.batches import plan_epoch, steps_per_epoch
+from graft.data.batches import samples_of_step, steps_per_epoch
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.inventory import adapter_modules, lr_factors, parameter_groups, parameters, summed_penalty
@@ -97,7 +97,7 @@ class Job:
     """Whether its tensors are in memory; else they lie in the run folder (see `parking`)."""
     sizes: dict[str, int] = field(default_factory=dict, repr=False)
     """Bytes of each parameter."""
-    _plan: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
+    _order: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     @classmethod
     def make(
@@ -117,10 +117,10 @@ class Job:
         )
 
     def rows(self) -> list[Row]:
-        """The samples of the next step, in the order of the plan."""
-        if self._plan is None or self._plan[0] != self.epoch:
-            self._plan = (self.epoch, _planned(self.train, self.config, self.epoch))
-        samples = self._plan[1][self.batch]
+        """The samples of the next step, longest first. Micro-batches are cut later, from the rows of all jobs together."""
+        if self._order is None or self._order[0] != self.epoch:
+            self._order = (self.epoch, self.train.epoch_order(self.config.seed, self.epoch))
+        samples = samples_of_step(self.train, self._order[1], self.config.batch_size, self.batch)
         return [Row(self, self.train[sample], sample, position) for position, sample in enumerate(samples)]
 
     def penalty(self) -> Tensor | None:
@@ -180,9 +180,3 @@ class Job:
             setattr(self, key, state[key])
         restore_schedule(self.schedule, state["schedule"])
         restore_optimizer(self.optimizer, list(self.params), tensors)
-
-
-def _planned(data: TokenDataset, config: TrainConfig, epoch: int) -> list[list[int]]:
-    """The samples of each step of an epoch. Micro-batches are cut later, from the rows of all jobs together."""
-    plan = plan_epoch(data, config.batch_size, config.token_budget, config.seed, epoch)
-    return [[sample for micro in step for sample in micro] for step in plan]
