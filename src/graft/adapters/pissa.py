@@ -53,6 +53,17 @@ class PiSSA(LoRAFields):
         )
 
 
+def principal(weight: Tensor, rank: int, scale: float, niter: int | None = None) -> tuple[Tensor, Tensor]:
+    """A0 [R, I] and B0 [O, R] of a weight [O, I]. niter: as the config's field."""
+    if niter is None:
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    else:
+        left, values, turned = torch.svd_lowrank(weight, rank, niter=niter)
+        right = turned.T
+    root = (values[:rank] / scale).sqrt()
+    return root[:, None] * right[:rank], left[:, :rank] * root
+
+
 class PiSSAAdapter(LoRAAdapter):
     """LoRA's A [R, I] and B [O, R], and where they started: the frozen A0 and B0."""
 
@@ -77,15 +88,9 @@ class PiSSAAdapter(LoRAAdapter):
 
     @torch.no_grad()
     def _start(self, weight: Tensor) -> None:
-        rank = len(self.A)
-        if self.niter is None:
-            left, values, right = torch.linalg.svd(weight, full_matrices=False)
-        else:
-            left, values, turned = torch.svd_lowrank(weight, rank, niter=self.niter)
-            right = turned.T
-        root = (values[:rank] / self.scale).sqrt()
-        for tensor, start in ((self.A0, root[:, None] * right[:rank]), (self.B0, left[:, :rank] * root)):
-            tensor.copy_(start)
+        A0, B0 = principal(weight, len(self.A), self.scale, self.niter)
+        self.A0.copy_(A0)
+        self.B0.copy_(B0)
         self.A.copy_(self.A0)
         self.B.copy_(self.B0)
 

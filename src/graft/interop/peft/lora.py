@@ -15,6 +15,7 @@ from graft.errors import GraftError
 from graft.interop.composing import Piece, difference
 from graft.interop.folders import Checkpoint
 from graft.interop.peft.experts import parameter_pieces
+from graft.interop.peft.residuals import beside_residual, start_of
 from graft.interop.peft.targets import by_pattern, targets
 from graft.layers import is_linear
 
@@ -23,8 +24,6 @@ UNKNOWN = (
     "layer_replication", "megatron_config",
 )  # fmt: skip
 """Variants of PEFT's LoRA that Graft has no equal of."""
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-"""Initialisations after which PEFT's base is no longer the base."""
 
 
 def read_lora(file: Checkpoint, model: nn.Module) -> list[Piece]:
@@ -33,18 +32,18 @@ def read_lora(file: Checkpoint, model: nn.Module) -> list[Piece]:
     for field in UNKNOWN:
         if config.get(field):
             raise GraftError(f"{file.folder}: PEFT's LoRA with {field} has no equal in Graft")
-    start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(CHANGES_THE_BASE):
-        raise GraftError(
-            f"{file.folder}: this LoRA was made with init_lora_weights '{start}', which changes the base, and its A and B fit the changed "
-            "base alone. In PEFT, save with path_initial_model_for_weight_conversion to get a LoRA for the base as it is"
-        )
+    start = start_of(file)
     settings = {"dropout": config.get("lora_dropout") or 0.0, "rslora": bool(config.get("use_rslora"))}
     pieces = parameter_pieces(file, model, settings)
+    if start is not None and (pieces or config.get("use_dora")):
+        raise GraftError(
+            f"{file.folder}: init_lora_weights '{start}' together with DoRA or target_parameters has no equal in Graft"
+        )
     if pieces and not _at_modules(file):
         return pieces
     marks = (".lora_A.", ".lora_embedding_A")
-    return [_lora_piece(file, path, module, settings) for path, module in targets(file, model, marks)] + pieces
+    read = [(_lora_piece(file, path, module, settings), module) for path, module in targets(file, model, marks)]
+    return [piece if start is None else beside_residual(file, piece, module, start) for piece, module in read] + pieces
 
 
 def _at_modules(file: Checkpoint) -> bool:
