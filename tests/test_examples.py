@@ -57,10 +57,18 @@ def test_the_llm_adapters_run_trains_with_every_preset(
     )
 
 
-def test_the_word_problems_train_on_what_the_quickstart_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quickstart_says_commands_that_run_and_leaves_data_for_the_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     graft_command("graft quickstart --tiny --out runs/quickstart")
+    said = capsys.readouterr().out
+    suggested = [line.strip() for line in said[said.index("Now try:") :].splitlines()[1:]]
+    assert [line.split()[1] for line in suggested] == ["chat", "show", "merge"]
+    for line in suggested:
+        graft_command(line)
+    assert (tmp_path / "runs/quickstart/merged/model.safetensors").is_file()
     assert (tmp_path / "runs/quickstart/quickstart.png").stat().st_size > 10_000
     graft_command(f"graft train {EXAMPLES / 'word_problems.yaml'} {' '.join(QUICK)} --out runs/word-problems")
     quick = [change for change in QUICK if "batch_size" not in change]

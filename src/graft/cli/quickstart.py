@@ -26,10 +26,17 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Train LoRA, series, parallel and prefix adapters on the base that ships with Graft, and measure them."""
+    from graft.cli.bench import bar, quiet
+    from graft.cli.finishing import STOPPED
     from graft.errors import MissingExtra
     from graft.quickstart.tour import take_tour
 
-    tour = take_tour(out, tiny=tiny, overwrite=overwrite, say=lambda text: typer.secho(text, dim=True, err=True))
+    quiet()
+    tour = take_tour(
+        out, tiny=tiny, overwrite=overwrite, say=lambda text: typer.secho(text, dim=True, err=True), bars=bar
+    )
+    if tour is None:
+        raise typer.Exit(STOPPED)
     try:
         from graft.quickstart.plot import draw
 
@@ -41,7 +48,7 @@ def command(
             {
                 "seconds": tour.seconds,
                 "plot": plot,
-                "runs": {name: str(run.path) for name, run in tour.runs.items()},
+                "run": str(tour.run.path),
                 **tour.result,
             }
         )
@@ -65,9 +72,10 @@ def _show(tour: Tour, plot: str, out: Path) -> None:
         )
     print_table(("", "parameters", "accuracy", "95 % interval", "solved"), rows, title="New word problems solved")
     typer.echo(f"{tour.seconds:.0f} seconds. Plot: {plot}\n\nNow try:")
+    run = tour.run.path
     for line in (
-        f"graft chat {out / 'lora'} --prompt 'Tom has 7 apples. He buys 5 more. How many apples does he have now?'",
-        f"graft show {out}",
-        f"graft merge {out / 'lora'} --to {out / 'merged'}",
+        f"graft chat {run} --use lora --prompt 'Tom has 7 apples. He buys 5 more. How many apples does he have now?'",
+        f"graft show {run}",
+        f"graft merge {run} --use lora --to {out / 'merged'}",
     ):
         typer.echo(f"  {line}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import require
-from graft.quickstart.tour import Tour
+from graft.quickstart.tour import JOBS, Tour
 
 SMOOTH = 0.9
 """Weight of the past in the running mean of the loss."""
@@ -17,11 +17,12 @@ def draw(tour: Tour, path: Path) -> Path:
     require("matplotlib", "report").use("Agg")
     pyplot = require("matplotlib.pyplot", "report")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for name, run in tour.runs.items():
-        steps, losses = zip(
-            *((line["step"], line["loss"]) for line in run.metrics.read() if "loss" in line), strict=True
-        )
-        left.plot(steps, _smoothed(losses), label=name)
+    colours = {name: f"C{number}" for number, name in enumerate(JOBS)}
+    lines = [line for line in tour.run.metrics.read() if "loss" in line]
+    for name, colour in colours.items():
+        own = [(line["job_step"], line["loss"]) for line in lines if line["job"] == name]
+        steps, losses = zip(*own, strict=True)
+        left.plot(steps, _smoothed(losses), label=name, color=colour)
     left.set(xlabel="optimiser step", ylabel="loss per supervised token (running mean)", title="Training", yscale="log")
     left.legend()
     scores = tour.result["results"]
@@ -32,7 +33,7 @@ def draw(tour: Tour, path: Path) -> Path:
         [v - 100 * low for v, low in zip(values, below, strict=True)],
         [100 * high - v for v, high in zip(values, above, strict=True)],
     ]
-    bars = right.bar(names, values, yerr=errors, capsize=4, color=["0.6", *(f"C{i}" for i in range(len(names) - 1))])
+    bars = right.bar(names, values, yerr=errors, capsize=4, color=[colours.get(name, "0.6") for name in names])
     right.bar_label(bars, fmt="%.0f %%", padding=6)
     right.set(ylabel="new problems solved, %", ylim=(0, 112), title="Held-out templates and numbers (95 % intervals)")
     figure.savefig(path, dpi=130)
