@@ -86,8 +86,7 @@ def bare_step(args: argparse.Namespace, model: Any) -> Step:
         embedded = model.get_input_embeddings()(batch.input_ids).requires_grad_(True)
         inputs = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids, "use_cache": False}
         hidden = model.model(inputs_embeds=embedded, **inputs)[0].flatten(0, 1).index_select(0, batch.target_index)
-        weight_N = torch.full((len(batch.target_ids),), 1.0 / len(batch.target_ids), device=model.device)
-        loss, _ = linear_cross_entropy(hidden, model.lm_head.weight, None, batch.target_ids, weight_N)
+        loss = linear_cross_entropy(hidden, model.lm_head.weight, None, batch.target_ids).mean()
         loss.backward()
         loss.item()
 

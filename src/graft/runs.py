@@ -158,6 +158,10 @@ class RunFolder:
         recover_dir(path)
         return path
 
+    def reference_dir(self, name: str) -> Path:
+        """Where the adapter lies that a job's answers are compared with, as it was when the run began."""
+        return self.path / "references" / name
+
     def adapters(self) -> list[str]:
         """The names of the adapters that are saved."""
         return sorted(path.parent.name for path in (self.path / "adapters").glob("[!.]*/adapter_config.json"))

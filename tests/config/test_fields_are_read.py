@@ -13,6 +13,7 @@ import pytest
 
 import graft
 from graft.config import (
+    OBJECTIVES,
     BaseConfig,
     DataConfig,
     EvalConfig,
@@ -40,6 +41,7 @@ SECTIONS = {
     "scheduler": SchedulerConfig,
     "halving": HalvingConfig,
     "job": JobConfig,
+    **{f"{kind}_config": model for kind, model in OBJECTIVES.items()},
 }
 FIELDS = [f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields]
 

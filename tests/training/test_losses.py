@@ -38,9 +38,8 @@ def test_loss_and_gradient_equal_cross_entropy_whatever_the_chunk(tail: Tail) ->
     hidden, head, bias, target, weight = inputs()
     wanted, each = plain(hidden @ head.T + bias, target, weight, tail)
     (gradient,) = torch.autograd.grad(wanted, hidden)
-    total, per_token = linear_cross_entropy(hidden, head, bias, target, weight, tail)
-    (3 * total).backward()
-    torch.testing.assert_close(total, wanted, rtol=1e-12, atol=1e-12)
+    per_token = linear_cross_entropy(hidden, head, bias, target, tail)
+    (3 * (per_token * weight).sum()).backward()
     torch.testing.assert_close(per_token, each.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(hidden.grad, 3 * gradient, rtol=1e-12, atol=1e-12)
 
@@ -52,7 +51,7 @@ def test_loss_of_ready_logits_equals_cross_entropy_and_leaves_them_alone() -> No
     before = logits.detach().clone()
     wanted, _ = plain(logits, target, weight, Tail())
     (gradient,) = torch.autograd.grad(wanted, logits)
-    total, _ = cross_entropy(logits, target, weight)
+    total = (cross_entropy(logits, target) * weight).sum()
     total.backward()
     torch.testing.assert_close(total, wanted)
     torch.testing.assert_close(logits.grad, gradient)
@@ -62,14 +61,15 @@ def test_loss_of_ready_logits_equals_cross_entropy_and_leaves_them_alone() -> No
 def test_loss_without_gradient_is_the_same() -> None:
     hidden, head, bias, target, weight = inputs()
     with torch.no_grad():
-        total, _ = linear_cross_entropy(hidden, head, bias, target, weight)
+        total = (linear_cross_entropy(hidden, head, bias, target) * weight).sum()
     torch.testing.assert_close(total, plain(hidden @ head.T + bias, target, weight, Tail())[0])
 
 
 def test_bfloat16_input_gives_float32_losses_and_a_bfloat16_gradient() -> None:
     hidden, head, bias, target, weight = inputs()
     low = hidden.detach().bfloat16().requires_grad_()
-    total, each = linear_cross_entropy(low, head.bfloat16(), bias.bfloat16(), target, weight)
+    each = linear_cross_entropy(low, head.bfloat16(), bias.bfloat16(), target)
+    total = (each * weight).sum()
     total.backward()
     assert each.dtype == torch.float32 and low.grad is not None and low.grad.dtype == torch.bfloat16
     torch.testing.assert_close(
@@ -80,14 +80,29 @@ def test_bfloat16_input_gives_float32_losses_and_a_bfloat16_gradient() -> None:
 def test_logits_of_large_size_do_not_overflow() -> None:
     hidden = torch.full((2, 1), 1e4, requires_grad=True)
     head = torch.tensor([[1.0], [-1.0]])
-    total, each = linear_cross_entropy(hidden, head, None, torch.tensor([0, 1]), torch.ones(2))
-    total.backward()
+    each = linear_cross_entropy(hidden, head, None, torch.tensor([0, 1]))
+    each.sum().backward()
     assert each.tolist() == [0.0, 2e4] and torch.isfinite(hidden.grad).all()
 
 
 def test_no_supervised_token_gives_zero_loss_and_gradient() -> None:
     hidden, head, bias, _, _ = inputs()
     nothing = hidden.detach()[:0].requires_grad_()
-    total, each = linear_cross_entropy(nothing, head, bias, torch.zeros(0, dtype=torch.long), torch.zeros(0))
-    total.backward()
-    assert total.item() == 0.0 and each.numel() == 0
+    each = linear_cross_entropy(nothing, head, bias, torch.zeros(0, dtype=torch.long))
+    each.sum().backward()
+    assert each.numel() == 0 and nothing.grad is not None
+
+
+@pytest.mark.usefixtures("_rows_per_chunk")
+def test_whatever_is_made_of_the_losses_reaches_the_gradient() -> None:
+    """A function that is not linear in them: its gradient is no fixed weight per token."""
+    hidden, head, bias, target, _ = inputs()
+
+    def objective(each: torch.Tensor) -> torch.Tensor:
+        return F.logsigmoid(each[:8].sum() - each[8:].sum()) + each.square().mean()
+
+    (wanted,) = torch.autograd.grad(
+        objective(F.cross_entropy(hidden @ head.T + bias, target, reduction="none")), hidden
+    )
+    (given,) = torch.autograd.grad(objective(linear_cross_entropy(hidden, head, bias, target)), hidden)
+    torch.testing.assert_close(given, wanted, rtol=1e-12, atol=1e-12)

@@ -27,9 +27,7 @@ def test_validation_loss_weighs_tokens_and_ignores_dropout_and_batching() -> Non
         row = Row(job, example, index, index)
         batch = lay_out([row], "padded", 0)
         with torch.no_grad():
-            _, each = engine_forward.losses(
-                batch, pass_of([row], "padded", seeded=False), torch.ones(batch.num_targets)
-            )
+            each = engine_forward.losses(batch, pass_of([row], "padded", seeded=False))
         summed, count = summed + float(each.sum()), count + len(each)
     engine_module.set_training(model, ["a"])
     for layout, budget in (("flat", 4096), ("flat", 1), ("padded", 50)):

@@ -63,6 +63,8 @@ def command(
 def _show(report: CheckReport, job: str | None) -> None:
     from rich.console import Console
 
+    from graft.training.start import reference_note
+
     console = Console(highlight=False)
     if job is not None:
         console.rule(f"[bold]Job {job}[/]")
@@ -76,7 +78,11 @@ def _show(report: CheckReport, job: str | None) -> None:
         console.print(f"[bold]Task[/]      {task}: {escape(template.name)}{fresh}")
     else:
         learnt = "the answer" if task == "seq2seq" else parts.members[0].config.data.train_on
+        if (objective := parts.members[0].config.train.objective) is not None:
+            learnt = f"chosen against rejected answers ({objective.kind})"
         console.print(f"[bold]Template[/]  {template.name} ({template.digest[:12]}), trained on: {learnt}")
+    if (note := reference_note(parts.members[0].config)) is not None:
+        console.print(f"[bold]Reference[/] {escape(note)}")
     console.print(parts.data.report)
     _show_samples(report, console)
     console.print("\n[bold]Sites[/]")

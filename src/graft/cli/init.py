@@ -28,8 +28,10 @@ def command(
         str, typer.Option(help="Adapter kind or preset (see: graft show kinds, graft show presets).")
     ] = "lora",
     task: Annotated[
-        Literal["causal", "classification", "regression", "seq2seq"],
-        typer.Option(help="What is learnt: to continue a text, its class, a number, or to answer it."),
+        Literal["causal", "classification", "regression", "seq2seq", "preference"],
+        typer.Option(
+            help="What is learnt: to continue a text, its class, a number, to answer it, or to prefer an answer to another."
+        ),
     ] = "causal",
 ) -> None:
     """Write a commented run.yaml to start from."""
@@ -46,7 +48,8 @@ def run_yaml(base: str, data: str, kind: str, task: str = "causal") -> str:
     """The text of a run's YAML, every setting explained. Raises `GraftError` for an unknown kind or preset."""
     from graft.config import RunConfig, load_run
 
-    config = load_run({"base": {"model": base}, "adapter": kind, "data": {"train": data, "task": task}})
+    objective = {"train": {"objective": "dpo"}} if task == "preference" else {}
+    config = load_run({"base": {"model": base}, "adapter": kind, "data": {"train": data, "task": task}, **objective})
     lines = ["# A run of Graft. Lines that start with '# ' inside a block are settings at their defaults."]
     for name, field in RunConfig.model_fields.items():
         section: Any = getattr(config, name)
@@ -54,7 +57,7 @@ def run_yaml(base: str, data: str, kind: str, task: str = "causal") -> str:
         if hasattr(section, "preset"):
             lines.append(f"  preset: {_scalar(section.preset)}")
         else:
-            shown = SHOWN.get(name, tuple(type(section).model_fields))
+            shown = (*SHOWN.get(name, tuple(type(section).model_fields)), *objective.get(name, ()))
             lines += _settings(section, shown)
     return "\n".join(lines) + "\n"
 

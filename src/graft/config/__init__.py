@@ -2,6 +2,15 @@
 
 from graft.config.jobs import AnyRun, JobConfig, JobsConfig, submitted
 from graft.config.loading import dump_run, load_job, load_run, schema
+from graft.config.objectives import (
+    OBJECTIVES,
+    CPOConfig,
+    DPOConfig,
+    IPOConfig,
+    ObjectiveConfig,
+    ORPOConfig,
+    SimPOConfig,
+)
 from graft.config.scheduling import HalvingConfig, SchedulerConfig
 from graft.config.schema import (
     BaseConfig,
@@ -14,14 +23,21 @@ from graft.config.schema import (
 
 __all__ = [
     "AnyRun",
+    "OBJECTIVES",
     "BaseConfig",
+    "CPOConfig",
+    "DPOConfig",
     "DataConfig",
     "EvalConfig",
     "HalvingConfig",
+    "IPOConfig",
     "JobConfig",
     "JobsConfig",
+    "ORPOConfig",
+    "ObjectiveConfig",
     "RunConfig",
     "SchedulerConfig",
+    "SimPOConfig",
     "SourceConfig",
     "TrainConfig",
     "dump_run",

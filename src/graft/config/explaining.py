@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from graft.config.document import Document, Key, KeyPath
@@ -36,7 +37,7 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel], 
             lines += _explain_adapter(cause, document, path)
         elif item["type"] == "extra_forbidden":
             lines.append(
-                f"{document.where(path)}: unknown key '{document.called(path)}'.{_allowed(model, path[len(prefix) :])}"
+                f"{document.where(path)}: unknown key '{document.called(path)}'.{_allowed(model, path[len(prefix) :], item['loc'])}"
             )
         elif item["type"] == "missing" and isinstance(path[-1], int):
             wrong.setdefault(path[:-1], ([], item["input"]))[0].append(f"must hold a value at position {path[-1]}")
@@ -70,19 +71,25 @@ def _real_path(item: ErrorDetails, data: Any, prefix: KeyPath) -> KeyPath:
     return tuple(path)
 
 
-def _allowed(model: type[BaseModel], path: KeyPath) -> str:
-    """The keys that the mapping around an unknown key may have, the nearest one first."""
+def _allowed(model: type[BaseModel], path: KeyPath, tags: KeyPath) -> str:
+    """The keys that the mapping around an unknown key may have, the nearest one first. `tags`: the path with the kinds that were meant."""
     for key in path[:-1]:
         if isinstance(key, str) and key in model.model_fields:
-            model = _model_in(model.model_fields[key].annotation) or model
+            found = list(_models_in(model.model_fields[key]))
+            meant = (each for each in found if (kind := each.model_fields.get("kind")) and kind.default in tags)
+            model = next(meant, found[0] if found else model)
     names = [*model.model_fields, *getattr(model, "BESIDE", ())]
     return f"{did_you_mean(str(path[-1]), names)} Allowed: {', '.join(names)}"
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field may hold."""
+    if isinstance(annotation, FieldInfo):
+        annotation = annotation.annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _requirement(item: ErrorDetails) -> str:

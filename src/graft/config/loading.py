@@ -21,6 +21,7 @@ from graft.config.jobs import (
     check_name,
     shared_fields,
 )
+from graft.config.objectives import OBJECTIVES
 from graft.config.schema import RunConfig
 from graft.errors import GraftError
 from graft.files import write_text_atomic
@@ -130,6 +131,7 @@ def schema() -> dict[str, Any]:
     preset = {"type": "object", "properties": {"preset": {"enum": list(presets())}}, "required": ["preset"]}
     stack = {"type": "array", "items": {"anyOf": [*alternatives, preset]}}
     root["properties"]["adapter"] |= {"anyOf": [*alternatives, preset, stack]}
+    root["$defs"]["TrainConfig"]["properties"]["objective"]["anyOf"].append({"enum": list(OBJECTIVES)})
     _add_jobs(root)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Graft run", **_without_one_of(root)}
 

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from graft.config.objectives import AnyObjective
 from graft.config.scheduling import SchedulerConfig
 from graft.config.section import Section
 
@@ -28,7 +29,7 @@ else:  # validated by graft.adapters, which needs torch: imported when an adapte
     AdapterConfig = Any
 
 DTYPES = Literal["auto", "float32", "bfloat16"]
-TASKS = Literal["causal", "classification", "regression", "seq2seq"]
+TASKS = Literal["causal", "classification", "regression", "seq2seq", "preference"]
 SCHEDULES = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
@@ -118,7 +119,8 @@ class DataConfig(Section):
     train: Sources
     """A file or hub name; a mapping with a path and options; or a list of these."""
     task: TASKS = "causal"
-    """What is learnt: to continue a text (causal), its class (classification), a number (regression), or to answer it (seq2seq)."""
+    """What is learnt: to continue a text (causal), its class (classification), a number (regression), to answer it with an
+    encoder-decoder (seq2seq), or to prefer one answer to another (preference)."""
     labels: list[str | int] | dict[str | int, str] | None = None
     """Classes in their order, as the data has them, or a name for each; null takes what the data holds, sorted."""
     validation: Validation = None
@@ -138,10 +140,18 @@ class DataConfig(Section):
     cache: bool = True
     """Keep the tokenised data between runs, under a hash of data, tokenizer and template."""
 
+    @property
+    def base_task(self) -> str:
+        """The task that the base is loaded for: preferences are learnt by a causal model."""
+        return "causal" if self.task == "preference" else self.task
+
 
 class TrainConfig(Section):
     """How the adapter learns."""
 
+    objective: AnyObjective = None
+    """What is learnt from pairs of answers (data.task preference): dpo, ipo, cpo, orpo or simpo, or a mapping with that kind and its
+    settings; null learns to write the answers."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training data."""
     steps: int | None = Field(default=None, ge=1)
@@ -203,6 +213,14 @@ class TrainConfig(Section):
     def _constant_has_no_warmup(self) -> TrainConfig:
         if self.schedule == "constant" and self.warmup:
             raise ValueError("schedule 'constant' has no warm-up: use 'constant_with_warmup', or warmup: 0")
+        return self
+
+    @model_validator(mode="after")
+    def _an_initial_adapter_as_reference_needs_one(self) -> TrainConfig:
+        if getattr(self.objective, "reference", "base") == "init" and self.init_from is None:
+            raise ValueError(
+                "objective.reference is init, but there is no train.init_from: name the adapter's folder there"
+            )
         return self
 
 
@@ -278,4 +296,18 @@ class RunConfig(Section):
         for name in ("validate_every", "patience"):
             if getattr(self.train, name) is not None and not self.data.validation:
                 raise ValueError(f"train.{name} has no effect without validation data: set data.validation")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_and_objectives_go_together(self) -> RunConfig:
+        objective = self.train.objective
+        if self.data.task == "preference" and objective is None:
+            raise ValueError(
+                "data.task is preference: say what is learnt from the pairs, e.g. train.objective: dpo (or ipo, cpo, orpo, simpo)"
+            )
+        if self.data.task != "preference" and objective is not None:
+            raise ValueError(
+                f"train.objective {objective.kind} learns from pairs of answers, but data.task is {self.data.task}: set data.task: "
+                "preference, or remove the objective"
+            )
         return self

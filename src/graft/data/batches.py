@@ -187,22 +187,20 @@ def micro_batches(
 ) -> list[list[int]]:
     """Cut samples into groups within the budget, longest first: what does not fit into memory fails at once.
 
-    lengths: [N], or [N, 2] where each sample has two parts that are padded apart.
+    lengths: [N], or [N, 2] where each sample has two parts that are padded apart, or [N, S, 2] where a sample is up to S sequences of
+    such parts that stay together (zeros where it has fewer).
     """
-    widths = lengths[:, None] if lengths.ndim == 1 else lengths
-    totals = widths.sum(1)
+    parts = lengths[:, None, None] if lengths.ndim == 1 else lengths[:, None] if lengths.ndim == 2 else lengths
+    totals, widths, rows = parts.sum((1, 2)), parts.max(1), (parts.sum(2) > 0).sum(1).clip(min=1)
     groups: list[list[int]] = []
-    longest = np.zeros(widths.shape[1], np.int64)
-    used = 0
+    longest, count, used = np.zeros(widths.shape[1], np.int64), 0, 0
     for index in sorted(map(int, indices), key=lambda index: (-int(totals[index]), index)):
-        wider = np.maximum(longest, widths[index])
-        cost = (
-            used + int(totals[index]) if layout == "flat" else (len(groups[-1]) + 1 if groups else 1) * int(wider.sum())
-        )
+        wider, more = np.maximum(longest, widths[index]), count + int(rows[index])
+        cost = used + int(totals[index]) if layout == "flat" else more * int(wider.sum())
         if groups and cost <= token_budget:
             groups[-1].append(index)
-            longest, used = wider, cost
+            longest, count, used = wider, more, cost
         else:
             groups.append([index])
-            longest, used = widths[index], int(totals[index])
+            longest, count, used = widths[index], int(rows[index]), int(totals[index])
     return groups

@@ -15,7 +15,10 @@ from graft.data.samples import Example
 
 @dataclass(eq=False)
 class TokenDataset:
-    """Examples by index. N samples, T tokens in all, M tokens of answers. What no sample has is an array of length 0."""
+    """Examples by index. N samples, T tokens in all, M tokens of answers, R of sequences with rejected answers.
+
+    What no sample has is an array of length 0.
+    """
 
     input_ids: NDArray[np.int32]
     """[T]"""
@@ -41,6 +44,12 @@ class TokenDataset:
     """[N + 1]"""
     types: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
     """[T]: which text of a pair a token belongs to."""
+    rejected_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[R]: the sequences with the rejected answers of pairs."""
+    rejected_supervised: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """[R]"""
+    rejected_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[N + 1]"""
 
     @classmethod
     def of(cls, examples: Sequence[Example], weights: Sequence[float] | None = None) -> TokenDataset:
@@ -50,6 +59,7 @@ class TokenDataset:
         none: list[NDArray] = [np.zeros(0)]
         answers = [e.answer for e in examples if e.answer is not None]
         typed = any(e.types is not None for e in examples)
+        worse = [e.rejected for e in examples if e.rejected is not None]
         return cls(
             input_ids=np.concatenate([e.input_ids for e in examples] or none).astype(np.int32),
             supervised=np.concatenate([e.supervised for e in examples] or none).astype(np.bool_),
@@ -63,6 +73,9 @@ class TokenDataset:
             answers=np.concatenate(answers or none).astype(np.int32),
             answer_starts=np.cumsum([0, *map(len, answers)] if answers else [], dtype=np.int64),
             types=np.concatenate([e.kinds for e in examples] if typed else none).astype(np.int8),
+            rejected_ids=np.concatenate([e.input_ids for e in worse] or none).astype(np.int32),
+            rejected_supervised=np.concatenate([e.supervised for e in worse] or none).astype(np.bool_),
+            rejected_starts=np.cumsum([0, *map(len, worse)] if worse else [], dtype=np.int64),
         )
 
     def __len__(self) -> int:
@@ -82,37 +95,49 @@ class TokenDataset:
             example.answer = self.answers[self.answer_starts[index] : self.answer_starts[index + 1]]
         if len(self.types):
             example.types = self.types[start:stop]
+        if self.has_pairs:
+            part = slice(self.rejected_starts[index], self.rejected_starts[index + 1])
+            ids, supervised = self.rejected_ids[part], self.rejected_supervised[part]
+            example.rejected = Example(ids, supervised, name, example.row, cut)
         return example
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the samples are pairs of a preferred and a rejected answer."""
+        return len(self.rejected_starts) > 0
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """[N]: tokens of each sample, its answer's included."""
+        """[N]: tokens of each sample, its answer's and its rejected sequence's included."""
         return self.widths.sum(1)
 
     @cached_property
     def widths(self) -> NDArray[np.int64]:
-        """[N, 2]: tokens that are read, and tokens that a decoder writes."""
-        answers = np.diff(self.answer_starts) if len(self.answer_starts) else np.zeros(len(self), np.int64)
-        return np.stack([np.diff(self.starts), answers], 1)
+        """[N, 2]: tokens that are read, and tokens that a decoder writes; of a pair, those of its two sequences."""
+        second = next((starts for starts in (self.answer_starts, self.rejected_starts) if len(starts)), None)
+        return np.stack([np.diff(self.starts), np.zeros(len(self), np.int64) if second is None else np.diff(second)], 1)
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """[N]: by how many targets each sample counts in the loss."""
+        """[N]: how many targets each sample has."""
         if len(self.labels):
             return np.ones(len(self), np.int64)
         if len(self.answer_starts):
             return np.diff(self.answer_starts)
-        return np.diff(np.concatenate([[0], np.cumsum(self.supervised)])[self.starts]).astype(np.int64)
+        own = _sums(self.supervised, self.starts)
+        return own + _sums(self.rejected_supervised, self.rejected_starts) if self.has_pairs else own
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what is trained on: tokens, masks, borders, weights, labels and answers."""
         digest = hashlib.sha256()
         parts = [self.input_ids, self.supervised, self.starts, self.weights]
-        parts += [array for array in (self.labels, self.answers, self.answer_starts, self.types) if len(array)]
+        more = (self.labels, self.answers, self.answer_starts, self.types)
+        worse = (self.rejected_ids, self.rejected_supervised, self.rejected_starts)
+        parts += [array for array in (*more, *worse) if len(array)]
         for array in parts:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -135,3 +160,8 @@ class TokenDataset:
             if chosen
             else np.zeros(0, np.int64)
         )
+
+
+def _sums(marks: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many are set between each start and the next."""
+    return np.diff(np.concatenate([[0], np.cumsum(marks)])[starts]).astype(np.int64)

@@ -10,16 +10,23 @@ from rich.text import Text
 
 from graft.data.samples import Example
 
-READ, LEARNT = "dim", "bold green"
+READ, LEARNT, WORSE = "dim", "bold green", "bold red"
 
 
 def coloured(example: Example, tokenizer: Any, *, marks: bool = False, classes: Sequence[str] = ()) -> Text:
     """The example's text, special tokens included: dim is read only, bold green is trained on.
 
     Decoded from the ids, so a token that should not be there shows. With `marks`, what is trained on also stands between
-    brackets, for output without colours. A label, or the answer of a decoder, stands behind an arrow.
+    brackets, for output without colours. A label, or the answer of a decoder, stands behind an arrow. Of a pair the rejected answer
+    follows in bold red.
     """
     shown = Text()
+    if example.rejected is not None:
+        chosen, rejected = example.sequences
+        start = int(rejected.supervised.argmax())
+        worse = _decoded(rejected, start, len(rejected.input_ids), tokenizer)
+        shown.append_text(coloured(chosen, tokenizer, marks=marks)).append("\nrejected: ", style=READ)
+        return shown.append(f"⟦{worse}⟧" if marks else worse, style=WORSE)
     if example.label is not None or example.answer is not None:
         learnt = learnt_text(example, tokenizer, classes)
         shown.append(_decode(example.input_ids.tolist(), tokenizer), style=READ)

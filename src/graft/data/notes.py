@@ -21,6 +21,8 @@ def notes_on(report: DataReport, template: Template | Labelling, tokenizer: Any)
     if report.train.empty or report.train.unanswered:
         what = "text" if isinstance(template, Labelling) else "answer"
         notes.append(f"{report.train.empty + report.train.unanswered:,} training rows have no {what} and are left out.")
+    if report.train.same:
+        notes.append(f"{report.train.same:,} training pairs prefer an answer to itself and are left out.")
     if isinstance(template, ChatTemplate):
         facts = facts_of(tokenizer)
         if template.end_token not in (None, facts.eos):

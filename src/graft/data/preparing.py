@@ -16,6 +16,7 @@ from graft.data.datasets import TokenDataset
 from graft.data.encoding import facts_of
 from graft.data.labelling import LABELLED, Labelling
 from graft.data.notes import notes_on
+from graft.data.pairs import tokenize_pair
 from graft.data.reading import content_hash, read
 from graft.data.report import DataReport, count, duplicates, key_of
 from graft.data.samples import Example, Rejected, Sample
@@ -84,7 +85,8 @@ def _check_task(config: DataConfig, tokenizer: Any) -> None:
         facts_of(tokenizer)
     elif not getattr(tokenizer, "is_fast", False):
         raise GraftError(f"data.task {config.task} needs a fast (Rust) tokenizer")
-    for name, tasks in (("template", LABELLED), ("system", LABELLED), ("train_on", (*LABELLED, "seq2seq"))):
+    answers = (*LABELLED, "seq2seq", "preference")
+    for name, tasks in (("template", LABELLED), ("system", LABELLED), ("train_on", answers)):
         if config.task in tasks and getattr(config, name) != DataConfig.model_fields[name].default:
             raise GraftError(f"data.{name} has no effect where data.task is {config.task}: remove it")
     if config.labels is not None and config.task not in LABELLED:
@@ -147,6 +149,7 @@ def _prepared(
         shared=_shared(rows, held_out),
         max_length=config.max_length,
         labels=_classes(known, rows),
+        pairs=config.task == "preference",
     )
     _check_counts(report, sources, examples)
     kept = [one for one in validation if isinstance(one, Example)]
@@ -213,6 +216,8 @@ def _tokenized(sample: Sample, config: DataConfig, tokenizer: Any, template: Tem
         return template.example(sample, tokenizer, config.max_length, config.overlong)
     if isinstance(template, Source):
         return answer_example(sample, tokenizer, template, config.max_length, config.overlong)
+    if config.task == "preference":
+        return tokenize_pair(sample, tokenizer, template, max_length=config.max_length, overlong=config.overlong)
     return tokenize(
         sample,
         tokenizer,
@@ -248,6 +253,7 @@ def _check_counts(report: DataReport, sources: Sequence[SourceConfig], examples:
             raise GraftError(
                 f"{counts.name}: no token is left to train on. Of {counts.rows:,} rows, {counts.dropped:,} are longer than "
                 f"data.max_length={report.max_length}, {counts.empty:,} have an empty answer, {counts.unanswered:,} none"
+                + (f", {counts.same:,} prefer an answer to itself" if report.pairs else "")
             )
     for source, kept in zip(sources, examples, strict=True):
         if kept and round(source.weight * len(kept)) < 1:

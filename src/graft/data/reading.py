@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from graft.config.schema import SourceConfig
 from graft.data.labelled_shapes import LABELS, labelled_shape
 from graft.data.opening import KINDS, Row, rows_of
+from graft.data.pair_shapes import check_pairs, pair
 from graft.data.samples import Sample
 from graft.data.shapes import RowError, detect
 from graft.errors import GraftError, nearest
@@ -21,7 +22,8 @@ SPLITS = {"train": "train", "training": "train", "test": "test", "dev": "validat
 
 
 def read(source: SourceConfig | str, *, need_answers: bool = True, task: str = "causal") -> list[Sample]:
-    """All rows of a source as conversations; of classification and regression, texts with their label as the answer.
+    """All rows of a source as conversations; of classification and regression, texts with their label as the answer; of preference,
+    with a second conversation that ends with the rejected answer.
 
     With `need_answers=False` a row may lack its answer (a file of prompts); its conversation then ends with the question.
     Raises `GraftError` for a file that is missing, empty or unreadable, for columns of no known shape, and for a row of
@@ -85,19 +87,34 @@ def _samples(rows: list[Row], source: SourceConfig, name: str, need_answers: boo
                 f"{name}: `fields` names the column '{theirs}', which is not there; the columns are {', '.join(columns)}"
             )
     columns = list(dict.fromkeys([*columns, *source.fields]))
-    if task in LABELS:
-        shape = labelled_shape(columns, source.format, name, task, need_answers)
-    else:
-        shape = detect(columns, source.format, name, need_answers)
+    sample_of = _reader(columns, source, name, need_answers, task)
     samples = []
     for number, row in enumerate(rows, start=1):
         renamed = {**row, **{ours: row.get(theirs) for ours, theirs in source.fields.items()}}
         try:
-            messages = shape.convert(renamed, need_answers)
+            samples.append(sample_of(renamed, number))
         except RowError as error:
             raise GraftError(f"{name}, row {number}, {error}") from None
-        samples.append(Sample(tuple(messages), name, number))
     return samples
+
+
+def _reader(
+    columns: list[str], source: SourceConfig, name: str, need_answers: bool, task: str
+) -> Callable[[Row, int], Sample]:
+    """What makes a sample of a row and its number, chosen by the task and the columns."""
+    if task == "preference":
+        check_pairs(columns, source.format, name)
+
+        def of_pair(row: Row, number: int) -> Sample:
+            prompt, chosen, rejected = pair(row)
+            return Sample((*prompt, *chosen), name, number, (*prompt, *rejected), len(prompt))
+
+        return of_pair
+    if task in LABELS:
+        shape = labelled_shape(columns, source.format, name, task, need_answers)
+    else:
+        shape = detect(columns, source.format, name, need_answers)
+    return lambda row, number: Sample(tuple(shape.convert(row, need_answers)), name, number)
 
 
 def _hub_rows(source: SourceConfig, task: str) -> list[Row]:

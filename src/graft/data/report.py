@@ -42,6 +42,8 @@ class Counts:
     """Samples left out because an answer is empty."""
     unanswered: int
     """Samples left out because they hold no answer."""
+    same: int = 0
+    """Pairs left out because the preferred answer is the rejected one."""
 
     @property
     def supervised_share(self) -> float:
@@ -67,6 +69,8 @@ class DataReport:
     """What a reader should know, a sentence each."""
     labels: tuple[tuple[str, str, int], ...] = ()
     """Of classification, each class as the data has it, its name, and how many training samples are of it."""
+    pairs: bool = False
+    """Whether samples are pairs of a preferred and a rejected answer."""
 
     @property
     def learnt(self) -> str:
@@ -75,6 +79,8 @@ class DataReport:
             return f"of {len(self.labels)} classes"
         if self.train.targets == self.train.samples:
             return "each with a value"
+        if self.pairs:
+            return f"pairs of answers, {self.train.supervised_share:.0%} of their tokens"
         return f"{self.train.supervised_share:.0%} of their tokens supervised"
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,6 +118,8 @@ class DataReport:
         }
         if self.train.targets == self.train.samples:  # one label each: shares of tokens mean nothing
             del lines["trained on"]
+        if self.pairs:
+            lines["answers alike, left out"] = [f"{part.same:,}" for part in parts]
         for name, cells in lines.items():
             table.add_row(name, *cells)
         return table
@@ -132,7 +140,7 @@ def count(name: str, outcomes: Sequence[Example | Rejected], max_length: int) ->
         name=name,
         rows=len(outcomes),
         samples=len(examples),
-        tokens=sum(len(one) for one in examples),
+        tokens=sum(map(len, examples)),
         targets=sum(one.num_targets for one in examples),
         p50=p50,
         p95=p95,
@@ -142,17 +150,22 @@ def count(name: str, outcomes: Sequence[Example | Rejected], max_length: int) ->
         dropped=reasons["overlong"] + reasons["answer_too_long"],
         empty=reasons["empty_answer"],
         unanswered=reasons["no_answer"],
+        same=reasons["same_answers"],
     )
 
 
 def _length(outcome: Example | Rejected) -> int:
-    """Tokens before anything was cut; 0 where the sample was not tokenised."""
-    return len(outcome) + outcome.cut if isinstance(outcome, Example) else outcome.length
+    """Tokens before anything was cut, of a pair those of the longer side; 0 where the sample was not tokenised."""
+    return outcome.longest + outcome.cut if isinstance(outcome, Example) else outcome.length
 
 
 def key_of(sample: Sample) -> tuple[tuple[str, str, str], ...]:
-    """What makes two conversations the same."""
-    return tuple((m["role"], m["content"], m.get("input", "")) for m in sample.messages)
+    """What makes two conversations, or two pairs of them, the same."""
+    own, worse = (
+        tuple((m["role"], m["content"], m.get("input", "")) for m in messages)
+        for messages in (sample.messages, sample.rejected)
+    )
+    return (*own, ("rejected", "", ""), *worse) if worse else own
 
 
 def duplicates(samples: Iterable[Sample]) -> int:

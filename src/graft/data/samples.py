@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
@@ -30,6 +30,10 @@ class Sample:
     """File or hub name."""
     row: int
     """Row in that source, from 1."""
+    rejected: tuple[Message, ...] = ()
+    """Of a pair, the whole conversation with the rejected answer; `messages` is the one with the preferred answer."""
+    asked: int = 0
+    """Of a pair, how many messages at the start of both are the prompt."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -51,8 +55,8 @@ class Sample:
 class Example:
     """A tokenised sample. `input_ids` and `supervised` have one entry per token that is read.
 
-    What is learnt is one of three things: tokens of the sample itself (`supervised`), a class or value of the whole sample (`label`),
-    or the tokens of an answer that a decoder writes (`answer`).
+    What is learnt is one of four things: tokens of the sample itself (`supervised`), a class or value of the whole sample (`label`),
+    the tokens of an answer that a decoder writes (`answer`), or to prefer the supervised tokens to those of another sequence (`rejected`).
     """
 
     input_ids: NDArray[np.int32]
@@ -68,9 +72,22 @@ class Example:
     """What the decoder is to write, end mark included."""
     types: NDArray[np.int8] | None = None
     """Which text of a pair each token belongs to, for models that are told so."""
+    rejected: Example | None = None
+    """The same prompt with the answer that is worse."""
 
     def __len__(self) -> int:
-        return len(self.input_ids) + (0 if self.answer is None else len(self.answer))
+        """Tokens of all its sequences."""
+        return len(self.input_ids) + sum(0 if part is None else len(part) for part in (self.answer, self.rejected))
+
+    @property
+    def sequences(self) -> tuple[Example, ...]:
+        """What runs through the model one by one: the sample, or both sides of a pair."""
+        return (self,) if self.rejected is None else (replace(self, rejected=None), self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest sequence."""
+        return max(map(len, self.sequences)) if self.rejected is not None else len(self)
 
     @property
     def kinds(self) -> NDArray[np.int8]:
@@ -84,19 +101,20 @@ class Example:
 
     @property
     def num_targets(self) -> int:
-        """By how many targets this sample counts in the loss: its supervised tokens, those of its answer, or 1."""
+        """How many targets this sample has: supervised tokens, those of its answer, or 1."""
         if self.label is not None:
             return 1
-        return int(self.supervised.sum()) if self.answer is None else len(self.answer)
+        own = int(self.supervised.sum()) if self.answer is None else len(self.answer)
+        return own if self.rejected is None else own + self.rejected.num_targets
 
 
 @dataclass(frozen=True)
 class Rejected:
     """A sample that is not trained on."""
 
-    reason: Literal["overlong", "answer_too_long", "empty_answer", "no_answer"]
+    reason: Literal["overlong", "answer_too_long", "empty_answer", "no_answer", "same_answers"]
     """Longer than allowed; its answer alone (with the template's own words) is longer than allowed; an answer that is
-    to be trained on is empty; there is no answer at all."""
+    to be trained on is empty; there is no answer at all; the preferred answer is the rejected one."""
     length: int
     """Its length in tokens, 0 where it was not tokenised."""
 

@@ -50,12 +50,27 @@ def text(row: Row, field: str) -> str:
 
 def alpaca(row: Row, need_answer: bool) -> list[Message]:
     """{instruction, input, output}; also Dolly's {instruction, context, response}."""
-    asked: Message = {"role": "user", "content": text(row, "instruction")}
-    context = next((name for name in ("input", "context") if row.get(name)), None)
-    if context and (extra := text(row, context)).strip():
-        asked["input"] = extra
+    asked = question_of(row, "instruction")
     answer = "response" if "output" not in row and "response" in row else "output"
     return [*_system(row), asked, *_answer(row, answer, need_answer)]
+
+
+def question_of(row: Row, field: str) -> Message:
+    """The field as what a user asks; an instruction with the context that the row brings beside it."""
+    asked: Message = {"role": "user", "content": text(row, field)}
+    names = ("input", "context") if field == "instruction" else ()
+    context = next((name for name in names if row.get(name)), None)
+    if context and (extra := text(row, context)).strip():
+        asked["input"] = extra
+    return asked
+
+
+def turns_of(value: Any, field: str) -> list[Message]:
+    """A list of turns, as OpenAI or as ShareGPT writes them."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, Mapping) and first.get("from") is not None and first.get("role") is None:
+        return _turns(value, field, "from", "value", _speakers)
+    return _turns(value, field, "role", "content", _roles)
 
 
 def completion(row: Row, need_answer: bool) -> list[Message]:

@@ -74,15 +74,15 @@ def _targets(tokens: Tokens, spans: Sequence[Span], train_on: TrainOn) -> NDArra
     if train_on == "all":
         targets = np.ones(len(tokens.ids), dtype=np.bool_)
     else:
-        first = _start_of_last_answer(spans) if train_on == "last" else 0
+        last = max(index for index, span in enumerate(spans) if span.supervised) if train_on == "last" else 0
+        first = start_of_answers(spans, last) if train_on == "last" else 0
         targets = np.array([span >= first and spans[span].supervised for span in tokens.spans], dtype=np.bool_)
     targets[:1] = False
     return targets
 
 
-def _start_of_last_answer(spans: Sequence[Span]) -> int:
-    """Index of the first of the last run of supervised spans."""
-    start = max(index for index, span in enumerate(spans) if span.supervised)
+def start_of_answers(spans: Sequence[Span], start: int) -> int:
+    """Index of the first of the run of supervised spans that a span lies in."""
     while start and spans[start - 1].supervised and not spans[start - 1].ends:
         start -= 1
     return start

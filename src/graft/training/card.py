@@ -62,6 +62,7 @@ graft.load(model, "path/to/this/folder")
 
 CLASSES = {
     "causal": ("AutoModelForCausalLM", ""),
+    "preference": ("AutoModelForCausalLM", ""),
     "seq2seq": ("AutoModelForSeq2SeqLM", ""),
     "classification": ("AutoModelForSequenceClassification", ", num_labels={count}"),
     "regression": ("AutoModelForSequenceClassification", ", num_labels=1"),
@@ -69,7 +70,13 @@ CLASSES = {
 """Class of transformers that a base is loaded with, and the options that it needs."""
 _TEMPLATE = "The template of its prompts is saved beside it; `graft chat` and `graft eval` take it from there."
 _TASK = "What it gives is saved beside it (task.json); `graft predict` and `graft eval` take it from there."
-LAST_WORDS = {"causal": _TEMPLATE, "seq2seq": _TEMPLATE, "classification": _TASK, "regression": _TASK}
+LAST_WORDS = {
+    "causal": _TEMPLATE,
+    "seq2seq": _TEMPLATE,
+    "classification": _TASK,
+    "regression": _TASK,
+    "preference": _TEMPLATE,
+}
 
 
 def _plain(adapter: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from graft.training.layout import Decision, decide, laid_out
 from graft.training.modes import evaluating, recomputing, set_training
 from graft.training.parts import Parts, build
 from graft.training.progress import memory_bytes
-from graft.training.step import lay_out, longest, pass_of
+from graft.training.step import lay_out, longest, loss_of, pass_of, sums_by_row
 from graft.training.task_forward import forward_of
 
 SAMPLES_SHOWN = 3
@@ -142,10 +142,9 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
     (part,) = parts.members
     job, train = part.job, part.config.train
     rows = longest(job, train.token_budget, layout.layout)
-    counts = sum(row.example.num_targets for row in rows)
+    sizes = {job.name: job.objective.size(rows)}
     padding = pad_id(parts.base.tokenizer, parts.base.model)
     batch = lay_out(rows, layout.layout, padding).to(forward.device)
-    weight_N = torch.full((counts,), 1.0 / counts, dtype=torch.float64, device=forward.device)
     with ExitStack() as stack:
         stack.enter_context(laid_out(parts.base.model, layout.layout))
         if train.gradient_checkpointing:
@@ -154,7 +153,8 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
         seconds = float("inf")
         for _ in range(2):  # the first pass also warms up
             start = time.perf_counter()
-            loss, _ = forward.losses(batch, pass_of(rows, layout.layout), weight_N)
+            losses_N = forward.losses(batch, pass_of(rows, layout.layout))
+            loss = loss_of(rows, sums_by_row(losses_N, rows), sizes)
             loss.backward()
             value = float(loss.detach())
             seconds = min(seconds, time.perf_counter() - start)
@@ -162,14 +162,13 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
                 parameter.grad = None
     tokens = sum(len(row.example) for row in rows)
     peak = memory_bytes(forward.device) + ADAM_BYTES * sum(parameter.numel() for parameter in job.params.values())
-    per_step = float(job.train.lengths.mean()) * train.batch_size
     return Trial(
         tokens,
         max(len(row.example) for row in rows),
         value,
         seconds,
         peak,
-        seconds / tokens * per_step * job.steps / 3600,
+        seconds / tokens * job.step_tokens * job.steps / 3600,
     )
 
 

@@ -14,7 +14,7 @@ from graft.attaching import detach
 from graft.errors import GraftError
 from graft.inventory import names
 from graft.orders import Order, Orders
-from graft.training.job import FAILED, Job
+from graft.training.job import FAILED, REFERENCE, Job
 from graft.training.layout import decide
 from graft.training.ledger import Ledger
 from graft.training.roster import Roster
@@ -65,8 +65,8 @@ class Desk:
                 forward_of(self.model), [job], self.layout, self.pad_id
             )  # a layout that is demanded has to hold for it
         except Exception as error:
-            if name in names(self.model):
-                detach(self.model, name)
+            for each in {name, f"{name}{REFERENCE}"} & set(names(self.model)):
+                detach(self.model, each)
             said = self.ledger.lost(step, name, error)
             self.roster.gone[name] = {
                 "state": FAILED, "step": 0, "steps": 0, "loss": None, "best": None, "ended": FAILED,

@@ -41,7 +41,7 @@ from graft.training.state import restore_adapter, restore_checkpoint, save_check
 from graft.training.step import NonFinite
 from graft.training.task_forward import forward_of
 from graft.training.trackers import Tracker
-from graft.training.validation import validation_scores
+from graft.training.validation import in_words, validation_scores
 
 State = Literal["finished", "stopped", "failed"]
 SAVE_SECONDS = 600.0
@@ -209,8 +209,7 @@ class Engine:
         if self.roster.halving.at_rung(job):
             self.roster.halving.note(job, loss if loss == loss else sys.float_info.max)
         self.ledger.record(self.step, job, {"epoch": round(job.epochs_done, 4), **scores})
-        right = f", accuracy {scores['validation_accuracy']:.1%}" if "validation_accuracy" in scores else ""
-        self.ledger.say(f"step {self.step}  {job.name}: validation loss {loss:.4f}{right}{'  (best)' if best else ''}")
+        self.ledger.say(f"step {self.step}  {job.name}: {in_words(scores)}{'  (best)' if best else ''}")
         if job.ended == "early":
             self.ledger.event("early_stop", job=job.name, step=self.step, best=job.best)
             self.ledger.say(f"{job.name}: no improvement in {job.stale} validations, stopped at step {self.step}")
@@ -273,7 +272,8 @@ class Engine:
         for job in self._leaving:
             if all(bool(torch.isfinite(parameter).all()) for parameter in job.params.values()):
                 self._settle(job)
-            detach(self.model, job.name)
+            for name in filter(None, (job.name, job.reference)):
+                detach(self.model, name)
             self.jobs.remove(job)
         self._leaving = []
 

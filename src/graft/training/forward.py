@@ -59,15 +59,13 @@ class Forward:
         """The pass with the mask in it, which the model's root notes for calls of its own, and the body is called without."""
         return running(self.model, replace(pass_, mask=batch.attention_mask))
 
-    def losses(self, batch: Batch, pass_: Pass, weight_N: Tensor) -> tuple[Tensor, Tensor]:
-        """(sum of weight * loss, the loss of each supervised token [N], detached), in the batch's order of targets."""
+    def losses(self, batch: Batch, pass_: Pass) -> Tensor:
+        """The loss of each supervised token [N] in the batch's order of targets, in float32 or wider."""
         with self._running(batch, pass_):
             if self.way == "chunks":
                 hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.target_index)
-                return linear_cross_entropy(
-                    hidden, self.head.weight, self.head.bias, batch.target_ids, weight_N, self.tail
-                )
-            return cross_entropy(self._own_logits(batch), batch.target_ids, weight_N)
+                return linear_cross_entropy(hidden, self.head.weight, self.head.bias, batch.target_ids, self.tail)
+            return cross_entropy(self._own_logits(batch), batch.target_ids)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """What the head reads: [B, L, D], or [1, T, D] flat."""

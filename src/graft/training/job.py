@@ -21,7 +21,9 @@ from graft.config.schema import TrainConfig
 from graft.data.batches import samples_of_step, steps_per_epoch
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
+from graft.errors import GraftError
 from graft.inventory import adapter_modules, lr_factors, parameter_groups, parameters, summed_penalty
+from graft.training.objectives import Objective, Supervised, objective_of
 from graft.training.optim import (
     build_optimizer,
     build_schedule,
@@ -32,13 +34,15 @@ from graft.training.optim import (
 )
 
 FAILED = "failed"
+REFERENCE = "--reference"
+"""What is behind a job's name in that of the frozen adapter that its answers are compared with."""
 POSITION = ("step", "epoch", "batch", "best", "best_at", "stale", "ended", "priority", "arrival", "last")
 """What a checkpoint keeps of a job besides tensors and schedule."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One sample of a job's step."""
+    """One sequence of a job's step: a sample, or one side of a pair, whose four sequences (two without a reference) are four rows."""
 
     job: Job
     example: Example
@@ -46,11 +50,21 @@ class Row:
     """Its number in the job's data."""
     position: int
     """Its place in the job's step: with job seed and step number, what its dropout is seeded by."""
+    part: int = 0
+    """Of a pair 0 for the chosen answer and 1 for the rejected one, whose dropout has seeds of its own."""
+    frozen: bool = False
+    """Whether it runs through the job's reference in place of its adapter."""
+
+    @property
+    def adapter(self) -> str | None:
+        """Who serves this sequence; None is the bare base."""
+        return self.job.reference if self.frozen else self.job.name
 
     @property
     def seed(self) -> int:
         """The same in any layout, micro-batch and company."""
-        words = np.random.SeedSequence((self.job.config.seed, self.job.step, self.position)).generate_state(
+        part = (self.part,) if self.part else ()
+        words = np.random.SeedSequence((self.job.config.seed, self.job.step, self.position, *part)).generate_state(
             1, np.uint64
         )
         return int(words[0] >> np.uint64(1))
@@ -97,6 +111,10 @@ class Job:
     """Whether its tensors are in memory; else they lie in the run folder (see `parking`)."""
     sizes: dict[str, int] = field(default_factory=dict, repr=False)
     """Bytes of each parameter."""
+    objective: Objective = field(default_factory=Supervised)
+    """What is learnt from the losses of its rows."""
+    reference: str | None = None
+    """Adapter that pairs are compared with, where the objective compares; None is the bare base."""
     _order: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     @classmethod
@@ -111,17 +129,38 @@ class Job:
         steps = config.steps if config.steps is not None else max(1, math.ceil(config.epochs * epoch_steps))
         schedule = build_schedule(optimizer, config, steps)
         modules = adapter_modules(model, name)
+        if train.has_pairs != (config.objective is not None):
+            raise GraftError(
+                f"'{name}' has {'pairs of answers but no' if train.has_pairs else 'no pairs of answers for its'} train.objective"
+            )
         sizes = {key: parameter.numel() * parameter.element_size() for key, parameter in params.items()}
         return cls(
-            name, config, train, validation, params, modules, optimizer, schedule, steps, epoch_steps, sizes=sizes
-        )
+            name, config, train, validation, params, modules, optimizer, schedule, steps, epoch_steps, sizes=sizes,
+            objective=objective_of(config.objective),
+        )  # fmt: skip
 
     def rows(self) -> list[Row]:
-        """The samples of the next step, longest first. Micro-batches are cut later, from the rows of all jobs together."""
+        """The rows of the next step, longest sample first. Micro-batches are cut later, from the rows of all jobs together."""
         if self._order is None or self._order[0] != self.epoch:
             self._order = (self.epoch, self.train.epoch_order(self.config.seed, self.epoch))
         samples = samples_of_step(self.train, self._order[1], self.config.batch_size, self.batch)
-        return [Row(self, self.train[sample], sample, position) for position, sample in enumerate(samples)]
+        return [
+            row for position, sample in enumerate(samples) for row in self.rows_of(self.train[sample], sample, position)
+        ]
+
+    def rows_of(self, example: Example, sample: int, position: int) -> list[Row]:
+        """The sequences of one sample: its own, and those of the reference where the objective compares."""
+        who = (False, True) if self.objective.compares else (False,)
+        return [
+            Row(self, sequence, sample, position, part, frozen)
+            for frozen in who
+            for part, sequence in enumerate(example.sequences)
+        ]
+
+    @property
+    def step_tokens(self) -> float:
+        """Tokens of a step, on average."""
+        return float(self.train.lengths.mean()) * self.config.batch_size * (2 if self.objective.compares else 1)
 
     def penalty(self) -> Tensor | None:
         """What the adapter's kind adds to the loss, once per step."""

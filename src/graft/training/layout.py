@@ -65,7 +65,8 @@ def laid_out(model: nn.Module, layout: Layout) -> Iterator[None]:
 
 def _few(jobs: Sequence[Job]) -> list[Row]:
     """The shortest samples of the jobs' first steps: at least two, for one sequence alone cannot mix with another."""
-    rows = sorted((row for job in jobs for row in job.rows()), key=lambda row: len(row.example))[:PROOF_ROWS]
+    own = (row for job in jobs for row in job.rows() if not row.frozen)
+    rows = sorted(own, key=lambda row: len(row.example))[:PROOF_ROWS]
     rows = rows if len(rows) > 1 else [*rows, *rows]
     return sorted(rows, key=lambda row: list(jobs).index(row.job))
 
@@ -100,5 +101,4 @@ def _compare(forward: Forward, rows: Sequence[Row], pad_id: int) -> Decision:
 
 def _losses(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: int) -> Tensor:
     batch = lay_out(rows, layout, pad_id).to(forward.device)
-    weights = torch.ones(len(batch.target_ids), device=forward.device)
-    return forward.losses(batch, pass_of(rows, layout, seeded=False), weights)[1].double()
+    return forward.losses(batch, pass_of(rows, layout, seeded=False)).double()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,7 +46,7 @@ class Ledger:
         shared = {"tokens_per_second": tokens / seconds, "seconds": seconds, "memory_bytes": self._peak}
         shown: dict[str, Any] = {}
         for job in (each for each in self.roster.jobs if each.name in outcomes):
-            metrics = {"epoch": round(job.epochs_done, 4), **asdict(outcomes[job.name]), **shared}
+            metrics = {"epoch": round(job.epochs_done, 4), **outcomes[job.name].metrics, **shared}
             self.losses[job.name] = metrics["loss"]
             if job.step == 1 or job.ended or step % self.log_every == 0:
                 self.record(step, job, metrics)

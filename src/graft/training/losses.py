@@ -3,9 +3,11 @@
 The gradient with respect to the input is made in the forward pass, chunk by chunk, so the logits of a chunk live once, in place, and no
 more than one chunk of them is ever alive. The formulas are those of softmax cross entropy; with p = softmax(z),
 
-    loss = w (logsumexp(z) - z[target])        dloss/dz = w (p - onehot(target))
+    loss = logsumexp(z) - z[target]        dloss/dz = p - onehot(target)
 
-and, where the model scales and caps its logits, z = cap tanh(a z' / cap), dz/dz' = a (1 - (z / cap)^2).
+and, where the model scales and caps its logits, z = cap tanh(a z' / cap), dz/dz' = a (1 - (z / cap)^2). What is made of the losses behind
+(a mean, an objective of whole answers) reaches the gradient in the backward pass as one factor per token, so nothing goes through the head
+twice.
 
 Legend: N supervised tokens, D hidden features, V vocabulary.
 """
@@ -42,52 +44,42 @@ class Tail:
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, weight_N: Tensor, tail: Tail = Tail()
-) -> tuple[Tensor, Tensor]:
-    """(sum of weight * loss, loss of each token [N], detached) of a frozen head on hidden states.
-
-    The weights are part of the gradient from the start: give 1 / (supervised tokens of the whole step). The head gets no gradient.
-    """
-    return _Losses.apply(
-        hidden_ND, target_N, weight_N, head_VD.detach(), None if bias_V is None else bias_V.detach(), tail
-    )
+    hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, tail: Tail = Tail()
+) -> Tensor:
+    """The loss of each token [N] of a frozen head on hidden states, in float32 or wider. The head gets no gradient."""
+    return _Losses.apply(hidden_ND, target_N, head_VD.detach(), None if bias_V is None else bias_V.detach(), tail)
 
 
-def cross_entropy(logits_NV: Tensor, target_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """The same for logits that are there already, in the base's dtype; float32 copies are made a chunk at a time."""
-    return _Losses.apply(logits_NV, target_N, weight_N, None, None, Tail())
+    return _Losses.apply(logits_NV, target_N, None, None, Tail())
 
 
 class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, target_N: Tensor, weight_N: Tensor, head: Tensor | None, bias: Tensor | None, tail: Tail
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, target_N: Tensor, head: Tensor | None, bias: Tensor | None, tail: Tail) -> Tensor:
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         vocabulary = x.shape[1] if head is None else head.shape[0]
         size = max(1, CHUNK_BYTES // (vocabulary * exact.itemsize))
         grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        weight_N = weight_N.to(exact)
         losses_N = torch.empty(x.shape[0], dtype=exact, device=x.device)
         for start in range(0, x.shape[0], size):
             part = slice(start, start + size)
             z = x[part].to(exact, copy=True) if head is None else F.linear(x[part], head, bias).to(exact)
-            losses_N[part], dz = _softmax_losses(tail.apply_(z), target_N[part], weight_N[part], tail, grad is not None)
+            losses_N[part], dz = _softmax_losses(tail.apply_(z), target_N[part], tail, grad is not None)
             if grad is not None and dz is not None:
                 grad[part] = dz if head is None else dz.to(head.dtype) @ head
         ctx.save_for_backward(grad)
-        ctx.mark_non_differentiable(losses_N)
-        return (losses_N * weight_N).sum(), losses_N
+        return losses_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = ctx.saved_tensors
-        return grad * grads[0].to(grad.dtype), None, None, None, None, None
+        scaled = torch.empty_like(grad)
+        return torch.mul(grad, grads[0][:, None], out=scaled), None, None, None, None
 
 
-def _softmax_losses(
-    z: Tensor, target: Tensor, weight: Tensor, tail: Tail, need_grad: bool
-) -> tuple[Tensor, Tensor | None]:
+def _softmax_losses(z: Tensor, target: Tensor, tail: Tail, need_grad: bool) -> tuple[Tensor, Tensor | None]:
     """Losses and, in z's own memory, the gradient before the tail. One pass of exponentials serves both."""
     slope = tail.derivative(z) if need_grad else 1.0
     chosen = z.gather(1, target[:, None])
@@ -96,6 +88,6 @@ def _softmax_losses(
     losses = (total.log() + highest - chosen)[:, 0]
     if not need_grad:
         return losses, None
-    dz = z.mul_(weight[:, None] / total)
-    dz[torch.arange(len(target), device=z.device), target] -= weight
+    dz = z.div_(total)
+    dz[torch.arange(len(target), device=z.device), target] -= 1.0
     return losses, dz if isinstance(slope, float) and slope == 1.0 else dz.mul_(slope)

@@ -27,7 +27,8 @@ from graft.data.preparing import Prepared, prepare
 from graft.errors import GraftError
 from graft.runs import RunFolder
 from graft.state import state_of, unwrapped
-from graft.training.job import Job
+from graft.training.job import REFERENCE, Job
+from graft.training.objectives import reference_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
         name: _without_origin(own, name, begun) for name, own in config.each().items() if only is None or name in only
     }
     tokenizer, first = load_tokenizer(config.base), next(iter(each.values()), None)
-    task = first.data.task if first is not None else "causal"
+    task = first.data.base_task if first is not None else "causal"
     kept: list[tuple[Any, Prepared]] = []
     data: dict[str, Prepared] = {}
     for name, own in each.items():
@@ -86,20 +87,21 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
     parts = Parts(config, base, [])
     for name, own in each.items():
         with _named(name, len(each) > 1):
-            parts.members.append(_part(base, name, own, data[name]))
+            parts.members.append(_part(base, name, own, data[name], begun))
             parts.members[-1].job.priority = config.priority(name)
     return parts
 
 
-def recruit(parts: Parts, name: str, given: Mapping[str, Any]) -> Job:
-    """A job that is submitted to a run, from what it says itself. Raises `GraftError` for what is wrong with it."""
+def recruit(parts: Parts, name: str, given: Mapping[str, Any], begun: RunFolder | None = None) -> Job:
+    """A job that is submitted to a run, from what it says itself. `begun`: the run's folder where it is resumed. Raises `GraftError` for
+    what is wrong with it."""
     try:
         own = submitted(parts.config, given)
     except ValidationError as error:
         raise GraftError(f"job '{name}': {error}") from error
     first = parts.members[0].data if parts.members else None
     data = _data_of(own, parts.base.tokenizer, parts.config, parts.base.task, first)
-    part = _part(parts.base, name, own, data)
+    part = _part(parts.base, name, own, data, begun)
     part.job.priority = int(given.get("priority", 0))
     parts.members.append(part)
     return part.job
@@ -124,7 +126,7 @@ def _named(name: str, needed: bool) -> Iterator[None]:
 
 def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: Prepared | None) -> Prepared:
     """A job's data, which have to suit the base that it shares with the others."""
-    if own.data.task != task:
+    if own.data.base_task != task:
         raise GraftError(f"data.task is {own.data.task}, but the base of this run serves {task}: one run has one task")
     classes = own_classes(own.base) if task == "classification" else None
     data = prepare(own.data, tokenizer, cache_folder(), classes=classes)
@@ -135,11 +137,24 @@ def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: P
     return data
 
 
-def _part(base: Base, name: str, own: RunConfig, data: Prepared) -> Part:
+def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None) -> Part:
     torch.manual_seed(own.train.seed)
     _attach(base, name, own)
     _refuse_too_long(base, name, data)
-    return Part(own, data, Job.make(base.model, name, own.train, data.train, data.validation))
+    job = Job.make(base.model, name, own.train, data.train, data.validation)
+    job.reference = _reference(base, name, own, begun)
+    return Part(own, data, job)
+
+
+def _reference(base: Base, name: str, own: RunConfig, begun: RunFolder | None) -> str | None:
+    """The adapter that a job's answers are compared with, attached a second time and frozen; None is the bare base."""
+    if reference_of(own.train.objective) != "init" or own.train.init_from is None:
+        return None
+    kept = None if begun is None else begun.reference_dir(name)
+    frozen = f"{name}{REFERENCE}"
+    graft.load(base.model, kept if kept is not None and kept.is_dir() else own.train.init_from, name=frozen)
+    graft.set_active(base.model, name)
+    return frozen
 
 
 def _without_origin(own: RunConfig, name: str, begun: RunFolder | None) -> RunConfig:

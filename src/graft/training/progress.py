@@ -45,7 +45,7 @@ class Reporter:
         """`step` optimiser steps were taken, over all jobs. Several jobs show their losses by name."""
         losses = "  ".join(f"{name} {loss:.4f}" for name, loss in metrics.get("losses", {}).items())
         text = (
-            (losses or f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}")
+            (losses or f"loss {metrics['loss']:.4f}{_pairs(metrics)}  lr {metrics['lr']:.2e}")
             + f"  {metrics['tokens_per_second']:,.0f} tokens/s  "
             + f"{metrics['memory_bytes'] / 2**30:.2f} GiB"
         )
@@ -74,3 +74,8 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _pairs(metrics: dict[str, Any]) -> str:
+    """How well pairs of answers are told apart, where that is what is learnt."""
+    return f"  {metrics['accuracy']:.0%} right, margin {metrics['margin']:.3f}" if "margin" in metrics else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import graft
 from graft.bases import pad_id
-from graft.config import AnyRun
+from graft.config import AnyRun, RunConfig
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.errors import GraftError
 from graft.orders import Orders
@@ -18,6 +18,7 @@ from graft.summary_table import summary
 from graft.training.card import model_card
 from graft.training.engine import Engine, Settings
 from graft.training.job import Job
+from graft.training.objectives import reference_of
 from graft.training.parts import Part, Parts, build, recruit
 from graft.training.progress import Reporter
 from graft.training.state import read_state, tidy
@@ -46,6 +47,7 @@ def train(config: AnyRun, out: str | Path, *, overwrite: bool = False, quiet: bo
     )
     for part in parts.members:
         _write_samples(folder, part, parts.base.tokenizer)
+        _keep_reference(folder, parts, part.job)
     _run(parts, folder, None, quiet)
     return folder
 
@@ -74,7 +76,7 @@ def resume(run: RunFolder | str | Path, *, quiet: bool = False) -> RunFolder:
         parts = build(config, there["jobs"], folder)
         for order in orders.journal.read()[: there["orders"]]:
             if order["do"] == "submit" and order["job"] in there["jobs"]:
-                recruit(parts, order["job"], order["config"])
+                recruit(parts, order["job"], order["config"], folder)
     folder.metrics.keep(lambda line: line["step"] <= last)
     _run(parts, folder, last or None, quiet)
     return folder
@@ -116,7 +118,14 @@ def _run(parts: Parts, folder: RunFolder, checkpoint: int | None, quiet: bool) -
 def _recruit(parts: Parts, folder: RunFolder, name: str, given: Mapping[str, Any]) -> Job:
     job = recruit(parts, name, given)
     _write_samples(folder, parts.of(job), parts.base.tokenizer)
+    _keep_reference(folder, parts, job)
     return job
+
+
+def _keep_reference(folder: RunFolder, parts: Parts, job: Job) -> None:
+    """references/<name>: what a job's answers are compared with, for resuming when train.init_from is no longer what it was."""
+    if job.reference is not None:
+        graft.save(parts.base.model, job.reference, folder.reference_dir(job.name))
 
 
 def _announce(parts: Parts, part: Part, folder: RunFolder, reporter: Reporter, checkpoint: int | None) -> None:
@@ -128,12 +137,24 @@ def _announce(parts: Parts, part: Part, folder: RunFolder, reporter: Reporter, c
         f"{str(parts.base.dtype).removeprefix('torch.')}); {data.train.samples:,} samples{held}, "
         f"{data.learnt}; {job.steps:,} steps" + (f", from step {checkpoint}" if checkpoint else "")
     )
+    if (note := reference_note(part.config)) is not None:
+        reporter.say(note)
     if reporter.live and not checkpoint and len(parts.members) == 1:
         reporter.show(str(summary(parts.base.model)), data, f"Sample 1, trained on where it is {LEARNT}:")
         reporter.show(coloured(part.data.train[0], parts.base.tokenizer, classes=part.data.classes))
         return
     for note in data.notes:
         reporter.say(note)
+
+
+def reference_note(config: RunConfig) -> str | None:
+    """What to know of a reference that is not what the adapter starts from."""
+    if config.train.init_from is None or reference_of(config.train.objective) != "base":
+        return None
+    return (
+        f"The adapter starts from {config.train.init_from}, but its answers are compared with the bare base, so rewards begin away "
+        "from zero; train.objective.reference: init compares with where it starts."
+    )
 
 
 def _publish(parts: Parts, folder: RunFolder, engine: Engine, job: Job) -> None:
@@ -162,6 +183,8 @@ def _counted(part: Part) -> str:
     """How much of the data counts in the loss."""
     if len(part.data.train.labels):
         return "one label each"
+    if part.data.report.pairs:
+        return f"{part.data.report.train.targets:,} of answers, preferred and rejected"
     return f"{part.data.report.train.targets:,} supervised ({part.config.data.train_on})"
 
 
@@ -178,5 +201,6 @@ def _write_samples(folder: RunFolder, part: Part, tokenizer: Any) -> None:
                 "trained_on": learnt_text(example, tokenizer, part.data.classes),
                 "tokens": len(example),
                 "targets": example.num_targets,
+                **({"rejected": learnt_text(example.rejected, tokenizer)} if example.rejected is not None else {}),
             }
         )

@@ -1,14 +1,14 @@
 """One optimiser step of all jobs: their rows together in micro-batches, each job's loss over its own supervised tokens, its own update.
 
-The loss of a job is the sum over the supervised tokens of its whole step divided by their number, however the step is cut into
-micro-batches. Jobs share nothing but the pass over the base.
+The loss of a job is the sum over the supervised tokens of its whole step divided by their number, or what its objective makes of the pairs
+of the whole step (objectives.py), however the step is cut into micro-batches. Jobs share nothing but the pass over the base.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from graft.errors import GraftError
 from graft.passes import Pass
 from graft.training.forward import Forward
 from graft.training.job import Job, Row
+from graft.training.objectives import Scores, Size
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,22 @@ class Outcome:
     """What a step of one job gave."""
 
     loss: float
-    """Mean over the supervised tokens of the step."""
+    """Mean over the supervised tokens of the step, or what the objective makes of its pairs."""
     grad_norm: float
     """Before clipping."""
     lr: float
     tokens: int
+    """Tokens that ran, those of a reference too."""
     targets: int
+    """Targets that the loss was taken over."""
+    scores: Scores = field(default_factory=dict)
+    """What else is told of the pairs of a step."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All of it by name, as metrics.jsonl has it."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "scores"}
+        return {**plain, **self.scores}
 
 
 class NonFinite(GraftError):
@@ -40,8 +51,9 @@ class NonFinite(GraftError):
 
     def __init__(self, job: Job, what: str, rows: Sequence[Row], suspects: Sequence[Row]) -> None:
         self.job, self.what, self.rows, self.suspects = job, what, tuple(rows), tuple(suspects)
-        shown = ", ".join(row.where for row in self.suspects[:8])
-        more = f" and {len(self.suspects) - 8} more" if len(self.suspects) > 8 else ""
+        places = list(dict.fromkeys(row.where for row in self.suspects))
+        shown = ", ".join(places[:8])
+        more = f" and {len(places) - 8} more" if len(places) > 8 else ""
         super().__init__(
             f"the {what} of '{job.name}' became infinite or not a number in step {job.step + 1}. Samples: {shown}{more}. "
             "Likely causes: a learning rate that is too high, a broken sample, or a base whose weights do not bear this dtype"
@@ -49,17 +61,28 @@ class NonFinite(GraftError):
 
 
 def cut(rows: Sequence[Row], budget: int, layout: Layout) -> list[list[Row]]:
-    """Micro-batches of at most `budget` tokens, padding counted; a longer row stands alone. Rows of a job lie together."""
-    widths = np.array([row.example.widths for row in rows])
-    groups = batches.micro_batches(widths, range(len(rows)), budget, layout)
-    return [[rows[index] for index in sorted(group)] for group in groups]
+    """Micro-batches of at most `budget` tokens, padding counted; a longer sample stands alone. The rows of a sample stay together, those
+    of a job lie side by side, its adapter's before its reference's."""
+    samples: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        samples.setdefault((id(row.job), row.position), []).append(row)
+    units = list(samples.values())
+    widths = np.zeros((len(units), max(map(len, units)), 2), np.int64)
+    for at, unit in enumerate(units):
+        widths[at, : len(unit)] = [row.example.widths for row in unit]
+    groups = batches.micro_batches(widths, range(len(units)), budget, layout)
+    order = {id(job): at for at, job in enumerate(dict.fromkeys(row.job for row in rows))}
+    return [
+        sorted((row for at in sorted(group) for row in units[at]), key=lambda row: (order[id(row.job)], row.frozen))
+        for group in groups
+    ]
 
 
 def longest(job: Job, budget: int, layout: Layout) -> list[Row]:
     """A job's longest samples as one micro-batch: the fullest that a step can meet."""
     size = min(job.config.batch_size, len(job.train))
     samples = sorted(range(len(job.train)), key=lambda index: -int(job.train.lengths[index]))[:size]
-    rows = [Row(job, job.train[sample], sample, position) for position, sample in enumerate(samples)]
+    rows = [row for position, sample in enumerate(samples) for row in job.rows_of(job.train[sample], sample, position)]
     return max(cut(rows, budget, layout), key=lambda micro: sum(len(row.example) for row in micro))
 
 
@@ -72,7 +95,7 @@ def lay_out(rows: Sequence[Row], layout: Layout, pad_id: int) -> Batch:
 def pass_of(rows: Sequence[Row], layout: Layout, seeded: bool = True) -> Pass:
     """Whose rows these are and where they lie. An encoder-decoder's rows have two lengths, so none is said: dropout then also covers
     padding, which changes nothing before it."""
-    names = tuple(row.job.name for row in rows)
+    names = tuple(row.adapter for row in rows)
     return Pass(
         names[0] if len(set(names)) == 1 else names,
         lengths=None
@@ -83,13 +106,30 @@ def pass_of(rows: Sequence[Row], layout: Layout, seeded: bool = True) -> Pass:
     )
 
 
+def sums_by_row(losses_N: Tensor, rows: Sequence[Row]) -> Tensor:
+    """The losses of each row's targets summed, [R] in float64 (where the device has it): differences of sums are what pairs are about."""
+    counts = torch.tensor([row.example.num_targets for row in rows], device=losses_N.device)
+    exact = losses_N if losses_N.device.type == "mps" else losses_N.double()
+    return torch.segment_reduce(exact, "sum", lengths=counts)
+
+
+def loss_of(rows: Sequence[Row], sums_R: Tensor, sizes: Mapping[str, Size]) -> Tensor:
+    """What a micro-batch adds to the losses of its jobs, in one sum."""
+    jobs = dict.fromkeys(row.job for row in rows)
+    total = sums_R.new_zeros(())
+    for job in jobs:
+        own = [at for at, row in enumerate(rows) if row.job is job]
+        total = total + job.objective.share([rows[at] for at in own], sums_R[own], sizes[job.name])
+    return total
+
+
 @dataclass(frozen=True)
 class Gradients:
     """What the passes of a step left behind, besides the gradients themselves, which are finite and clipped."""
 
     rows: Sequence[Row]
-    targets: dict[str, int]
-    sums: dict[str, float]
+    sizes: dict[str, Size]
+    scores: dict[str, Scores]
     norms: dict[str, float]
 
 
@@ -102,50 +142,35 @@ def take_step(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout
 def make_gradients(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout, pad_id: int) -> Gradients:
     """Forward and backward of all jobs' rows. Changes nothing but gradients. Raises `NonFinite` for the first job that has such."""
     rows = [row for job in jobs for row in job.rows()]
-    targets = {job.name: sum(row.example.num_targets for row in rows if row.job is job) for job in jobs}
+    sizes = {job.name: job.objective.size([row for row in rows if row.job is job]) for job in jobs}
     for job in jobs:
         job.optimizer.zero_grad(set_to_none=True)
-    losses: list[tuple[Sequence[Row], Tensor]] = []
+    done: list[Row] = []
+    sums: list[Tensor] = []
     for micro in cut(rows, budget, layout):
-        total, losses_N = _forward(forward, micro, layout, pad_id, targets)
-        total.backward()
-        losses.append((micro, losses_N))
+        losses_N = forward.losses(lay_out(micro, layout, pad_id).to(forward.device), pass_of(micro, layout))
+        sums_R = sums_by_row(losses_N, micro)
+        loss_of(micro, sums_R, sizes).backward()
+        done, sums = [*done, *micro], [*sums, sums_R.detach()]
     for penalty in (job.penalty() for job in jobs):
         if penalty is not None:
             penalty.backward()
-    sums, suspects = _by_job(losses)
-    return Gradients(rows, targets, sums, {job.name: _checked_norm(job, rows, sums, suspects) for job in jobs})
+    all_sums = torch.cat(sums).cpu()
+    scores: dict[str, Scores] = {}
+    norms: dict[str, float] = {}
+    for job in jobs:
+        own = [at for at, row in enumerate(done) if row.job is job]
+        scores[job.name] = job.objective.scores([done[at] for at in own], all_sums[own])
+        suspects = [done[at] for at in own if not math.isfinite(float(all_sums[at]))]
+        norms[job.name] = _checked_norm(job, rows, scores[job.name]["loss"], suspects)
+    return Gradients(rows, sizes, scores, norms)
 
 
-def _forward(
-    forward: Forward, micro: Sequence[Row], layout: Layout, pad_id: int, targets: dict[str, int]
-) -> tuple[Tensor, Tensor]:
-    batch = lay_out(micro, layout, pad_id).to(forward.device)
-    per_row = torch.tensor([1.0 / targets[row.job.name] for row in micro], dtype=torch.float64)
-    counts = torch.tensor([row.example.num_targets for row in micro])
-    weight_N = per_row.repeat_interleave(counts).to(forward.device)
-    return forward.losses(batch, pass_of(micro, layout), weight_N)
-
-
-def _by_job(losses: Sequence[tuple[Sequence[Row], Tensor]]) -> tuple[dict[str, float], list[Row]]:
-    """Each job's sum of token losses, and the rows that hold one that is not finite."""
-    sums: dict[str, float] = {}
-    suspects: list[Row] = []
-    for micro, losses_N in losses:
-        parts = losses_N.double().cpu().split([row.example.num_targets for row in micro])
-        for row, part in zip(micro, parts, strict=True):
-            value = float(part.sum())
-            sums[row.job.name] = sums.get(row.job.name, 0.0) + value
-            if not math.isfinite(value):
-                suspects.append(row)
-    return sums, suspects
-
-
-def _checked_norm(job: Job, rows: Sequence[Row], sums: dict[str, float], suspects: Sequence[Row]) -> float:
+def _checked_norm(job: Job, rows: Sequence[Row], loss: float, suspects: Sequence[Row]) -> float:
     """Clip the job's gradient; its norm before that."""
     own = [row for row in rows if row.job is job]
-    if not math.isfinite(sums[job.name]):
-        raise NonFinite(job, "loss", own, [row for row in suspects if row.job is job])
+    if not math.isfinite(loss):
+        raise NonFinite(job, "loss", own, suspects or own)
     if job.step == 1:  # behind a zero start the first gradient may be zero, the second is what training rests on
         _refuse_missing(job)
     given = {name: parameter for name, parameter in job.params.items() if parameter.grad is not None}
@@ -177,5 +202,6 @@ def update(job: Job, gradients: Gradients) -> Outcome:
     job.schedule.step()
     tokens = sum(len(row.example) for row in gradients.rows if row.job is job)
     job.advance()
-    targets = gradients.targets[job.name]
-    return Outcome(gradients.sums[job.name] / targets, gradients.norms[job.name], lr, tokens, targets)
+    scores = dict(gradients.scores[job.name])
+    loss, targets = scores.pop("loss"), gradients.sizes[job.name].targets
+    return Outcome(loss, gradients.norms[job.name], lr, tokens, targets, scores)

@@ -39,16 +39,15 @@ class LabelForward(Forward):
         with running(self.model, pass_):
             return self.model(**inputs_of(self.root, batch)).logits
 
-    def losses(self, batch: Batch, pass_: Pass, weight_N: Tensor) -> tuple[Tensor, Tensor]:
-        return self.losses_of(self.logits(batch, pass_), batch, weight_N)
+    def losses(self, batch: Batch, pass_: Pass) -> Tensor:
+        return self.losses_of(self.logits(batch, pass_), batch)
 
-    def losses_of(self, logits: Tensor, batch: Batch, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+    def losses_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """The same of logits that are there already."""
         if not batch.target_ids.is_floating_point():
-            return cross_entropy(logits, batch.target_ids, weight_N)
+            return cross_entropy(logits, batch.target_ids)
         exact = torch.promote_types(logits.dtype, torch.float32)
-        losses_N = (logits[:, 0].to(exact) - batch.target_ids.to(exact)).square()
-        return (losses_N * weight_N.to(exact)).sum(), losses_N.detach()
+        return (logits[:, 0].to(exact) - batch.target_ids.to(exact)).square()
 
     def prove_head(self, batch: Batch, pass_: Pass) -> Way:
         """The model's own forward makes the logits: a row has few."""

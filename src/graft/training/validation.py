@@ -1,14 +1,18 @@
-"""Validation loss: the mean over all targets of the validation data, in evaluation mode; of classes the accuracy besides."""
+"""Validation loss: the mean over all targets of the validation data, in evaluation mode; of classes the accuracy besides, of pairs the
+objective, its rewards and how often they are right."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from graft.data.batches import Layout
 from graft.training.forward import Forward
 from graft.training.job import Job, Row
 from graft.training.modes import evaluating
-from graft.training.step import cut, lay_out, pass_of
+from graft.training.step import cut, lay_out, pass_of, sums_by_row
 from graft.training.task_forward import LabelForward
 
 
@@ -18,21 +22,32 @@ def validation_loss(forward: Forward, job: Job, budget: int, layout: Layout, pad
 
 
 def validation_scores(forward: Forward, job: Job, budget: int, layout: Layout, pad_id: int) -> dict[str, float]:
-    """The loss of a job's adapter on its validation data and, of classification, the accuracy, by the names they have in metrics.jsonl."""
+    """The loss of a job's adapter on its validation data, of classification also the accuracy, of pairs what the objective tells besides;
+    by the names they have in metrics.jsonl."""
     assert job.validation is not None
-    rows = [Row(job, example, sample, sample) for sample, example in enumerate(job.validation)]
-    total, count, right = 0.0, 0, 0
-    classes = isinstance(forward, LabelForward) and job.validation.labels.dtype.kind == "i"
+    rows = [row for sample, example in enumerate(job.validation) for row in job.rows_of(example, sample, sample)]
+    done: list[Row] = []
+    sums: list[Tensor] = []
+    right, classes = 0, isinstance(forward, LabelForward) and job.validation.labels.dtype.kind == "i"
     with evaluating(forward.model):
         for micro in cut(rows, budget, layout):
             batch = lay_out(micro, layout, pad_id).to(forward.device)
-            weights = torch.ones(len(batch.target_ids), device=forward.device)
             pass_ = pass_of(micro, layout, seeded=False)
             if isinstance(forward, LabelForward):
                 logits = forward.logits(batch, pass_)
-                _, losses_N = forward.losses_of(logits, batch, weights)
+                losses_N = forward.losses_of(logits, batch)
                 right += int((logits.argmax(-1) == batch.target_ids).sum()) if classes else 0
             else:
-                _, losses_N = forward.losses(batch, pass_, weights)
-            total, count = total + float(losses_N.double().sum()), count + len(losses_N)
-    return {"validation_loss": total / count, **({"validation_accuracy": right / count} if classes else {})}
+                losses_N = forward.losses(batch, pass_)
+            done, sums = [*done, *micro], [*sums, sums_by_row(losses_N, micro).cpu()]
+    scores = job.objective.scores(done, torch.cat(sums))
+    if classes:
+        scores["accuracy"] = right / len(rows)
+    return {f"validation_{name}": value for name, value in scores.items()}
+
+
+def in_words(scores: Mapping[str, float]) -> str:
+    """Validation scores as a sentence tells them."""
+    said = f"validation loss {scores['validation_loss']:.4f}"
+    said += f", accuracy {scores['validation_accuracy']:.1%}" if "validation_accuracy" in scores else ""
+    return said + (f", margin {scores['validation_margin']:.3f}" if "validation_margin" in scores else "")

@@ -1,0 +1,107 @@
+"""A pair of answers to one prompt as two sequences: the prompt with the preferred answer, and with the rejected one.
+
+The prompt is written out by the template and tokenised apart from the answers, so its tokens are the same on both sides; this is checked.
+Targets are the answers behind the prompt with their end marks, whatever the prompt holds. A pair that is too long is rejected as a whole,
+or with `truncate_prompt` loses the same tokens of its prompt on both sides; answers are never cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graft.data.encoding import Span, encode, facts_of
+from graft.data.samples import Example, Message, Rejected, Sample, without_end
+from graft.data.templates import Template
+from graft.data.tokenizing import Overlong, start_of_answers
+from graft.errors import GraftError
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One conversation in tokens, up to its last target."""
+
+    ids: NDArray[np.int32]
+    targets: NDArray[np.bool_]
+    spare: tuple[int, ...]
+    """Positions of the prompt that may be cut, in the order in which they go."""
+
+    @property
+    def prompt(self) -> NDArray[np.int32]:
+        """The tokens before the first target."""
+        return self.ids[: int(np.flatnonzero(self.targets)[0])]
+
+
+def tokenize_pair(
+    sample: Sample, tokenizer: Any, template: Template, *, max_length: int, overlong: Overlong = "error"
+) -> Example | Rejected:
+    """Both sides of a pair, or why it cannot be trained on. Lengths are those of the longer side, in tokens.
+
+    Raises `GraftError`, naming the row, for conversations that the template cannot write, and where it writes the prompt differently
+    before the one answer and the other.
+    """
+    sides = [_side(messages, sample, tokenizer, template) for messages in (sample.messages, sample.rejected)]
+    if any(side is None for side in sides):
+        return Rejected("empty_answer", 0)
+    chosen, rejected = (side for side in sides if side is not None)
+    if not np.array_equal(chosen.prompt, rejected.prompt):
+        raise GraftError(
+            f"{sample.where}: the template '{template.name}' writes the prompt differently before the chosen and the rejected answer"
+        )
+    length = max(len(chosen.ids), len(rejected.ids))
+    if np.array_equal(chosen.ids, rejected.ids):
+        return Rejected("same_answers", length)
+    cut: Sequence[int] = ()
+    if length > max_length:
+        if overlong != "truncate_prompt":
+            return Rejected("overlong", length)
+        cut = chosen.spare[: length - max_length]
+        if length - len(cut) > max_length:
+            return Rejected("answer_too_long", length)
+    ours, theirs = (
+        Example(np.delete(side.ids, cut), np.delete(side.targets, cut), sample.source, sample.row, len(cut))
+        for side in (chosen, rejected)
+    )
+    ours.rejected = theirs
+    return ours
+
+
+def _side(messages: Sequence[Message], sample: Sample, tokenizer: Any, template: Template) -> _Side | None:
+    """None where the answer is empty."""
+    written = template.complete(without_end(messages, facts_of(tokenizer).eos))
+    first = len(written) - len(messages) + sample.asked
+    if not all(turn["content"].strip() for turn in written[first:] if turn["role"] == "assistant"):
+        return None
+    try:
+        spans = template.render(written)
+    except GraftError as error:
+        raise GraftError(f"{sample.where}: {error}") from error
+    tokens = encode(spans, tokenizer)
+    start = start_of_answers(spans, _first_of(spans, first))
+    targets = np.array([span >= start and spans[span].supervised for span in tokens.spans], dtype=np.bool_)
+    targets[:1] = False
+    if not targets.any():
+        return None
+    length, begin = int(np.flatnonzero(targets)[-1]) + 1, int(np.flatnonzero(targets)[0])
+    spare = sorted(
+        (message, -index, position)
+        for position, index in enumerate(tokens.spans[:begin])
+        if index >= 0 and tokens.whole[position] and (message := spans[index].message) is not None
+        if written[message]["role"] == "user"
+    )
+    return _Side(
+        np.array(tokens.ids, dtype=np.int32)[:length], targets[:length], tuple(position for _, _, position in spare)
+    )
+
+
+def _first_of(spans: Sequence[Span], message: int) -> int:
+    """Index of the first supervised span of this message or one behind it."""
+    return next(
+        index
+        for index, span in enumerate(spans)
+        if span.supervised and span.message is not None and span.message >= message
+    )
