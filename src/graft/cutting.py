@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graft.passes import Index
+from graft.passes import Index, Pass
 
 
 class Cut:
@@ -77,3 +77,13 @@ def put(x: Tensor, dim: int, indices: Sequence[Index], pieces: Sequence[Tensor])
         at = torch.arange(index.start, index.stop, device=x.device) if isinstance(index, slice) else index.to(x.device)
         x = x.index_copy(dim, at, piece)
     return x
+
+
+def by_rows(x: Tensor, pass_: Pass | None) -> Tensor:
+    """[tokens, I] as [rows, length, I] where the pass knows its rows (OPT flattens batch and length before its MLP)."""
+    if pass_ is None or x.dim() != 2 or not x.is_floating_point():
+        return x
+    if pass_.flat:
+        return x.unsqueeze(0)
+    count = len(pass_.rows) if isinstance(pass_.rows, tuple) else len(pass_.lengths) if pass_.lengths is not None else 0
+    return x.view(count, -1, x.shape[-1]) if count and x.shape[0] % count == 0 else x

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from graft.adapters.attending import AttentionAdapter, EmbeddingAdapter
 from graft.adapters.base import Adapter
 from graft.adapters.experts import ExpertsAdapter
-from graft.adapters.fused import add_low_rank, makes_its_output
-from graft.cutting import Cut
+from graft.adapters.fused import LowRankTerm, add_low_rank, makes_its_output
+from graft.adapters.fused_base import linear_low_rank, takes_in
+from graft.cutting import Cut, by_rows
 from graft.errors import GraftError
 from graft.passes import Context, Pass
 from graft.state import Link, State
@@ -146,7 +147,7 @@ class Grafts(nn.Module):
     def _run(self, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any], pass_: Pass | None) -> Any:
         key = None if args else next(name for name in (*INPUT_NAMES, *kwargs) if name in kwargs)
         given = args[0] if key is None else kwargs[key]
-        x = _by_rows(given, pass_)
+        x = by_rows(given, pass_)
         new_x = self._before(x, pass_)
         if new_x is not x:
             changed = new_x.reshape(given.shape)
@@ -154,6 +155,9 @@ class Grafts(nn.Module):
                 args = (changed, *args[1:])
             else:
                 kwargs = {**kwargs, key: changed}
+        if (whole := self._with_base(new_x, pass_)) is not None:
+            h, left = whole
+            return self._adapt(new_x, h, left, pass_).reshape(*given.shape[:-1], h.shape[-1])
         output = base(*args, **kwargs)
         if not self.links:
             return output
@@ -164,8 +168,24 @@ class Grafts(nn.Module):
         first = output[0] if isinstance(output, tuple) else output
         if pass_ is not None and not first.is_meta:
             self._refuse_offloaded(pass_)
-        h = self._adapt(new_x, _by_rows(first, pass_), pass_).reshape(first.shape)
+        h = by_rows(first, pass_)
+        terms, left = self._low_rank(h, pass_)
+        if terms:
+            own = all(makes_its_output(link.adapter.around.host) for links in self.links.values() for link in links)
+            h = add_low_rank(new_x.to(h.dtype), h, terms, in_place=own)
+        h = self._adapt(new_x, h, left, pass_).reshape(first.shape)
         return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    def _with_base(self, x: Tensor, pass_: Pass | None) -> tuple[Tensor, Mapping[str, list[Link]]] | None:
+        """The output of a frozen linear layer with the low-rank terms in it, in one operation; and the adapters that it leaves."""
+        if pass_ is None or not self.links:
+            return None
+        hosts = (link.adapter.around.host for links in self.links.values() for link in links)
+        host = next((each for each in hosts if each._modules.get("graft") is self), None)
+        if host is None or not makes_its_output(host):
+            return None
+        terms, left = self._low_rank(x, pass_)
+        return (linear_low_rank(host, x, terms), left) if terms and takes_in(host, x, terms) else None
 
     def _refuse_offloaded(self, pass_: Pass) -> None:
         """torch computes with tensors that have no data, and gives numbers that mean nothing."""
@@ -185,25 +205,13 @@ class Grafts(nn.Module):
                     link.x = None if link.adapter.reads == "nothing" else x
         return x
 
-    def _adapt(self, x: Tensor, h: Tensor, pass_: Pass | None) -> Tensor:
-        def step(link: Link, h: Tensor, ctx: Context, take: Take = _whole) -> Tensor:
-            source = take(link.source(x))
-            if link.rows is None:
-                return link.adapter.adapt(source, h, ctx)
-            own = Cut([link.rows], h.shape[-1], -1)
-            return own.put(h, [link.adapter.adapt(source, own.take(h, 0), ctx)])
+    def _low_rank(self, h: Tensor, pass_: Pass | None) -> tuple[list[LowRankTerm], Mapping[str, list[Link]]]:
+        """The adapters of the pass that are nothing but a low-rank term, which one operation adds all together; and the others.
 
-        h, left = self._add_low_rank(x, h, pass_)
-        h = self._change(h, left, pass_, step)
-        for links in self.links.values():
-            for link in links:
-                link.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
-        return h
-
-    def _add_low_rank(self, x: Tensor, h: Tensor, pass_: Pass | None) -> tuple[Tensor, Mapping[str, list[Link]]]:
-        """h with all adapters added that are nothing but a low-rank term, in one operation; and the others."""
+        h: a tensor with the rows of the pass.
+        """
         if pass_ is None:
-            return h, self.links
+            return [], self.links
         everyone = [(pass_.rows, None, pass_.everything)] if isinstance(pass_.rows, str) else pass_.groups(h)
         terms, left = [], dict(self.links)
         for name, index, ctx in everyone:
@@ -213,10 +221,23 @@ class Grafts(nn.Module):
                 if term is not None:
                     terms.append(term)
                     left.pop(name, None)
-        if not terms:
-            return h, self.links
-        own = all(makes_its_output(link.adapter.around.host) for links in self.links.values() for link in links)
-        return add_low_rank(x.to(h.dtype), h, terms, in_place=own), left
+        return terms, left if terms else self.links
+
+    def _adapt(self, x: Tensor, h: Tensor, table: Mapping[str, list[Link]], pass_: Pass | None) -> Tensor:
+        """h through the adapters of a table."""
+
+        def step(link: Link, h: Tensor, ctx: Context, take: Take = _whole) -> Tensor:
+            source = take(link.source(x))
+            if link.rows is None:
+                return link.adapter.adapt(source, h, ctx)
+            own = Cut([link.rows], h.shape[-1], -1)
+            return own.put(h, [link.adapter.adapt(source, own.take(h, 0), ctx)])
+
+        h = self._change(h, table, pass_, step)
+        for links in self.links.values():
+            for link in links:
+                link.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
+        return h
 
     def add_beside(self, query_BLHD: Tensor, scaling: float, output_BLHD: Tensor) -> Tensor:
         """The module's own attention with the second attention of the adapters in the pass added."""
@@ -276,13 +297,3 @@ def container_of(module: nn.Module, state: State) -> Grafts:
     container = module._modules["graft"]
     assert isinstance(container, Grafts)
     return container
-
-
-def _by_rows(x: Tensor, pass_: Pass | None) -> Tensor:
-    """[tokens, I] as [rows, length, I] where the pass knows its rows (OPT flattens batch and length before its MLP)."""
-    if pass_ is None or x.dim() != 2 or not x.is_floating_point():
-        return x
-    if pass_.flat:
-        return x.unsqueeze(0)
-    count = len(pass_.rows) if isinstance(pass_.rows, tuple) else len(pass_.lengths) if pass_.lengths is not None else 0
-    return x.view(count, -1, x.shape[-1]) if count and x.shape[0] % count == 0 else x

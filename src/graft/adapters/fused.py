@@ -7,7 +7,7 @@ For the rows i of one adapter, with its dropout mask M, S = s (M x) A^T, G the g
 Kept for backward are x, which is one tensor for all adapters and all layers that read it, and the S of rank R. Masks are drawn again
 from the seeds of the pass, where autograd would keep two tensors of x's size for each adapter; the gradient of x is written row by row
 into one tensor, where autograd would fill one with zeros for each adapter and add them up. Equations: Ye et al. 2023, "mLoRA"
-(arXiv 2312.02515).
+(arXiv 2312.02515). `fused_base.py` takes the frozen layer itself into the node.
 
 Without seeds, in compiled code, under function transforms and where the factors lie on another device (then it is an error) the same is
 computed by plain operations.
@@ -62,11 +62,7 @@ def add_low_rank(x: Tensor, h: Tensor, terms: Sequence[LowRankTerm], in_place: b
 
     `in_place` adds into h itself: only for an h that nobody else needs. The gradient is not differentiable again.
     """
-    seeded = all(term.p == 0.0 or term.ctx.seeds is not None for term in terms)
-    here = all(
-        term.A.device == term.B.device == h.device for term in terms
-    )  # in place, tensors without data add nothing
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or not (seeded and here):
+    if not one_node(terms, h.device):
         for term in terms:
             if term.rows is None:
                 h = h + term.plain(x)
@@ -74,8 +70,19 @@ def add_low_rank(x: Tensor, h: Tensor, terms: Sequence[LowRankTerm], in_place: b
                 at = torch.arange(term.rows.start, term.rows.stop, device=h.device)
                 h = h.index_add(1 if term.ctx.flat else 0, at, term.plain(term.of(x)))
         return h
-    factors = [factor for term in terms for factor in (term.A, term.B)]
-    return _AddLowRank.apply(x, h, terms, in_place and h.is_contiguous() and not h._is_view(), *factors)
+    return _AddLowRank.apply(x, h, terms, in_place and h.is_contiguous() and not h._is_view(), *factors_of(terms))
+
+
+def one_node(terms: Sequence[LowRankTerm], device: torch.device) -> bool:
+    """Whether terms can be computed by a node of ours: masks can be drawn again, and nobody looks into what runs."""
+    seeded = all(term.p == 0.0 or term.ctx.seeds is not None for term in terms)
+    here = all(term.A.device == term.B.device == device for term in terms)  # in place, tensors without data add nothing
+    return seeded and here and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
+def factors_of(terms: Sequence[LowRankTerm]) -> list[Tensor]:
+    """A and B of each term."""
+    return [factor for term in terms for factor in (term.A, term.B)]
 
 
 def makes_its_output(host: nn.Module) -> bool:
@@ -88,12 +95,8 @@ class _AddLowRank(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, h: Tensor, terms: Sequence[LowRankTerm], in_place: bool, *factors: Tensor
     ) -> Tensor:
-        out, lows = h if in_place else h.clone(memory_format=torch.contiguous_format), []
-        for term in terms:
-            x_NI = _flat(term.ctx.dropout(term.of(x), term.p, term.site))
-            low_NR = torch.mm(x_NI, term.A.to(x.dtype).t()).mul_(term.scale)
-            term.of(out).view(-1, out.shape[-1]).addmm_(low_NR, term.B.to(x.dtype).t())
-            lows.append(low_NR)
+        out = h if in_place else h.clone(memory_format=torch.contiguous_format)
+        lows = add_terms_(out, x, terms)
         if in_place:
             ctx.mark_dirty(h)
         ctx.terms = terms
@@ -104,27 +107,59 @@ class _AddLowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         terms, (grad,), (x, *saved) = ctx.terms, grads, ctx.saved_tensors
-        lows, factors = saved[: len(terms)], saved[len(terms) :]
-        needs_x, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
         covered = sum(term.of(grad).numel() for term in terms) == grad.numel()
-        grad_x = (torch.empty if covered else torch.zeros)(x.shape, dtype=x.dtype, device=x.device) if needs_x else None
-        made: list[Tensor | None] = []
-        for number, (term, low_NR) in enumerate(zip(terms, lows, strict=True)):
-            A, B = factors[2 * number : 2 * number + 2]
-            grad_NO = _flat(term.of(grad))
-            keep = term.ctx.kept(term.of(x), term.p, term.site) if term.p else None
-            low_grad_NR = torch.mm(grad_NO, B.to(x.dtype)).mul_(term.scale)
-            x_NI = _flat(term.of(x) if keep is None else term.of(x) * keep)
-            made.append(torch.mm(low_grad_NR.t(), x_NI).to(A.dtype) if needs[2 * number] else None)
-            made.append(torch.mm(grad_NO.t(), low_NR).to(B.dtype) if needs[2 * number + 1] else None)
-            if grad_x is not None:
-                part = term.of(grad_x)
-                torch.mm(low_grad_NR, A.to(x.dtype), out=part.view(-1, x.shape[-1]))
-                if keep is not None:
-                    part.mul_(keep)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (torch.empty if covered else torch.zeros)(x.shape, dtype=x.dtype, device=x.device)
+        made = factor_gradients(terms, grad, x, saved, ctx.needs_input_grad[4:], grad_x, fresh=True)
         return grad_x, grad, None, None, *made
 
 
-def _flat(x: Tensor) -> Tensor:
+def add_terms_(out: Tensor, x: Tensor, terms: Sequence[LowRankTerm]) -> list[Tensor]:
+    """Add each term to its rows of a contiguous tensor [..., O]; the S [N, R] of each."""
+    lows = []
+    for term in terms:
+        x_NI = flat(term.ctx.dropout(term.of(x), term.p, term.site))
+        low_NR = torch.mm(x_NI, term.A.to(x.dtype).t()).mul_(term.scale)
+        term.of(out).view(-1, out.shape[-1]).addmm_(low_NR, term.B.to(x.dtype).t())
+        lows.append(low_NR)
+    return lows
+
+
+def factor_gradients(
+    terms: Sequence[LowRankTerm], grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool],
+    grad_x: Tensor | None, fresh: bool,
+) -> list[Tensor | None]:  # fmt: skip
+    """dA and dB of each term; dx goes to its rows of grad_x: in place of what is there if `fresh`, else added.
+
+    grad [..., O]; saved: the S of each term, then the factors; needs: whether each factor wants its gradient.
+    """
+    lows, factors, made = saved[: len(terms)], saved[len(terms) :], []
+    for number, (term, low_NR) in enumerate(zip(terms, lows, strict=True)):
+        A, B = factors[2 * number : 2 * number + 2]
+        grad_NO = flat(term.of(grad))
+        keep = term.ctx.kept(term.of(x), term.p, term.site) if term.p else None
+        low_grad_NR = torch.mm(grad_NO, B.to(x.dtype)).mul_(term.scale)
+        x_NI = flat(term.of(x) if keep is None else term.of(x) * keep)
+        made.append(torch.mm(low_grad_NR.t(), x_NI).to(A.dtype) if needs[2 * number] else None)
+        made.append(torch.mm(grad_NO.t(), low_NR).to(B.dtype) if needs[2 * number + 1] else None)
+        if grad_x is not None:
+            _add_input_gradient(term.of(grad_x).view(-1, x.shape[-1]), low_grad_NR, A.to(x.dtype), keep, fresh)
+    return made
+
+
+def _add_input_gradient(part_NI: Tensor, low_grad_NR: Tensor, A: Tensor, keep: Tensor | None, fresh: bool) -> None:
+    """M (T A), written or added."""
+    if fresh:
+        torch.mm(low_grad_NR, A, out=part_NI)
+        if keep is not None:
+            part_NI.mul_(flat(keep))
+    elif keep is None:
+        part_NI.addmm_(low_grad_NR, A)
+    else:
+        part_NI.addcmul_(torch.mm(low_grad_NR, A), flat(keep))
+
+
+def flat(x: Tensor) -> Tensor:
     """[..., D] as [N, D]."""
     return x.reshape(-1, x.shape[-1])
