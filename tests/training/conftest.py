@@ -83,6 +83,26 @@ def data(count: int, seed: int = 0, longest: int = 16) -> TokenDataset:
     return TokenDataset.of(examples(count, seed, longest))
 
 
+def pairs(count: int, seed: int = 0, longest: int = 8, prompt: int = 0) -> TokenDataset:
+    """Pairs of random answers of unequal length to one prompt each, which has `prompt` tokens (0: up to five)."""
+    random, made = np.random.default_rng(seed), []
+    for row in range(count):
+        asked = random.integers(3, VOCABULARY, prompt or int(random.integers(1, 6)))
+        sides = []
+        for _ in range(2):
+            ids = np.concatenate([asked, random.integers(3, VOCABULARY, int(random.integers(1, longest + 1)))])
+            sides.append(Example(ids.astype(np.int32), np.arange(len(ids)) >= len(asked), "pairs.jsonl", row + 1))
+        sides[0].rejected = sides[1]
+        made.append(sides[0])
+    return TokenDataset.of(made)
+
+
+def exact_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    """RMSNorm in the dtype of its input; transformers' own rounds to float32, which hides equality in float64."""
+    scale = torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.variance_epsilon)
+    return self.weight * (hidden_states * scale)
+
+
 def attach(model: Any, name: str = "a", adapter: Any = None, seed: int = 1) -> Any:
     """An adapter whose weights are all away from zero."""
     torch.manual_seed(seed)

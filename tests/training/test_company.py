@@ -14,7 +14,7 @@ from torch import Tensor
 import graft
 from graft.choosing import set_trainable
 from graft.training.job import Job
-from tests.training.conftest import GATED, data, engine_for, job_on
+from tests.training.conftest import GATED, data, engine_for, exact_norm, job_on, pairs
 
 STEPS = 20
 
@@ -32,6 +32,18 @@ JOBS |= {
     "lora-wide": {"kind": "lora", "rank": 16, "dropout": 0.1},
     "lora-one": {"kind": "lora", "rank": 1, "sites": "attn.q"},
 }
+OBJECTIVES: dict[str, Any] = {
+    "dpo": "dpo",
+    "smoothed": {"kind": "dpo", "beta": 0.5, "label_smoothing": 0.1},
+    "ipo": "ipo",
+    "cpo": {"kind": "cpo", "nll": 0.5},
+    "hinge": {"kind": "cpo", "loss": "hinge"},
+    "orpo": "orpo",
+    "simpo": "simpo",
+}
+"""Jobs that learn from pairs, beside those that learn to write."""
+JOBS |= {name: {"kind": "lora", "rank": 3, "dropout": 0.3} for name in OBJECTIVES}
+JOBS |= {"ipo": {"kind": "series", "bottleneck": 4, "dropout": 0.2}, "orpo": {"kind": "prefix", "tokens": 2}}
 NUMBER = {name: number for number, name in enumerate(JOBS)}
 
 
@@ -46,9 +58,10 @@ def world(dtype: torch.dtype, names: list[str]) -> tuple[Any, list[Job]]:
     set_trainable(model, names)
     for name in names:
         number = NUMBER[name]
-        rows = data(20 + number, seed=number, longest=8 + number % 9)
-        steps, lr = STEPS - number % 5, 1e-3 * (1 + number % 3)
-        jobs.append(job_on(model, name, rows, batch_size=2 + number % 4, seed=number, steps=steps, lr=lr))
+        make = pairs if name in OBJECTIVES else data
+        rows = make(20 + number, seed=number, longest=8 + number % 9)
+        settings = {"steps": STEPS - number % 5, "lr": 1e-3 * (1 + number % 3), "objective": OBJECTIVES.get(name)}
+        jobs.append(job_on(model, name, rows, batch_size=2 + number % 4, seed=number, **settings))
     return model, jobs
 
 
@@ -66,12 +79,6 @@ def trained(
     assert engine.run() == "finished"
     lines = [line for line in engine.folder.metrics.read() if "loss" in line]
     return ended, {name: [line["loss"] for line in lines if line["job"] == name] for name in names}
-
-
-def exact_norm(self: Any, hidden_states: Tensor) -> Tensor:
-    """RMSNorm in the dtype of its input; transformers' own rounds to float32, which hides equality in float64."""
-    scale = torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.variance_epsilon)
-    return self.weight * (hidden_states * scale)
 
 
 @pytest.fixture(autouse=True, scope="module")
