@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from graft.errors import GraftError, did_you_mean
 from graft.files import explained, new_dir, write_json_atomic
@@ -70,14 +70,23 @@ def export(
         refuse_misread(root, written.config)
     if serving is not None:
         written = fitted(root, written, serving, convert=convert)
-    tensors = {key: tensor.to("cpu").contiguous().clone() for key, tensor in written.tensors.items()}
+    tensors = _on_cpu(written.tensors)
     with new_dir(folder) as fresh, explained(fresh):
         if kind.weights.endswith(".bin"):  # a pickle of plain tensors, the only thing that LLM-Adapters reads
             torch.save(tensors, fresh / kind.weights)
         else:
             save_file(tensors, fresh / kind.weights, metadata={"format": "pt"})
         write_json_atomic(fresh / kind.config, _plain(written.config))
+        for file, content in written.files.items():
+            if file.endswith(".json"):
+                write_json_atomic(fresh / file, _plain(content))
+            else:
+                save_file(_on_cpu(content), fresh / file, metadata={"format": "pt"})
     return written.notes
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

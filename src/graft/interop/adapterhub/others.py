@@ -168,7 +168,8 @@ def read_reft(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
             f"{file.folder} may be DiReFT or NoReFT: the library does not write which. It is read as NoReFT, as the library itself does",
             stacklevel=2,
         )
-    units = 2 if prefix and suffix and not tied else 1
+    # untied, the library keeps a unit for the first positions and one for the last, also where it never changes any of them
+    units = ["0"] if tied else [str(number) for number, length in enumerate((prefix, suffix)) if length]
     layers = config.get("layers", "all")
     pieces = []
     for block in file.atlas.blocks:
@@ -181,8 +182,8 @@ def read_reft(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
             unit = f"{block.path}.reft_layer.refts.{file.name}.units.{number}"
             own = {"W.weight": file.take(f"{unit}.learned_source.weight"), "W.bias": file.take(f"{unit}.learned_source.bias"),
                    "R": _orthonormal(file, unit) if form == "loreft" else file.take(f"{unit}.projection.weight")}  # fmt: skip
-            if int(number) < units:  # the library keeps a unit for positions that it never changes
-                tensors |= {f"units.{number}.{name}": tensor for name, tensor in own.items()}
+            if number in units:
+                tensors |= {f"units.{units.index(number)}.{name}": tensor for name, tensor in own.items()}
         pieces.append(Piece(block.path, like, tensors, "layer"))
     return pieces
 

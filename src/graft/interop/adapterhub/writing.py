@@ -1,85 +1,102 @@
-"""Write an attached adapter as AdapterHub stores it: bottlenecks and LoRA; what it cannot hold is refused.
+"""Write an attached adapter as AdapterHub stores it; what it cannot hold is refused with the reason.
 
-The names' meaning is said in `bottlenecks.py` and `others.py`, which read them.
+The names' meaning is said in `bottlenecks.py`, `others.py` and `heads.py`, which read them. Several kinds in one adapter are a union there
+(MAM: a prefix and a parallel bottleneck).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-from graft.atlas import Atlas
 from graft.errors import GraftError
 from graft.interop.adapterhub.bottlenecks import ACTIVATIONS
+from graft.interop.adapterhub.heads import write_head
+from graft.interop.adapterhub.linears_writing import write_ia3, write_lora
+from graft.interop.adapterhub.others_writing import write_prefix, write_prompt, write_reft
+from graft.interop.adapterhub.places import bottleneck_prefix, differing, left_out, model_type, outer, refuse
 from graft.interop.peft.folder import Folder, Held
 from graft.interop.peft.writing import held_by
 from graft.state import State
 
-CONTAINERS = ("llama", "mistral", "gpt2", "gptj")
-"""Model types whose blocks hold `attention_adapters` and `output_adapters`."""
-DENSE = ("bert", "roberta", "electra", "xlm-roberta")
-"""Model types whose adapters sit beside the sublayer's last layer."""
-BEHIND = ("t5", "mt5")
-"""Model types whose adapters sit in `layer.N` of the block."""
 UNUSED: dict[str, Any] = {
     "cross_adapter": False, "factorized_phm_W": True, "factorized_phm_rule": False, "hypercomplex_nonlinearity": "glorot-uniform",
     "init_weights_seed": None, "inv_adapter": None, "inv_adapter_reduction_factor": None, "learn_phm": True, "phm_bias": True,
     "phm_c_init": "normal", "phm_dim": 4, "phm_init_range": 0.0001, "phm_layer": False, "phm_rank": 1, "shared_W_phm": False,
     "shared_phm_rule": True, "stochastic_depth": 0.0, "use_gating": False, "adapter_residual_before_ln": False,
 }  # fmt: skip
+NOTE = "load it in AdapterHub with load_adapter(FOLDER, use_safetensors=True)"
 
 
 def write(root: nn.Module, state: State, name: str) -> Folder:
     """An adapter as AdapterHub stores it. Raises `GraftError` for kinds, combinations, settings and models that its files cannot say."""
-    seats = held_by(root, state, name)
-    kinds = {held.config.kind for held in seats}
-    config: Any = root.config
-    folder = Folder()
-    if kinds in ({"series"}, {"parallel"}):
-        _bottleneck(root, seats, folder, name, kinds == {"parallel"})
-    elif kinds == {"lora"}:
-        _lora(root, seats, folder, name)
-    else:
+    by_kind: dict[str, list[Held]] = defaultdict(list)
+    for held in held_by(root, state, name):
+        by_kind[held.config.kind].append(held)
+    head = by_kind.pop("head", [])
+    unknown = sorted(set(by_kind) - set(WRITERS))
+    if unknown or not by_kind:
         raise GraftError(
-            f"Graft writes series, parallel and lora adapters in AdapterHub's format, one kind to a folder; '{name}' is "
-            f"{' and '.join(sorted(kinds))}"
+            f"AdapterHub has no kind that computes what {' and '.join(unknown or ['a head alone'])} does, or its file forgets how. "
+            f"Written are: {', '.join(WRITERS)}, and a classifier's head beside them"
         )
-    folder.config = {"config": folder.config, "hidden_size": config.hidden_size, "model_class": type(root).__name__, "model_name":
-                     getattr(config, "_name_or_path", None), "model_type": config.model_type, "name": name,
-                     "version": "adapters.1.3.0"}  # fmt: skip
+    config: Any = root.config
+    folder, kind = Folder(notes=[NOTE]), model_type(root)
+    configs = [WRITERS[each](root, seats, folder, name) for each, seats in by_kind.items()]
+    about = {"hidden_size": config.hidden_size, "model_class": type(root).__name__, "model_name": getattr(config, "_name_or_path", None),
+             "model_type": kind, "name": name, "version": "adapters.1.3.0"}  # fmt: skip
+    whole = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
+    folder.config = {"config": whole, **about}
+    if head:
+        write_head(root, head, folder, about)
     folder.tensors = {key: tensor.detach() for key, tensor in folder.tensors.items()}
     return folder
 
 
-def _bottleneck(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str, beside: bool) -> None:
+def _series(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+    return _bottleneck(root, seats, folder, name, beside=False)
+
+
+def _parallel(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+    return _bottleneck(root, seats, folder, name, beside=True)
+
+
+def _bottleneck(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str, beside: bool) -> dict[str, Any]:
+    config: Any = seats[0].config
+    fields = _common(root, seats, beside)
+    refuse(
+        "bottlenecks", {"bottlenecks without biases": not config.biases, "biases of adapted layers": config.train_bias}
+    )
+    for held in seats:
+        _bottleneck_tensors(held, bottleneck_prefix(root, held, name), folder)
+    inits = {"mam": "mam_adapter", "houlsby": "houlsby"}
+    return {**fields, "init_weights": inits.get(config.init, "bert")}
+
+
+def _common(root: nn.Module, seats: Sequence[Held], beside: bool) -> dict[str, Any]:
+    """The fields of bottlenecks and of Compacter. Raises `GraftError` for what they cannot say."""
     config: Any = seats[0].config
     reads = {held.config.reads for held in seats}
-    plain = {held.config.model_copy(update={"sites": ""}).model_dump_json() for held in seats}
-    wrong = [what for what, holds in {
-        "settings that differ between sites": len(plain) > 1,
-        "bottlenecks without biases": not config.biases, "biases of adapted layers": config.train_bias,
+    refuse("bottlenecks", {
+        "settings that differ between sites": differing(seats),
         "sites other than attn, cross and mlp": any(held.seat.site.name.split(".")[-1] not in ("attn", "cross", "mlp") for held in seats),
         "a bottleneck before a sublayer": getattr(config, "position", "after") != "after",
         "a bottleneck that is added to nothing": getattr(config, "skip", "site") == "none",
         "a parallel bottleneck on the sublayer's own input (reads: site)": beside and reads != {"stream"} and not _same_input(seats),
-    }.items() if holds]  # fmt: skip
-    if wrong:
-        raise GraftError(f"AdapterHub's bottlenecks cannot say {' or '.join(wrong)}: keep Graft's format")
-    sites = {held.seat.site.part for held in seats}
+    })  # fmt: skip
+    names = {held.seat.site.name.split(".")[-1] for held in seats}
     backwards = {theirs_to: theirs for theirs, theirs_to in ACTIVATIONS.items() if theirs != "gelu_orig"}
     hidden = int(root.config.hidden_size)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    folder.config |= {
-        **UNUSED, "mh_adapter": "attn" in sites, "cross_adapter": False, "output_adapter": "mlp" in sites,
+    return {
+        **UNUSED, "mh_adapter": "attn" in names, "cross_adapter": "cross" in names, "output_adapter": "mlp" in names,
         "reduction_factor": hidden / config.bottleneck, "non_linearity": backwards.get(config.activation, config.activation),
         "scaling": config.scale, "dropout": config.dropout, "ln_before": config.norm, "ln_after": config.norm_after,
         "is_parallel": beside, "original_ln_before": not beside and config.reads == "stream", "original_ln_after": True,
-        "residual_before_ln": getattr(config, "skip", "site") != "stream", "leave_out": _left_out(root, seats),
-        "init_weights": {"mam": "mam_adapter", "houlsby": "houlsby"}.get(config.init, "bert"),
+        "residual_before_ln": getattr(config, "skip", "site") != "stream", "leave_out": left_out(root, seats, sorted(names)),
     }  # fmt: skip
-    for held in seats:
-        _bottleneck_tensors(held, _prefix(root, held, name), folder)
 
 
 def _bottleneck_tensors(held: Held, prefix: str, folder: Folder) -> None:
@@ -103,58 +120,37 @@ def _same_input(seats: Sequence[Held]) -> bool:
     return all(held.seat.site.source == held.seat.site.residual for held in seats)
 
 
-def _left_out(root: nn.Module, seats: Sequence[Held]) -> list[int]:
-    """Layers without an adapter. Raises `GraftError` where sites differ in them."""
-    every = {block.number for block in Atlas(root).blocks}
-    layers = {
-        part: {held.seat.site.layer for held in seats if held.seat.site.part == part}
-        for part in {h.seat.site.part for h in seats}
-    }
-    first, *others = layers.values()
-    if any(other != first for other in others):
-        raise GraftError("AdapterHub leaves out whole layers; this adapter has attn and mlp in different ones")
-    return sorted(every - first)
-
-
-def _prefix(root: nn.Module, held: Held, name: str) -> str:
-    kind, site = str(root.config.model_type), held.seat.site  # pyright: ignore[reportAttributeAccessIssue]
-    if kind in CONTAINERS:
-        block = next(block.path for block in Atlas(root).blocks if site.module.startswith(f"{block.path}."))
-        return f"{block}.{'attention' if site.part == 'attn' else 'output'}_adapters.adapters.{name}."
-    if kind in DENSE:
-        return f"{site.module.rpartition('.')[0]}.adapters.{name}."
-    if kind in BEHIND:
-        head, number = site.module.split(".layer.")[0], site.module.split(".layer.")[1].split(".")[0]
-        return f"{head}.layer.{number}.adapters.{name}."
-    raise GraftError(
-        f"where AdapterHub has the bottlenecks of a '{kind}' is not known here; known: {', '.join((*CONTAINERS, *DENSE, *BEHIND))}"
-    )
-
-
-def _lora(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> None:
+def _compacter(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
     config: Any = seats[0].config
-    names = {held.seat.site.name for held in seats}
-    allowed = {"attn.q", "attn.k", "attn.v", "cross.q", "cross.k", "cross.v", "mlp.up", "mlp.gate", "mlp.down"}
-    plain = {held.config.model_copy(update={"sites": ""}).model_dump_json() for held in seats}
-    wrong = [what for what, holds in {
-        "ranks or settings that differ between sites": len(plain) > 1,
-        "alpha / sqrt(rank)": config.rslora, "biases": config.train_bias,
-        f"sites other than {', '.join(sorted(allowed))}": bool(names - allowed),
-        "slices of a fused projection": any(held.seat.site.rows is not None for held in seats),
-        "some layers of a site only": any(
-            {h.path for h in seats if h.seat.site.name == each} != {site.module for site in Atlas(root).table()[each]} for each in names
-        ) if names <= allowed else False,
-    }.items() if holds]  # fmt: skip
-    if wrong:
-        raise GraftError(
-            f"AdapterHub's LoRA cannot say {' or '.join(wrong)} (as Graft writes it): export to PEFT, or keep Graft's format"
-        )
-    folder.config |= {
-        "architecture": "lora", "r": config.rank, "alpha": config.alpha, "dropout": config.dropout, "composition_mode": "add",
-        "attn_matrices": sorted({each[-1] for each in names if each[-2] == "."}, key="qkv".index), "selfattn_lora": True,
-        "intermediate_lora": bool(names & {"mlp.up", "mlp.gate"}), "output_lora": "mlp.down" in names, "init_weights": "lora",
-        "leave_out": [], "use_gating": False, "use_dora": False, "vera_b": None, "vera_d": None,
-    }  # fmt: skip
+    ranks = {rank for rank in (config.rank, config.rule_rank) if rank is not None}
+    refuse("Compacter", {
+        "norms": config.norm or config.norm_after, "a learned scale": isinstance(config.scale, str),
+        "biases of adapted layers": config.train_bias, "two ranks (rank and rule_rank)": len(ranks) > 1,
+    })  # fmt: skip
+    rules = {"left": "phm_rule_left", "right": "phm_rule_right", "rule": "phm_rule"}
+    ends = {"S": "W_left", "T": "W_right", "B": "W", "bias": "b"} | {
+        f"rule.{ours}": theirs for ours, theirs in rules.items()
+    }
     for held in seats:
-        own = dict(held.module.named_parameters())
-        folder.tensors |= {f"{held.path}.loras.{name}.lora_{letter}": own[letter] for letter in "AB"}
+        prefix = bottleneck_prefix(root, held, name)
+        for ours, tensor in held.module.f.named_parameters():
+            side, _, end = ours.partition(".")
+            folder.tensors[f"{prefix}{ {'down': 'adapter_down.0', 'up': 'adapter_up'}[side] }.{ends[end]}"] = tensor
+    if config.share_rule:
+        (rule,) = seats[0].module._shared
+        folder.tensors |= {
+            f"{outer(root)}shared_parameters.{name}.{rules[ours]}": own for ours, own in rule.named_parameters()
+        }
+    return {
+        **_common(root, seats, beside=False), "phm_layer": True, "phm_dim": config.products, "phm_rank": ranks.pop() if ranks else 1,
+        "factorized_phm_W": config.rank is not None, "factorized_phm_rule": config.rule_rank is not None,
+        "shared_phm_rule": config.share_rule, "phm_init_range": config.rule_std, "phm_bias": config.biases, "init_weights": "bert",
+    }  # fmt: skip
+
+
+Writer = Callable[[nn.Module, Sequence[Held], Folder, str], dict[str, Any]]
+WRITERS: dict[str, Writer] = {
+    "series": _series, "parallel": _parallel, "compacter": _compacter, "lora": write_lora, "ia3": write_ia3,
+    "prefix": write_prefix, "prompt": write_prompt, "p-tuning": write_prompt, "reft": write_reft,
+}  # fmt: skip
+"""What writes the tensors of one kind, and gives its config."""

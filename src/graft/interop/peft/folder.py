@@ -37,6 +37,8 @@ class Folder:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     beside: dict[str, Tensor] = field(default_factory=dict)
     """Tensors with whole names of their own."""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further files by name: fields of a `.json`, tensors of a `.safetensors`."""
     notes: list[str] = field(default_factory=list)
     """What was converted or left out on the way."""
 
