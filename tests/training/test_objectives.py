@@ -282,21 +282,26 @@ def test_a_fresh_adapter_is_its_reference() -> None:
 
 
 LEARNT: list[Any] = [
-    "dpo", "ipo", {"kind": "cpo", "beta": 1.0, "nll": 0.1}, {"kind": "orpo", "beta": 1.0}, {"kind": "simpo", "beta": 2.0},
-]  # fmt: skip
+    ("dpo", 1.0),
+    ("ipo", 1.0),
+    ({"kind": "cpo", "beta": 1.0, "nll": 0.1}, 0.85),  # its sums also have to make up for the longer answer
+    ({"kind": "orpo", "beta": 1.0}, 1.0),
+    ({"kind": "simpo", "beta": 2.0}, 1.0),
+]
+"""Objectives, and the share of pairs they get right in the end."""
 
 
-@pytest.mark.parametrize("objective", LEARNT)
-def test_a_job_learns_to_tell_the_answers_apart(objective: Any) -> None:
+@pytest.mark.parametrize(("objective", "right"), LEARNT)
+def test_a_job_learns_to_tell_the_answers_apart(objective: Any, right: float) -> None:
     model = tiny()
     graft.attach(model, {"a": {"kind": "lora", "rank": 8, "sites": "linear"}})
-    job = job_on(model, train=pairs(8, longest=1), objective=objective, batch_size=8, steps=40, lr=1e-2)
+    job = job_on(model, train=pairs(8, longest=2), objective=objective, batch_size=8, steps=40)
     forward = Forward(model)
     decide(forward, [job], "auto", pad_id=0)
     set_training(model, ["a"])
     with laid_out(model, "flat"):
         told = [take_step(forward, [job], 4096, "flat", 0)["a"] for _ in range(40)]
-    assert told[-1].scores["accuracy"] == 1.0 and told[-1].loss < told[0].loss
+    assert told[-1].scores["accuracy"] >= right and told[-1].loss < told[0].loss
     assert told[-1].scores["margin"] > told[0].scores["margin"] + 0.1
 
 
