@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.common import AsJson, print_facts, print_json, print_table
+from graft.clock import described
 
 
 def command(
@@ -98,7 +99,10 @@ def _one_run(folder: Path, as_json: bool) -> None:
     print_facts({key: value for key, value in listed.items() if key not in ("status", "last_metrics")})
     for title in ("status", "last_metrics"):
         typer.echo(f"\n{title.replace('_', ' ').capitalize()}")
-        print_facts({f"  {key}": value for key, value in run[title].items() if key != "jobs"})
+        facts = {key: value for key, value in run[title].items() if key != "jobs"}
+        if "time" in facts:
+            facts["time"] = described(facts["time"])
+        print_facts({f"  {key}": value for key, value in facts.items()})
         if len(run[title].get("jobs", ())) > 1:
             from graft.cli.jobs import show_jobs
 

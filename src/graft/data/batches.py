@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graft.clock import timed
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.errors import GraftError
@@ -67,6 +68,7 @@ class Batch:
         """Supervised tokens."""
         return len(self.target_ids)
 
+    @timed("batches")
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graft.clock import timed
 from graft.data.batches import Layout
 from graft.training.forward import Forward
 from graft.training.job import Job
 from graft.training.step import Gradients, NonFinite, Outcome, make_gradients, update
 
 
+@timed("step")
 def step_together(
     forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout, pad_id: int
 ) -> tuple[dict[str, Outcome], dict[str, Exception]]:

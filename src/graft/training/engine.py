@@ -19,6 +19,7 @@ from torch import nn
 
 from graft.attaching import detach
 from graft.choosing import set_trainable
+from graft.clock import timed
 from graft.config.scheduling import SchedulerConfig
 from graft.data.batches import Layout
 from graft.errors import GraftError
@@ -41,7 +42,7 @@ from graft.training.state import restore_adapter, restore_checkpoint, save_check
 from graft.training.step import NonFinite
 from graft.training.task_forward import forward_of
 from graft.training.trackers import Tracker
-from graft.training.validation import in_words, validation_scores
+from graft.training.validation import validation_scores
 
 State = Literal["finished", "stopped", "failed"]
 SAVE_SECONDS = 600.0
@@ -102,7 +103,7 @@ class Engine:
         if checkpoint is not None:
             wanted = self._restore(checkpoint)
         try:
-            with interrupt.watching():
+            with interrupt.watching(), self.ledger.clock.running():
                 begun = False
                 self.desk.obey(self.step)
                 while self.live and not interrupt.asked:
@@ -162,6 +163,7 @@ class Engine:
         set_trainable(self.model, names)
         set_training(self.model, names, self.settings.base_dropout)
 
+    @timed("between")
     def _loop(self, interrupt: Interrupt) -> None:
         """Steps, until adapters have to come or go, nothing is left to do, or the user asks to stop."""
         while True:
@@ -208,8 +210,7 @@ class Engine:
             job.best_at = self.step
         if self.roster.halving.at_rung(job):
             self.roster.halving.note(job, loss if loss == loss else sys.float_info.max)
-        self.ledger.record(self.step, job, {"epoch": round(job.epochs_done, 4), **scores})
-        self.ledger.say(f"step {self.step}  {job.name}: {in_words(scores)}{'  (best)' if best else ''}")
+        self.ledger.validated(self.step, job, scores, best)
         if job.ended == "early":
             self.ledger.event("early_stop", job=job.name, step=self.step, best=job.best)
             self.ledger.say(f"{job.name}: no improvement in {job.stale} validations, stopped at step {self.step}")
@@ -287,8 +288,7 @@ class Engine:
                 self._settle(job)
         shutil.rmtree(self.folder.path / "aside", ignore_errors=True)  # all that lies there is in the checkpoint
         self.model.eval()
-        self.ledger.status(self.step, self.layout, state)
-        self.ledger.event(state, step=self.step)
+        self.ledger.ended(self.step, self.layout, state)
         if state == "stopped":
             self.ledger.say(f"Stopped at step {self.step}; all is saved. Go on with: graft resume {self.folder.path}")
         return state

@@ -17,6 +17,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
 from graft.adapters.base import AdapterModule
+from graft.clock import timed
 from graft.config.schema import TrainConfig
 from graft.data.batches import samples_of_step, steps_per_epoch
 from graft.data.datasets import TokenDataset
@@ -139,6 +140,7 @@ class Job:
             objective=objective_of(config.objective),
         )  # fmt: skip
 
+    @timed("batches")
     def rows(self) -> list[Row]:
         """The rows of the next step, longest sample first. Micro-batches are cut later, from the rows of all jobs together."""
         if self._order is None or self._order[0] != self.epoch:

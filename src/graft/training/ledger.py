@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from graft.clock import Clock, described, timed
 from graft.errors import GraftError
 from graft.runs import RunFolder
 from graft.training.job import Job
@@ -17,6 +18,7 @@ from graft.training.progress import Reporter, memory_bytes
 from graft.training.roster import Roster
 from graft.training.step import Outcome
 from graft.training.trackers import Tracker
+from graft.training.validation import in_words
 
 STATUS_SECONDS = 5.0
 
@@ -30,6 +32,7 @@ class Ledger:
         self.folder, self.roster, self.reporter = folder, roster, reporter
         self.trackers, self.log_every = list(trackers), log_every
         self.losses: dict[str, float] = {}
+        self.clock = Clock()
         self._tokens, self._seconds, self._peak, self._status_at = 0, 0.0, 0, 0.0
 
     def close(self) -> None:
@@ -38,6 +41,7 @@ class Ledger:
         for tracker in self.trackers:
             tracker.close()
 
+    @timed("books")
     def log(self, step: int, outcomes: Mapping[str, Outcome], seconds: float, device: torch.device) -> None:
         """What a step gave: a line of metrics per job, and what is shown."""
         tokens = sum(outcome.tokens for outcome in outcomes.values())
@@ -55,6 +59,7 @@ class Ledger:
             shown = {**shown, "losses": {name: outcome.loss for name, outcome in outcomes.items()}}
         self.reporter.step(sum(job.step for job in self.roster.jobs), shown)
 
+    @timed("books")
     def record(self, step: int, job: Job, metrics: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the same to the trackers. `step` is the run's, `job_step` the job's own."""
         self.folder.metrics.append({"step": step, "job": job.name, "job_step": job.step, **metrics})
@@ -62,13 +67,20 @@ class Ledger:
         for tracker in self.trackers:
             tracker.log(step, {prefix + name: number for name, number in metrics.items()})
 
+    @timed("books")
     def event(self, kind: str, **facts: Any) -> None:
         """One line of events.jsonl."""
         self.folder.events.append({"time": datetime.now(UTC).isoformat(), "event": kind, **facts})
 
+    @timed("books")
     def say(self, text: str) -> None:
         """A sentence to the terminal."""
         self.reporter.say(text)
+
+    def validated(self, step: int, job: Job, scores: Mapping[str, float], best: bool) -> None:
+        """A job was validated."""
+        self.record(step, job, {"epoch": round(job.epochs_done, 4), **scores})
+        self.say(f"step {step}  {job.name}: {in_words(scores)}{'  (best)' if best else ''}")
 
     def lost(self, step: int, job: str, error: Exception, **facts: Any) -> str:
         """A job failed: an event with the error and, where it is our own fault, its trace. Returns what the error says."""
@@ -79,6 +91,7 @@ class Ledger:
         self.say(f"step {step}  {job} failed and is taken out; the others go on: {said}")
         return said
 
+    @timed("books")
     def status(self, step: int, layout: str, state: str = "running", **facts: Any) -> None:
         """status.json, every few seconds and at the end."""
         if state == "running" and time.monotonic() - self._status_at < STATUS_SECONDS:
@@ -87,8 +100,23 @@ class Ledger:
         jobs = {job.name: self.standing(job) for job in self.roster.jobs} | self.roster.gone
         speed = self._tokens / self._seconds if self._seconds else None
         self.folder.status(
-            {"state": state, "step": step, "layout": layout, "tokens_per_second": speed, "jobs": jobs, **facts}
+            {
+                "state": state,
+                "step": step,
+                "layout": layout,
+                "tokens_per_second": speed,
+                "time": self.clock.read(),
+                "jobs": jobs,
+                **facts,
+            }
         )
+
+    def ended(self, step: int, layout: str, state: str) -> None:
+        """The run came to its end, or was stopped."""
+        self.status(step, layout, state)
+        self.event(state, step=step)
+        if step:
+            self.say(f"Time: {described(self.clock.read())}")
 
     def standing(self, job: Job) -> dict[str, Any]:
         """Where a job stands, as status.json has it."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from graft.clock import timed
 from graft.files import explained
 from graft.inventory import tensors
 from graft.runs import RunFolder
@@ -21,6 +22,7 @@ from graft.training.optim import restore_optimizer
 from graft.training.state import ADAPTER, OPTIMISER, aside, part, write_job
 
 
+@timed("checkpoints")
 def park(folder: RunFolder, model: nn.Module, job: Job) -> None:
     """Free a job's memory. The file is new each time: checkpoints may hold links to an older one."""
     path = aside(folder, job)
@@ -36,6 +38,7 @@ def park(folder: RunFolder, model: nn.Module, job: Job) -> None:
     job.resident = False
 
 
+@timed("checkpoints")
 def unpark(folder: RunFolder, model: nn.Module, job: Job) -> None:
     """Bring a job back as it was."""
     stored = load_file(aside(folder, job))

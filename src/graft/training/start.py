@@ -9,6 +9,7 @@ from typing import Any
 
 import graft
 from graft.bases import pad_id
+from graft.clock import timed
 from graft.config import AnyRun, RunConfig
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.errors import GraftError
@@ -157,6 +158,7 @@ def reference_note(config: RunConfig) -> str | None:
     )
 
 
+@timed("checkpoints")
 def _publish(parts: Parts, folder: RunFolder, engine: Engine, job: Job) -> None:
     """adapters/<name>: weights, config, template, model card."""
     part = parts.of(job)

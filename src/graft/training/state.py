@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from graft.checkpoint import load_training_state, training_state
+from graft.clock import timed
 from graft.errors import GraftError
 from graft.files import new_dir
 from graft.jsonl import read_json
@@ -30,6 +31,7 @@ from graft.training.job import Job
 ADAPTER, OPTIMISER = "adapter/", "optimiser/"
 
 
+@timed("checkpoints")
 def save_checkpoint(
     folder: RunFolder, model: nn.Module, jobs: Sequence[Job], step: int, layout: str, keep: int, **more: Any
 ) -> Path:
@@ -75,6 +77,7 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+@timed("checkpoints")
 def verify_checkpoint(path: Path, model: nn.Module, jobs: Sequence[Job]) -> None:
     """Open a checkpoint again and compare it with what is in memory. Raises `GraftError` naming the tensor that differs."""
     for job in jobs:
@@ -113,6 +116,7 @@ def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job],
     return state
 
 
+@timed("checkpoints")
 def restore_adapter(folder: RunFolder, model: nn.Module, name: str, step: int) -> None:
     """Put one adapter's tensors where a checkpoint has them."""
     stored = load_file(folder.checkpoint_dir(step) / f"{name}.safetensors")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graft.clock import timed
 from graft.data import batches
 from graft.data.batches import Batch, Layout
 from graft.errors import GraftError
@@ -60,6 +61,7 @@ class NonFinite(GraftError):
         )
 
 
+@timed("batches")
 def cut(rows: Sequence[Row], budget: int, layout: Layout) -> list[list[Row]]:
     """Micro-batches of at most `budget` tokens, padding counted; a longer sample stands alone. The rows of a sample stay together, those
     of a job lie side by side, its adapter's before its reference's."""
@@ -86,12 +88,14 @@ def longest(job: Job, budget: int, layout: Layout) -> list[Row]:
     return max(cut(rows, budget, layout), key=lambda micro: sum(len(row.example) for row in micro))
 
 
+@timed("batches")
 def lay_out(rows: Sequence[Row], layout: Layout, pad_id: int) -> Batch:
     """The rows as one batch."""
     examples, samples = [row.example for row in rows], [row.sample for row in rows]
     return batches.flat(examples, samples) if layout == "flat" else batches.padded(examples, samples, pad_id)
 
 
+@timed("batches")
 def pass_of(rows: Sequence[Row], layout: Layout, seeded: bool = True) -> Pass:
     """Whose rows these are and where they lie. An encoder-decoder's rows have two lengths, so none is said: dropout then also covers
     padding, which changes nothing before it."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from graft.clock import timed
 from graft.data.batches import Layout
 from graft.training.forward import Forward
 from graft.training.job import Job, Row
@@ -21,6 +22,7 @@ def validation_loss(forward: Forward, job: Job, budget: int, layout: Layout, pad
     return validation_scores(forward, job, budget, layout, pad_id)["validation_loss"]
 
 
+@timed("validation")
 def validation_scores(forward: Forward, job: Job, budget: int, layout: Layout, pad_id: int) -> dict[str, float]:
     """The loss of a job's adapter on its validation data, of classification also the accuracy, of pairs what the objective tells besides;
     by the names they have in metrics.jsonl."""
