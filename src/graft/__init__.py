@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     "after_step": "graft.inventory",
     "attach": "graft.attaching",
+    "callback": "graft.callers",
     "copy": "graft.attaching",
     "detach": "graft.attaching",
     "names": "graft.inventory",
@@ -91,6 +92,7 @@ __all__ = [
     "VeRA",
     "after_step",
     "attach",
+    "callback",
     "copy",
     "detach",
     "export",
@@ -155,6 +157,7 @@ if TYPE_CHECKING:
         presets,
     )
     from graft.attaching import attach, copy, detach, rename
+    from graft.callers import callback
     from graft.checkpoint import load, save
     from graft.choosing import route, set_active, use
     from graft.errors import GraftError

@@ -71,7 +71,7 @@ def parameter_groups(model: nn.Module, name: str, lr: float) -> list[dict[str, A
 def penalty(model: nn.Module, name: str) -> torch.Tensor | None:
     """The scalar that an adapter's kind adds to the loss of a step (AdaLoRA: that its factors be orthogonal), or None.
 
-    Graft's engine adds it; a training loop of one's own adds it to the loss before backward.
+    Graft's engine adds it, and `graft.callback` under a Trainer; a training loop of one's own adds it to the loss before backward.
     """
     return summed_penalty(adapter_modules(model, name))
 
@@ -85,8 +85,8 @@ def summed_penalty(modules: Iterable[AdapterModule]) -> torch.Tensor | None:
 def after_step(model: nn.Module, name: str, step: int, steps: int) -> None:
     """Let an adapter act on a step just taken (AdaLoRA: give ranks to the sites that need them), its gradients still at hand.
 
-    Graft's engine calls this; a training loop of one's own does so between `optimizer.step()` and `optimizer.zero_grad()`, with
-    transformers' Trainer a callback's `on_optimizer_step`.
+    Graft's engine calls this, and `graft.callback` under a Trainer; a training loop of one's own does so between `optimizer.step()` and
+    `optimizer.zero_grad()`.
     step: number of the step, from 1. steps: of how many. Raises `GraftError` where these leave a kind's schedule no room.
     """
     for module in adapter_modules(model, name):

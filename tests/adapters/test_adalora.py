@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,93 @@ def test_the_file_that_peft_wrote_computes_the_same(shared: Path) -> None:
             site.E[kept] = oracle.tensors[f"{module}.lora_E"].view(-1)
             site.Q[kept] = oracle.tensors[f"{module}.lora_A"]
     oracle.assert_matches()
+
+
+def _driven(model: Any, folder: Path, **changes: Any) -> Any:
+    """transformers' Trainer over a grafted model, with plain SGD and two micro-batches to a step."""
+    from transformers import Trainer, TrainingArguments
+
+    from tests.callers.tiny import rows as samples
+
+    settings = {"output_dir": str(folder), "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 8,
+                "report_to": [], "use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "learning_rate": 0.3,
+                "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.5, "save_strategy": "no", "seed": 0}  # fmt: skip
+    callbacks = changes.pop("callbacks", [graft.callback()])
+    args = TrainingArguments(**(settings | changes))
+    return Trainer(model=model, args=args, train_dataset=samples(), callbacks=callbacks)  # pyright: ignore[reportArgumentType]
+
+
+def _to_drive() -> Any:
+    from tests.callers.tiny import tiny_llama
+
+    torch.manual_seed(3)
+    spec = graft.AdaLoRA(init_rank=4, target_rank=2, warmup=1, final=2, sites="attn.q attn.v")
+    return graft.attach(tiny_llama(), {"a": spec})
+
+
+def test_under_trainer_a_callback_does_what_a_loop_of_ones_own_does(tmp_path: Path) -> None:
+    """The same batches, penalty and clipping once per step; the same ranks in the end."""
+    model = _to_drive()
+    trainer = _driven(model, tmp_path)
+    batches: list[dict[str, torch.Tensor]] = []
+    compute = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, **more: (batches.append(inputs), compute(model, inputs, **more))[1]
+    trainer.train()
+    own = _to_drive().train()
+    trained = [parameter for _, parameter in graft.parameters(own, "a")]
+    optimizer = torch.optim.SGD(trained, lr=0.3)
+    for step in range(8):
+        pair = [
+            {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+            for batch in batches[2 * step : 2 * step + 2]
+        ]
+        term = graft.penalty(own, "a")
+        assert term is not None
+        (
+            sum(own(**batch).loss for batch in pair) / 2 + term
+        ).backward()  # rows of one length, so the mean of means is the mean
+        torch.nn.utils.clip_grad_norm_(trained, 0.5)
+        optimizer.step()
+        graft.after_step(own, "a", step + 1, 8)
+        optimizer.zero_grad()
+    mine, other = sites_of(model), sites_of(own)
+    assert sum(int(site.kept.sum()) for site in mine.values()) == 2 * len(mine)
+    for path, site in mine.items():
+        assert torch.equal(site.kept, other[path].kept)
+        for key in "PEQ":
+            torch.testing.assert_close(getattr(site, key), getattr(other[path], key), atol=1e-5, rtol=0)
+
+
+def test_a_trainer_resumes_in_the_midst_of_the_schedule(tmp_path: Path) -> None:
+    whole = _to_drive()
+    _driven(whole, tmp_path / "whole", save_strategy="steps", save_steps=4).train()
+    resumed = _to_drive()
+    trainer = _driven(resumed, tmp_path / "again")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for path, site in sites_of(resumed).items():
+        assert torch.equal(site.kept, sites_of(whole)[path].kept)
+        torch.testing.assert_close(site.E, sites_of(whole)[path].E, atol=1e-6, rtol=0)
+
+
+def test_training_without_the_callback_warns_once_and_with_it_never(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"callbacks=\[graft.callback\(\)\]") as caught:
+        _driven(_to_drive(), tmp_path, callbacks=[]).train()
+    assert sum("AdaLoRA" in str(each.message) for each in caught) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*AdaLoRA.*")
+        _driven(_to_drive(), tmp_path).train()
+        fixed = _to_drive()
+        graft.detach(fixed)
+        graft.attach(fixed, {"a": graft.AdaLoRA(init_rank=4, target_rank=None, sites="attn.q")})
+        _driven(fixed, tmp_path, callbacks=[]).train()
+
+
+def test_the_callback_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    with pytest.raises(graft.GraftError, match="has no steps left to give ranks in a run of 3"):
+        _driven(_to_drive(), tmp_path, max_steps=3).train()
+    trainer = _driven(_to_drive(), tmp_path)
+    trainer.args.fp16 = True
+    with pytest.raises(
+        graft.GraftError, match="adapter 'a' has a penalty, which the Trainer's scaling of fp16 does not reach"
+    ):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)

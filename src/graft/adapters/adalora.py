@@ -21,6 +21,7 @@ Legend: I input features, O output features, R initial rank, N sites.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -32,6 +33,10 @@ from torch.nn import functional as F
 from graft.adapters.base import AdapterConfig, Place, Shared
 from graft.adapters.lowrank import Difference
 from graft.errors import GraftError
+from graft.passes import Context
+
+UNSEEN_STEPS = 3
+"""Changes of the weights that count as training; one may be a trial step that is taken back."""
 
 
 class AdaLoRA(AdapterConfig):
@@ -121,6 +126,13 @@ class AdaLoRAAdapter(Difference):
     def difference(self) -> Tensor:
         return (self.P * torch.where(self.kept, self.E, 0.0) * self.scale) @ self.Q
 
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        if self.training and self.means and not torch.compiler.is_compiling():
+            (shared,) = self._shared
+            assert isinstance(shared, Allocator)
+            shared.watch(self)
+        return super().adapt(x, h, ctx)
+
     def to_save(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in super().to_save().items() if not name.startswith(self.means)}
 
@@ -151,6 +163,10 @@ class Allocator(Shared):
         self.target = config.target_rank
         self.sites: tuple[AdaLoRAAdapter, ...] = ()
         """They come in when they take this module as theirs, and keep their parameters."""
+        self.unseen: int | None = 0
+        """Optimiser steps that nobody told of; None once one was told of, or the warning given."""
+        self.version = -1
+        """Of the first site's E when a training pass last saw it."""
 
     def penalty(self) -> Tensor | None:
         if not self.config.orthogonality:
@@ -159,7 +175,22 @@ class Allocator(Shared):
         norms = [(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm() for gram in grams]
         return self.config.orthogonality * torch.stack(norms).mean()
 
+    def watch(self, site: AdaLoRAAdapter) -> None:
+        """Warn once where weights change from pass to pass and `after_step` is never called: ranks would stay in silence."""
+        if self.unseen is None or site is not self.sites[0] or site.E._version == self.version:
+            return
+        self.unseen, self.version = self.unseen + (self.version >= 0), site.E._version
+        if self.unseen == UNSEEN_STEPS:
+            self.unseen = None
+            warnings.warn(
+                "an AdaLoRA adapter is being trained and its ranks stay as they are, since nobody tells it of the steps taken: give a "
+                "Trainer callbacks=[graft.callback()], or in a loop of your own add graft.penalty(model, name) to the loss and call "
+                "graft.after_step(model, name, step, steps) after optimizer.step(); with target_rank: null no ranks are given",
+                stacklevel=2,
+            )
+
     def after_step(self, step: int, steps: int) -> None:
+        self.unseen = None
         warmup, end = self.schedule(steps)
         if step < end:
             for site in self.sites:
