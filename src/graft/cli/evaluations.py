@@ -12,7 +12,7 @@ from graft.cli.common import print_table
 COUNTS = {
     "wrong": "wrong", "unextractable": "unextractable", "no_room": "no room", "truncated": "truncated", "f1": "F1",
     "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman", "stop_rate": "stopped", "tokens": "tokens",
-    "text_bleu": "BLEU", "loss": "loss",
+    "text_bleu": "BLEU", "loss": "loss", "gained": "gained", "margin": "margin",
 }  # fmt: skip
 """Columns, where a result has them."""
 SHOWN_CLASSES = 12

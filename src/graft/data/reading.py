@@ -12,7 +12,7 @@ from typing import Any, cast
 from graft.config.schema import SourceConfig
 from graft.data.labelled_shapes import LABELS, labelled_shape
 from graft.data.opening import KINDS, Row, rows_of
-from graft.data.pair_shapes import check_pairs, pair
+from graft.data.pair_shapes import SIDES, check_pairs, pair
 from graft.data.samples import Sample
 from graft.data.shapes import RowError, detect
 from graft.errors import GraftError, nearest
@@ -43,6 +43,13 @@ def read(source: SourceConfig | str, *, need_answers: bool = True, task: str = "
     if not samples:
         raise GraftError(f"{source.path} holds no rows")
     return samples
+
+
+def holds_pairs(source: SourceConfig) -> bool:
+    """Whether the rows of a source are pairs of a preferred and a rejected answer, told by the columns of its first row."""
+    files = local_files(source)
+    rows = _hub_rows(source, "preference") if files is None else rows_of(files[0])
+    return all(name in {*rows[0], *source.fields} for name in SIDES) if rows else False
 
 
 def local_files(source: SourceConfig) -> list[Path] | None:

@@ -12,7 +12,7 @@ from graft.data.labelling import LABELLED
 from graft.data.opening import rows_of
 from graft.data.overlap import questions_of
 from graft.data.preparing import samples_of, validation_source
-from graft.data.reading import local_files, read
+from graft.data.reading import holds_pairs, local_files, read
 from graft.data.samples import Sample
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
@@ -23,6 +23,7 @@ from graft.evaluation.datafile import evaluate_bench, evaluation_of, protocol_ha
 from graft.evaluation.labels import evaluate_labels
 from graft.evaluation.limiting import Limits
 from graft.evaluation.overlaps import known_overlaps
+from graft.evaluation.preferences import evaluate_preferences
 from graft.evaluation.questions import asked_by
 from graft.evaluation.tables import averages
 from graft.evaluation.tasks import Task
@@ -78,6 +79,15 @@ def evaluate_on(
             bench, task, samples[: settings.limit], out, token_budget=settings.token_budget, progress=progress,
             overwrite=overwrite, limit=settings.limit,
             overlap=known_overlaps(bench, {task: questions_of(samples[: settings.limit])})[task],
+        )  # fmt: skip
+    if samples[0].rejected:
+        if beams > 1:
+            raise GraftError(
+                f"beams search for texts; {task} holds pairs of answers, which are compared by their likelihood"
+            )
+        return evaluate_preferences(
+            bench, task, samples[: settings.limit], out, token_budget=settings.token_budget, overwrite=overwrite,
+            limit=settings.limit, overlap=known_overlaps(bench, {task: questions_of(samples[: settings.limit])})[task],
         )  # fmt: skip
     train_on = config.data.train_on if config is not None else "completion"
     evaluation = evaluation_of(task, samples, settings, golds, train_on=train_on, beams=beams)
@@ -167,8 +177,10 @@ def _rows(
     else:
         source = validation_source(config.data)
     if source is not None:
-        samples = read(source, task=bench.base.task)
-        return Path(source.path).stem, samples, None if bench.base.task in LABELLED else _golds(source, samples)
+        pairs = bench.base.task == "causal" and holds_pairs(source)
+        samples = read(source, task="preference" if pairs else bench.base.task)
+        own = bench.base.task in LABELLED or pairs
+        return Path(source.path).stem, samples, None if own else _golds(source, samples)
     assert config is not None
     _, held_out = samples_of(config.data)
     if not held_out:

@@ -1,0 +1,115 @@
+"""Pairs of answers: which one each contestant finds likelier, and which one its adapter gained more for.
+
+Of each pair the summed log-probabilities of both answers are taken under every contestant and, of adapters, under the bare base.
+`accuracy` is the share of pairs whose chosen answer is likelier per token than the rejected one, which the bare base has too; `gained` the
+share in which it gained more over the base than the rejected one (the reward accuracy of DPO), and `margin` the mean of that difference,
+in nats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graft.bases.context import context_length
+from graft.data.pairs import tokenize_pair
+from graft.data.report import key_of
+from graft.data.samples import Example, Sample
+from graft.errors import GraftError
+from graft.evaluation.answering import Item, Line, about, conclude, folder_of, judgement, line_of, questions
+from graft.evaluation.contestants import Bench, Contestant
+from graft.evaluation.journal import Journal
+from graft.evaluation.loss import sample_losses
+from graft.evaluation.protocols.base import Judgement
+from graft.evaluation.scoring import outcomes
+
+UNLIMITED = 2**31
+
+
+def evaluate_preferences(
+    bench: Bench,
+    task: str,
+    samples: Sequence[Sample],
+    out: Path | None,
+    *,
+    token_budget: int,
+    overwrite: bool = False,
+    **facts: Any,
+) -> dict[str, Any]:
+    """Put all pairs before all contestants, and count. Pairs with two equal answers, or an empty one, are left out and counted.
+
+    out: the folder that the result's own lies in (None: nowhere). facts: what else the result is to say.
+    Returns what result.json holds, and its folder.
+    """
+    usable = [sample for sample in samples if _can_be_told_apart(sample)]
+    if not usable:
+        raise GraftError(f"{task}: no pair has two different answers")
+    items = [
+        Item(number, sample.source, sample.row, sample.messages[: sample.asked], _answer(sample.messages), "chosen")
+        for number, sample in enumerate(usable, start=1)
+    ]
+    digest = hashlib.sha256(json.dumps([key_of(sample) for sample in usable]).encode()).hexdigest()[:16]
+    templates = sorted({contestant.template.digest[:16] for contestant in bench.contestants})
+    protocol = {"name": "preference", "data": digest, "rows": len(items), "templates": templates}
+    name = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
+    head = about(bench, task, protocol, name)
+    with Journal(folder_of(out, task, name), head, questions(items), overwrite=overwrite) as journal:
+        for contestant in bench.contestants:
+            left = [at for at, item in enumerate(items) if (contestant.name, item.number) not in journal.answers]
+            found = _judged(bench, contestant, [usable[at] for at in left], token_budget)
+            for at, (judged, scores) in zip(left, found, strict=True):
+                line = line_of(contestant, items[at], judged.extracted or "", judged, None, None)
+                journal.append({**line, **scores})
+        journal.sync()
+        return conclude(
+            bench, items, head, journal, _score, self_checked=None, left_out=len(samples) - len(usable), **facts
+        )
+
+
+def _can_be_told_apart(sample: Sample) -> bool:
+    sides = (sample.messages, sample.rejected)
+    return sides[0] != sides[1] and all(_answer(side).strip() for side in sides)
+
+
+def _answer(messages: Sequence[Any]) -> str:
+    return messages[-1]["content"]
+
+
+def _judged(
+    bench: Bench, contestant: Contestant, samples: Sequence[Sample], token_budget: int
+) -> list[tuple[Judgement, dict[str, Any]]]:
+    """What a contestant says of each pair, and the numbers behind it; a pair that does not fit into the context has no room."""
+    room = context_length(bench.base.model, contestant.adapter) or UNLIMITED
+    template: Any = contestant.template
+    made = [
+        tokenize_pair(sample, bench.base.tokenizer, template, max_length=room, overlong="drop") for sample in samples
+    ]
+    pairs = [(at, example) for at, example in enumerate(made) if isinstance(example, Example)]
+    sequences = [sequence for _, example in pairs for sequence in example.sequences]
+    who = [contestant.adapter, None] if contestant.adapter is not None else [None]
+    losses = sample_losses(
+        bench.base.model, sequences * len(who), [name for name in who for _ in sequences], token_budget=token_budget
+    )
+    found: list[tuple[Judgement, dict[str, Any]]] = [(Judgement(None, "no_room"), {}) for _ in samples]
+    for place, (at, example) in enumerate(pairs):
+        counts = [sequence.num_targets for sequence in example.sequences]
+        chosen, rejected = -losses[2 * place], -losses[2 * place + 1]
+        scores: dict[str, Any] = {"logp_chosen": chosen, "logp_rejected": rejected}
+        if contestant.adapter is not None:
+            base = losses[len(sequences) + 2 * place] - losses[len(sequences) + 2 * place + 1]
+            scores["margin"] = chosen - rejected + base
+        right = chosen / counts[0] > rejected / counts[1]
+        found[at] = Judgement("chosen" if right else "rejected", "correct" if right else "wrong"), scores
+    return found
+
+
+def _score(contestant: Contestant, lines: list[Line]) -> dict[str, Any]:
+    scores = dict(outcomes([judgement(line) for line in lines]))
+    margins = [line["margin"] for line in lines if "margin" in line]
+    if margins:
+        gained = sum(margin > 0 for margin in margins) / len(margins)
+        scores |= {"gained": gained, "margin": sum(margins) / len(margins)}
+    return scores
