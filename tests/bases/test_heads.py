@@ -131,3 +131,52 @@ def test_a_merged_encoder_decoder_answers_alike(tmp_path: Path) -> None:
         "T5ForConditionalGeneration"
     ]
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").eos_token == "</s>"
+
+
+def _with_own_head(folder: Path, family: str, classes: tuple[str, ...]) -> BaseConfig:
+    """A base on disk that brings a head for these classes."""
+    plain = load_base(
+        BaseConfig(model=str(save_task_base(folder / "plain", family)), device="cpu"), "classification", classes
+    )
+    draw_head(plain.model, plain.fresh, seed=5)
+    plain.model.save_pretrained(folder / "own")
+    plain.tokenizer.save_pretrained(folder / "own")
+    return BaseConfig(model=str(folder / "own"), device="cpu")
+
+
+@pytest.mark.parametrize("family", FRESH)
+def test_a_head_that_the_base_brings_is_drawn_anew_where_that_is_wanted(tmp_path: Path, family: str) -> None:
+    config = _with_own_head(tmp_path, family, ("no", "yes"))
+    wanted = config.model_copy(update={"head": "fresh"})
+    assert own_classes(config) == ("no", "yes") and own_classes(wanted) is None
+    kept, drawn = (load_base(each, "classification", ("no", "yes")) for each in (config, wanted))
+    assert kept.fresh == () and set(drawn.fresh) == set(FRESH[family])
+    for name, tensor in kept.model.state_dict().items():
+        layer, _, end = name.rpartition(".")
+        assert torch.equal(tensor, drawn.model.state_dict()[name]) == (layer not in drawn.fresh or end == "bias"), name
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "llama"])
+def test_a_fresh_head_may_have_another_number_of_classes(tmp_path: Path, family: str) -> None:
+    config = _with_own_head(tmp_path, family, ("no", "yes"))
+    with pytest.raises(
+        GraftError,
+        match=r"brings a head for 2 labels \(no, yes\), but the data have 3: base.head: fresh draws a new one",
+    ):
+        load_base(config, "classification", ("a", "b", "c"))
+    base = load_base(config.model_copy(update={"head": "fresh"}), "classification", ("a", "b", "c"))
+    assert set(base.fresh) == set(FRESH[family]) and base.model.num_labels == 3
+    kept = AutoModelForSequenceClassification.from_pretrained(config.model).state_dict()
+    for name, tensor in base.model.state_dict().items():
+        if not name.startswith(base.fresh):
+            assert torch.equal(tensor, kept[name]), name
+    values = load_base(config.model_copy(update={"head": "fresh"}), "regression")
+    assert values.model.num_labels == 1 and set(values.fresh) == set(FRESH[family])
+
+
+def test_a_fresh_head_is_for_tasks_that_have_one(tmp_path: Path) -> None:
+    config = BaseConfig(model=str(save_task_base(tmp_path / "base", "llama")), device="cpu", head="fresh")
+    with pytest.raises(
+        GraftError, match=r"base.head: fresh is for data.task classification and regression; this run's is causal"
+    ):
+        load_base(config)

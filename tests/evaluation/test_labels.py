@@ -182,3 +182,21 @@ def test_adapters_of_different_tasks_do_not_share_a_base(run: RunFolder, tmp_pat
     (tmp_path / "plain").mkdir()
     with pytest.raises(GraftError, match="adapters of different tasks do not share a base: classification in"):
         assemble(run, adapters=[str(tmp_path / "plain")])
+
+
+def test_a_run_draws_a_head_for_other_classes_than_the_bases_and_saves_it(tmp_path: Path) -> None:
+    run = settings(tmp_path, labelled_rows())
+    own = AutoModelForSequenceClassification.from_pretrained(run["base"]["model"], num_labels=3)
+    own.save_pretrained(run["base"]["model"])
+    with pytest.raises(GraftError, match="base.head: fresh draws a new one"):
+        check(load_run(run))
+    run["base"]["head"] = "fresh"
+    folder = train(load_run(run), tmp_path / "run", quiet=True)
+    result = evaluate(folder, tmp_path / "classification.jsonl")
+    (found,) = result["results"]  # the base has no head of these classes, so it is not measured
+    assert found["accuracy"] > 0.9
+    bench = assemble(
+        None, base=BaseConfig(model=run["base"]["model"], device="cpu"), adapters=[str(folder.adapter_dir("lora"))]
+    )
+    again = evaluate_on(bench, tmp_path / "classification.jsonl", out=tmp_path / "again")
+    assert [each["accuracy"] for each in again["results"]] == [found["accuracy"]]

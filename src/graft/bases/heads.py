@@ -1,4 +1,4 @@
-"""The head of a classifier: whether the base brings one, and the first weights of one that it does not bring.
+"""The head of a classifier: whether the base brings one, and the first weights of one that it does not bring, or that is not wanted.
 
 A fresh head means nothing without its training, so it belongs to the adapter: kind `head` holds its weights whole. What the base has in
 its place is drawn from a seed and left behind.
@@ -6,7 +6,9 @@ its place is drawn from a seed and left behind.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +40,12 @@ def fresh_modules(model: Any, missing: Iterable[str]) -> tuple[str, ...]:
         if is_linear(model.get_submodule(path)):
             found.append(path)
     return tuple(found)
+
+
+def head_modules(model: Any) -> tuple[str, ...]:
+    """The linear layers of a classifier's head, by path: those outside of the body. BERT's pooler is part of its body."""
+    body = f"{model.base_model_prefix}."
+    return tuple(path for path, module in model.named_modules() if is_linear(module) and not path.startswith(body))
 
 
 @torch.no_grad()
@@ -81,3 +89,10 @@ def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence
         return config
     head = Head(sites="re:" + "|".join(path.replace(".", r"\.") for path in left))
     return Stack(adapters=(head, config))
+
+
+def brings_head(folder: Path) -> bool:
+    """Whether a saved adapter holds a head whole, so that the base's own does not matter to it."""
+    path = folder / "adapter_config.json"
+    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return bool((said.get("base") or {}).get("without"))

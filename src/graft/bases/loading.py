@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from graft.bases.heads import draw_head, fresh_modules
+from graft.bases.heads import draw_head, fresh_modules, head_modules
 from graft.config.schema import BaseConfig
 from graft.errors import GraftError, MissingExtra, nearest
 from graft.fingerprint import fingerprint
@@ -84,7 +84,9 @@ def load_model(config: BaseConfig, task: str = "causal", classes: Sequence[str] 
 
 
 def own_classes(config: BaseConfig) -> tuple[str, ...] | None:
-    """Names of the classes that the base's own head tells apart, in their order; None where it has no such head."""
+    """Names of the classes that the base's own head tells apart, in their order; None where it has no such head, or it is not wanted."""
+    if config.head == "fresh":
+        return None
     source, options = _source(config)
     with _explained(config, source):
         found: Any = AutoConfig.from_pretrained(source, **options)
@@ -116,6 +118,9 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
     device = check_device(config.device)
     dtype = _dtype(config.dtype, device)
     source, options = _source(config)
+    drawn = config.head == "fresh"
+    if drawn and task not in LABELLED:
+        raise GraftError(f"base.head: fresh is for data.task {' and '.join(LABELLED)}; this run's is {task}")
     with _explained(config, source):
         found = AutoConfig.from_pretrained(source, **options)
         if config.attention != "auto":
@@ -124,12 +129,14 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
             _set_labels(found, config, task, classes)
         with _calmly(task):
             loaded: Any = _CLASSES[task].from_pretrained(
-                source, config=found, dtype=dtype, output_loading_info=True, **options
+                source, config=found, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=drawn, **options
             )
         model, info = loaded
-    missing, fresh = sorted(info["missing_keys"]), ()
-    if missing and task in LABELLED:
+    others = sorted(each if isinstance(each, str) else each[0] for each in info["mismatched_keys"])
+    missing, fresh = sorted({*info["missing_keys"], *others}), ()
+    if task in LABELLED and (missing or drawn):
         fresh, missing = fresh_modules(model, missing), []
+        fresh = tuple(dict.fromkeys((*fresh, *head_modules(model)))) if drawn else fresh
         draw_head(model, fresh, seed=0)
     if missing:
         # transformers has filled them with random numbers
@@ -153,10 +160,10 @@ def load_as_saved(config: BaseConfig) -> Any:
 def _set_labels(found: Any, config: BaseConfig, task: str, classes: Sequence[str]) -> None:
     """Names and number of labels. Raises `GraftError` where the base's own head has another number."""
     count = len(classes) if task == "classification" else 1
-    if _has_head(found) and found.num_labels != count:
+    if _has_head(found) and found.num_labels != count and config.head == "auto":
         raise GraftError(
             f"base.model '{config.model}' brings a head for {found.num_labels} labels ({', '.join(found.id2label.values())}), but the data "
-            f"have {count}: take the base that it was made from, whose head will be new"
+            f"have {count}: base.head: fresh draws a new one"
         )
     found.id2label = dict(enumerate(classes)) if task == "classification" else {0: "LABEL_0"}
     found.label2id = {name: number for number, name in found.id2label.items()}

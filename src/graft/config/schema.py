@@ -48,6 +48,9 @@ class BaseConfig(Section):
     """auto, cpu, mps, cuda or cuda:N; auto is the first GPU, else the CPU."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention backend; auto is what transformers chooses for the model."""
+    head: Literal["auto", "fresh"] = "auto"
+    """Of classification and regression: auto keeps the head that the base brings and draws one where it brings none; fresh draws one in any
+    case, for any number of classes. A drawn head trains with the adapter and is saved with it."""
     dropout: bool = False
     """Whether the base's own dropout is on in training."""
     trust_remote_code: bool = False

@@ -15,6 +15,7 @@ from typing import Any
 
 import graft
 from graft.bases import Base, load_base, own_classes, own_task
+from graft.bases.heads import brings_head
 from graft.config.schema import BaseConfig, RunConfig
 from graft.data.label_template import LabelTemplate
 from graft.data.labelling import FILE as TASK_FILE
@@ -145,7 +146,10 @@ def _base_for(base: BaseConfig, folders: Sequence[Path]) -> Base:
     classes = {load_labelling(folder).names: folder for folder in folders} or {own_classes(base) or (): None}
     if len({len(names) for names in classes}) > 1:
         raise GraftError("adapters with different numbers of classes do not share a base: evaluate them one at a time")
-    return load_base(base, task, next(iter(classes)))
+    names, own = next(iter(classes)), own_classes(base)
+    if folders and own is not None and len(own) != len(names) and all(brings_head(folder) for folder in folders):
+        base = base.model_copy(update={"head": "fresh"})
+    return load_base(base, task, names)
 
 
 def _named_template(name: str, base: Base) -> Template:
