@@ -9,7 +9,7 @@ Legend: B rows, L padded length, T tokens of a flat batch, D features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -89,6 +89,8 @@ class Pass:
     lengths: tuple[int, ...] | None = None
     flat: bool = False
     seeds: tuple[int, ...] | None = None
+    prompt_seeds: Mapping[str, int] | None = None
+    """One dropout seed per adapter for its virtual tokens, which run once for all its rows; without it that of its first row."""
     mask: Tensor | None = None
     recorded: Recording | None = None
     """Of the virtual tokens that stand in the embedding: the keys and values that the model gave them in this pass."""
@@ -115,6 +117,14 @@ class Pass:
     def everything(self) -> Context:
         """The context of all rows together."""
         return Context(self.lengths, self.flat, self.seeds, self.mask)
+
+    def prompt_seed(self, name: str) -> int | None:
+        """What dropout on an adapter's virtual tokens is seeded by; None draws from torch's global generator."""
+        if self.seeds is None:
+            return None
+        if self.prompt_seeds is not None and name in self.prompt_seeds:
+            return self.prompt_seeds[name]
+        return self.seeds[self.rows.index(name) if isinstance(self.rows, tuple) else 0]
 
     def row_names(self, num_rows: int) -> tuple[str | None, ...]:
         """One name per row of a batch of `num_rows`, repeated under beams. Any other size is an error."""

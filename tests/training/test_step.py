@@ -22,6 +22,8 @@ from graft.training.step import NonFinite, Outcome, cut, take_step
 from tests.training.conftest import assert_same_gradient, attach, data, gradients, job_on, tiny
 
 DROPOUT = {"kind": "lora", "rank": 4, "sites": "linear", "dropout": 0.4}
+WITH_PROMPT = [{"kind": "prompt", "tokens": 3}, DROPOUT]
+"""Virtual tokens run once for all rows of a pass, and drop the same in each pass of a step."""
 
 
 def step(model: Any, jobs: list[Job], budget: int = 4096, layout: Any = "flat") -> dict[str, Outcome]:
@@ -32,7 +34,7 @@ def step(model: Any, jobs: list[Job], budget: int = 4096, layout: Any = "flat") 
         return take_step(forward, jobs, budget, layout, pad_id=0)
 
 
-@pytest.mark.parametrize("adapter", [None, DROPOUT])
+@pytest.mark.parametrize("adapter", [None, DROPOUT, WITH_PROMPT], ids=["plain", "dropout", "dropout and a prompt"])
 @pytest.mark.parametrize("layout", ["flat", "padded"])
 def test_one_pass_of_eight_samples_equals_eight_passes_of_one(layout: str, adapter: Any) -> None:
     found = []
@@ -43,9 +45,10 @@ def test_one_pass_of_eight_samples_equals_eight_passes_of_one(layout: str, adapt
             budget, len(cut(job.rows(), budget, layout))
         )
         found.append((step(model, [job], budget, layout)["a"].loss, gradients(job)))
+    tolerance = 1e-7 if adapter is WITH_PROMPT else 1e-10  # the norms of transformers round to float32
     for loss, gradient in found[1:]:
-        assert loss == pytest.approx(found[0][0], rel=1e-12)
-        assert_same_gradient(gradient, found[0][1], 1e-10)
+        assert loss == pytest.approx(found[0][0], rel=tolerance / 100)
+        assert_same_gradient(gradient, found[0][1], tolerance)
 
 
 def test_loss_is_the_mean_over_the_supervised_tokens_of_the_whole_step() -> None:

@@ -74,8 +74,8 @@ class RecordsPrompts:
 
     def _record(self: Any, grafts: Grafts, state: State, name: str, pass_: Pass) -> Recording:
         recording: Recording = {}
-        seed = None if pass_.seeds is None else (pass_.seeds[_first_row(pass_, name)],)
-        with state.carrying(Pass(name, seeds=seed, recording=recording)):
+        seed = pass_.prompt_seed(name)
+        with state.carrying(Pass(name, seeds=None if seed is None else (seed,), recording=recording)):
             super().forward(**_alone(self, grafts.prompts[name]))  # pyright: ignore
         return recording
 
@@ -113,11 +113,6 @@ def _alone(owner: Any, prompts: Sequence[EmbeddingAdapter]) -> dict[str, Any]:
 def _weight_of(prompt: EmbeddingAdapter) -> Tensor:
     weight: Any = prompt.around.host.weight
     return weight
-
-
-def _first_row(pass_: Pass, name: str) -> int:
-    """The row whose seed the prompt's pass takes: the adapter's first."""
-    return pass_.rows.index(name) if isinstance(pass_.rows, tuple) else 0
 
 
 def _versions(weights: list[Tensor]) -> list[tuple[int, int]] | None:

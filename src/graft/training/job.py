@@ -37,6 +37,8 @@ from graft.training.optim import (
 FAILED = "failed"
 REFERENCE = "--reference"
 """What is behind a job's name in that of the frozen adapter that its answers are compared with."""
+VIRTUAL = 2
+"""The part of a step, behind both sides of a pair, whose dropout seed is that of virtual tokens."""
 POSITION = ("step", "epoch", "batch", "best", "best_at", "stale", "ended", "priority", "arrival", "last")
 """What a checkpoint keeps of a job besides tensors and schedule."""
 
@@ -64,11 +66,7 @@ class Row:
     @property
     def seed(self) -> int:
         """The same in any layout, micro-batch and company."""
-        part = (self.part,) if self.part else ()
-        words = np.random.SeedSequence((self.job.config.seed, self.job.step, self.position, *part)).generate_state(
-            1, np.uint64
-        )
-        return int(words[0] >> np.uint64(1))
+        return self.job.seed_of(self.position, self.part)
 
     @property
     def where(self) -> str:
@@ -158,6 +156,16 @@ class Job:
             for frozen in who
             for part, sequence in enumerate(example.sequences)
         ]
+
+    def seed_of(self, position: int, part: int = 0) -> int:
+        """What dropout in the next step is seeded by, for a place in the step and a part of what stands there."""
+        words = np.random.SeedSequence((self.config.seed, self.step, position, part)).generate_state(1, np.uint64)
+        return int(words[0] >> np.uint64(1))
+
+    @property
+    def prompt_seed(self) -> int:
+        """The same for virtual tokens, which all sequences of the step share."""
+        return self.seed_of(0, VIRTUAL)
 
     @property
     def step_tokens(self) -> float:

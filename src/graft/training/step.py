@@ -107,6 +107,7 @@ def pass_of(rows: Sequence[Row], layout: Layout, seeded: bool = True) -> Pass:
         else tuple(len(row.example) for row in rows),
         flat=layout == "flat",
         seeds=tuple(row.seed for row in rows) if seeded else None,
+        prompt_seeds={row.job.name: row.job.prompt_seed for row in rows} if seeded else None,
     )
 
 
