@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from graft.errors import GraftError
 from graft.passes import Index, Pass
 
 
@@ -79,11 +80,19 @@ def put(x: Tensor, dim: int, indices: Sequence[Index], pieces: Sequence[Tensor])
     return x
 
 
-def by_rows(x: Tensor, pass_: Pass | None) -> Tensor:
-    """[tokens, I] as [rows, length, I] where the pass knows its rows (OPT flattens batch and length before its MLP)."""
+def by_rows(x: Tensor, pass_: Pass | None, in_list: bool = False) -> Tensor:
+    """[tokens, I] as [rows, length, I] where the pass knows its rows (OPT flattens batch and length before its MLP).
+
+    `in_list`: x is the input of one of several modules side by side, which as experts see the tokens alone that were chosen for them.
+    """
     if pass_ is None or x.dim() != 2 or not x.is_floating_point():
         return x
-    if pass_.flat:
-        return x.unsqueeze(0)
+    if in_list and isinstance(pass_.rows, tuple):
+        raise GraftError(
+            f"a list of experts hands this layer {len(x)} tokens that do not say whose they are: with adapters there, give all rows of a "
+            "batch one adapter, or choose sites outside the experts"
+        )
+    if pass_.flat or in_list:
+        return x.unsqueeze(0) if pass_.flat else x
     count = len(pass_.rows) if isinstance(pass_.rows, tuple) else len(pass_.lengths) if pass_.lengths is not None else 0
     return x.view(count, -1, x.shape[-1]) if count and x.shape[0] % count == 0 else x

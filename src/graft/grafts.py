@@ -29,8 +29,6 @@ Base = Callable[..., Any]
 Take = Callable[[Tensor], Tensor]
 """Of a tensor of all rows, those of the adapter at hand."""
 INPUT_NAMES = ("hidden_states", "input", "x", "inputs", "input_ids")
-
-
 OFFLOADED = "an adapter's tensors were offloaded after attach: offload the base first, then attach"
 
 
@@ -56,6 +54,7 @@ class Grafts(nn.Module):
         """Whether any adapter here may change the input."""
         self._runs_host = False
         """Whether any adapter here runs this module again."""
+        self.in_list = False  # inside its block, as experts are
 
     def add(self, name: str, key: str, adapter: Adapter, rows: slice | Tensor | None) -> Link:
         """Take an adapter module in. `_modules` is written directly, past nn.Module's reserved attributes, so that names are free."""
@@ -147,7 +146,7 @@ class Grafts(nn.Module):
     def _run(self, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any], pass_: Pass | None) -> Any:
         key = None if args else next(name for name in (*INPUT_NAMES, *kwargs) if name in kwargs)
         given = args[0] if key is None else kwargs[key]
-        x = by_rows(given, pass_)
+        x = by_rows(given, pass_, self.in_list)
         new_x = self._before(x, pass_)
         if new_x is not x:
             changed = new_x.reshape(given.shape)
@@ -168,7 +167,7 @@ class Grafts(nn.Module):
         first = output[0] if isinstance(output, tuple) else output
         if pass_ is not None and not first.is_meta:
             self._refuse_offloaded(pass_)
-        h = by_rows(first, pass_)
+        h = by_rows(first, pass_, self.in_list)
         terms, left = self._low_rank(h, pass_)
         if terms:
             own = all(makes_its_output(link.adapter.around.host) for links in self.links.values() for link in links)

@@ -56,6 +56,8 @@ def take_seat(root: nn.Module, atlas: Atlas, state: State, name: str, seat: Seat
         grafts.add_experts(name, seat.key, adapter)
         substitute(host, RunsExperts)
     else:
+        block = next((block.path for block in atlas.blocks if site.module.startswith(f"{block.path}.")), site.module)
+        grafts.in_list = any(part.isdigit() for part in site.module.removeprefix(block).split("."))
         _around(root, state, name, seat, adapter)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import graft
 from graft.atlas import Atlas
@@ -17,6 +17,7 @@ from graft.attention import flat_attention
 from graft.passes import Pass
 from graft.placement import find_sites
 from tests.architectures import build
+from tests.families.zoo import tiny
 
 FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "jamba")
 """gpt_oss stores its weights [E, I, O] and adds biases."""
@@ -191,3 +192,35 @@ def test_kinds_that_take_no_experts_say_what_they_leave_out() -> None:
         graft.attach(model, {"a": graft.Series(bottleneck=2, sites="linear")})
     with pytest.raises(graft.GraftError, match="'experts.down' is a experts site|takes .* sites; 'experts.down'"):
         graft.attach(model, {"b": graft.Series(bottleneck=2, sites="experts.down")})
+
+
+class _ListOfExperts(nn.Module):
+    """Experts as remote code has them: linear layers in a list, each of which sees the tokens chosen for it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, out = x.flatten(0, 1), torch.zeros_like(x.flatten(0, 1))
+        for number, expert in enumerate(self.experts):
+            chosen = torch.arange(number, len(tokens), 2)
+            out[chosen] = expert(tokens[chosen])
+        return out.view_as(x)
+
+
+def test_rows_are_not_routed_through_a_list_of_experts_whose_tokens_do_not_say_whose_they_are() -> None:
+    model = tiny("llama")
+    for layer in model.model.layers:
+        layer.mlp = _ListOfExperts(model.config.hidden_size)
+    for name in ("a", "b"):
+        graft.attach(model, {name: graft.LoRA(rank=2, sites=r"re:.*experts\.\d")})
+        _randomise(model, name)
+    before = _logits(model)
+    with graft.use(model, "a"):
+        assert not torch.allclose(_logits(model), before)
+    with (
+        pytest.raises(graft.GraftError, match="12 tokens that do not say whose they are"),
+        graft.route(model, ["a", "b", None]),
+    ):
+        _logits(model)
