@@ -22,6 +22,7 @@ from graft.attaching import attach
 from graft.bases import Base, load_base, load_tokenizer, own_classes
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
+from graft.bases.loading import own_task
 from graft.config import AnyRun, RunConfig, submitted
 from graft.data.preparing import Prepared, prepare
 from graft.errors import GraftError
@@ -128,6 +129,10 @@ def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: P
     """A job's data, which have to suit the base that it shares with the others."""
     if own.data.base_task != task:
         raise GraftError(f"data.task is {own.data.task}, but the base of this run serves {task}: one run has one task")
+    if own.data.task == "preference" and own_task(own.base) == "seq2seq":
+        raise GraftError(
+            f"data.task is preference, but {own.base.model} is an encoder-decoder: preferences are learnt by causal models"
+        )
     classes = own_classes(own.base) if task == "classification" else None
     data = prepare(own.data, tokenizer, cache_folder(), classes=classes)
     if first is not None and data.classes != first.classes:
