@@ -203,6 +203,7 @@ def test_a_classifiers_head_goes_along(family: str, tmp_path: Path) -> None:
         ("bert", graft.ReFT(form="direft"), "its file forgets that it is"),
         ("bert", graft.ReFT(positions="all"), "positions: all"),
         ("gpt2", graft.Compacter(bottleneck=8, rank=2, rule_rank=1), "two ranks"),
+        ("gptj", graft.Series(bottleneck=4, reads="stream", sites="mlp"), "reads: stream at the mlp of a gptj"),
         ("bloom", graft.Series(bottleneck=4), "AdapterHub has the adapters of a 'bloom' is not known here"),
         ("bert", graft.Head(sites="head"), "what a head alone does"),
     ],
@@ -215,3 +216,13 @@ def test_what_the_library_cannot_say_is_refused_with_the_reason(
     with pytest.raises(graft.GraftError, match=reason):
         graft.export(model, "a", tmp_path / "out", format="adapterhub")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stream_behind_gptjs_attention_is_not_read_for_the_one_before_it(tmp_path: Path) -> None:
+    _exported("gptj", graft.Series(bottleneck=4, sites="mlp"), tmp_path / "out")
+    path = tmp_path / "out" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["config"]["original_ln_before"] = True
+    path.write_text(json.dumps(config))
+    with pytest.raises(graft.GraftError, match="a residual stream with the attention's output in it"):
+        graft.load(base("gptj"), tmp_path / "out", name="a")

@@ -17,6 +17,7 @@ from torch import Tensor
 from graft.adapters import AdapterConfig, Compacter, Parallel, Series
 from graft.errors import GraftError
 from graft.interop.adapterhub.file import HubFile
+from graft.interop.adapterhub.places import STREAM_GOES_ON
 from graft.interop.composing import Piece
 
 ACTIVATIONS = {"swish": "silu", "leakyrelu": "leaky_relu", "gelu_orig": "gelu"}
@@ -35,6 +36,13 @@ def read_bottleneck(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
             raise GraftError(f"{file.folder} has {what} ({field}), which Graft has no kind for")
     if not config.get("original_ln_after", True):
         raise GraftError(f"{file.folder}: original_ln_after: false takes away a norm of the base, which no kind does")
+    kind = getattr(file.model.config, "model_type", None)
+    stream = config.get("original_ln_before") or config.get("is_parallel")
+    if kind in STREAM_GOES_ON and stream and config.get("output_adapter"):
+        raise GraftError(
+            f"{file.folder}: on a {kind} the library's adapters at the MLP read a residual stream with the attention's output in it, "
+            "which no kind of Graft does"
+        )
     flags = {"attn": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}
     names = [name for name, flag in flags.items() if config.get(flag)]
     if "attn" in names and "cross" in file.atlas.names() and "cross" not in names and _has_cross(file):

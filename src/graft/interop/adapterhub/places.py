@@ -21,6 +21,9 @@ KNOWN = (*CONTAINERS, *DENSE, *BEHIND)
 REVERSED = ("llama", "mistral")
 """Model types where the library takes the MLP's last layer for its intermediate one, and its up projection for the output."""
 
+STREAM_GOES_ON = ("gptj",)
+"""Model types whose attention and MLP stand side by side, and whose MLP has in the library a residual stream behind the attention."""
+
 
 def model_type(root: nn.Module) -> str:
     """The model's type. Raises `GraftError` for one whose places are not known here."""

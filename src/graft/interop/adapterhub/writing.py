@@ -17,7 +17,15 @@ from graft.interop.adapterhub.bottlenecks import ACTIVATIONS
 from graft.interop.adapterhub.heads import write_head
 from graft.interop.adapterhub.linears_writing import write_ia3, write_lora
 from graft.interop.adapterhub.others_writing import write_prefix, write_prompt, write_reft
-from graft.interop.adapterhub.places import bottleneck_prefix, differing, left_out, model_type, outer, refuse
+from graft.interop.adapterhub.places import (
+    STREAM_GOES_ON,
+    bottleneck_prefix,
+    differing,
+    left_out,
+    model_type,
+    outer,
+    refuse,
+)
 from graft.interop.peft.folder import Folder, Held
 from graft.interop.peft.writing import held_by
 from graft.state import State
@@ -85,6 +93,9 @@ def _common(root: nn.Module, seats: Sequence[Held], beside: bool) -> dict[str, A
         "sites other than attn, cross and mlp": any(held.seat.site.name.split(".")[-1] not in ("attn", "cross", "mlp") for held in seats),
         "a bottleneck before a sublayer": getattr(config, "position", "after") != "after",
         "a bottleneck that is added to nothing": getattr(config, "skip", "site") == "none",
+        f"reads: stream at the mlp of a {model_type(root)}, whose stream it takes behind the attention": (
+            model_type(root) in STREAM_GOES_ON and "stream" in reads and any(held.seat.site.part == "mlp" for held in seats)
+        ),
         "a parallel bottleneck on the sublayer's own input (reads: site)": beside and reads != {"stream"} and not _same_input(seats),
     })  # fmt: skip
     names = {held.seat.site.name.split(".")[-1] for held in seats}
