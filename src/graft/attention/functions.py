@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from graft.attention.alibi import Alibi
 from graft.attention.relative import with_columns
 from graft.attention.shadow import PREFIX
+from graft.attention.varlen import by_varlen, serves
 from graft.attention.virtual import Virtual, virtual_tokens
 from graft.errors import GraftError
 from graft.passes import Pass
@@ -197,6 +198,8 @@ def _by_segments(
         if not name.startswith(("cu_seq_lens", "max_length", "position_ids"))
     }
     window, outputs = kwargs.get("sliding_window"), []
+    if virtual is None and alibi is None and backend == "sdpa" and serves(query, kwargs):
+        return by_varlen(query, key, value, pass_.lengths, kwargs.get("scaling"), window)
     rows = None if virtual is None else virtual.of_rows(len(pass_.lengths), key.shape[1])
     for row, (q, k, v) in enumerate(
         zip(*(part.split(list(pass_.lengths), 2) for part in (query, key, value)), strict=True)
