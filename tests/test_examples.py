@@ -23,6 +23,8 @@ RUN_BELOW = {
     "four_jobs.yaml",
     "hadamard_head.yaml",
     "hadamard.yaml",
+    "preferences.yaml",  # by the page on preferences
+    "preferences.jsonl",
 }
 
 
