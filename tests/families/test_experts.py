@@ -216,11 +216,10 @@ def test_rows_are_not_routed_through_a_list_of_experts_whose_tokens_do_not_say_w
     for name in ("a", "b"):
         graft.attach(model, {name: graft.LoRA(rank=2, sites=r"re:.*experts\.\d")})
         _randomise(model, name)
-    before = _logits(model)
+    with graft.use(model, None):
+        bare = _logits(model)
     with graft.use(model, "a"):
-        assert not torch.allclose(_logits(model), before)
-    with (
-        pytest.raises(graft.GraftError, match="12 tokens that do not say whose they are"),
-        graft.route(model, ["a", "b", None]),
-    ):
+        assert not torch.allclose(_logits(model), bare)
+    whose = pytest.raises(graft.GraftError, match="12 tokens that do not say whose they are")
+    with whose, graft.route(model, ["a", "b", None]):
         _logits(model)
