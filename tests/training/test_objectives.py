@@ -25,7 +25,7 @@ from graft.errors import GraftError
 from graft.training.forward import Forward
 from graft.training.job import Job
 from graft.training.layout import decide, laid_out
-from graft.training.modes import set_training
+from graft.training.modes import recomputing, set_training
 from graft.training.objectives import Pairs, Preference, objective_of
 from graft.training.step import cut, make_gradients, take_step
 from tests.training.conftest import attach, data, exact_norm, job_on, pairs, tiny
@@ -349,3 +349,39 @@ def test_pairs_without_an_objective_and_an_objective_without_pairs_are_refused()
         job_on(attach(tiny()), train=pairs(4))
     with pytest.raises(GraftError, match="'a' has no pairs of answers for its train.objective"):
         job_on(attach(tiny()), objective="dpo")
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gptj", "bloom", "opt", "gpt2", "mpt"])
+def test_every_family_compares_with_its_own_base_in_either_layout(family: str) -> None:
+    model, rows = attach(tiny(family)), pairs(5)
+    for layout in ("padded",) if family == "mpt" else ("flat", "padded"):
+        compare(step_of(model, rows, CASES["dpo"], layout), written_out(model, rows, CASES["dpo"]), model, 1e-5)
+
+
+ADAPTERS: dict[str, Any] = {
+    "prefix": {"kind": "prefix", "tokens": 3},
+    "prompt": {"kind": "prompt", "tokens": 3},
+    "llama-adapter": {"kind": "llama-adapter"},
+    "stack": [{"kind": "lora", "rank": 2}, {"kind": "prefix", "tokens": 2}],
+}
+
+
+@pytest.mark.parametrize("layout", ["flat", "padded"])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_the_reference_sees_nothing_of_an_adapter_inside_attention(kind: str, layout: str) -> None:
+    model, rows = attach(tiny(dtype=torch.float64), adapter=ADAPTERS[kind]), pairs(5)
+    compare(step_of(model, rows, CASES["ipo"], layout), written_out(model, rows, CASES["ipo"]), model, 1e-9)
+
+
+def test_recomputed_blocks_keep_the_reference_apart() -> None:
+    found = []
+    for again in (False, True):
+        model, rows = attach(tiny(dtype=torch.float64)), pairs(5)
+        job = job_on(model, train=rows, objective="dpo", batch_size=5, clip=None)
+        forward = Forward(model)
+        decide(forward, [job], "auto", pad_id=0)
+        with laid_out(model, "flat"), recomputing(model) if again else nullcontext():
+            set_training(model, ["a"])
+            make_gradients(forward, [job], 4096, "flat", 0)
+        found.append(torch.cat([p.grad.flatten() for p in job.params.values() if p.grad is not None]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-14)
