@@ -53,7 +53,7 @@ def test_there_and_back_every_tensor_is_the_same(name: str, tmp_path: Path) -> N
         ("llm-adapters", graft.LoRA(rank=2, rslora=True), "alpha / sqrt"),
         ("llm-adapters", graft.ReFT(), "holds one of lora, series, parallel, prefix"),
         ("adapterhub", graft.Series(position="before", sites="mlp"), "before a sublayer"),
-        ("adapterhub", graft.DoRA(), "what dora does"),
+        ("adapterhub", graft.VeRA(), "what vera does"),
         ("nowhere", graft.LoRA(rank=2), "unknown format 'nowhere'"),
     ],
 )

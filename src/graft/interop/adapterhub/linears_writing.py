@@ -1,4 +1,4 @@
-"""LoRA and (IA)3 as AdapterHub stores them: one config, on the queries, keys and values of all attentions, and on the MLP's layers."""
+"""LoRA, DoRA and (IA)3 as AdapterHub stores them: one config, on queries, keys and values of all attentions and on the MLP's layers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from graft.atlas import Atlas
+from graft.errors import GraftError
 from graft.interop.adapterhub.places import REVERSED, differing, model_type, refuse
 from graft.interop.peft.folder import Folder, Held
+from graft.layers import is_transposed
 
 COMMON: dict[str, Any] = {
     "architecture": "lora", "dtype": None, "init_weights_seed": None, "leave_out": [], "use_dora": False, "use_gating": False,
@@ -31,6 +33,43 @@ def write_lora(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str
         folder.tensors |= {f"{path}.loras.{name}.lora_{letter}": tensor for path, tensor in tensors.items()}
     return {**COMMON, **_flags(root, seats), "r": config.rank, "alpha": config.alpha, "dropout": config.dropout, "composition_mode": "add",
             "init_weights": "lora"}  # fmt: skip
+
+
+@torch.no_grad()
+def write_dora(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+    """DoRA where the library's form has an equal: its gain g = m / ||W + B A|| acts on the layer's bias too."""
+    config: Any = seats[0].config
+    refuse("DoRA", {
+        "ranks or settings that differ between sites": differing(seats), "alpha / sqrt(rank)": config.rslora,
+        "slices of a fused projection or transposed layers": any(
+            held.seat.site.rows is not None or is_transposed(root.get_submodule(held.path)) for held in seats
+        ), **_places(root, seats),
+    })  # fmt: skip
+    for held in seats:
+        host, module = root.get_submodule(held.path), held.module
+        weight, delta = host.weight.detach().float(), (module.B @ module.A).float()  # pyright: ignore[reportCallIssue]
+        gain = module.magnitude / (weight + module.scale * delta).norm(dim=1)
+        _refuse_bias(host, module, gain, held.path)
+        prefix = f"{held.path}.loras.{name}."
+        magnitude = gain * (weight + delta).norm(dim=1)
+        folder.tensors |= {
+            f"{prefix}lora_A": module.A,
+            f"{prefix}lora_B": module.B,
+            f"{prefix}m.weight": magnitude[:, None],
+        }
+    return {**COMMON, **_flags(root, seats), "r": config.rank, "alpha": config.alpha, "dropout": config.dropout, "composition_mode": "add",
+            "init_weights": "lora", "use_dora": True}  # fmt: skip
+
+
+def _refuse_bias(host: Any, module: Any, gain: Tensor, path: str) -> None:
+    own = host.bias if host.bias is not None else torch.zeros(())
+    learned = module.bias if module.bias is not None else torch.zeros(())
+    wanted = (gain - 1) * own.float()
+    if (learned - wanted).abs().max() > 1e-5 * wanted.abs().max().clamp(min=1.0):
+        raise GraftError(
+            f"AdapterHub's DoRA scales a layer's bias together with its weight, and this one leaves the bias of '{path}' as it is, or "
+            "learned another: keep Graft's format, or export to PEFT"
+        )
 
 
 def write_ia3(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 from graft.errors import GraftError
 from graft.interop.adapterhub.bottlenecks import ACTIVATIONS
 from graft.interop.adapterhub.heads import write_head
-from graft.interop.adapterhub.linears_writing import write_ia3, write_lora
+from graft.interop.adapterhub.linears_writing import write_dora, write_ia3, write_lora
 from graft.interop.adapterhub.others_writing import write_prefix, write_prompt, write_reft
 from graft.interop.adapterhub.places import (
     STREAM_GOES_ON,
@@ -161,7 +161,7 @@ def _compacter(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str
 
 Writer = Callable[[nn.Module, Sequence[Held], Folder, str], dict[str, Any]]
 WRITERS: dict[str, Writer] = {
-    "series": _series, "parallel": _parallel, "compacter": _compacter, "lora": write_lora, "ia3": write_ia3,
+    "series": _series, "parallel": _parallel, "compacter": _compacter, "lora": write_lora, "dora": write_dora, "ia3": write_ia3,
     "prefix": write_prefix, "prompt": write_prompt, "p-tuning": write_prompt, "reft": write_reft,
 }  # fmt: skip
 """What writes the tensors of one kind, and gives its config."""
