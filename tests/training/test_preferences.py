@@ -16,6 +16,7 @@ from graft.errors import GraftError
 from graft.evaluation import evaluate
 from graft.runs import RunFolder
 from graft.training import check_each, resume, train
+from graft.training.parts import build, recruit
 from graft.training.start import reference_note
 from tests.small import save_small
 from tests.task_bases import save_task_base
@@ -68,6 +69,8 @@ def test_a_run_writes_what_its_pairs_say_and_the_fresh_adapter_is_its_reference(
         assert len(lines(made, name)) == STEPS and len(lines(made, f"validation_{name}")) == 2
     shown = made.samples.read()[0]
     assert shown["trained_on"].strip().startswith("it is") and shown["rejected"].strip().startswith("no ")
+    card = (made.adapter_dir("lora") / "README.md").read_text()
+    assert "objective dpo (beta 0.1, label_smoothing 0.0, reference base)" in card and "AutoModelForCausalLM" in card
     status = made.read_status()["jobs"]["lora"]
     assert status["best"]["loss"] == min(lines(made, "validation_loss"))
 
@@ -117,6 +120,18 @@ def test_jobs_over_pairs_and_over_rows_train_in_one_run_as_alone(place: Path, tm
     own = [line["loss"] for line in together.metrics.read() if line["job"] == "lora" and "loss" in line]
     assert own == pytest.approx(lines(alone, "loss"), rel=1e-5)
     assert together.adapters() == ["lora", "simpo", "write"]
+
+
+def test_a_job_over_pairs_joins_a_run_that_writes(place: Path, tmp_path: Path) -> None:
+    rows = {"task": "causal", "train": str(place / "rows.json")}
+    top = config(place, data=rows, objective=None).model_dump(mode="json", exclude={"scheduler"})
+    run = load_run({**top, "jobs": {"write": {}}})
+    out = tmp_path / "run"
+    pairs = {"data": {"task": "preference", "train": str(place / "pairs.jsonl")}, "train": {"objective": "ipo"}}
+    made = train(load_run({**top, "jobs": {"write": {}, "late": {**pairs, "adapter": {"rank": 2}}}}), out, quiet=True)
+    parts = build(run)
+    job = recruit(parts, "late", {**pairs, "adapter": {"rank": 2}})
+    assert job.objective.compares and job.train.digest == made.read_lock()["data"]["late"]
 
 
 def test_check_measures_a_step_and_names_the_objective(place: Path) -> None:

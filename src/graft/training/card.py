@@ -87,6 +87,9 @@ def _plain(adapter: Any) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, BaseModel) and hasattr(value, "kind"):
+        fields = value.model_dump()
+        return f"{fields.pop('kind')} ({', '.join(f'{name} {field}' for name, field in fields.items())})"
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
