@@ -278,7 +278,8 @@ class Grafts(nn.Module):
     def _select(self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Callable[..., Tensor]) -> Tensor:
         """For compiled code: every adapter on all rows, selected by slot number; one graph for every routing."""
         slot_B = self.state.slots_of_rows(h.shape[0], h.device)
-        for name, links in table.items():
+        there = {name: links for name, links in table.items() if not self.state.entries[name].aside}
+        for name, links in there.items():
             chosen = (slot_B == self.state.entries[name].slot).view((-1,) + (1,) * (h.dim() - 1))
             for link in links:
                 h = torch.where(chosen, step(link, h, Context()), h)

@@ -81,6 +81,8 @@ class Entry:
     slot: int
     shared: list[str] = field(default_factory=list)
     """Keys of modules that all sites share, in the root's container."""
+    aside: bool = False
+    """Whether its tensors are elsewhere for now, and empty here: no pass names it, and graphs leave it out."""
 
 
 class Recordings(dict[str, tuple[list[Tensor], list[tuple[int, int]], Recording]]):

@@ -83,6 +83,8 @@ class RecordsPrompts:
         """For compiled graphs: every adapter's prompt is run, and rows pick theirs by slot number."""
         slots, everything = state.slots, {}
         for name, prompts in grafts.prompts.items():
+            if state.entries[name].aside:
+                continue
             recording: Recording = {}
             state.recording_in_graph, state.slots = (name, recording), torch.full_like(slots, state.entries[name].slot)
             super().forward(**_alone(self, prompts))  # pyright: ignore

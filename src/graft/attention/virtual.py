@@ -104,7 +104,8 @@ def virtual_tokens(module: nn.Module, state: State, pass_: Pass, num_rows: int) 
         kept = {name: [each for each in adapters if not each.recorded] for name, adapters in table.items()}
         table = {name: adapters for name, adapters in kept.items() if adapters}
     if torch.compiler.is_compiling():
-        return _gathered(list(table), table, compiled_choice(state, list(table), num_rows)) if table else None
+        there = [name for name in table if not state.entries[name].aside]
+        return _gathered(there, table, compiled_choice(state, there, num_rows)) if there else None
     if state.fired is not None and any(name in pass_.names for name in grafts.attention):  # pyright: ignore
         state.fired.add(id(grafts))
     names = [name for name in table if name in pass_.names]

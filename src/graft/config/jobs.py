@@ -18,7 +18,9 @@ from graft.config.scheduling import SchedulerConfig
 from graft.config.schema import BaseConfig, DataConfig, EvalConfig, RunConfig, TrainConfig
 from graft.config.section import Section
 
-SHARED = frozenset({"token_budget", "gradient_checkpointing", "layout", "save_every", "keep", "loggers", "log_every"})
+SHARED = frozenset(
+    {"token_budget", "gradient_checkpointing", "compile", "layout", "save_every", "keep", "loggers", "log_every"}
+)
 """Fields of `train` that belong to the pass over the base or to the run folder, and so to all jobs together."""
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "train": TrainConfig, "eval": EvalConfig}
 NAME = re.compile(r"(?!training$|base$)[A-Za-z0-9][A-Za-z0-9_\-]*")

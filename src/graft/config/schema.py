@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from graft.config.compiling import why_not_compiled
 from graft.config.objectives import AnyObjective
 from graft.config.scheduling import SchedulerConfig
 from graft.config.section import Section
@@ -181,6 +182,8 @@ class TrainConfig(Section):
     """Seed of initialisation, order and dropout."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Run the base as one compiled graph (torch.compile): padded batches, no dropout, minutes until the first step."""
     layout: Literal["auto", "flat", "padded"] = "auto"
     """One row of all tokens, or padded; auto is flat where the model proves equal on the first batch, else padded."""
     validate_every: int | None = Field(default=None, ge=1)
@@ -299,6 +302,12 @@ class RunConfig(Section):
         for name in ("validate_every", "patience"):
             if getattr(self.train, name) is not None and not self.data.validation:
                 raise ValueError(f"train.{name} has no effect without validation data: set data.validation")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_compiled_can_be(self) -> RunConfig:
+        if self.train.compile and (reason := why_not_compiled(self)) is not None:
+            raise ValueError(f"train.compile does not go with {reason}")
         return self
 
     @model_validator(mode="after")

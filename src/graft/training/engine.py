@@ -26,6 +26,7 @@ from graft.errors import GraftError
 from graft.orders import Orders
 from graft.runs import RunFolder
 from graft.training.company import step_together
+from graft.training.compiling import compile_forward
 from graft.training.desk import Desk, Recruit
 from graft.training.evidence import save_evidence
 from graft.training.interrupt import Interrupt
@@ -57,6 +58,7 @@ class Settings:
     token_budget: int = 4096
     layout: str = "auto"
     gradient_checkpointing: bool = False
+    compile: str | None = None  # a backend of torch.compile
     base_dropout: bool = False
     save_every: int | None = None
     keep: int = 3
@@ -99,7 +101,7 @@ class Engine:
     def run(self, checkpoint: int | None = None) -> State:
         """Train to the end, from the start or from a checkpoint. A job that fails is taken out; the only job of a run raises
         its error, a `NonFinite` after saving the batch that did it."""
-        wanted, interrupt = self.settings.layout, Interrupt()
+        wanted, interrupt = "padded" if self.settings.compile else self.settings.layout, Interrupt()
         if checkpoint is not None:
             wanted = self._restore(checkpoint)
         try:
@@ -143,13 +145,14 @@ class Engine:
                 self.ledger.say(f"This model runs padded, not token-flat: {decision.reason}")
             self.layout = self.roster.layout = decision.layout
             if not begun:
-                names = [job.name for job in here]
-                kind = "resume" if resumed else "start"
-                self.ledger.event(kind, **asdict(decision), head=self.forward.way, jobs=names)
+                facts = {**asdict(decision), "head": self.forward.way, "jobs": [job.name for job in here]}
+                self.ledger.event("resume" if resumed else "start", **facts)
         session.enter_context(laid_out(self.model, self.layout))
         if settings.gradient_checkpointing:
             session.enter_context(recomputing(self.model, settings.base_dropout))
         self._set_modes()
+        if here and settings.compile:
+            compile_forward(self.forward, here, settings.compile, settings.pad_id)
         if begun:
             return
         if self.forward.device.type == "cuda" and not resumed:
@@ -198,9 +201,8 @@ class Engine:
 
     def _validate(self, job: Job) -> bool:
         """Whether this was the job's best validation so far."""
-        settings = self.settings
         try:
-            scores = validation_scores(self.forward, job, settings.token_budget, self.layout, settings.pad_id)
+            scores = validation_scores(self.forward, job, self.settings.token_budget, self.layout, self.settings.pad_id)
         except Exception as error:
             self._lose(job, error)
             return False
@@ -265,8 +267,8 @@ class Engine:
         said = self.ledger.lost(self.step, job.name, error, **facts)
         job.ended = FAILED
         self._leaving.append(job)
-        mistake = isinstance(error, GraftError)
-        self.roster.gone[job.name] = {**self.ledger.standing(job), "error": said, "mistake": mistake, **facts}
+        facts |= {"error": said, "mistake": isinstance(error, GraftError)}
+        self.roster.gone[job.name] = {**self.ledger.standing(job), **facts}
 
     def _depart(self) -> None:
         """Detach the adapters of jobs that failed. What they had learnt by then is published, if it is sound."""
@@ -283,9 +285,8 @@ class Engine:
         state: State = "stopped" if self.live else "finished" if self.jobs else "failed"
         if self.step:
             self._save()
-        for job in self.jobs:
-            if job.name not in self._settled:
-                self._settle(job)
+        for job in (each for each in self.jobs if each.name not in self._settled):
+            self._settle(job)
         shutil.rmtree(self.folder.path / "aside", ignore_errors=True)  # all that lies there is in the checkpoint
         self.model.eval()
         self.ledger.ended(self.step, self.layout, state)

@@ -34,6 +34,7 @@ def park(folder: RunFolder, model: nn.Module, job: Job) -> None:
     for _, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         tensor.grad = None
+    state_of(model).entries[job.name].aside = True
     job.optimizer.state.clear()
     job.resident = False
 
@@ -46,4 +47,5 @@ def unpark(folder: RunFolder, model: nn.Module, job: Job) -> None:
     for name, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = own[name].to(tensor.device)
     restore_optimizer(job.optimizer, list(job.params), part(stored, OPTIMISER))
+    state_of(model).entries[job.name].aside = False
     job.resident = True

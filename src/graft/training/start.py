@@ -94,6 +94,7 @@ def _run(parts: Parts, folder: RunFolder, checkpoint: int | None, quiet: bool) -
         token_budget=common.token_budget,
         layout=common.layout,
         gradient_checkpointing=common.gradient_checkpointing,
+        compile="inductor" if common.compile else None,
         base_dropout=config.base.dropout,
         save_every=common.save_every,
         keep=common.keep,
