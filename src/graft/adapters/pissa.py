@@ -53,13 +53,8 @@ class PiSSA(LoRAFields):
         )
 
 
-def principal(weight: Tensor, rank: int, scale: float, niter: int | None = None) -> tuple[Tensor, Tensor]:
-    """A0 [R, I] and B0 [O, R] of a weight [O, I]. niter: as the config's field."""
-    if niter is None:
-        left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    else:
-        left, values, turned = torch.svd_lowrank(weight, rank, niter=niter)
-        right = turned.T
+def split(left: Tensor, values: Tensor, right: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A0 [R, I] and B0 [O, R] from singular vectors left [O, K], values [K] and right [K, I] of a weight, K at least R."""
     root = (values[:rank] / scale).sqrt()
     return root[:, None] * right[:rank], left[:, :rank] * root
 
@@ -88,7 +83,13 @@ class PiSSAAdapter(LoRAAdapter):
 
     @torch.no_grad()
     def _start(self, weight: Tensor) -> None:
-        A0, B0 = principal(weight, len(self.A), self.scale, self.niter)
+        rank = len(self.A)
+        if self.niter is None:
+            left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        else:
+            left, values, turned = torch.svd_lowrank(weight, rank, niter=self.niter)
+            right = turned.T
+        A0, B0 = split(left, values, right, rank, self.scale)
         self.A0.copy_(A0)
         self.B0.copy_(B0)
         self.A.copy_(self.A0)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters import PiSSA
-from graft.adapters.pissa import principal
+from graft.adapters.pissa import split
 from graft.errors import GraftError
 from graft.interop.composing import Piece
 from graft.interop.folders import Checkpoint
@@ -75,13 +75,13 @@ def beside_residual(file: Checkpoint, piece: Piece, module: nn.Module, start: st
 
 
 def _pissa(weight: Tensor, rank: int, scale: float, where: str) -> tuple[Tensor, Tensor]:
-    values = torch.linalg.svdvals(weight)
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
     if rank < len(values) and values[rank - 1] - values[rank] <= SMALLEST_GAP * values[0]:
         raise GraftError(
             f"{where} was started at the {rank} largest singular directions of a weight whose singular values {rank} and {rank + 1} are "
             "the same: which directions these were cannot be known"
         )
-    return principal(weight, rank, scale)
+    return split(left, values, right, rank, scale)
 
 
 def _olora(weight: Tensor, rank: int, scale: float, where: str) -> tuple[Tensor, Tensor]:
