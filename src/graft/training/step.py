@@ -115,7 +115,9 @@ def sums_by_row(losses_N: Tensor, rows: Sequence[Row]) -> Tensor:
     """The losses of each row's targets summed, [R] in float64 (where the device has it): differences of sums are what pairs are about."""
     counts = torch.tensor([row.example.num_targets for row in rows], device=losses_N.device)
     exact = losses_N if losses_N.device.type == "mps" else losses_N.double()
-    return torch.segment_reduce(exact, "sum", lengths=counts)
+    return torch.segment_reduce(
+        exact, "sum", lengths=counts, unsafe=True
+    )  # the check of its lengths would wait for the device
 
 
 def loss_of(rows: Sequence[Row], sums_R: Tensor, sizes: Mapping[str, Size]) -> Tensor:
@@ -124,7 +126,8 @@ def loss_of(rows: Sequence[Row], sums_R: Tensor, sizes: Mapping[str, Size]) -> T
     total = sums_R.new_zeros(())
     for job in jobs:
         own = [at for at, row in enumerate(rows) if row.job is job]
-        total = total + job.objective.share([rows[at] for at in own], sums_R[own], sizes[job.name])
+        theirs = sums_R if len(jobs) == 1 else sums_R[own]
+        total = total + job.objective.share([rows[at] for at in own], theirs, sizes[job.name])
     return total
 
 
