@@ -7,9 +7,10 @@ samples of about 100 tokens. All three start from the same adapters on the same 
 the six kinds that it has, by a plain loop (AdamW, clipping, one padded batch per step), which is quicker than its Trainer. Each way is a
 process of its own; the ways take turns, so that a busy machine slows all alike.
 
-Reported are tokens/s (real tokens; step k of all jobs is one unit of time, the first two are not timed; against PEFT only the kinds
-that it has, together in one engine), the processor time of the training loops, peaks of memory, the loss curve of every job by every way,
-which have to be equal, and a profile of the step: which part and which operators take its time.
+Reported are tokens/s (real tokens; step k of all jobs is one unit of time, from the end of one step to that of the next, the first two
+not timed; against PEFT only the kinds that it has, together in one engine), the processor time of the training loops, peaks of memory
+(of the GPU where there is one, which is waited for at the end of each step), the loss curve of every job by every way, which have to be
+equal, and a profile of the step: which part and which operators take its time.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from random_base import add_options, load_base, parsed, samples, save_base
-from turns import Run, machine, peak_bytes, speed, take_turns
+from peft_loop import peft_loop
+from random_base import add_options, make_base, parsed, samples
+from turns import Run, machine, peak_bytes, release, speed, take_turns, watch
 
 JOBS: dict[str, dict[str, Any]] = {
     **{f"lora-{rank}": {"kind": "lora", "rank": rank, "alpha": 16, "sites": "linear"} for rank in (4, 8, 16, 64)},
@@ -59,8 +61,8 @@ def prepare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
     import graft
 
-    count = save_base(args, work / "base")
-    model = load_base(args, work / "base")
+    model = make_base(args)
+    count = sum(parameter.numel() for parameter in model.parameters())
     for number, (name, adapter) in enumerate(JOBS.items()):
         torch.manual_seed(number)
         dropout = {"dropout": args.dropout} if adapter["kind"] in ("lora", "dora") else {}
@@ -80,22 +82,21 @@ def train_graft(args: argparse.Namespace, work: Path, groups: list[list[str]]) -
     import graft
     from graft.runs import RunFolder
     from graft.training.engine import Engine, Settings
-    from graft.training.progress import Reporter
 
-    model, found = load_base(args, work / "base"), {}
+    model, found = make_base(args), {}
     before, processor = peak_bytes(), 0.0
     for group in groups:
         jobs = [job_of(args, work, model, name) for name in group]
         folder = RunFolder(tempfile.mkdtemp(dir=work)).create()
-        settings, reporter = Settings(pad_id=0, token_budget=args.budget), Reporter(args.steps, quiet=True)
+        settings, clock = Settings(pad_id=0, token_budget=args.budget), watch()
         started = time.process_time()
-        Engine(model, jobs, folder, settings, reporter, lambda job: None).run()
+        Engine(model, jobs, folder, settings, clock, lambda job: None).run()
         processor += time.process_time() - started
         lines = [line for line in folder.metrics.read() if "loss" in line]
         for name in group:
             own = [line for line in lines if line["job"] == name]
             found[name] = {key: [line[key] for line in own] for key in ("loss", "tokens")}
-            found[name]["seconds"] = [line["seconds"] / len(group) for line in own]
+            found[name]["seconds"] = [seconds / len(group) for seconds in clock.seconds]
             graft.detach(model, name)
     return summed(found, before, processor)
 
@@ -139,7 +140,7 @@ def train_peft(args: argparse.Namespace, work: Path) -> Run:
         steps = [[data[index] for micro in step for index in micro] for step in plan]
         model = wrapped(args, work, name)
         before, started = before or peak_bytes(), time.process_time()
-        found[name] = peft_loop(model, steps)
+        found[name] = peft_loop(model, steps, LR, CLIP)
         processor += time.process_time() - started
     return summed(found, before, processor)
 
@@ -148,45 +149,12 @@ def wrapped(args: argparse.Namespace, work: Path, name: str) -> Any:
     from peft import PeftModel
 
     prefix = JOBS[name]["kind"] == "prefix"  # loads only as one that does not train
-    base = load_base(args, work / "base")
+    base = make_base(args)
     model = PeftModel.from_pretrained(base, work / "peft" / name, is_trainable=not prefix)
     if prefix:
         model.peft_config["default"].inference_mode = False
         model.prompt_encoder.requires_grad_(True)
     return model.train()
-
-
-def peft_loop(model: Any, steps: list[list[Any]]) -> dict[str, list[float]]:
-    import torch
-
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0)
-    kept: dict[str, list[float]] = {"loss": [], "seconds": [], "tokens": []}
-    for examples in steps:
-        started = time.perf_counter()
-        batch = {key: tensor.to(model.device) for key, tensor in padded(examples).items()}
-        loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        kept["loss"].append(loss.item())
-        kept["seconds"].append(time.perf_counter() - started)
-        kept["tokens"].append(sum(len(example) for example in examples))
-    return kept
-
-
-def padded(examples: list[Any]) -> dict[str, Any]:
-    import torch
-
-    width = max(map(len, examples))
-    ids, labels = torch.zeros(len(examples), width, dtype=torch.long), torch.full((len(examples), width), -100)
-    mask = torch.zeros_like(ids)
-    for row, example in enumerate(examples):
-        own = torch.from_numpy(example.input_ids).long()
-        ids[row, : len(own)], mask[row, : len(own)] = own, 1
-        labels[row, : len(own)] = torch.where(torch.from_numpy(example.supervised), own, -100)
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
 def profile(args: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -199,7 +167,7 @@ def profile(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     from graft.training.step import make_gradients, update
     from graft.training.task_forward import forward_of
 
-    model = load_base(args, work / "base")
+    model = make_base(args)
     jobs = [job_of(args, work, model, name) for name in JOBS]
     set_trainable(model, list(JOBS))
     forward, seconds = forward_of(model), {"passes": [], "updates": []}
@@ -236,6 +204,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as scratch:
         facts = prepare(args, Path(scratch))
+        release()
         runs = take_turns(__file__, WAYS, args.repeats, Path(scratch))
         where = profile(args, Path(scratch))
     hidden = ("out", "worker", "work")

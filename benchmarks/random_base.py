@@ -1,24 +1,36 @@
 """A LLaMA with random weights and samples of random tokens, for benchmarks of time and memory, which ask nothing of either.
 
-Lengths lie between 60% and 140% of the one asked for; the second half of each sample is what is learnt.
+Lengths lie between 60% and 140% of the one asked for; the second half of each sample is what is learnt. The weights come from a seed
+and are made where they are needed, in the dtype of the run, so that a base of billions of parameters never lies on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+SHAPES = {
+    "50m": "512,8,1376,8",
+    "llama-3.2-1b": "2048,16,8192,32,8",
+    "llama-3.2-3b": "3072,28,8192,24,8",
+    "llama-3.1-8b": "4096,32,14336,32,8",
+}
+"""Bases by name; the heads' size is hidden size / heads in all of them."""
 TINY = {"shape": "32,2,48,4", "vocabulary": 97, "length": 10, "steps": 4, "repeats": 1, "threads": 1}
 """What --tiny sets: a run of seconds, which measures nothing."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, shape: str = "50m", vocabulary: int = 50257) -> None:
     """What every benchmark on such a base can be told."""
-    parser.add_argument("--shape", default="512,8,1376,8", help="hidden size, layers, intermediate size, heads")
-    parser.add_argument("--vocabulary", type=int, default=50257)
+    names = ", ".join(SHAPES)
+    said = (
+        f"{names}, or numbers: hidden size, layers, intermediate size, heads, and key-value heads where they are fewer"
+    )
+    parser.add_argument("--shape", default=shape, help=said)
+    parser.add_argument("--vocabulary", type=int, default=vocabulary)
     parser.add_argument("--length", type=int, default=100, help="tokens of a sample, in the mean")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to torch")
@@ -33,47 +45,57 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def save_base(args: argparse.Namespace, folder: Path) -> int:
-    """Write the base; its number of parameters."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def config_of(args: argparse.Namespace) -> Any:
+    """The shape as transformers' configuration. Raises `SystemExit` for one that is neither a name nor numbers."""
+    from transformers import LlamaConfig
 
-    hidden, layers, inner, heads = map(int, args.shape.split(","))
-    config = LlamaConfig(
+    try:
+        hidden, layers, inner, heads, *few = map(int, SHAPES.get(args.shape, args.shape).split(","))
+    except ValueError as error:
+        raise SystemExit(
+            f"--shape {args.shape}: name one of {', '.join(SHAPES)}, or give four or five numbers"
+        ) from error
+    return LlamaConfig(
         vocab_size=args.vocabulary,
         hidden_size=hidden,
         num_hidden_layers=layers,
         intermediate_size=inner,
         num_attention_heads=heads,
+        num_key_value_heads=few[0] if few else heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
     )
-    torch.manual_seed(0)
-    base = LlamaForCausalLM(config)
-    base.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in base.parameters())
 
 
-def load_base(args: argparse.Namespace, folder: Path) -> Any:
-    """The base in the dtype of the run, on the GPU where there is one."""
+def make_base(args: argparse.Namespace) -> Any:
+    """The base in the dtype of the run, on the GPU where there is one; the same weights in every process."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaForCausalLM
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, args.dtype))
+    torch.manual_seed(0)
+    try:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            return LlamaForCausalLM(config_of(args)).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
-def samples(args: argparse.Namespace, count: int, seed: int, equal: bool = False) -> Any:
-    """`count` samples as a data set of Graft's; `equal`: all of the same length."""
+def samples(
+    args: argparse.Namespace, count: int, seed: int, equal: bool = False, lengths: Sequence[int] | None = None
+) -> Any:
+    """`count` samples as a data set of Graft's; `equal`: all of the same length; `lengths`: each of its own."""
     from graft.data.datasets import TokenDataset
     from graft.data.samples import Example
 
     random, made = np.random.default_rng(seed), []
     for row in range(count):
         length = args.length if equal else int(args.length * random.uniform(0.6, 1.4))
+        length = lengths[row] if lengths is not None else length
         ids = random.integers(3, args.vocabulary, length).astype(np.int32)
         made.append(Example(ids, np.arange(length) >= length // 2, "random", row + 1))
     return TokenDataset.of(made)

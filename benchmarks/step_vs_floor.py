@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from random_base import add_options, load_base, parsed, samples, save_base
+from random_base import add_options, make_base, parsed, samples
 from turns import WARM, machine, peak_bytes
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -71,7 +70,6 @@ def training_step(args: argparse.Namespace, model: Any, name: str) -> Step:
 
 def bare_step(args: argparse.Namespace, model: Any) -> Step:
     """The base alone: forward, loss of the supervised tokens, gradient of the embedded input."""
-    import torch
 
     from graft.data.batches import padded
     from graft.training.losses import linear_cross_entropy
@@ -99,9 +97,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     import graft
 
-    with tempfile.TemporaryDirectory() as scratch:
-        parameters = save_base(args, Path(scratch) / "base")
-        bare, model = (load_base(args, Path(scratch) / "base") for _ in range(2))
+    bare, model = make_base(args), make_base(args)
+    parameters = sum(parameter.numel() for parameter in bare.parameters())
     bare.requires_grad_(False)
     for name, adapter in ADAPTERS.items():
         graft.attach(model, {name: {**adapter, **({"dropout": args.dropout} if adapter["kind"] == "lora" else {})}})

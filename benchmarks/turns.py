@@ -5,6 +5,7 @@ Wall time is what a user waits for; processor time does not change with what els
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,43 @@ def speed(run: dict[str, Any]) -> float:
     return 1.0 / statistics.median(seconds / tokens for seconds, tokens in pairs)
 
 
+def watch() -> Any:
+    """A reporter for Graft's engine that shows nothing and notes the wall time from one step's end to the next in `seconds`, all that
+    happens between steps included; the first step has no beginning and counts 0 (it belongs to the warm-up)."""
+    from graft.training.progress import Reporter
+
+    class Watch(Reporter):
+        def __init__(self) -> None:
+            super().__init__(0, quiet=True)
+            self.seconds: list[float] = []
+            self._ended: float | None = None
+
+        def step(self, step: int, metrics: dict[str, Any]) -> None:
+            synchronise()
+            now = time.perf_counter()
+            self.seconds.append(0.0 if self._ended is None else now - self._ended)
+            self._ended = now
+
+    return Watch()
+
+
+def synchronise() -> None:
+    """Wait until the GPU, where there is one, has done what it was asked."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def release() -> None:
+    """Give the GPU's memory back to other processes, once nothing here refers to it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def take_turns(script: str, tools: Sequence[str], repeats: int, scratch: Path) -> dict[str, list[Run]]:
     """Run `script --worker TOOL --work SCRATCH` with this process's arguments, the tools in turns; each prints its run as JSON."""
     runs: dict[str, list[Run]] = {tool: [] for tool in tools}
@@ -55,8 +94,11 @@ def take_turns(script: str, tools: Sequence[str], repeats: int, scratch: Path) -
     return runs
 
 
-def compared(runs: dict[str, list[Run]], ours: str, theirs: str) -> dict[str, Any]:
-    """Speed, processor time, memory and loss curves of two tools, and their ratios (medians over the turns)."""
+def compared(runs: dict[str, list[Run]], ours: str, theirs: str, same_rows: bool = True) -> dict[str, Any]:
+    """Speed, processor time, memory and loss curves of two tools, and their ratios (medians over the turns).
+
+    same_rows: whether step k has the same rows in both, so that the curves can be compared.
+    """
     pairs = list(zip(runs[ours], runs[theirs], strict=True))
     peak = {tool: statistics.median(run["peak"] for run in runs[tool]) for tool in runs}
     growth = {tool: peak[tool] - statistics.median(run["before"] for run in runs[tool]) for tool in runs}
@@ -67,16 +109,23 @@ def compared(runs: dict[str, list[Run]], ours: str, theirs: str) -> dict[str, An
         "speed_ratios": [round(ratio, 3) for ratio in ratios],
         "speed_ratio": round(statistics.median(ratios), 3),
         "processor_seconds": {tool: [round(run["processor"], 2) for run in runs[tool]] for tool in runs},
-        "processor_ratio": round(statistics.median(other["processor"] / own["processor"] for own, other in pairs), 3),
+        "processor_ratio": round(statistics.median(per_token(other) / per_token(own) for own, other in pairs), 3),
         "peak_mib": {tool: round(peak[tool] / 2**20) for tool in runs},
         "peak_ratio": round(peak[ours] / peak[theirs], 3),
         "training_mib": {tool: round(growth[tool] / 2**20) for tool in runs},
         "training_ratio": round(growth[ours] / growth[theirs], 3),
         "largest_relative_loss_difference": max(
             abs(own - other) / other for own, other in zip(curves[ours], curves[theirs], strict=True)
-        ),
+        )
+        if same_rows
+        else None,
         "losses": {tool: [round(loss, 6) for loss in curve] for tool, curve in curves.items()},
     }
+
+
+def per_token(run: Run) -> float:
+    """Processor seconds per token, of the whole training."""
+    return run["processor"] / sum(run["tokens"])
 
 
 def machine(threads: int) -> dict[str, Any]:
