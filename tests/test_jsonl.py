@@ -28,8 +28,9 @@ def test_lines_are_read_in_the_order_of_writing_and_an_absent_file_has_none(tmp_
     assert lines.read() == []
     for step in range(3):
         lines.append({"step": step, "text": "é\n"})
-    assert [line["step"] for line in lines.read()] == [0, 1, 2]
-    assert lines.path.read_text(encoding="utf-8").count("\n") == 3
+    lines.append({"step": 3}, {"step": 4})
+    assert [line["step"] for line in lines.read()] == [0, 1, 2, 3, 4]
+    assert lines.path.read_text(encoding="utf-8").count("\n") == 5
 
 
 @pytest.mark.parametrize("torn", ['{"step": 1', "x" * 10_000])

@@ -18,9 +18,9 @@ class JsonLines:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line, visible to readers at once. A full disk is a `GraftError`, and the file stays as it was."""
-        line = (to_json(record) + "\n").encode()
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Add a line for each record, visible to readers at once. A full disk is a `GraftError`, and the file stays as it was."""
+        line = "".join(to_json(record) + "\n" for record in records).encode()
         with explained(self.path), open(self.path, "ab+", buffering=0) as file:
             end = _end_of_lines(file)
             file.truncate(end)

@@ -49,12 +49,16 @@ class Ledger:
         self._peak = max(self._peak, memory_bytes(device))
         shared = {"tokens_per_second": tokens / seconds, "seconds": seconds, "memory_bytes": self._peak}
         shown: dict[str, Any] = {}
+        lines: list[dict[str, Any]] = []
         for job in (each for each in self.roster.jobs if each.name in outcomes):
             metrics = {"epoch": round(job.epochs_done, 4), **outcomes[job.name].metrics, **shared}
             self.losses[job.name] = metrics["loss"]
             if job.step == 1 or job.ended or step % self.log_every == 0:
-                self.record(step, job, metrics)
+                lines.append({"step": step, "job": job.name, "job_step": job.step, **metrics})
+                self._track(step, job, metrics)
             shown = shown or metrics
+        if lines:  # one write for all jobs
+            self.folder.metrics.append(*lines)
         if len(self.roster.jobs) > 1:
             shown = {**shown, "losses": {name: outcome.loss for name, outcome in outcomes.items()}}
         self.reporter.step(sum(job.step for job in self.roster.jobs), shown)
@@ -63,6 +67,9 @@ class Ledger:
     def record(self, step: int, job: Job, metrics: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the same to the trackers. `step` is the run's, `job_step` the job's own."""
         self.folder.metrics.append({"step": step, "job": job.name, "job_step": job.step, **metrics})
+        self._track(step, job, metrics)
+
+    def _track(self, step: int, job: Job, metrics: Mapping[str, Any]) -> None:
         prefix = f"{job.name}/" if len(self.roster.jobs) > 1 else ""
         for tracker in self.trackers:
             tracker.log(step, {prefix + name: number for name, number in metrics.items()})
