@@ -15,7 +15,7 @@ from tests.training.conftest import attach, data, engine_for, job_on, losses, ti
 
 ADAPTERS: dict[str, Any] = {
     "a": {"kind": "lora", "rank": 4, "sites": "attn.q mlp.down"},
-    "b": {"kind": "series", "bottleneck": 4},
+    "b": {"kind": "series", "bottleneck": 4, "sites": "mlp"},
     "c": {"kind": "prefix", "tokens": 3},
 }
 
