@@ -50,7 +50,7 @@ def config_of(args: argparse.Namespace) -> Any:
     from transformers import LlamaConfig
 
     try:
-        hidden, layers, inner, heads, *few = map(int, SHAPES.get(args.shape, args.shape).split(","))
+        hidden, layers, inner, heads, *few = map(int, str(SHAPES.get(args.shape, args.shape)).split(","))
     except ValueError as error:
         raise SystemExit(
             f"--shape {args.shape}: name one of {', '.join(SHAPES)}, or give four or five numbers"

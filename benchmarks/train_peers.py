@@ -19,7 +19,7 @@ def load_base(args: argparse.Namespace, work: Path) -> Any:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    base = AutoModelForCausalLM.from_pretrained(work / "base", dtype=getattr(torch, args.dtype))
+    base: Any = AutoModelForCausalLM.from_pretrained(work / "base", dtype=getattr(torch, args.dtype))
     return base.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -128,19 +128,20 @@ def with_trainer(args: argparse.Namespace, work: Path, model: Any) -> Any:
 def with_trl(args: argparse.Namespace, work: Path, model: Any) -> Any:
     """TRL's SFTTrainer with packing: rows of `max_length` tokens, as many per step as come nearest to the tokens of Graft's steps."""
     import datasets
-    import trl
     from transformers import AutoTokenizer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     items = labelled(work)
     tokens = sum(len(item["input_ids"]) for item in items) / args.steps
-    settings = trl.SFTConfig(
+    settings = SFTConfig(
         per_device_train_batch_size=max(1, round(tokens / args.max_length)), packing=True, max_length=args.max_length,
         dataset_num_proc=None, **arguments(args, work),
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     data = datasets.Dataset.from_list(items)
-    return clocked(trl.SFTTrainer)(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
+    return clocked(SFTTrainer)(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
 
 
 def run_peft(args: argparse.Namespace, work: Path) -> dict[str, Any]:
