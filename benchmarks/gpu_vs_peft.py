@@ -84,8 +84,9 @@ def run_graft(args: argparse.Namespace, work: Path) -> Run:
     import graft
     from graft.config.schema import TrainConfig
     from graft.runs import RunFolder
-    from graft.training.engine import Engine, Settings
+    from graft.training.engine import Engine
     from graft.training.job import Job
+    from graft.training.settings import Settings
 
     model = make_base(args)
     graft.load(model, work / "graft", name="lora")

@@ -81,7 +81,8 @@ def train_graft(args: argparse.Namespace, work: Path, groups: list[list[str]]) -
     """Each group of jobs is one engine; the groups come one after another on one base."""
     import graft
     from graft.runs import RunFolder
-    from graft.training.engine import Engine, Settings
+    from graft.training.engine import Engine
+    from graft.training.settings import Settings
 
     model, found = make_base(args), {}
     before, processor = peak_bytes(), 0.0

@@ -78,7 +78,7 @@ def prepare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from graft.config.schema import DataConfig, SourceConfig
+    from graft.config.data import DataConfig, SourceConfig
     from graft.data.batches import plan_epoch
     from graft.data.preparing import prepare as prepare_data
 
@@ -146,9 +146,10 @@ def run_graft(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     from graft.data.datasets import TokenDataset
     from graft.data.samples import Example
     from graft.runs import RunFolder
-    from graft.training.engine import Engine, Settings
+    from graft.training.engine import Engine
     from graft.training.job import Job
     from graft.training.progress import Reporter
+    from graft.training.settings import Settings
 
     rows = np.load(work / "rows.npz")
     examples = [

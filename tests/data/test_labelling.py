@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graft.config.schema import DataConfig, SourceConfig
+from graft.config.data import DataConfig, SourceConfig
 from graft.data.inspect import coloured, learnt_text
 from graft.data.labelling import Labelling, load_labelling, saved_task
 from graft.data.preparing import Prepared, prepare

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.config.schema import SourceConfig
+from graft.config.data import SourceConfig
 from graft.data.overlap import THRESHOLD, Question, overlap_report, overlap_reports, questions_of
 from graft.data.reading import read
 from graft.data.samples import Sample

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graft.config.schema import DataConfig
+from graft.config.data import DataConfig
 from graft.data.datasets import TokenDataset
 from graft.data.inspect import coloured
 from graft.data.pairs import tokenize_pair

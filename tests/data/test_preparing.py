@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from graft.config.schema import DataConfig
+from graft.config.data import DataConfig
 from graft.data import cache
 from graft.data.preparing import prepare
 from graft.data.report import DataReport

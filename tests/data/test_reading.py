@@ -9,7 +9,7 @@ import socket
 import datasets
 import pytest
 
-from graft.config.schema import SourceConfig
+from graft.config.data import SourceConfig
 from graft.data.reading import content_hash, read
 from graft.errors import GraftError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from graft.config.schema import DataConfig
+from graft.config.data import DataConfig
 from graft.data.preparing import prepare
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from graft.config.schema import DataConfig
+from graft.config.data import DataConfig
 from graft.data.inspect import learnt_text
 from graft.data.labelling import saved_task
 from graft.data.preparing import Prepared, prepare

@@ -18,9 +18,10 @@ from graft.config.schema import TrainConfig
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.runs import RunFolder
-from graft.training.engine import Engine, Settings
+from graft.training.engine import Engine
 from graft.training.job import Job
 from graft.training.progress import Reporter
+from graft.training.settings import Settings
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {

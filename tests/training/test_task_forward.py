@@ -23,10 +23,11 @@ from graft.data.sequences import answer_example, source_template
 from graft.errors import GraftError
 from graft.passes import Pass
 from graft.runs import RunFolder
-from graft.training.engine import Engine, Settings
+from graft.training.engine import Engine
 from graft.training.job import Job
 from graft.training.layout import decide
 from graft.training.progress import Reporter
+from graft.training.settings import Settings
 from graft.training.task_forward import forward_of
 from tests.task_bases import (
     DECODERS,

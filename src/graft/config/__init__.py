@@ -1,5 +1,6 @@
 """What a run is (`schema`), and how it is read and written (`loading`)."""
 
+from graft.config.data import DataConfig, SourceConfig
 from graft.config.jobs import AnyRun, JobConfig, JobsConfig, submitted
 from graft.config.loading import dump_run, load_job, load_run, schema
 from graft.config.objectives import (
@@ -12,14 +13,7 @@ from graft.config.objectives import (
     SimPOConfig,
 )
 from graft.config.scheduling import HalvingConfig, SchedulerConfig
-from graft.config.schema import (
-    BaseConfig,
-    DataConfig,
-    EvalConfig,
-    RunConfig,
-    SourceConfig,
-    TrainConfig,
-)
+from graft.config.schema import BaseConfig, EvalConfig, RunConfig, TrainConfig
 
 __all__ = [
     "AnyRun",

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
+from graft.config.data import DataConfig
 from graft.config.document import Document, Key, KeyPath, dotted
 from graft.config.scheduling import SchedulerConfig
-from graft.config.schema import BaseConfig, DataConfig, EvalConfig, RunConfig, TrainConfig
+from graft.config.schema import BaseConfig, EvalConfig, RunConfig, TrainConfig
 from graft.config.section import Section
 
 SHARED = frozenset(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from graft.config.schema import DataConfig
+from graft.config.data import DataConfig
 from graft.data.samples import Example, Rejected, Sample
 from graft.errors import GraftError, did_you_mean
 from graft.files import write_json_atomic

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graft.config.schema import DataConfig, SourceConfig
+from graft.config.data import DataConfig, SourceConfig
 from graft.data import cache
 from graft.data.datasets import TokenDataset
 from graft.data.encoding import facts_of

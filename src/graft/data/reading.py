@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from graft.config.schema import SourceConfig
+from graft.config.data import SourceConfig
 from graft.data.labelled_shapes import LABELS, labelled_shape
 from graft.data.opening import KINDS, Row, rows_of
 from graft.data.pair_shapes import SIDES, check_pairs, pair

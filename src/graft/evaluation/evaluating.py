@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from graft.config.schema import EvalConfig, RunConfig, SourceConfig
+from graft.config.data import SourceConfig
+from graft.config.schema import EvalConfig, RunConfig
 from graft.data.labelling import LABELLED
 from graft.data.opening import rows_of
 from graft.data.overlap import questions_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graft.config.schema import DataConfig
+from graft.config.data import DataConfig
 from graft.data.overlap import Question, overlap_reports
 from graft.data.preparing import samples_of
 from graft.errors import GraftError

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,6 @@ from torch import nn
 from graft.attaching import detach
 from graft.choosing import set_trainable
 from graft.clock import timed
-from graft.config.scheduling import SchedulerConfig
 from graft.data.batches import Layout
 from graft.errors import GraftError
 from graft.orders import Orders
@@ -39,6 +38,7 @@ from graft.training.progress import Reporter
 from graft.training.rehearsal import calibrate, try_fullest
 from graft.training.roster import Roster
 from graft.training.scheduling.memory import Peak, measuring
+from graft.training.settings import Settings
 from graft.training.state import restore_adapter, restore_checkpoint, save_checkpoint, verify_checkpoint
 from graft.training.step import NonFinite
 from graft.training.task_forward import forward_of
@@ -48,22 +48,6 @@ from graft.training.validation import validation_scores
 State = Literal["finished", "stopped", "failed"]
 SAVE_SECONDS = 600.0
 """Longest time between checkpoints where no number of steps is set."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all jobs of a run share."""
-
-    pad_id: int
-    token_budget: int = 4096
-    layout: str = "auto"
-    gradient_checkpointing: bool = False
-    compile: str | None = None  # a backend of torch.compile
-    base_dropout: bool = False
-    save_every: int | None = None
-    keep: int = 3
-    log_every: int = 1
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
 
 class Engine:

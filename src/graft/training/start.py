@@ -17,11 +17,12 @@ from graft.orders import Orders
 from graft.runs import RunFolder
 from graft.summary_table import summary
 from graft.training.card import model_card
-from graft.training.engine import Engine, Settings
+from graft.training.engine import Engine
 from graft.training.job import Job
 from graft.training.objectives import reference_of
 from graft.training.parts import Part, Parts, build, recruit
 from graft.training.progress import Reporter
+from graft.training.settings import Settings
 from graft.training.state import read_state, tidy
 from graft.training.trackers import check_installed, trackers
 
