@@ -74,6 +74,17 @@ def test_it_equals_plain_operations(p: float) -> None:
         torch.testing.assert_close(own, other, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_model_may_change_views_of_the_output_in_place(bias: bool) -> None:
+    host, given = layer(bias), terms(0.0)
+    x = torch.randn(4, 3, I, dtype=torch.float64).requires_grad_()
+    found, wanted = (linear_low_rank(host, x, given) for _ in range(2))
+    view = found.view(4, 3, O, 1).permute(0, 2, 1, 3)
+    view /= 2.0
+    for own, other in zip(*(torch.autograd.grad(h.square().sum(), x) for h in (found, wanted / 2.0)), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-12, rtol=0)
+
+
 def whole(dtype: torch.dtype = torch.float64) -> LowRankTerm:
     torch.manual_seed(3)
     A, B = torch.randn(2, I, dtype=dtype).requires_grad_(), torch.randn(O, 2, dtype=dtype).requires_grad_()

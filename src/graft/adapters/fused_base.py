@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from graft.adapters.fused import LowRankTerm, add_terms_, factor_gradients, factors_of, flat, one_node
 
@@ -49,7 +48,11 @@ class _LinearLowRank(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, terms: Sequence[LowRankTerm],
         gradient: InputGradient | None, *factors: Tensor,
     ) -> Tensor:  # fmt: skip
-        out = F.linear(x, weight, bias)
+        out = x.new_empty((*x.shape[:-1], weight.shape[0]))  # a tensor of its own: models change views of it in place
+        if bias is None:
+            torch.mm(flat(x), weight.t(), out=flat(out))
+        else:
+            torch.addmm(bias, flat(x), weight.t(), out=flat(out))
         lows = add_terms_(out, x, terms)
         ctx.terms, ctx.gradient = terms, gradient
         ctx.save_for_backward(x, weight, *lows, *factors)
