@@ -249,6 +249,7 @@ def test_rows_of_several_adapters_and_of_none_equal_each_alone(flat: bool, recom
 def test_a_linear_layer_alone_lets_its_output_be_written_to() -> None:
     model = mixed()
     assert makes_its_output(model.first) and not makes_its_output(nn.ReLU())
+    model.first.weight.requires_grad_(True)  # else the layer is in the node itself
     seen: list[int] = []
     model.first.register_forward_hook(lambda module, args, output: seen.append(output.data_ptr()))
     made: list[int] = []
