@@ -33,7 +33,7 @@ from graft.training import train
 RESULTS = Path(__file__).resolve().parent / "results"
 LR = 1e-3
 LEARNING_RATES = {
-    **{"head": 5e-3, "everything": 1e-4},
+    **{"head": 5e-3, "adalora": 5e-3, "everything": 1e-4},
     **dict.fromkeys(("lora", "dora", "pissa"), 5e-4),
     **dict.fromkeys(("series", "houlsby", "pfeiffer"), 2e-3),
     **dict.fromkeys(("compacter", "loretta-adp", "loretta-rep", "bitfit", "hadamard", "llama-adapter-v2"), 3e-3),
@@ -41,8 +41,8 @@ LEARNING_RATES = {
     **dict.fromkeys(("vera", "prefix", "llama-adapter", "ia3"), 1e-2),
     **dict.fromkeys(("prompt", "p-tuning"), 3e-2),
 }
-"""Of a line, where it is not LR: of LoRA, Houlsby, parallel, prefix, prompt, (IA)3 and everything chosen on other rows of train.tsv
-(--held-out), never on dev.tsv; the others have those of their like."""
+"""Of a line, where it is not LR. Those of LoRA, AdaLoRA, Houlsby, parallel, prefix, prompt, (IA)3 and everything were chosen on other rows
+of train.tsv (--held-out), never on dev.tsv; the others have those of their like."""
 MORE: dict[str, dict[str, Any]] = {
     "lora-qv": {"kind": "lora", "rank": 8, "alpha": 16, "sites": "attn.q attn.v"},
     "houlsby": {"preset": "papers/houlsby"},
