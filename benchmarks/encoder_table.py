@@ -42,7 +42,7 @@ LEARNING_RATES = {
     **dict.fromkeys(("prompt", "p-tuning"), 3e-2),
 }
 """Of a line, where it is not LR. Those of LoRA, AdaLoRA, Houlsby, parallel, prefix, prompt, (IA)3 and everything were chosen on other rows
-of train.tsv (--held-out), never on dev.tsv; the others have those of their like."""
+of train.tsv (--held-out), not on dev.tsv; the others have those of their like."""
 MORE: dict[str, dict[str, Any]] = {
     "lora-qv": {"kind": "lora", "rank": 8, "alpha": 16, "sites": "attn.q attn.v"},
     "houlsby": {"preset": "papers/houlsby"},
