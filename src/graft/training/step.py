@@ -107,7 +107,7 @@ def pass_of(rows: Sequence[Row], layout: Layout, seeded: bool = True) -> Pass:
         else tuple(len(row.example) for row in rows),
         flat=layout == "flat",
         seeds=tuple(row.seed for row in rows) if seeded else None,
-        prompt_seeds={row.job.name: row.job.prompt_seed for row in rows} if seeded else None,
+        prompt_seeds={job.name: job.prompt_seed for job in dict.fromkeys(row.job for row in rows)} if seeded else None,
     )
 
 
