@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from graft.errors import GraftError
 from graft.training.forward import Forward
-from graft.training.job import Job, Row
-from graft.training.step import lay_out, pass_of
+from graft.training.job import Job
+from graft.training.layout import PROOF_ROWS, token_losses
 
-PROOF_ROWS = 4
 GRAPHS = 256
 """Graphs that torch may make of one function, past its own limit of 8: a job that comes, ends or is set aside makes another one."""
 OFF = "Set train.compile to false"
@@ -31,14 +29,14 @@ def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, pad_id:
     Raises `GraftError` where torch cannot compile the model, and where the graph's losses are not those of eager code.
     """
     rows = [row for job in jobs for row in job.rows()[:PROOF_ROWS]]
-    wanted = _losses(forward, rows, pad_id)
+    wanted = token_losses(forward, rows, "padded", pad_id).detach()
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     if forward.way == "chunks":
         forward.body = torch.compile(forward.body, backend=backend, dynamic=True, fullgraph=True)
     else:
         forward.model = torch.compile(forward.model, backend=backend, dynamic=True, fullgraph=True)  # pyright: ignore
     try:
-        found = _losses(forward, rows, pad_id)
+        found = token_losses(forward, rows, "padded", pad_id).detach()  # behind gradients, which are compiled along
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # all of torch's own: no compiler, a graph break, an operation that the backend lacks
@@ -55,9 +53,3 @@ def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, pad_id:
             f"{allowed:.2g}). {OFF}"
         )
     return difference
-
-
-def _losses(forward: Forward, rows: Sequence[Row], pad_id: int) -> Tensor:
-    """With the graph of gradients, which is compiled along."""
-    batch = lay_out(rows, "padded", pad_id).to(forward.device)
-    return forward.losses(batch, pass_of(rows, "padded")).detach().double()

@@ -72,10 +72,10 @@ def _few(jobs: Sequence[Job]) -> list[Row]:
 
 
 def _compare(forward: Forward, rows: Sequence[Row], pad_id: int) -> Decision:
-    padded = _losses(forward, rows, "padded", pad_id)
+    padded = token_losses(forward, rows, "padded", pad_id)
     try:
         with laid_out(forward.model, "flat"):
-            flat = _losses(forward, rows, "flat", pad_id)
+            flat = token_losses(forward, rows, "flat", pad_id)
     except torch.OutOfMemoryError:
         raise
     except GraftError as error:
@@ -99,6 +99,7 @@ def _compare(forward: Forward, rows: Sequence[Row], pad_id: int) -> Decision:
     )
 
 
-def _losses(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: int) -> Tensor:
+def token_losses(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: int) -> Tensor:
+    """The loss of each supervised token of some rows in one pass, in float64 and without seeds."""
     batch = lay_out(rows, layout, pad_id).to(forward.device)
     return forward.losses(batch, pass_of(rows, layout, seeded=False)).double()
