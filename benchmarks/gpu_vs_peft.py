@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from peft_loop import peft_loop
 from random_base import add_options, make_base, parsed, samples
-from turns import Run, compared, machine, peak_bytes, release, take_turns, watch
+from turns import Run, compared, keep, machine, peak_bytes, release, take_turns, watch
 
 SITES = {"qv": "attn.q attn.v", "linear": "linear"}
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -150,8 +150,7 @@ def main() -> None:
             f"{Path(__file__).name} measures on a GPU, and torch sees none here: --tiny proves that it runs"
         )
     result = measure(args)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.out)
     difference = result["largest_relative_loss_difference"]
     print(
         f"Graft / PEFT: {result['speed_ratio']:.2f}x tokens/s, {result['peak_ratio']:.2f}x peak memory "

@@ -25,7 +25,7 @@ from typing import Any
 
 from peft_loop import peft_loop
 from random_base import add_options, make_base, parsed, samples
-from turns import Run, machine, peak_bytes, release, speed, take_turns, watch
+from turns import Run, keep, machine, peak_bytes, release, speed, take_turns, watch
 
 JOBS: dict[str, dict[str, Any]] = {
     **{f"lora-{rank}": {"kind": "lora", "rank": rank, "alpha": 16, "sites": "linear"} for rank in (4, 8, 16, 64)},
@@ -266,8 +266,7 @@ def main() -> None:
         )
         return
     result = measure(args)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.out)
     differences = result["largest_relative_loss_difference"]
     print(
         f"Together / one by one: {result['over_one_by_one']['speed']:.2f}x tokens/s; of the kinds of PEFT, together / PEFT: "

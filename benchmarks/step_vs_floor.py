@@ -11,7 +11,6 @@ an advantage. The ways take turns step by step in one process; reported are the 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from random_base import add_options, make_base, parsed, samples
-from turns import WARM, machine, peak_bytes
+from turns import WARM, keep, machine, peak_bytes
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora-linear": {"kind": "lora", "rank": 16, "alpha": 32, "sites": "linear"},
@@ -137,8 +136,7 @@ def timed(ways: dict[str, Step], steps: int) -> dict[str, list[float]]:
 def main() -> None:
     args = options()
     result = measure(args)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.out)
     for way, factor in result["over_floor"].items():
         print(f"{way:<12} {result['seconds'][way]:8.3f} s   {factor:.2f}x the floor")
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from train_peers import TARGETS, load_base, run_peft
-from turns import compared, machine, peak_bytes, release, take_turns
+from turns import compared, keep, machine, peak_bytes, release, take_turns
 
 TINY = {"shape": "32,2,48,4", "steps": 4, "repeats": 1, "batch": 8, "micro": 4, "max_length": 128, "threads": 1}
 """What --tiny sets: a run of seconds, which measures nothing."""
@@ -204,8 +204,7 @@ def main() -> None:
         print(json.dumps(result))
         return
     result = measure(args)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.out)
     difference = result["largest_relative_loss_difference"]
     curves = "the curves are of other rows" if difference is None else f"losses differ by at most {difference:.1e}"
     print(

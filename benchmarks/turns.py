@@ -136,3 +136,9 @@ def machine(threads: int) -> dict[str, Any]:
     used = threads or torch.get_num_threads()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {"cores": os.cpu_count(), "threads": used, "load_at_end": load, "platform": platform.platform(), "gpu": gpu}
+
+
+def keep(result: dict[str, Any], out: str) -> None:
+    """Write a result where it is asked for."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Path(out).write_text(json.dumps(result, indent=1) + "\n")

@@ -10,16 +10,10 @@ import pytest
 
 from graft.runs import RunFolder
 from tests.small import save_small
-from tests.walk import graft_command
+from tests.walk import graft_command, yaml_block
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")
-
-
-def yaml_block(name: str) -> str:
-    found = re.search(rf"```yaml\n# {name}\n(.*?)```", PAGE, re.DOTALL)
-    assert found is not None
-    return found.group(1)
 
 
 @pytest.fixture
@@ -53,7 +47,7 @@ def test_the_commands_of_the_example_run(here: Path) -> None:
 def test_the_yamls_of_the_page_train(here: Path) -> None:
     own = "base.model=base base.dtype=float32 train.steps=2 train.batch_size=4"
     for name in ("preferences", "jobs"):
-        Path(f"{name}.yaml").write_text(yaml_block(f"{name}.yaml"))
+        Path(f"{name}.yaml").write_text(yaml_block(PAGE, f"{name}.yaml"))
         graft_command(f"graft train {name}.yaml {own} --out runs/{name}")
     jobs = {line["job"] for line in RunFolder("runs/jobs").metrics.read()}
     assert jobs == {"dpo", "simpo", "sft"}

@@ -10,16 +10,10 @@ import pytest
 
 from graft.runs import RunFolder
 from tests.task_bases import answered_rows, labelled_rows, save_task_base
-from tests.walk import graft_command
+from tests.walk import graft_command, yaml_block
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
 FEW = "train.epochs=1 train.batch_size=8"
-
-
-def yaml_block(name: str) -> str:
-    found = re.search(rf"```yaml\n# {name}\n(.*?)```", PAGE, re.DOTALL)
-    assert found is not None
-    return found.group(1)
 
 
 @pytest.fixture
@@ -37,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_task_base(tmp_path / "bert", "bert")
     save_task_base(tmp_path / "t5", "t5")
     for name in ("sentiment", "similarity", "answers"):
-        Path(f"{name}.yaml").write_text(yaml_block(f"{name}.yaml"))
+        Path(f"{name}.yaml").write_text(yaml_block(PAGE, f"{name}.yaml"))
     return tmp_path
 
 

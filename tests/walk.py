@@ -1,8 +1,9 @@
-"""A folder with the files that the README and the examples speak of, small enough to train on in seconds."""
+"""A folder with the files that the README, the pages and the examples speak of, small enough to train on in seconds."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -37,3 +38,10 @@ def graft_command(line: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words[1:])
     assert ended.value.code in (0, None), line
+
+
+def yaml_block(page: str, name: str) -> str:
+    """The YAML of a page that names itself in its first line."""
+    found = re.search(rf"```yaml\n# {name}\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    return found.group(1)
