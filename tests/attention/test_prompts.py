@@ -5,6 +5,7 @@ The second implementation is the plain base with `inputs_embeds` of the prompt a
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -222,6 +223,20 @@ def test_what_was_noted_is_kept_until_a_weight_changes() -> None:
     assert state.recordings["a"] is not kept
     graft.detach(model)
     assert not state.recordings
+
+
+def test_what_was_noted_is_forgotten_when_a_fused_optimiser_changes_a_weight() -> None:
+    model, inputs = base("llama"), ids(2, 5)
+    graft.attach(model, {"a": graft.PromptTuning(tokens=P)})
+    graft.set_active(model, "a")
+    optimizer = torch.optim.AdamW([p for _, p in graft.parameters(model, "a")], lr=0.1, fused=True)
+    for _ in range(2):
+        before = logits(model, inputs)
+        model(inputs).logits.sum().backward()
+        optimizer.step()
+        after = logits(model, inputs)
+        assert not torch.allclose(after, before, atol=1e-4)
+        torch.testing.assert_close(after, logits(copy.deepcopy(model), inputs))  # a copy has noted nothing
 
 
 def test_what_was_noted_in_inference_mode_serves_training_too() -> None:

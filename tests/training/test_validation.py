@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +43,23 @@ def test_validation_comes_every_so_often_or_at_the_end_of_each_epoch(tmp_path: P
         engine = fresh(tmp_path / f"run{every}", validation=data(6, seed=3), steps=7, validate_every=every)
         engine.run()
         assert [line["step"] for line in engine.folder.metrics.read() if "validation_loss" in line] == wanted
+
+
+def test_validation_of_a_prompt_sees_what_was_learnt_since_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, pairs = engine_module.validation_scores, []
+
+    def twice(forward: Forward, *given: Any) -> dict[str, float]:
+        copied = plain(Forward(copy.deepcopy(forward.model)), *given)  # which has kept nothing from before
+        pairs.append((plain(forward, *given)["validation_loss"], copied["validation_loss"]))
+        return copied
+
+    monkeypatch.setattr(engine_module, "validation_scores", twice)
+    settings = {"adapter": {"kind": "prompt", "tokens": 3}, "settings": {"layout": "padded"}}
+    fresh(tmp_path / "run", validation=data(6, seed=3), steps=3, lr=0.1, validate_every=1, **settings).run()
+    assert len({copied for _, copied in pairs}) == 3
+    assert [found for found, _ in pairs] == pytest.approx([copied for _, copied in pairs], rel=1e-6)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:

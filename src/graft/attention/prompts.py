@@ -4,7 +4,7 @@ They come first and see only one another, so their keys and values in every laye
 blocks runs on the prompt alone (under the same adapter, so that a stack's other parts act on it too), each attention module notes the keys
 and values, and the rows of the adapter get these as they get a prefix (`virtual.py`), with positions that start behind them. Padding on
 either side, token-flat batches, mixed rows, caches and beams are then what they are without a prompt. Gradients reach the prompt
-through the noted tensors. Where nothing trains, these are kept until a weight changes, so that decoding costs nothing more.
+through the noted tensors. Where nothing trains, these are kept until a weight changes or learns, so that decoding costs nothing more.
 
 Models whose tokens see each other in both directions get the prompt for real (`prepending.py`).
 
@@ -61,6 +61,7 @@ class RecordsPrompts:
         weights = [*self.parameters(), *(p for each in grafts.prompts[name] for p in each.parameters())]
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in weights)
         if learns or self.training:
+            state.recordings.pop(name, None)  # torch's fused optimisers change weights and not their versions
             return self._record(grafts, state, name, pass_)
         versions = _versions(weights)
         kept = state.recordings.get(name)

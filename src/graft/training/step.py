@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from graft.clock import timed
 from graft.data import batches
@@ -207,6 +208,7 @@ def update(job: Job, gradients: Gradients) -> Outcome:
     """A job's optimiser step on gradients that are there."""
     lr = float(job.optimizer.param_groups[0]["lr"])
     job.optimizer.step()
+    increment_version(job.params.values())  # a fused step does not; what is kept from before it has to be known as old
     job.schedule.step()
     tokens = sum(len(row.example) for row in gradients.rows if row.job is job)
     job.advance()
