@@ -25,6 +25,7 @@ from graft.errors import GraftError
 from graft.grafts import Grafts, container_of
 from graft.inventory import tensors
 from graft.masks import NotesMask
+from graft.packing import allow_packing, forbid_packing
 from graft.placement import find_sites
 from graft.probing import probe
 from graft.seating import place_of, take_seat
@@ -114,6 +115,7 @@ def _claim(root: nn.Module, state: State) -> None:
     for module in root.modules():
         if "graft_state" in module.__dict__:
             raise GraftError("a part of this model has adapters of its own: detach those first, or attach to that part")
+    forbid_packing(root)
     state.base_trainable = tuple(name for name, p in root.named_parameters() if p.requires_grad)
     root.__dict__["graft_state"] = state
     for parameter in root.parameters():
@@ -216,6 +218,7 @@ def _remove(root: nn.Module, state: State, name: str) -> None:
 
 def _release(root: nn.Module, state: State) -> None:
     """Undo `_claim`."""
+    allow_packing(root)
     for path, module in root.named_modules():
         uninstall(module, path)
         restore(module, path)

@@ -19,9 +19,10 @@ from graft.adapters.attending import AttentionAdapter, EmbeddingAdapter
 from graft.adapters.base import Adapter
 from graft.adapters.experts import ExpertsAdapter
 from graft.adapters.fused import LowRankTerm, add_low_rank, makes_its_output
-from graft.adapters.fused_base import linear_low_rank, takes_in
+from graft.adapters.fused_base import linear_low_rank
 from graft.cutting import Cut, by_rows
 from graft.errors import GraftError
+from graft.layers import is_four_bit
 from graft.passes import Context, Pass
 from graft.state import Link, State
 
@@ -154,9 +155,10 @@ class Grafts(nn.Module):
                 args = (changed, *args[1:])
             else:
                 kwargs = {**kwargs, key: changed}
-        if (whole := self._with_base(new_x, pass_)) is not None:
-            h, left = whole
-            return self._adapt(new_x, h, left, pass_).reshape(*given.shape[:-1], h.shape[-1])
+        host = None if pass_ is None else self._linear_host()
+        terms, left = ([], self.links) if host is None else self.low_rank(new_x, pass_)
+        if host is not None and terms and (h := linear_low_rank(host, new_x, terms)) is not None:
+            return self.adapt(new_x, h, left, pass_).reshape(*given.shape[:-1], h.shape[-1])
         output = base(*args, **kwargs)
         if not self.links:
             return output
@@ -166,27 +168,23 @@ class Grafts(nn.Module):
             )
         first = output[0] if isinstance(output, tuple) else output
         if pass_ is not None and not first.is_meta:
-            self._refuse_offloaded(pass_)
+            self.refuse_offloaded(pass_)
         h = by_rows(first, pass_, self.in_list)
-        terms, left = self._low_rank(h, pass_)
+        if host is None:
+            terms, left = self.low_rank(h, pass_)
         if terms:
             own = all(makes_its_output(link.adapter.around.host) for links in self.links.values() for link in links)
             h = add_low_rank(new_x.to(h.dtype), h, terms, in_place=own)
-        h = self._adapt(new_x, h, left, pass_).reshape(first.shape)
+        h = self.adapt(new_x, h, left, pass_).reshape(first.shape)
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    def _with_base(self, x: Tensor, pass_: Pass | None) -> tuple[Tensor, Mapping[str, list[Link]]] | None:
-        """The output of a frozen linear layer with the low-rank terms in it, in one operation; and the adapters that it leaves."""
-        if pass_ is None or not self.links:
-            return None
+    def _linear_host(self) -> nn.Module | None:
+        """The module, where it is a linear layer that can be one node with low-rank terms."""
         hosts = (link.adapter.around.host for links in self.links.values() for link in links)
         host = next((each for each in hosts if each._modules.get("graft") is self), None)
-        if host is None or not makes_its_output(host):
-            return None
-        terms, left = self._low_rank(x, pass_)
-        return (linear_low_rank(host, x, terms), left) if terms and takes_in(host, x, terms) else None
+        return host if host is not None and (makes_its_output(host) or is_four_bit(host)) else None
 
-    def _refuse_offloaded(self, pass_: Pass) -> None:
+    def refuse_offloaded(self, pass_: Pass) -> None:
         """torch computes with tensors that have no data, and gives numbers that mean nothing."""
         for name in pass_.names:
             for link in self.links.get(name, ()):
@@ -204,7 +202,7 @@ class Grafts(nn.Module):
                     link.x = None if link.adapter.reads == "nothing" else x
         return x
 
-    def _low_rank(self, h: Tensor, pass_: Pass | None) -> tuple[list[LowRankTerm], Mapping[str, list[Link]]]:
+    def low_rank(self, h: Tensor, pass_: Pass | None) -> tuple[list[LowRankTerm], Mapping[str, list[Link]]]:
         """The adapters of the pass that are nothing but a low-rank term, which one operation adds all together; and the others.
 
         h: a tensor with the rows of the pass.
@@ -222,7 +220,7 @@ class Grafts(nn.Module):
                     left.pop(name, None)
         return terms, left if terms else self.links
 
-    def _adapt(self, x: Tensor, h: Tensor, table: Mapping[str, list[Link]], pass_: Pass | None) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, table: Mapping[str, list[Link]], pass_: Pass | None) -> Tensor:
         """h through the adapters of a table."""
 
         def step(link: Link, h: Tensor, ctx: Context, take: Take = _whole) -> Tensor:

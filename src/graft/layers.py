@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 
 from torch import Tensor, nn
 
@@ -21,6 +22,18 @@ def is_transposed(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)
+
+
+def is_four_bit(module: nn.Module) -> bool:
+    """Whether a linear layer is one of bitsandbytes' 4-bit layers as they are."""
+    library = sys.modules.get("bitsandbytes")  # not imported: no such layer
+    own = getattr(type(module), "graft_base", type(module))
+    return library is not None and own in (library.nn.Linear4bit, library.nn.LinearNF4, library.nn.LinearFP4)
+
+
+def packed_for_inference(module: nn.Module) -> bool:
+    """Whether bitsandbytes has packed a 4-bit layer for a CPU's half-precision kernel, which gives its input no gradient."""
+    return bool(getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False))
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ first has made, where two nodes would make a tensor each and autograd a sum of t
 go on in the same way: `as_read` gives them x behind a node of its own, and each adds its part into one tensor that this node hands
 on. Ye et al. 2023, "mLoRA" (arXiv 2312.02515).
 
-Only for `nn.Linear` as it is; every other layer keeps its own forward, and its low-rank part is a node by itself (`fused.py`).
+Which layers: `frozen_layer.py`. Every other one keeps its own forward, and its low-rank part is a node by itself (`fused.py`).
 
 Legend: I input features, O output features, N tokens.
 """
@@ -21,52 +21,43 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from graft.adapters.frozen_layer import FrozenLinear, frozen_linear
 from graft.adapters.fused import LowRankTerm, add_terms_, factor_gradients, factors_of, flat, one_node
 
 
-def takes_in(host: nn.Module, x: Tensor, terms: Sequence[LowRankTerm]) -> bool:
-    """Whether a linear layer as it is and terms can be one node: frozen, here, in x's own dtype."""
-    weight, bias = host._parameters.get("weight"), host._parameters.get("bias")
-    frozen = all(
-        type(each) is nn.Parameter and not each.requires_grad and each.dtype == x.dtype and each.device == x.device
-        for each in (weight, *([] if bias is None else [bias]))
-    )
-    plain = type(x) is Tensor and not x.is_meta and not torch.is_autocast_enabled(x.device.type)
-    return frozen and plain and one_node(terms, x.device)
+def linear_low_rank(host: nn.Module, x: Tensor, terms: Sequence[LowRankTerm]) -> Tensor | None:
+    """The layer's output with every term added to its rows; None where layer and terms cannot be one node. x: [..., I] -> [..., O].
 
-
-def linear_low_rank(host: nn.Module, x: Tensor, terms: Sequence[LowRankTerm]) -> Tensor:
-    """The layer's output with every term added to its rows. x: [..., I] -> [..., O]. The gradient is not differentiable again."""
-    weight, bias = host._parameters["weight"], host._parameters.get("bias")
+    The gradient is not differentiable again.
+    """
+    layer = frozen_linear(host, x) if one_node(terms, x.device) else None
+    if layer is None:
+        return None
     x, gradient = as_read(x)
-    return _LinearLowRank.apply(x, weight, bias, terms, gradient, *factors_of(terms))
+    return _LinearLowRank.apply(x, layer, terms, gradient, *factors_of(terms))  # pyright: ignore
 
 
 class _LinearLowRank(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, terms: Sequence[LowRankTerm],
-        gradient: InputGradient | None, *factors: Tensor,
+        ctx: Any, x: Tensor, layer: FrozenLinear, terms: Sequence[LowRankTerm], gradient: InputGradient | None,
+        *factors: Tensor,
     ) -> Tensor:  # fmt: skip
-        out = x.new_empty((*x.shape[:-1], weight.shape[0]))  # a tensor of its own: models change views of it in place
-        if bias is None:
-            torch.mm(flat(x), weight.t(), out=flat(out))
-        else:
-            torch.addmm(bias, flat(x), weight.t(), out=flat(out))
+        out = layer.output(x)
         lows = add_terms_(out, x, terms)
-        ctx.terms, ctx.gradient = terms, gradient
-        ctx.save_for_backward(x, weight, *lows, *factors)
+        ctx.layer, ctx.terms, ctx.gradient = layer, terms, gradient
+        ctx.save_for_backward(x, layer.stored, *lows, *factors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad,), (x, weight, *saved) = grads, ctx.saved_tensors
+        (grad,), (x, stored, *saved) = grads, ctx.saved_tensors
         grad_x = None
         if ctx.gradient is not None:
-            grad_x = ctx.gradient.add(flat(grad), weight, x.shape)
-        made = factor_gradients(ctx.terms, grad, x, saved, ctx.needs_input_grad[5:], grad_x, fresh=False)
-        return None, None, None, None, None, *made  # the gradient of x lies where `_Read` finds it
+            grad_x = ctx.gradient.add(flat(grad), ctx.layer.weight(stored, x.dtype), x.shape)
+        made = factor_gradients(ctx.terms, grad, x, saved, ctx.needs_input_grad[4:], grad_x, fresh=False)
+        return None, None, None, None, *made  # the gradient of x lies where `_Read` finds it
 
 
 class InputGradient:
