@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 
 import graft
+from graft.adapters import fused, grouped
 from graft.choosing import set_trainable
 from graft.training.job import Job
 from tests.training.conftest import GATED, data, engine_for, exact_norm, job_on, pairs
@@ -104,6 +105,19 @@ def test_a_job_in_company_is_the_job_alone(company: Any, name: str, tmp_path: Pa
     if dtype == torch.float64:
         for key, parameter in alone[name].items():
             assert float((parameter - parameters[name][key]).abs().max()) <= 1e-12, key
+
+
+def test_low_rank_jobs_by_grouped_products_are_the_jobs_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on a device with a kernel for them; alone, a job is one term, which no product of several takes."""
+    names, taken = ["lora", "lora-wide", "series", "lora-one", "smoothed"], []
+    add = fused.add_grouped_
+    monkeypatch.setattr(grouped, "has_kernel", lambda x: True)
+    monkeypatch.setattr(fused, "add_grouped_", lambda out, x, terms: (taken.append(len(terms)), add(out, x, terms))[1])
+    _, found = trained(torch.float32, names, tmp_path / "company")
+    assert max(taken) >= 4
+    for name in names:
+        _, wanted = trained(torch.float32, [name], tmp_path / name)
+        assert found[name] == pytest.approx(wanted[name], rel=1e-6)
 
 
 def test_every_job_of_the_company_learns_something(company: Any) -> None:

@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from graft.adapters.fused import LowRankTerm
+from graft.adapters.terms import LowRankTerm
 from graft.errors import GraftError
 from graft.passes import Context
 

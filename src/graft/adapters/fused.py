@@ -7,7 +7,8 @@ For the rows i of one adapter, with its dropout mask M, S = s (M x) A^T, G the g
 Kept for backward are x, which is one tensor for all adapters and all layers that read it, and the S of rank R. Masks are drawn again
 from the seeds of the pass, where autograd would keep two tensors of x's size for each adapter; the gradient of x is written row by row
 into one tensor, where autograd would fill one with zeros for each adapter and add them up. Equations: Ye et al. 2023, "mLoRA"
-(arXiv 2312.02515). `fused_base.py` takes the frozen layer itself into the node.
+(arXiv 2312.02515). `fused_base.py` takes the frozen layer itself into the node; `grouped.py` computes several terms by one product where
+the device has a kernel for it, and here they are computed one after another.
 
 Without seeds, in compiled code, under function transforms and where the factors lie on another device (then it is an error) the same is
 computed by plain operations.
@@ -18,43 +19,14 @@ Legend: I input features, O output features, R rank, N tokens of one adapter's r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from graft.passes import Context
-
-
-@dataclass(frozen=True, eq=False)
-class LowRankTerm:
-    """s B A dropout(x) on some rows."""
-
-    A: Tensor
-    """[R, I]"""
-    B: Tensor
-    """[O, R]"""
-    scale: float
-    p: float
-    """Of dropout; 0 outside of training."""
-    site: int
-    ctx: Context
-    rows: slice | None = None
-    """Which rows, along dimension 1 in a flat pass and 0 else; None is all."""
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """This term's rows of a tensor, as a view."""
-        if self.rows is None:
-            return tensor
-        return tensor.narrow(1 if self.ctx.flat else 0, self.rows.start, self.rows.stop - self.rows.start)
-
-    def plain(self, x: Tensor) -> Tensor:
-        """The term by operations that autograd knows. x: its own rows [..., I] -> [..., O]."""
-        low_R = F.linear(self.ctx.dropout(x, self.p, self.site), self.A.to(x.dtype))
-        return F.linear(low_R * self.scale, self.B.to(x.dtype))
+from graft.adapters.grouped import add_grouped_, grouped_gradients, together
+from graft.adapters.terms import LowRankTerm, flat
 
 
 def add_low_rank(x: Tensor, h: Tensor, terms: Sequence[LowRankTerm], in_place: bool = False) -> Tensor:
@@ -116,14 +88,14 @@ class _AddLowRank(torch.autograd.Function):
 
 
 def add_terms_(out: Tensor, x: Tensor, terms: Sequence[LowRankTerm]) -> list[Tensor]:
-    """Add each term to its rows of a contiguous tensor [..., O]; the S [N, R] of each."""
-    lows = []
-    for term in terms:
-        x_NI = flat(term.ctx.dropout(term.of(x), term.p, term.site))
-        low_NR = torch.mm(x_NI, term.A.to(x.dtype).t()).mul_(term.scale)
-        term.of(out).view(-1, out.shape[-1]).addmm_(low_NR, term.B.to(x.dtype).t())
-        lows.append(low_NR)
-    return lows
+    """Add each term to its rows of a contiguous tensor [..., O]; the S [N, R] of each, which a grouped product may have filled up to a
+    greater R."""
+    lows: dict[int, Tensor] = {}
+    for numbers in together(terms, x, out.shape[-1]):
+        own = [terms[number] for number in numbers]
+        made = add_grouped_(out, x, own) if len(own) > 1 else [_add_term_(out, x, own[0])]
+        lows.update(zip(numbers, made, strict=True))
+    return [lows[number] for number in range(len(terms))]
 
 
 def factor_gradients(
@@ -134,18 +106,39 @@ def factor_gradients(
 
     grad [..., O]; saved: the S of each term, then the factors; needs: whether each factor wants its gradient.
     """
-    lows, factors, made = saved[: len(terms)], saved[len(terms) :], []
-    for number, (term, low_NR) in enumerate(zip(terms, lows, strict=True)):
-        A, B = factors[2 * number : 2 * number + 2]
-        grad_NO = flat(term.of(grad))
-        keep = term.ctx.kept(term.of(x), term.p, term.site) if term.p else None
-        low_grad_NR = torch.mm(grad_NO, B.to(x.dtype)).mul_(term.scale)
-        x_NI = flat(term.of(x) if keep is None else term.of(x) * keep)
-        made.append(torch.mm(low_grad_NR.t(), x_NI).to(A.dtype) if needs[2 * number] else None)
-        made.append(torch.mm(grad_NO.t(), low_NR).to(B.dtype) if needs[2 * number + 1] else None)
-        if grad_x is not None:
-            _add_input_gradient(term.of(grad_x).view(-1, x.shape[-1]), low_grad_NR, A.to(x.dtype), keep, fresh)
+    lows, factors, made = saved[: len(terms)], saved[len(terms) :], list[Tensor | None]([None] * len(needs))
+    for numbers in together(terms, x, grad.shape[-1]):
+        at = [place for number in numbers for place in (2 * number, 2 * number + 1)]
+        own, wants = [factors[place] for place in at], [needs[place] for place in at]
+        here, low = [terms[number] for number in numbers], [lows[number] for number in numbers]
+        if len(here) > 1:
+            found = grouped_gradients(here, grad, x, low, own, wants, grad_x, fresh)
+        else:
+            found = _term_gradients(here[0], grad, x, low[0], own, wants, grad_x, fresh)
+        for place, gradient in zip(at, found, strict=True):
+            made[place] = gradient
     return made
+
+
+def _add_term_(out: Tensor, x: Tensor, term: LowRankTerm) -> Tensor:
+    x_NI = flat(term.ctx.dropout(term.of(x), term.p, term.site))
+    low_NR = torch.mm(x_NI, term.A.to(x.dtype).t()).mul_(term.scale)
+    term.of(out).view(-1, out.shape[-1]).addmm_(low_NR, term.B.to(x.dtype).t())
+    return low_NR
+
+
+def _term_gradients(
+    term: LowRankTerm, grad: Tensor, x: Tensor, low_NR: Tensor, factors: Sequence[Tensor], needs: Sequence[bool],
+    grad_x: Tensor | None, fresh: bool,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    (A, B), keep, grad_NO = factors, term.kept(x), flat(term.of(grad))
+    low_grad_NR = torch.mm(grad_NO, B.to(x.dtype)).mul_(term.scale)
+    x_NI = flat(term.of(x) if keep is None else term.of(x) * keep)
+    dA = torch.mm(low_grad_NR.t(), x_NI).to(A.dtype) if needs[0] else None
+    dB = torch.mm(grad_NO.t(), low_NR).to(B.dtype) if needs[1] else None
+    if grad_x is not None:
+        _add_input_gradient(term.of(grad_x).view(-1, x.shape[-1]), low_grad_NR, A.to(x.dtype), keep, fresh)
+    return dA, dB
 
 
 def _add_input_gradient(part_NI: Tensor, low_grad_NR: Tensor, A: Tensor, keep: Tensor | None, fresh: bool) -> None:
@@ -158,8 +151,3 @@ def _add_input_gradient(part_NI: Tensor, low_grad_NR: Tensor, A: Tensor, keep: T
         part_NI.addmm_(low_grad_NR, A)
     else:
         part_NI.addcmul_(torch.mm(low_grad_NR, A), flat(keep))
-
-
-def flat(x: Tensor) -> Tensor:
-    """[..., D] as [N, D]."""
-    return x.reshape(-1, x.shape[-1])

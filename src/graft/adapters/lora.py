@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import Place, SiteType
-from graft.adapters.fused import LowRankTerm, add_low_rank
+from graft.adapters.fused import add_low_rank
 from graft.adapters.lora_embedding import LoRAEmbedding
 from graft.adapters.lora_experts import LoRAExperts
 from graft.adapters.lowrank import Difference, LowRank
+from graft.adapters.terms import LowRankTerm
 from graft.passes import Context
 
 
