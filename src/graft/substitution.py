@@ -112,6 +112,12 @@ def substitute(module: nn.Module, mixin: type) -> None:
         module.__class__ = _generated(base, tuple(sorted((*mixins, mixin), key=ORDER.index)))
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module has without us."""
+    cls = type(module)
+    return cls.graft_base if issubclass(cls, Substituted) else cls
+
+
 def hooked(module: nn.Module) -> bool:
     """Whether a forward of the instance's own stands before the one that we gave its class."""
     own = module.__dict__.get("forward")

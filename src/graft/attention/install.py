@@ -25,7 +25,7 @@ from graft.attention.shadow import Shadow, shadow_of
 from graft.attention.virtual import position_shifts
 from graft.errors import GraftError
 from graft.state import State, unwrapped
-from graft.substitution import Substituted, register_mixin, restore, substitute
+from graft.substitution import own_class, register_mixin, restore, substitute
 
 OWN_FORWARDS: dict[tuple[str, str], type] = {
     ("bloom", "BloomAttention"): BloomForward,
@@ -81,7 +81,7 @@ def install(module: nn.Module, state: State, path: str) -> None:
         substitute(module, own)
     else:
         config = getattr(module, "config", None)
-        source = inspect.getsource(inspect.unwrap(_own_class(module).forward))
+        source = inspect.getsource(inspect.unwrap(own_class(module).forward))
         if config is None or "ALL_ATTENTION_FUNCTIONS" not in source:
             raise GraftError(
                 f"'{path}' ({name}) does not use transformers' attention interface, so prefix adapters and token-flat "
@@ -143,7 +143,7 @@ def _owner_of_positions(root: nn.Module, block: str) -> nn.Module:
     parts = block.split(".")[:-2]
     for count in range(len(parts), -1, -1):
         owner = root.get_submodule(".".join(parts[:count]))
-        if "position_ids" in inspect.signature(_own_class(owner).forward).parameters:
+        if "position_ids" in inspect.signature(own_class(owner).forward).parameters:
             return owner
     raise GraftError(
         f"{type(root).__name__} takes no position ids, so positions cannot start behind a prefix: use positions: zero"
@@ -172,8 +172,3 @@ def flat_attention(model: nn.Module) -> Iterator[None]:
             if "graft" not in module._modules:  # one that hosts an adapter keeps its class and what that reads
                 restore(module, path)
                 module.__dict__.pop("graft_state", None)
-
-
-def _own_class(module: nn.Module) -> type[nn.Module]:
-    cls = type(module)
-    return cls.graft_base if issubclass(cls, Substituted) else cls

@@ -28,6 +28,7 @@ def command(as_json: AsJson = False) -> None:
             "cores": f"{facts['cores']['usable']} of {facts['cores']['all']}",
             "memory": ", ".join(f"{size} {name}" for name, size in memory.items()),
             "devices": ", ".join(devices) or "no GPU: everything runs on the CPU",
+            "kernels": facts["kernels"],
         }
     )
     typer.echo("\nVersions")
@@ -44,6 +45,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     import graft
+    from graft.kernels import described
     from graft.runs import LOCKED
 
     cuda = torch.cuda.is_available()
@@ -59,6 +61,7 @@ def environment() -> dict[str, Any]:
         "memory_bytes": _memory(),
         "devices": [{"name": device.name, "memory_bytes": device.total_memory} for device in properties],
         "bfloat16_gpu": cuda and torch.cuda.is_bf16_supported(),
+        "kernels": described(),
         "threads": torch.get_num_threads(),
         "versions": {name: _version(name) for name in (*LOCKED, "typer", "rich", "ruamel.yaml")},
         "extras": extras(),

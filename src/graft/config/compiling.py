@@ -20,6 +20,8 @@ def why_not_compiled(config: RunConfig) -> str | None:
         return "train.layout flat: a graph cannot keep segments apart. Use layout: auto or padded"
     if config.train.gradient_checkpointing:
         return "train.gradient_checkpointing: choose one of them"
+    if config.train.kernels == "liger":
+        return "train.kernels liger: a graph fuses these operations itself. Use kernels: auto or off"
     if config.base.dropout:
         return "base.dropout: a graph draws other numbers than eager code"
     adapter = config.adapter.resolve(frozenset()) if isinstance(config.adapter, Preset) else config.adapter

@@ -20,7 +20,17 @@ from graft.config.schema import BaseConfig, EvalConfig, RunConfig, TrainConfig
 from graft.config.section import Section
 
 SHARED = frozenset(
-    {"token_budget", "gradient_checkpointing", "compile", "layout", "save_every", "keep", "loggers", "log_every"}
+    {
+        "token_budget",
+        "gradient_checkpointing",
+        "compile",
+        "kernels",
+        "layout",
+        "save_every",
+        "keep",
+        "loggers",
+        "log_every",
+    }
 )
 """Fields of `train` that belong to the pass over the base or to the run folder, and so to all jobs together."""
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "train": TrainConfig, "eval": EvalConfig}

@@ -97,6 +97,9 @@ class TrainConfig(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     compile: bool = False
     """Run the base as one compiled graph (torch.compile): padded batches, no dropout, minutes until the first step."""
+    kernels: Literal["auto", "off", "liger"] = "auto"
+    """Triton kernels for norms, rotary positions and SwiGLU: auto is Liger's where graft-llm[gpu] is installed and the base is on a CUDA
+    device, else torch's own operations; liger demands them; off is torch's own."""
     layout: Literal["auto", "flat", "padded"] = "auto"
     """One row of all tokens, or padded; auto is flat where the model proves equal on the first batch, else padded."""
     validate_every: int | None = Field(default=None, ge=1)

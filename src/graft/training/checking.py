@@ -30,6 +30,7 @@ from graft.data.preparing import samples_of
 from graft.inventory import parameters
 from graft.state import unwrapped
 from graft.summary_table import Summary, summary
+from graft.training.accelerating import accelerating
 from graft.training.forward import Forward
 from graft.training.job import Job
 from graft.training.layout import Decision, decide, laid_out
@@ -57,6 +58,8 @@ class Trial:
     """On a GPU what was allocated at the most; else the whole process."""
     hours: float
     """The whole run at this speed; validation and saving come on top."""
+    kernels: str
+    """What computed norms and rotary positions: torch, or Liger."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
         if train.gradient_checkpointing:
             stack.enter_context(recomputing(parts.base.model, parts.config.base.dropout))
         set_training(parts.base.model, [job.name], parts.config.base.dropout)
+        wanted = "off" if train.compile else train.kernels
+        kernels = stack.enter_context(accelerating(forward, [job], wanted, layout.layout, padding)).kernels
         seconds = float("inf")
         for _ in range(2):  # the first pass also warms up
             start = time.perf_counter()
@@ -169,6 +174,7 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
         seconds,
         peak,
         seconds / tokens * job.step_tokens * job.steps / 3600,
+        kernels,
     )
 
 

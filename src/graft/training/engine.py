@@ -24,6 +24,7 @@ from graft.data.batches import Layout
 from graft.errors import GraftError
 from graft.orders import Orders
 from graft.runs import RunFolder
+from graft.training.accelerating import accelerating
 from graft.training.company import step_together
 from graft.training.compiling import compile_forward
 from graft.training.desk import Desk, Recruit
@@ -137,6 +138,9 @@ class Engine:
         self._set_modes()
         if here and settings.compile:
             compile_forward(self.forward, here, settings.compile, settings.pad_id)
+        elif here:
+            found = accelerating(self.forward, here, settings.kernels, self.layout, settings.pad_id)
+            self.ledger.use(session.enter_context(found), self.step)
         if begun:
             return
         if self.forward.device.type == "cuda" and not resumed:

@@ -36,7 +36,7 @@ class Decision:
 
 def decide(forward: Forward, jobs: Sequence[Job], wanted: str, pad_id: int) -> Decision:
     """Prove the head and the layout on the first batch. Raises `GraftError` when `flat` is demanded and does not hold."""
-    rows = _few(jobs)
+    rows = proof_rows(jobs)
     with evaluating(forward.model):
         one = rows[:1]
         forward.prove_head(lay_out(one, "padded", pad_id).to(forward.device), pass_of(one, "padded", seeded=False))
@@ -63,7 +63,7 @@ def laid_out(model: nn.Module, layout: Layout) -> Iterator[None]:
         yield
 
 
-def _few(jobs: Sequence[Job]) -> list[Row]:
+def proof_rows(jobs: Sequence[Job]) -> list[Row]:
     """The shortest samples of the jobs' first steps: at least two, for one sequence alone cannot mix with another."""
     own = (row for job in jobs for row in job.rows() if not row.frozen)
     rows = sorted(own, key=lambda row: len(row.example))[:PROOF_ROWS]

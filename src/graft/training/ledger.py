@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from graft.clock import Clock, described, timed
 from graft.errors import GraftError
 from graft.runs import RunFolder
+from graft.training.accelerating import Acceleration
 from graft.training.job import Job
 from graft.training.progress import Reporter, memory_bytes
 from graft.training.roster import Roster
@@ -32,6 +34,7 @@ class Ledger:
         self.folder, self.roster, self.reporter = folder, roster, reporter
         self.trackers, self.log_every = list(trackers), log_every
         self.losses: dict[str, float] = {}
+        self.acceleration = Acceleration()
         self.clock = Clock()
         self._tokens, self._seconds, self._peak, self._status_at = 0, 0.0, 0, 0.0
 
@@ -84,6 +87,16 @@ class Ledger:
         """A sentence to the terminal."""
         self.reporter.say(text)
 
+    def use(self, found: Acceleration, step: int) -> None:
+        """What computes norms and rotary positions from now on, and why, where that is news."""
+        before, self.acceleration = self.acceleration, found
+        if (found.kernels, found.reason) == (before.kernels, before.reason):
+            return
+        self.event("kernels", step=step, **asdict(found))
+        self.say(
+            f"Kernels: {found.kernels}" if found.reason is None else f"Liger's kernels are not used: {found.reason}"
+        )
+
     def validated(self, step: int, job: Job, scores: Mapping[str, float], best: bool) -> None:
         """A job was validated."""
         self.record(step, job, {"epoch": round(job.epochs_done, 4), **scores})
@@ -111,6 +124,7 @@ class Ledger:
                 "state": state,
                 "step": step,
                 "layout": layout,
+                "kernels": self.acceleration.kernels,
                 "tokens_per_second": speed,
                 "time": self.clock.read(),
                 "jobs": jobs,

@@ -16,6 +16,7 @@ class Settings:
     layout: str = "auto"
     gradient_checkpointing: bool = False
     compile: str | None = None  # a backend of torch.compile
+    kernels: str = "auto"
     base_dropout: bool = False
     save_every: int | None = None
     keep: int = 3

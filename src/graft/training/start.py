@@ -13,6 +13,7 @@ from graft.clock import timed
 from graft.config import AnyRun, RunConfig
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.errors import GraftError
+from graft.kernels import chosen
 from graft.orders import Orders
 from graft.runs import RunFolder
 from graft.summary_table import summary
@@ -39,6 +40,7 @@ def train(config: AnyRun, out: str | Path, *, overwrite: bool = False, quiet: bo
         folder.create()  # refuse before anything is loaded
     parts = build(config)
     check_installed(config.common().loggers)
+    chosen(config.common().kernels, parts.base.device)
     folder.create(overwrite)
     folder.write_config(config)
     data = {part.job.name: part.data for part in parts.members}
@@ -96,6 +98,7 @@ def _run(parts: Parts, folder: RunFolder, checkpoint: int | None, quiet: bool) -
         layout=common.layout,
         gradient_checkpointing=common.gradient_checkpointing,
         compile="inductor" if common.compile else None,
+        kernels=common.kernels,
         base_dropout=config.base.dropout,
         save_every=common.save_every,
         keep=common.keep,
