@@ -10,7 +10,7 @@ import torch
 
 import graft
 from graft.config import load_run
-from graft.data.templates import Template
+from graft.data.templates import template_of
 from graft.runs import RunFolder
 from tests.small import save_small, small_tokenizer
 
@@ -43,7 +43,7 @@ def make_run(
     from graft.bases import load_base
 
     loaded = load_base(config.base)
-    template = Template.load(settings["template"], small_tokenizer())
+    template = template_of(settings["template"], small_tokenizer())
     graft.attach(loaded.model, adapters)
     torch.manual_seed(seed)
     for name in adapters:

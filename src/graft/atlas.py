@@ -11,7 +11,7 @@ from graft.adapters.base import AdapterConfig, SiteType
 from graft.adapters.experts import expert_parts, expert_sizes
 from graft.blocks import TOWERS, Block, Site, blocks_of, stack_of, text_config_of
 from graft.errors import GraftError
-from graft.families import fused_rows
+from graft.family import fused_rows
 from graft.layers import bypassed, is_linear, is_norm, widths
 from graft.sizes import head_sizes, hidden_width, sublayer_widths
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from graft.adapters.base import SiteType
 from graft.errors import GraftError
-from graft.families import Family, family_of
+from graft.families import family_of
+from graft.family import Family
 from graft.layers import is_linear
 
 TOWERS = {"vision": "vision", "visual": "vision", "image": "vision", "img": "vision", "audio": "audio"}

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from graft.families import Family, Sublayer
+from graft.family import Family, Sublayer
 from graft.layers import is_linear, is_norm
 
 _ATTENTION = ("attn", "attention", "self_attn", "self_attention", "attn_layer")

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken
 
 from graft.data.encoding import encode
-from graft.data.templates import Template
+from graft.data.templates import template_of
 from graft.errors import GraftError
 
 MISTRAL = (
@@ -42,7 +42,7 @@ TALK = [
 
 def load(tokenizer, jinja):
     tokenizer.chat_template = jinja
-    return Template.load("chat", tokenizer)
+    return template_of("chat", tokenizer)
 
 
 def learnt(spans):
@@ -50,7 +50,7 @@ def learnt(spans):
 
 
 def test_chatml_supervises_each_answer_and_its_end_mark(chatty):
-    spans = Template.load("chat", chatty).render(TALK)
+    spans = template_of("chat", chatty).render(TALK)
     assert learnt(spans) == ["sat", "<|im_end|>", "ate", "<|im_end|>"]
     assert "".join(span.text for span in spans) == (
         "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nsat<|im_end|>\n"
@@ -130,7 +130,7 @@ def test_the_mask_is_that_of_a_template_with_generation_tags(chatty):
 
 def test_an_answer_equal_to_a_mark_or_a_role_is_still_found(chatty):
     talk = [{"role": "user", "content": "user"}, {"role": "assistant", "content": "assistant"}]
-    spans = Template.load("chat", chatty).render(talk)
+    spans = template_of("chat", chatty).render(talk)
     assert learnt(spans) == ["assistant", "<|im_end|>"]
     assert [span.text for span in spans if span.message == 0] == ["user"]
 
@@ -167,7 +167,7 @@ def test_what_the_template_itself_refuses_is_passed_on(llama):
 
 def test_special_tokens_in_the_data_stay_text(chatty):
     hostile = [{"role": "user", "content": "a<|im_end|>b"}, {"role": "assistant", "content": f"c{chatty.eos_token}d"}]
-    tokens = encode(Template.load("chat", chatty).render(hostile), chatty)
+    tokens = encode(template_of("chat", chatty).render(hostile), chatty)
     end = chatty.convert_tokens_to_ids("<|im_end|>")
     assert tokens.ids.count(end) == 2  # one after each message
     assert chatty.eos_token_id not in tokens.ids
@@ -175,43 +175,43 @@ def test_special_tokens_in_the_data_stay_text(chatty):
 
 
 def test_generation_stops_at_the_template_s_end_mark_too(chatty):
-    assert set(Template.load("chat", chatty).stop_ids(chatty)) == {
+    assert set(template_of("chat", chatty).stop_ids(chatty)) == {
         chatty.eos_token_id,
         chatty.convert_tokens_to_ids("<|im_end|>"),
     }
-    assert Template.load("alpaca").stop_ids(chatty) == (chatty.eos_token_id,)
+    assert template_of("alpaca").stop_ids(chatty) == (chatty.eos_token_id,)
 
 
 def test_auto_is_the_tokenizer_s_own_template_where_there_is_one(gpt):
-    assert Template.load("auto", gpt) is Template.load("alpaca")
+    assert template_of("auto", gpt) is template_of("alpaca")
     with pytest.raises(GraftError, match="has no chat template"):
-        Template.load("chat", gpt)
+        template_of("chat", gpt)
     gpt.chat_template = NO_END
-    assert Template.load("auto", gpt) == Template.load("chat", gpt)
+    assert template_of("auto", gpt) == template_of("chat", gpt)
 
 
 def test_a_saved_chat_template_needs_no_tokenizer_and_has_an_equal_digest(tmp_path, chatty):
-    template = Template.load("chat", chatty).with_system("Be kind.")
+    template = template_of("chat", chatty).with_system("Be kind.")
     template.save(tmp_path)
-    loaded = Template.load(tmp_path)
+    loaded = template_of(tmp_path)
     assert loaded.digest == template.digest
     assert loaded.render(TALK) == template.render(TALK)
     assert (tmp_path / "chat_template.jinja").read_text() == chatty.chat_template
 
 
 def test_a_saved_chat_template_without_its_jinja_is_refused(tmp_path, chatty):
-    Template.load("chat", chatty).save(tmp_path)
+    template_of("chat", chatty).save(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(GraftError, match=r"but not chat_template\.jinja"):
-        Template.load(tmp_path)
+        template_of(tmp_path)
 
 
 def test_a_jinja_file_is_a_chat_template(tmp_path, chatty):
     file = tmp_path / "mine.jinja"
     file.write_text(chatty.chat_template)
-    template = Template.load(file, chatty)
+    template = template_of(file, chatty)
     assert template.name == "mine"
-    assert template.render(TALK) == Template.load("chat", chatty).render(TALK)
+    assert template.render(TALK) == template_of("chat", chatty).render(TALK)
 
 
 def test_a_template_that_prints_the_date_reads_the_same_every_day(llama):

@@ -16,7 +16,7 @@ from graft.data.pairs import tokenize_pair
 from graft.data.preparing import prepare
 from graft.data.reading import read
 from graft.data.samples import Example, Rejected, Sample
-from graft.data.templates import Template
+from graft.data.templates import template_of
 from graft.errors import GraftError
 from tests.small import small_tokenizer
 
@@ -53,7 +53,7 @@ def sample(prompt: str = "Sky?", chosen: str = "Blue.", rejected: str = "Green."
 
 
 def tokenized(one: Sample, template: str = "alpaca", **options: Any) -> Any:
-    return tokenize_pair(one, TOKENIZER, Template.load(template, TOKENIZER), **{"max_length": 512, **options})
+    return tokenize_pair(one, TOKENIZER, template_of(template, TOKENIZER), **{"max_length": 512, **options})
 
 
 def prompt_of(example: Example) -> list[int]:

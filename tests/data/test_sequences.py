@@ -12,7 +12,7 @@ from graft.data.inspect import learnt_text
 from graft.data.labelling import saved_task
 from graft.data.preparing import Prepared, prepare
 from graft.data.sequences import source_template
-from graft.data.templates import Template
+from graft.data.templates import template_of
 from graft.errors import GraftError
 from tests.data.test_labelling import write
 from tests.task_bases import task_tokenizer
@@ -54,8 +54,8 @@ def test_what_training_reads_is_what_generation_reads(tmp_path: Path) -> None:
 def test_the_template_is_saved_as_itself_with_the_task_beside_it(tmp_path: Path) -> None:
     template = source_template("auto", TOKENIZER, None)
     template.save(tmp_path)
-    assert saved_task(tmp_path) == "seq2seq" and Template.load(tmp_path).name == "plain"
-    assert Template.load(tmp_path).digest == template.digest
+    assert saved_task(tmp_path) == "seq2seq" and template_of(tmp_path).name == "plain"
+    assert template_of(tmp_path).digest == template.digest
 
 
 def test_an_overlong_question_is_cut_at_its_end_and_an_answer_never(tmp_path: Path) -> None:

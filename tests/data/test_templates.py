@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from graft.data.templates import Template
+from graft.data.templates import template_of
 from graft.errors import GraftError
 
 
@@ -36,7 +36,7 @@ FIVE = assistant("5")
 
 
 def test_alpaca_is_the_published_prompt():
-    assert text(Template.load("alpaca").render([ADD, FIVE])) == (
+    assert text(template_of("alpaca").render([ADD, FIVE])) == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n"
         "\n"
         "### Instruction:\n"
@@ -48,7 +48,7 @@ def test_alpaca_is_the_published_prompt():
 
 
 def test_alpaca_with_an_input_is_the_published_prompt():
-    assert text(Template.load("alpaca").render([user("Add.", input="2 and 3"), FIVE])) == (
+    assert text(template_of("alpaca").render([user("Add.", input="2 and 3"), FIVE])) == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request.\n"
         "\n"
@@ -64,12 +64,12 @@ def test_alpaca_with_an_input_is_the_published_prompt():
 
 
 def test_alpaca_puts_a_system_message_in_place_of_its_opening():
-    rendered = text(Template.load("alpaca").render([system("Be brief."), user("Add.", input="2 and 3"), FIVE]))
+    rendered = text(template_of("alpaca").render([system("Be brief."), user("Add.", input="2 and 3"), FIVE]))
     assert rendered == "Be brief.\n\n### Instruction:\nAdd.\n\n### Input:\n2 and 3\n\n### Response:\n5<EOS>"
 
 
 def test_alpaca_repeats_its_blocks_in_later_turns():
-    rendered = text(Template.load("alpaca").render([system("S"), ADD, FIVE, user("And 1?"), assistant("6")]))
+    rendered = text(template_of("alpaca").render([system("S"), ADD, FIVE, user("And 1?"), assistant("6")]))
     assert rendered == (
         "S\n\n### Instruction:\nAdd 2 and 3.\n\n### Response:\n5<EOS>\n\n### Instruction:\nAnd 1?\n\n### Response:\n6<EOS>"
     )
@@ -77,7 +77,7 @@ def test_alpaca_repeats_its_blocks_in_later_turns():
 
 def test_llm_adapters_is_the_literal_training_form_of_its_repository():
     # finetune.py:337-343 at commit 8166572
-    assert text(Template.load("llm-adapters").render([ADD, FIVE])) == (
+    assert text(template_of("llm-adapters").render([ADD, FIVE])) == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.  \n"
         "\n"
         "                ### Instruction:\n"
@@ -90,7 +90,7 @@ def test_llm_adapters_is_the_literal_training_form_of_its_repository():
 
 def test_llm_adapters_with_an_input_is_the_literal_training_form_of_its_repository():
     # finetune.py:325-335 at commit 8166572
-    assert text(Template.load("llm-adapters").render([user("Add.", input="2 and 3"), FIVE])) == (
+    assert text(template_of("llm-adapters").render([user("Add.", input="2 and 3"), FIVE])) == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request. \n"
         "\n"
@@ -107,18 +107,18 @@ def test_llm_adapters_with_an_input_is_the_literal_training_form_of_its_reposito
 
 def test_plain_adds_nothing_but_line_ends_between_turns():
     conversation = [system("S"), user("2 + 3 ="), assistant(" 5"), user("+ 1 ="), assistant(" 6")]
-    assert text(Template.load("plain").render(conversation)) == "S\n2 + 3 = 5<EOS>\n+ 1 = 6<EOS>"
+    assert text(template_of("plain").render(conversation)) == "S\n2 + 3 = 5<EOS>\n+ 1 = 6<EOS>"
 
 
 @pytest.mark.parametrize("name", ["alpaca", "llm-adapters", "plain"])
 def test_every_answer_with_its_end_is_supervised_and_nothing_else(name):
-    spans = Template.load(name).render([user("a", input="b"), assistant("c"), user("d"), assistant("e")])
+    spans = template_of(name).render([user("a", input="b"), assistant("c"), user("d"), assistant("e")])
     assert learnt(spans) == "c<EOS>e<EOS>"
 
 
 @pytest.mark.parametrize("name", ["alpaca", "llm-adapters", "plain"])
 def test_a_prompt_is_what_stands_before_the_answer(name):
-    template = Template.load(name)
+    template = template_of(name)
     conversation = [user("a", input="b"), assistant("c"), user("d"), assistant("e")]
     assert text(template.render(conversation)) == (
         text(template.render(conversation[:3], add_generation_prompt=True)) + "e<EOS>"
@@ -126,38 +126,38 @@ def test_a_prompt_is_what_stands_before_the_answer(name):
 
 
 def test_braces_and_placeholders_in_the_data_stay_as_they_are():
-    rendered = text(Template.load("plain").render([user("{user} {x} {{y}} {input}"), assistant("{system}")]))
+    rendered = text(template_of("plain").render([user("{user} {x} {{y}} {input}"), assistant("{system}")]))
     assert rendered == "{user} {x} {{y}} {input}{system}<EOS>"
 
 
 def test_a_text_alone_needs_no_question_under_plain_and_is_refused_elsewhere():
-    assert learnt(Template.load("plain").render([assistant("Once.")])) == "Once.<EOS>"
+    assert learnt(template_of("plain").render([assistant("Once.")])) == "Once.<EOS>"
     with pytest.raises(GraftError, match="an answer without a question"):
-        Template.load("alpaca").render([assistant("Once.")])
+        template_of("alpaca").render([assistant("Once.")])
 
 
 def test_a_default_system_prompt_yields_to_one_in_the_data():
-    template = Template.load("plain").with_system("Default.")
+    template = template_of("plain").with_system("Default.")
     assert text(template.render([ADD, FIVE])).startswith("Default.\n")
     assert text(template.render([system("Own."), ADD, FIVE])).startswith("Own.\n")
 
 
 def test_turns_that_do_not_alternate_are_refused():
     with pytest.raises(GraftError, match="message 2 is by 'user' again"):
-        Template.load("alpaca").render([ADD, ADD, FIVE])
+        template_of("alpaca").render([ADD, ADD, FIVE])
     with pytest.raises(GraftError, match="message 3 is by 'system' again"):
-        Template.load("alpaca").render([ADD, FIVE, system("late")])
+        template_of("alpaca").render([ADD, FIVE, system("late")])
 
 
 def test_a_prompt_that_ends_with_an_answer_is_refused():
     with pytest.raises(GraftError, match="ends with an answer"):
-        Template.load("alpaca").render([ADD, FIVE], add_generation_prompt=True)
+        template_of("alpaca").render([ADD, FIVE], add_generation_prompt=True)
 
 
 def test_a_file_of_turns_is_a_template(tmp_path):
     file = tmp_path / "quiz.yaml"
     file.write_text('opening: "Quiz.\\n"\nuser: "Q: {user}\\nA: "\nbetween: "\\n--\\n"\nsystem: "[{system}] "\n')
-    template = Template.load(file)
+    template = template_of(file)
     assert template.name == "quiz"
     assert text(template.render([ADD, FIVE, ADD, FIVE])) == (
         "Quiz.\nQ: Add 2 and 3.\nA: 5<EOS>\n--\nQ: Add 2 and 3.\nA: 5<EOS>"
@@ -182,45 +182,45 @@ def test_a_bad_template_file_is_an_error_that_says_what_is_wrong(tmp_path, conte
     file = tmp_path / "bad.yaml"
     file.write_text(content)
     with pytest.raises(GraftError, match=message):
-        Template.load(file)
+        template_of(file)
 
 
 def test_a_template_without_a_place_for_a_system_message_refuses_one(tmp_path):
     file = tmp_path / "bare.json"
     file.write_text(json.dumps({"user": "{user}:"}))
     with pytest.raises(GraftError, match="no place for a system message"):
-        Template.load(file).render([system("s"), ADD, FIVE])
+        template_of(file).render([system("s"), ADD, FIVE])
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest():
     with pytest.raises(GraftError, match="unknown template 'alpacca'.*Did you mean 'alpaca'"):
-        Template.load("alpacca")
+        template_of("alpacca")
     with pytest.raises(GraftError, match="there is no such file"):
-        Template.load("missing.yaml")
+        template_of("missing.yaml")
 
 
 @pytest.mark.parametrize("name", ["alpaca", "llm-adapters", "plain"])
 def test_a_saved_template_loads_with_an_equal_digest(tmp_path, name):
-    template = Template.load(name).with_system("Be kind.")
+    template = template_of(name).with_system("Be kind.")
     template.save(tmp_path)
-    loaded = Template.load(tmp_path)
+    loaded = template_of(tmp_path)
     assert loaded == template
-    assert loaded.digest == template.digest != Template.load(name).digest
-    assert Template.load(tmp_path / "template.json") == template
+    assert loaded.digest == template.digest != template_of(name).digest
+    assert template_of(tmp_path / "template.json") == template
 
 
 def test_a_saved_template_that_was_changed_is_refused(tmp_path):
-    Template.load("alpaca").save(tmp_path)
+    template_of("alpaca").save(tmp_path)
     file = tmp_path / "template.json"
     file.write_text(file.read_text().replace("### Response:", "### Answer:"))
     with pytest.raises(GraftError, match="was changed since"):
-        Template.load(tmp_path)
+        template_of(tmp_path)
 
 
 def test_a_folder_without_a_template_is_refused(tmp_path):
     with pytest.raises(GraftError, match="holds no template"):
-        Template.load(tmp_path)
+        template_of(tmp_path)
 
 
 def test_digests_tell_templates_apart():
-    assert len({Template.load(name).digest for name in ("alpaca", "llm-adapters", "plain")}) == 3
+    assert len({template_of(name).digest for name in ("alpaca", "llm-adapters", "plain")}) == 3

@@ -8,7 +8,7 @@ import pytest
 from graft.data.encoding import encode
 from graft.data.inspect import LEARNT, READ, coloured
 from graft.data.samples import Example, Rejected, Sample
-from graft.data.templates import Template
+from graft.data.templates import template_of
 from graft.data.tokenizing import tokenize
 from graft.errors import GraftError
 
@@ -20,7 +20,7 @@ def sample(*contents, system=None):
 
 
 def run(conversation, tokenizer, template="alpaca", *, max_length=10_000, **options):
-    loaded = Template.load(template, tokenizer) if isinstance(template, str) else template
+    loaded = template_of(template, tokenizer) if isinstance(template, str) else template
     return tokenize(conversation, tokenizer, loaded, max_length=max_length, **options)
 
 
@@ -78,7 +78,7 @@ def test_an_example_ends_with_its_last_target(chatty):
 
 @pytest.mark.parametrize("template", ["alpaca", "plain", "chat"])
 def test_prompt_ids_are_what_training_saw_before_each_answer(chatty, template):
-    loaded = Template.load(template, chatty)
+    loaded = template_of(template, chatty)
     example = run(TALK, chatty, loaded)
     starts = np.flatnonzero(np.diff(example.supervised.astype(int)) == 1) + 1
     for start, turns in zip(starts, (1, 3), strict=True):
@@ -88,7 +88,7 @@ def test_prompt_ids_are_what_training_saw_before_each_answer(chatty, template):
 def test_prompt_ids_drop_an_end_that_an_earlier_answer_brings_along_as_training_does(tokenizer):
     end = tokenizer.eos_token
     talk = sample("a", f"b{end}", "c")
-    assert Template.load("plain").prompt_ids(talk.messages, tokenizer) == Template.load("plain").prompt_ids(
+    assert template_of("plain").prompt_ids(talk.messages, tokenizer) == template_of("plain").prompt_ids(
         sample("a", "b", "c").messages, tokenizer
     )
 
@@ -138,7 +138,7 @@ def test_truncation_takes_the_further_context_before_the_question(tokenizer):
 def test_truncation_takes_older_questions_first_and_untrained_answers_only_with_train_on_last(tokenizer):
     talk = sample("one one one one", "two two two two", "three three", "four")
     length = len(run(talk, tokenizer, "plain"))
-    words = len(encode(Template.load("plain").render(talk.messages[:1]), tokenizer).ids)
+    words = len(encode(template_of("plain").render(talk.messages[:1]), tokenizer).ids)
     kept = run(talk, tokenizer, "plain", max_length=length - words + 1, overlong="truncate_prompt")
     assert "one one" not in tokenizer.decode(kept.input_ids.tolist())
     assert "two two two two" in tokenizer.decode(kept.input_ids.tolist())

@@ -14,7 +14,7 @@ import graft
 from graft.bases import Base
 from graft.config.schema import EvalConfig
 from graft.data.samples import Example, Sample
-from graft.data.templates import Template
+from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.evaluation import evaluate, evaluate_on
 from graft.evaluation.contestants import Bench, Contestant, assemble
@@ -50,7 +50,7 @@ class Scripted:
     def __init__(self, answers: dict[str, tuple[str, str]]) -> None:
         self.answers_to, self.tokenizer = answers, small_tokenizer()
         base = Base(small_model(context=40), self.tokenizer, "small", torch.device("cpu"), torch.float32)
-        self.bench = Bench(base, (Contestant("base", None, Template.load("plain")),), engine=self)
+        self.bench = Bench(base, (Contestant("base", None, template_of("plain")),), engine=self)
 
     def check(self, requests: Any, token_budget: int) -> int:
         return 0

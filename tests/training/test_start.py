@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import graft
 from graft.cli import main
 from graft.config import RunConfig, load_run
-from graft.data.templates import Template
+from graft.data.templates import template_of
 from graft.errors import GraftError, MissingExtra
 from graft.runs import RunFolder
 from graft.training import resume, train
@@ -65,7 +65,7 @@ def test_a_run_folder_holds_all_that_a_run_leaves(configured: Callable[..., RunC
     assert (
         lock["base"]["digest"]
         and len(lock["data"]) == 64
-        and lock["template"] == Template.load(folder.adapter_dir("lora")).digest
+        and lock["template"] == template_of(folder.adapter_dir("lora")).digest
     )
     sample = folder.samples.read()[0]
     assert sample["text"].endswith(sample["trained_on"]) and "it is" in sample["trained_on"] and sample["row"] >= 1

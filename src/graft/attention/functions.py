@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from graft.attention.alibi import Alibi
 from graft.attention.relative import with_columns
-from graft.attention.shadow import PREFIX
 from graft.attention.varlen import by_varlen, serves
 from graft.attention.virtual import Virtual, virtual_tokens
 from graft.errors import GraftError
@@ -25,6 +24,8 @@ from graft.passes import Pass
 from graft.state import State
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
+PREFIX = "graft_"
+"""Of the names by which transformers knows these functions."""
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 NO_PASS = Pass()
 

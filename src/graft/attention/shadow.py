@@ -10,7 +10,7 @@ import copy
 import functools
 from typing import Any
 
-PREFIX = "graft_"
+from graft.attention.functions import PREFIX, register
 
 
 class Shadow:
@@ -40,8 +40,6 @@ def _shadow_class(base: type) -> type:
 
 def _rebuild(config: Any) -> Any:
     """For unpickling, also in a process that has not registered the functions yet."""
-    from graft.attention.functions import register
-
     register()
     return shadow_of(config)
 

@@ -17,7 +17,7 @@ from torch import nn
 from graft.adapters import AdapterConfig, Head, Preset, Stack
 from graft.atlas import Atlas
 from graft.errors import GraftError
-from graft.families import is_linear
+from graft.layers import is_linear
 from graft.placement import find_sites
 from graft.state import unwrapped
 

@@ -22,7 +22,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from graft.data.encoding import Span, facts_of
 from graft.data.samples import Message, question
-from graft.data.templates import Template
+from graft.data.template import Template
 from graft.errors import GraftError
 
 # The date that Llama 3's own template falls back to. A macro hides the function of the same name.

@@ -10,7 +10,7 @@ from typing import Any
 from graft.data.encoding import Span
 from graft.data.labelling import Labelling
 from graft.data.samples import Message
-from graft.data.templates import Template
+from graft.data.template import Template
 from graft.errors import GraftError
 
 

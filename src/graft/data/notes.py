@@ -8,7 +8,7 @@ from graft.data.chat import ChatTemplate
 from graft.data.encoding import TokenizerFacts, facts_of
 from graft.data.labelling import Labelling
 from graft.data.report import DataReport
-from graft.data.templates import Template
+from graft.data.template import Template
 
 
 def notes_on(report: DataReport, template: Template | Labelling, tokenizer: Any) -> list[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from graft.data.encoding import Span, encode, facts_of
 from graft.data.samples import Example, Message, Rejected, Sample, without_end
-from graft.data.templates import Template
+from graft.data.template import Template
 from graft.data.tokenizing import Overlong, start_of_answers
 from graft.errors import GraftError
 

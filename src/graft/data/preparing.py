@@ -21,7 +21,8 @@ from graft.data.reading import content_hash, read
 from graft.data.report import DataReport, count, duplicates, key_of
 from graft.data.samples import Example, Rejected, Sample
 from graft.data.sequences import Source, answer_example, source_template
-from graft.data.templates import Template
+from graft.data.template import Template
+from graft.data.templates import template_of
 from graft.data.tokenizing import tokenize
 from graft.errors import GraftError
 
@@ -101,7 +102,7 @@ def _template(config: DataConfig, tokenizer: Any) -> Template | None:
         return None
     if config.task == "seq2seq":
         return source_template(config.template, tokenizer, config.system)
-    return Template.load(config.template, tokenizer).with_system(config.system)
+    return template_of(config.template, tokenizer).with_system(config.system)
 
 
 def _labelling_of(config: DataConfig, report: DataReport) -> Labelling:

@@ -17,7 +17,8 @@ import numpy as np
 from graft.data.encoding import Span, facts_of
 from graft.data.labelling import FILE, encode_texts
 from graft.data.samples import Example, Message, Rejected, Sample, without_end
-from graft.data.templates import Template
+from graft.data.template import Template
+from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.files import write_json_atomic
 
@@ -61,7 +62,7 @@ class Source(Template):
 
 def source_template(name: str, tokenizer: Any, system: str | None) -> Source:
     """The template of that name for an encoder; `auto` is `plain`."""
-    return Source.of(Template.load("plain" if name == "auto" else name, tokenizer).with_system(system))
+    return Source.of(template_of("plain" if name == "auto" else name, tokenizer).with_system(system))
 
 
 def answer_example(

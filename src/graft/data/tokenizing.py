@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from graft.data.encoding import Span, Tokens, encode, facts_of
 from graft.data.samples import Example, Message, Rejected, Sample, without_end
-from graft.data.templates import Template
+from graft.data.template import Template
 from graft.errors import GraftError
 
 TrainOn = Literal["completion", "last", "all"]

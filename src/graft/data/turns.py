@@ -16,13 +16,13 @@ The answer follows `user` directly, and the tokenizer's end-of-sequence token fo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from graft.data.encoding import Span
 from graft.data.samples import Message, question
-from graft.data.templates import Template, check_mapping
+from graft.data.template import Template
 from graft.errors import GraftError, did_you_mean
 
 PLACEHOLDER = re.compile(r"\{(system|user|input)\}")
@@ -73,7 +73,7 @@ class TurnTemplate(Template):
 
 def turns_from(content: Any, *, name: str, where: str) -> TurnTemplate:
     """A template from the keys of its file. Raises `GraftError` for unknown keys, other values than text, lost placeholders."""
-    content = check_mapping(content, where)
+    content = _checked_mapping(content, where)
     allowed = [f.name for f in fields(TurnTemplate) if f.name != "name"]
     for key, value in content.items():
         if key not in allowed:
@@ -100,3 +100,10 @@ def _filled(pattern: str, values: dict[str, str], index: int) -> list[Span]:
     for position, part in enumerate(PLACEHOLDER.split(pattern)):
         spans.append(Span(values[part], message=index) if position % 2 else Span(part))
     return spans
+
+
+def _checked_mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """The value, if it is a mapping with text keys."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise GraftError(f'{where}: a template is a mapping of texts, e.g. user: "Q: {{user}}\\nA: "')
+    return value

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.data.samples import Message
-from graft.data.templates import Template
+from graft.data.template import Template
 from graft.errors import GraftError
 from graft.evaluation.contestants import Bench, Contestant
 from graft.evaluation.journal import Journal, Questions

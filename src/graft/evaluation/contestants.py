@@ -21,7 +21,8 @@ from graft.data.label_template import LabelTemplate
 from graft.data.labelling import FILE as TASK_FILE
 from graft.data.labelling import LABELLED, Labelling, load_labelling, saved_task
 from graft.data.sequences import Source
-from graft.data.templates import FILE, Template
+from graft.data.template import FILE, Template
+from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.evaluation.engines import Engine, Own
 from graft.runs import RunFolder
@@ -156,7 +157,7 @@ def _named_template(name: str, base: Base) -> Template:
     """The template that the user wants in place of the saved ones."""
     if base.task in LABELLED:
         raise GraftError(f"a template has no effect for {base.task}: texts are read as they are")
-    template = Template.load(name, base.tokenizer)
+    template = template_of(name, base.tokenizer)
     return Source.of(template) if base.task == "seq2seq" else template
 
 
@@ -197,8 +198,8 @@ def _template(folder: Path, config: RunConfig | None, base: Base) -> Template:
     if base.task in LABELLED:
         return LabelTemplate.of(load_labelling(folder))
     if base.task == "seq2seq":
-        return Source.of(Template.load(folder, base.tokenizer))
-    return Template.load(folder, base.tokenizer) if (folder / FILE).is_file() else _run_template(config, base)
+        return Source.of(template_of(folder, base.tokenizer))
+    return template_of(folder, base.tokenizer) if (folder / FILE).is_file() else _run_template(config, base)
 
 
 def _run_template(config: RunConfig | None, base: Base) -> Template:
@@ -209,10 +210,10 @@ def _run_template(config: RunConfig | None, base: Base) -> Template:
         names = names if base.task == "classification" else ()
         return LabelTemplate.of(load_labelling(own) if merged else Labelling(base.task, names, names))
     if base.task == "seq2seq":
-        return Source.of(Template.load(own if (own / FILE).is_file() else "plain", base.tokenizer))
+        return Source.of(template_of(own if (own / FILE).is_file() else "plain", base.tokenizer))
     if config is None:  # a merged model brings the template of its adapter along
-        return Template.load(own if (own / FILE).is_file() else "auto", base.tokenizer)
-    return Template.load(config.data.template, base.tokenizer).with_system(config.data.system)
+        return template_of(own if (own / FILE).is_file() else "auto", base.tokenizer)
+    return template_of(config.data.template, base.tokenizer).with_system(config.data.system)
 
 
 def _settings(base: Base, name: str) -> dict[str, Any]:

@@ -32,9 +32,8 @@ from torch import Tensor, nn
 from graft.adapters import AdapterConfig, Full, LoRA, Parallel, Prefix, PromptTuning, Series, Stack
 from graft.atlas import Atlas
 from graft.errors import GraftError
-from graft.families import is_linear
 from graft.interop.folders import CONFIG, Checkpoint, read_config
-from graft.layers import widths
+from graft.layers import is_linear, widths
 from graft.placement import find_sites
 
 ROOT = "base_model.model."

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from graft.data.samples import Message
-from graft.data.templates import Template
+from graft.data.template import Template
 from graft.evaluation.decoding import Decoding
 from graft.evaluation.tasks.base import AnswerKind, Record, Task
 

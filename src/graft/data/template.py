@@ -1,0 +1,81 @@
+"""A template: how a conversation is written out, and which of its characters the model is to learn.
+
+A saved template holds all that rendering depends on, special tokens and system prompt included; its digest says which. Where templates
+come from is in templates.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from graft.data.encoding import Span, encode, facts_of
+from graft.data.samples import Message, without_end
+from graft.errors import GraftError
+from graft.files import write_text_atomic
+
+FILE = "template.json"
+JINJA = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class Template(ABC):
+    """How a conversation becomes spans of text."""
+
+    name: str
+    system_prompt: str | None = None
+    """System prompt of conversations that bring none; None: none."""
+
+    @abstractmethod
+    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]: ...
+
+    @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """Everything that the rendering depends on, as JSON values."""
+
+    def complete(self, messages: Sequence[Message]) -> list[Message]:
+        """The conversation with the default system prompt, where it brings none. Spans count the messages of this list."""
+        if self.system_prompt is None or (messages and messages[0]["role"] == "system"):
+            return list(messages)
+        return [{"role": "system", "content": self.system_prompt}, *messages]
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Span]:
+        """Write a conversation out. Spans of answers, with their end marks, are `supervised`.
+
+        With `add_generation_prompt` the text ends where the answer to the last message begins.
+        Raises `GraftError` for a conversation that the template cannot write, or whose answers cannot be told apart.
+        """
+        messages = self.complete(messages)
+        if add_generation_prompt and messages and messages[-1]["role"] == "assistant":
+            raise GraftError("a prompt ends with a question, but this conversation ends with an answer")
+        return [span for span in self._spans(messages, add_generation_prompt) if span.text or span.ends]
+
+    def prompt_ids(self, messages: Sequence[Message], tokenizer: Any) -> list[int]:
+        """Token ids of everything before the answer to the last message: what training saw there, and generation needs."""
+        messages = without_end(messages, facts_of(tokenizer).eos)
+        return encode(self.render(messages, add_generation_prompt=True), tokenizer).ids
+
+    def stop_ids(self, tokenizer: Any) -> tuple[int, ...]:
+        """The tokens that end an answer: generation stops at any of them."""
+        return (facts_of(tokenizer).eos_id,)
+
+    def with_system(self, system: str | None) -> Self:
+        """The same template with another default system prompt; None changes nothing."""
+        return self if system is None else replace(self, system_prompt=system)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content: equal digests write every conversation alike."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `template.json` (and `chat_template.jinja`) into an existing folder, beside the adapter."""
+        content = {"name": self.name, "digest": self.digest, **self.content()}
+        if (jinja := content.pop("jinja", None)) is not None:
+            write_text_atomic(Path(folder) / JINJA, jinja)
+        write_text_atomic(Path(folder) / FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
