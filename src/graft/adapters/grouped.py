@@ -61,7 +61,7 @@ def together(terms: Sequence[LowRankTerm], x: Tensor, num_out: int) -> list[list
 def add_grouped_(out: Tensor, x: Tensor, terms: Sequence[LowRankTerm]) -> list[Tensor]:
     """Add each term to its rows of a contiguous tensor [..., O]; the S [N, R] of each."""
     group = _Group(terms, x)
-    A_JRI, B_JOR = _stacks([term.A for term in terms], [term.B for term in terms], terms, x.dtype)
+    A_JRI, B_JOR = stacks([term.A for term in terms], [term.B for term in terms], terms, x.dtype)
     low_MR = _product(group.dropped(x, [term.kept(x) for term in terms]), A_JRI.mT, group.ends)
     group.put(out, _product(low_MR, B_JOR.mT, group.ends))
     return list(low_MR.split(group.counts))
@@ -76,7 +76,7 @@ def grouped_gradients(
     grad [..., O]; lows: what the forward pass returned; factors: A and B of each term; needs: whether each factor wants its gradient.
     """
     group, As, Bs = _Group(terms, x), factors[::2], factors[1::2]
-    A_JRI, B_JOR = _stacks(As, Bs, terms, x.dtype)
+    A_JRI, B_JOR = stacks(As, Bs, terms, x.dtype)
     keeps, grad_MO = [term.kept(x) for term in terms], group.rows(grad)
     low_grad_MR = _product(grad_MO, B_JOR, group.ends)
     made: list[Tensor | None] = [None] * len(factors)
@@ -101,7 +101,7 @@ def _product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     return F.grouped_mm(a, b, offs=ends)
 
 
-def _stacks(
+def stacks(
     As: Sequence[Tensor], Bs: Sequence[Tensor], terms: Sequence[LowRankTerm], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """s A [J, R, I] and B [J, O, R], ranks filled up with zeros, by one concatenation each."""
