@@ -10,7 +10,8 @@ import datasets
 import pytest
 
 from graft.config.data import SourceConfig
-from graft.data.reading import content_hash, read
+from graft.data import reading
+from graft.data.reading import content_hash, read, read_as_found
 from graft.errors import GraftError
 
 ALPACA = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
@@ -292,3 +293,22 @@ def test_the_content_hash_follows_the_bytes(tmp_path):
 )
 def test_real_data_are_read_whole(shared, path, rows):
     assert len(read(str(shared / "data" / path))) == rows
+
+
+def test_one_reading_tells_pairs_from_conversations(tmp_path, monkeypatch):
+    pair = {"prompt": "Hi", "chosen": "Yo", "rejected": "No"}
+    opened, rows_of = [], reading.rows_of
+    monkeypatch.setattr(reading, "rows_of", lambda file: (opened.append(file.name), rows_of(file))[1])
+    for number, row in enumerate([pair, pair, ALPACA]):
+        write(tmp_path / f"{number}.jsonl", [row, row])
+    both = SourceConfig(path=str(tmp_path / "[01].jsonl"), limit=3)
+    assert read_as_found(both) == (read(both, task="preference"), True) and len(read(both, task="preference")) == 3
+    plain = SourceConfig(path=str(tmp_path / "2.jsonl"))
+    opened.clear()
+    assert read_as_found(plain) == (read(plain), False)
+    assert opened == ["2.jsonl"] * 2  # once by each
+    renamed = write(tmp_path / "renamed.json", [{"prompt": "Hi", "better": "Yo", "worse": "No"}])
+    source = SourceConfig(path=renamed, fields={"chosen": "better", "rejected": "worse"})
+    assert read_as_found(source)[1]
+    with pytest.raises(GraftError, match="holds no rows"):
+        read_as_found(SourceConfig(path=write(tmp_path / "none.json", [])))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from graft.config.data import SourceConfig
 from graft.data.labelled_shapes import LABELS, labelled_shape
@@ -30,26 +31,37 @@ def read(source: SourceConfig | str, *, need_answers: bool = True, task: str = "
     the wrong shape, with the row number (from 1) and the field.
     """
     source = SourceConfig(path=source) if isinstance(source, str) else source
-    files = local_files(source)
+    return _samples(_tables(source, task), source, need_answers, task)
+
+
+def read_as_found(source: SourceConfig) -> tuple[list[Sample], bool]:
+    """All rows of a source, and whether they are pairs of a preferred and a rejected answer, told by the columns of its first row; they
+    are conversations else. Raises as `read` does."""
+    tables = _tables(source, "causal")
+    first = next(tables)
+    pairs = bool(first.rows) and all(name in {*first.rows[0], *source.fields} for name in SIDES)
+    task = "preference" if pairs else "causal"
+    return _samples(itertools.chain([first], tables), source, True, task), pairs
+
+
+class Table(NamedTuple):
+    """The rows of one file, or of a data set on the hub."""
+
+    name: str
+    rows: list[Row]
+
+
+def _tables(source: SourceConfig, task: str) -> Iterator[Table]:
+    """The tables of a source one by one, up to its limit of rows."""
+    files, left = local_files(source), source.limit
     if files is None:
-        samples = _samples(_hub_rows(source, task)[: source.limit], source, source.path, need_answers, task)
-    else:
-        samples = []
-        for file in files:
-            left = None if source.limit is None else source.limit - len(samples)
-            if left == 0:
-                break
-            samples += _samples(rows_of(file)[:left], source, str(file), need_answers, task)
-    if not samples:
-        raise GraftError(f"{source.path} holds no rows")
-    return samples
-
-
-def holds_pairs(source: SourceConfig) -> bool:
-    """Whether the rows of a source are pairs of a preferred and a rejected answer, told by the columns of its first row."""
-    files = local_files(source)
-    rows = _hub_rows(source, "preference") if files is None else rows_of(files[0])
-    return all(name in {*rows[0], *source.fields} for name in SIDES) if rows else False
+        yield Table(source.path, _hub_rows(source, task)[:left])
+    for file in files or ():
+        if left == 0:
+            break
+        table = Table(str(file), rows_of(file)[:left])
+        left = None if left is None else left - len(table.rows)
+        yield table
 
 
 def local_files(source: SourceConfig) -> list[Path] | None:
@@ -84,7 +96,15 @@ def content_hash(source: SourceConfig) -> str | None:
     return digest.hexdigest()
 
 
-def _samples(rows: list[Row], source: SourceConfig, name: str, need_answers: bool, task: str) -> list[Sample]:
+def _samples(tables: Iterable[Table], source: SourceConfig, need_answers: bool, task: str) -> list[Sample]:
+    samples = [sample for table in tables for sample in _of_table(table, source, need_answers, task)]
+    if not samples:
+        raise GraftError(f"{source.path} holds no rows")
+    return samples
+
+
+def _of_table(table: Table, source: SourceConfig, need_answers: bool, task: str) -> list[Sample]:
+    name, rows = table
     if not rows:
         return []
     columns = list(dict.fromkeys(column for row in rows for column in row))

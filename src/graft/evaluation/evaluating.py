@@ -13,7 +13,7 @@ from graft.data.labelling import LABELLED
 from graft.data.opening import rows_of
 from graft.data.overlap import questions_of
 from graft.data.preparing import samples_of, validation_source
-from graft.data.reading import holds_pairs, local_files, read
+from graft.data.reading import local_files, read, read_as_found
 from graft.data.samples import Sample
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
@@ -178,8 +178,8 @@ def _rows(
     else:
         source = validation_source(config.data)
     if source is not None:
-        pairs = bench.base.task == "causal" and holds_pairs(source)
-        samples = read(source, task="preference" if pairs else bench.base.task)
+        causal = bench.base.task == "causal"
+        samples, pairs = read_as_found(source) if causal else (read(source, task=bench.base.task), False)
         own = bench.base.task in LABELLED or pairs
         return Path(source.path).stem, samples, None if own else _golds(source, samples)
     assert config is not None

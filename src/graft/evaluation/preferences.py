@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graft.bases.context import context_length
+from graft.data.pair_shapes import SIDES
 from graft.data.pairs import tokenize_pair
 from graft.data.report import key_of
 from graft.data.samples import Example, Sample
@@ -27,6 +28,8 @@ from graft.evaluation.protocols.base import Judgement
 from graft.evaluation.scoring import outcomes
 
 UNLIMITED = 2**31
+Known = dict[tuple[str, int], tuple[float, float]]
+"""Log-probabilities of both answers under the bare base, by the template's digest and the place of the pair."""
 
 
 def evaluate_preferences(
@@ -56,11 +59,12 @@ def evaluate_preferences(
     protocol = {"name": "preference", "data": digest, "rows": len(items), "templates": templates}
     name = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
     head = about(bench, task, protocol, name)
+    of_base: Known = {}
     with Journal(folder_of(out, task, name), head, questions(items), overwrite=overwrite) as journal:
         for contestant in bench.contestants:
             left = [at for at, item in enumerate(items) if (contestant.name, item.number) not in journal.answers]
-            found = _judged(bench, contestant, [usable[at] for at in left], token_budget)
-            for at, (judged, scores) in zip(left, found, strict=True):
+            found = _judged(bench, contestant, {at: usable[at] for at in left}, token_budget, of_base)
+            for at, (judged, scores) in found.items():
                 line = line_of(contestant, items[at], judged.extracted or "", judged, None, None)
                 journal.append({**line, **scores})
         journal.sync()
@@ -79,31 +83,46 @@ def _answer(messages: Sequence[Any]) -> str:
 
 
 def _judged(
-    bench: Bench, contestant: Contestant, samples: Sequence[Sample], token_budget: int
-) -> list[tuple[Judgement, dict[str, Any]]]:
-    """What a contestant says of each pair, and the numbers behind it; a pair that does not fit into the context has no room."""
+    bench: Bench, contestant: Contestant, samples: Mapping[int, Sample], token_budget: int, of_base: Known
+) -> dict[int, tuple[Judgement, dict[str, Any]]]:
+    """What a contestant says of each pair, and the numbers behind it; a pair that does not fit into the context has no room.
+
+    of_base: what the bare base says of pairs, which is asked once for each template; filled here.
+    """
     room = context_length(bench.base.model, contestant.adapter) or UNLIMITED
     template: Any = contestant.template
-    made = [
-        tokenize_pair(sample, bench.base.tokenizer, template, max_length=room, overlong="drop") for sample in samples
-    ]
-    pairs = [(at, example) for at, example in enumerate(made) if isinstance(example, Example)]
-    sequences = [sequence for _, example in pairs for sequence in example.sequences]
-    who = [contestant.adapter, None] if contestant.adapter is not None else [None]
-    losses = sample_losses(
-        bench.base.model, sequences * len(who), [name for name in who for _ in sequences], token_budget=token_budget
-    )
-    found: list[tuple[Judgement, dict[str, Any]]] = [(Judgement(None, "no_room"), {}) for _ in samples]
-    for place, (at, example) in enumerate(pairs):
-        counts = [sequence.num_targets for sequence in example.sequences]
-        chosen, rejected = -losses[2 * place], -losses[2 * place + 1]
+    found: dict[int, tuple[Judgement, dict[str, Any]]] = {at: (Judgement(None, "no_room"), {}) for at in samples}
+    pairs: dict[int, Example] = {}
+    for at, sample in samples.items():
+        made = tokenize_pair(sample, bench.base.tokenizer, template, max_length=room, overlong="drop")
+        if isinstance(made, Example):
+            pairs[at] = made
+    known = {at for at in pairs if (template.digest, at) in of_base}
+    asked: list[tuple[int, str | None]] = [(at, None) for at in pairs if at not in known]
+    if contestant.adapter is not None:
+        asked += [(at, contestant.adapter) for at in pairs]
+    said = dict(zip(asked, _log_probabilities(bench, pairs, asked, token_budget), strict=True))
+    of_base.update({(template.digest, at): logps for (at, name), logps in said.items() if name is None})
+    for at, example in pairs.items():
+        base = of_base[template.digest, at]
+        chosen, rejected = said[at, contestant.adapter] if contestant.adapter is not None else base
         scores: dict[str, Any] = {"logp_chosen": chosen, "logp_rejected": rejected}
         if contestant.adapter is not None:
-            base = losses[len(sequences) + 2 * place] - losses[len(sequences) + 2 * place + 1]
-            scores["margin"] = chosen - rejected + base
+            scores["margin"] = chosen - rejected - base[0] + base[1]
+        counts = [sequence.num_targets for sequence in example.sequences]
         right = chosen / counts[0] > rejected / counts[1]
         found[at] = Judgement("chosen" if right else "rejected", "correct" if right else "wrong"), scores
     return found
+
+
+def _log_probabilities(
+    bench: Bench, pairs: Mapping[int, Example], asked: Sequence[tuple[int, str | None]], token_budget: int
+) -> list[tuple[float, float]]:
+    """Of the chosen and of the rejected answer, for each pair and adapter that is asked."""
+    sequences = [sequence for at, _ in asked for sequence in pairs[at].sequences]
+    names = [name for _, name in asked for _ in SIDES]
+    losses = sample_losses(bench.base.model, sequences, names, token_budget=token_budget)
+    return [(-losses[place], -losses[place + 1]) for place in range(0, len(losses), len(SIDES))]
 
 
 def _score(contestant: Contestant, lines: list[Line]) -> dict[str, Any]:
