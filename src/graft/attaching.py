@@ -22,6 +22,7 @@ from graft.blocks import Site
 from graft.callers import SavesAdapter
 from graft.choosing import set_active, set_trainable
 from graft.errors import GraftError
+from graft.gated_forward import NOTE, GatedForward, lead_gated
 from graft.grafts import Grafts, container_of
 from graft.inventory import tensors
 from graft.masks import NotesMask
@@ -35,7 +36,7 @@ from graft.substitution import KeepsPass, hooked, restore, substitute
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
 """Not `training`, which torch sets on every module."""
-OF_THE_MODEL = (KeepsPass, NotesMask, SavesAdapter, ShiftsPositions)
+OF_THE_MODEL = (KeepsPass, NotesMask, SavesAdapter, ShiftsPositions, GatedForward)
 """Mixins that stay while any adapter is attached; the others go with the last adapter of their module."""
 
 
@@ -126,6 +127,7 @@ def _claim(root: nn.Module, state: State) -> None:
         if _is_layer(module):
             module.__dict__["graft_state"] = state
             substitute(module, KeepsPass)
+    lead_gated(root, state)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -222,7 +224,7 @@ def _release(root: nn.Module, state: State) -> None:
     for path, module in root.named_modules():
         uninstall(module, path)
         restore(module, path)
-        for key in ("graft_state", "graft_shifts", "graft_positions", "graft_feeds_decoder"):
+        for key in ("graft_state", "graft_shifts", "graft_positions", "graft_feeds_decoder", NOTE):
             module.__dict__.pop(key, None)
     for name, parameter in root.named_parameters():
         parameter.requires_grad_(name in state.base_trainable)

@@ -168,7 +168,7 @@ class Grafts(nn.Module):
             )
         first = output[0] if isinstance(output, tuple) else output
         if pass_ is not None and not first.is_meta:
-            self.refuse_offloaded(pass_)
+            self._refuse_offloaded(pass_)
         h = by_rows(first, pass_, self.in_list)
         if host is None:
             terms, left = self.low_rank(h, pass_)
@@ -184,7 +184,7 @@ class Grafts(nn.Module):
         host = next((each for each in hosts if each._modules.get("graft") is self), None)
         return host if host is not None and (makes_its_output(host) or is_four_bit(host)) else None
 
-    def refuse_offloaded(self, pass_: Pass) -> None:
+    def _refuse_offloaded(self, pass_: Pass) -> None:
         """torch computes with tensors that have no data, and gives numbers that mean nothing."""
         for name in pass_.names:
             for link in self.links.get(name, ()):

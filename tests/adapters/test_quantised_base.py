@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft.adapters import fused_base
-from graft.adapters.frozen_layer import frozen_linear
+from graft import gated_forward
+from graft.adapters.frozen_layer import FrozenLinear, frozen_linear
 from graft.choosing import running, set_trainable
 from graft.passes import Pass
 from tests.small import small_model
@@ -82,19 +82,21 @@ def test_x_in_another_dtype_than_the_layer_computes_in_keeps_the_layer_s_own_for
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gated", [True, False])
 def test_a_model_learns_as_by_the_layers_own_forward(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dropout: float
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dropout: float, gated: bool
 ) -> None:
-    model = quantised_model(dtype, dropout).train()
-    calls: list[int] = []
-    own = fused_base._LinearLowRank.backward
-    monkeypatch.setattr(
-        fused_base._LinearLowRank, "backward", staticmethod(lambda ctx, *g: (calls.append(1), own(ctx, *g))[1])
-    )
+    """As one node per MLP, or per layer."""
+    model, dequantised = quantised_model(dtype, dropout).train(), []
+    weight = FrozenLinear.weight
+    monkeypatch.setattr(FrozenLinear, "weight", lambda *given: (dequantised.append(1), weight(*given))[1])
+    if not gated:
+        monkeypatch.setattr(gated_forward, "_run", lambda *given: None)
     found = learned(model)
+    assert len(dequantised) == 2 * (7 + 7) - 3  # forward and backward; nothing is below q, k and v of the first block
+    monkeypatch.setattr(gated_forward, "_run", lambda *given: None)
     monkeypatch.setattr("graft.grafts.linear_low_rank", lambda host, x, terms: None)
     wanted = learned(model)
-    assert len(calls) == 2 * 7
     near = {"rtol": 1e-4, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 0.1, "atol": 1e-3}
     for own_, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(own_, other, **near)

@@ -72,8 +72,9 @@ def _frozen_here(parameter: Tensor, x: Tensor) -> bool:
 
 def _four_bit(host: nn.Module, weight: Any, bias: Tensor | None, x: Tensor) -> FrozenLinear | None:
     state: Any = getattr(weight, "quant_state", None)
-    reads = state is not None and tuple(state.shape) == (host.out_features, host.in_features)
+    if state is None or tuple(state.shape) != (host.out_features, host.in_features) or packed_for_inference(host):
+        return None
     dtype = x.dtype in (torch.float32, torch.bfloat16, torch.float16) and host.compute_dtype in (None, x.dtype)
-    if not (reads and dtype and _frozen_here(weight, x) and torch.is_grad_enabled()) or packed_for_inference(host):
+    if not (dtype and _frozen_here(weight, x) and torch.is_grad_enabled()):
         return None
     return FrozenLinear(weight.data, bias, state.shape[0], state)
