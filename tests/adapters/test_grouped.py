@@ -4,7 +4,6 @@ CPU too, so that all but the choice of the device is proven here."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ import graft
 from graft.adapters import fused, grouped
 from graft.adapters.fused import add_low_rank
 from graft.adapters.fused_base import linear_low_rank
-from graft.adapters.grouped import has_kernel, together
 from graft.adapters.terms import LowRankTerm
 from graft.choosing import running, set_trainable
 from graft.passes import Context, Pass
@@ -205,51 +203,6 @@ def test_for_backward_it_keeps_the_products_of_rank_width_and_no_stack(calls: li
     assert calls and sum(size for at, size in kept.items() if at not in own) == sum(LENGTHS[:2]) * 8 * 4
 
 
-def test_ranks_up_to_a_tile_stand_together_and_greater_ones_by_powers_of_two(monkeypatch: Any) -> None:
-    given = terms(True, ranks=(1, 64, 65, 128, 129))
-    x = torch.zeros(1, 20, I)
-    assert together(given, x, O) == [[0], [1], [2], [3], [4]]  # no kernel on a CPU
-    monkeypatch.setattr(grouped, "has_kernel", lambda x: True)
-    assert together(given, x, O) == [[0, 1], [2, 3], [4]]
-    assert together(given[:1], x, O) == [[0]]
-    assert together(given, x[..., :20], O) == together(given, x, 12) == [[0], [1], [2], [3], [4]]
-    monkeypatch.setattr(grouped, "MOST", 2)
-    assert together(given[:2] * 2, x, O) == [[0, 1], [2, 3]]
-    half = LowRankTerm(given[0].A.bfloat16(), given[0].B.bfloat16(), 1.0, 0.0, 0, given[0].ctx, given[0].rows)
-    assert together([given[0], half], x, O) == [[0], [1]]
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        ({}, True),
-        ({"capability": (10, 3)}, True),
-        ({"capability": (8, 0)}, False),
-        ({"capability": (12, 0)}, False),
-        ({"dtype": torch.float32}, False),
-        ({"is_cuda": False}, False),
-        ({"platform": "win32"}, False),
-        ({"hip": "7.0"}, False),
-    ],
-)
-def test_the_kernel_is_there_where_torch_says_so(monkeypatch: Any, changed: dict[str, Any], expected: bool) -> None:
-    there = {
-        "capability": (9, 0),
-        "dtype": torch.bfloat16,
-        "is_cuda": True,
-        "platform": "linux",
-        "hip": None,
-        **changed,
-    }
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: there["capability"])
-    monkeypatch.setattr(torch.version, "hip", there["hip"])
-    monkeypatch.setattr("graft.adapters.grouped.sys.platform", there["platform"])
-    tensor: Any = SimpleNamespace(dtype=there["dtype"], is_cuda=there["is_cuda"], device="cuda")
-    assert has_kernel(tensor) == expected
-    monkeypatch.delattr(torch.nn.functional, "grouped_mm")
-    assert not has_kernel(tensor)
-
-
 @pytest.mark.parametrize("flat", [True, False])
 def test_a_model_with_rows_of_several_adapters_and_of_none_learns_as_each_alone(calls: list[int], flat: bool) -> None:
     """Alone, an adapter is one term, which the loop computes."""
@@ -286,18 +239,3 @@ def test_a_model_with_rows_of_several_adapters_and_of_none_learns_as_each_alone(
         alone = gradients([row for row in range(6) if order[row] == name])
         for key in (key for key in found if key.startswith(f"{name}.")):
             assert distance(found[key], alone[key].double()) < 1e-4, key
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("gap", [0, 3])
-def test_on_a_gpu_the_kernel_gives_what_one_after_another_gives(monkeypatch: Any, gap: int) -> None:
-    given = terms(True, 0.2, gap, device="cuda", sizes=(256, 512))
-    rows = max(term.rows.stop for term in given)  # type: ignore[union-attr]
-    torch.manual_seed(4)
-    x, h = (torch.randn(1, rows, size).bfloat16().cuda().requires_grad_() for size in (256, 512))
-    if not has_kernel(x):
-        pytest.skip("this GPU or torch has no kernel for grouped products")
-    found = learnt(add_low_rank(x, h, given), leaves(x, h, given))
-    monkeypatch.setattr(grouped, "has_kernel", lambda x: False)
-    for own, other in zip(found, learnt(add_low_rank(x, h, given), leaves(x, h, given)), strict=True):
-        assert distance(own, other.double()) < 2**-6
