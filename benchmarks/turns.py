@@ -42,18 +42,21 @@ def speed(run: dict[str, Any]) -> float:
 
 def watch() -> Any:
     """A reporter for Graft's engine that shows nothing and notes the wall time from one step's end to the next in `seconds`, all that
-    happens between steps included; the first step has no beginning and counts 0 (it belongs to the warm-up)."""
+    happens between steps included; the first step has no beginning and counts 0 (it belongs to the warm-up). `first` is the time from here
+    to the end of the first step."""
     from graft.training.progress import Reporter
 
     class Watch(Reporter):
         def __init__(self) -> None:
             super().__init__(0, quiet=True)
             self.seconds: list[float] = []
-            self._ended: float | None = None
+            self.first = 0.0
+            self._made, self._ended = time.perf_counter(), None
 
         def step(self, step: int, metrics: dict[str, Any]) -> None:
             synchronise()
             now = time.perf_counter()
+            self.first = self.first or now - self._made
             self.seconds.append(0.0 if self._ended is None else now - self._ended)
             self._ended = now
 

@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.backends.debugging import aot_eager
 
 from graft.config.schema import RunConfig
 from graft.errors import GraftError
-from tests.training.conftest import attach, data, engine_for, job_on, losses, tiny
+from graft.training.job import REFERENCE
+from tests.training.conftest import attach, data, engine_for, job_on, losses, pairs, tiny
 
 ADAPTERS: dict[str, Any] = {
     "a": {"kind": "lora", "rank": 4, "sites": "attn.q mlp.down"},
     "b": {"kind": "series", "bottleneck": 4, "sites": "mlp"},
     "c": {"kind": "prefix", "tokens": 3},
+    "d": {"kind": "lora", "rank": 2, "sites": "attn.v"},
 }
+OBJECTIVES = {"a": "dpo", "b": "orpo", "c": {"kind": "ipo", "reference": "init"}}
+"""Of the jobs that learn from pairs. "a" is compared with the bare base, "b" with nothing, "c" with an adapter that does not train."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,12 +28,24 @@ def _fresh_graphs() -> None:
     torch._dynamo.reset()
 
 
-def run(path: Path, names: str = "a", compile: Any = None) -> Any:
-    """Jobs of unequal batches and lengths: the last step is that of the first job alone, and then the others are set aside."""
+def run(path: Path, names: str = "a", compile: Any = None, paired: bool = False, held: int = 0) -> Any:
+    """Jobs of unequal batches and lengths: the last step is that of the first job alone, and then the others are set aside.
+
+    paired: learn from pairs where `OBJECTIVES` says so. held: samples of validation.
+    """
     model, jobs = tiny(), []
+    objectives = OBJECTIVES if paired else {}
     for number, name in enumerate(names):
         attach(model, name, ADAPTERS[name], seed=number)
-        jobs.append(job_on(model, name, data(32, seed=number), steps=4 - number % 2, batch_size=4 + number))
+    if "c" in objectives and "c" in names:
+        attach(model, f"c{REFERENCE}", ADAPTERS["c"], seed=9)
+    for number, name in enumerate(names):
+        make = pairs if name in objectives else data
+        rows, validation = make(32, seed=number), make(held, seed=9) if held else None
+        settings = {"steps": 4 - number % 2, "batch_size": 4 + number, "objective": objectives.get(name)}
+        settings |= {"init_from": "where it was"} if name == "c" and paired else {}
+        jobs.append(job_on(model, name, rows, validation, **settings))
+        jobs[-1].reference = f"c{REFERENCE}" if name == "c" and paired else None
     engine = engine_for(jobs, model, path, layout="auto" if compile else "padded", compile=compile)
     assert engine.run() == "finished"
     return engine
@@ -38,7 +53,11 @@ def run(path: Path, names: str = "a", compile: Any = None) -> Any:
 
 def equal(eager: Any, compiled: Any) -> None:
     assert compiled.layout == "padded"
-    assert losses(compiled.folder.path) == pytest.approx(losses(eager.folder.path), rel=1e-5)
+    for key in ("loss", "validation_loss"):
+        found, wanted = (
+            [line[key] for line in each.folder.metrics.read() if key in line] for each in (compiled, eager)
+        )
+        assert found == pytest.approx(wanted, rel=1e-5)
     for own, other in zip(compiled.jobs, eager.jobs, strict=True):
         for name, parameter in own.params.items():
             torch.testing.assert_close(parameter, other.params[name], atol=1e-5, rtol=1e-3)
@@ -49,16 +68,18 @@ def test_a_compiled_run_is_one_graph_for_steps_of_any_size_and_learns_as_eager_c
 
     def counting(graph: Any, inputs: Any) -> Any:
         made_after.append(len(losses(tmp_path / "graph")))
-        return aot_eager(graph, inputs)
+        return graph.forward
 
-    equal(run(tmp_path / "eager", "ab"), run(tmp_path / "graph", "ab", counting))
+    equal(run(tmp_path / "eager", "ad", paired=True), run(tmp_path / "graph", "ad", counting, paired=True))
     assert set(made_after) == {0, 6}  # before the first step, and when one of both jobs was set aside after its third
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_every_hook_trains_the_same_compiled(tmp_path: Path, backend: str) -> None:
-    equal(run(tmp_path / "eager", "abc"), run(tmp_path / "graph", "abc", backend))
+@pytest.mark.parametrize("paired", [False, True])
+def test_every_hook_and_every_objective_trains_the_same_compiled(tmp_path: Path, backend: str, paired: bool) -> None:
+    eager = run(tmp_path / "eager", "abcd", paired=paired, held=5)
+    equal(eager, run(tmp_path / "graph", "abcd", backend, paired=paired, held=5))
 
 
 def test_a_model_that_torch_cannot_compile_is_an_error(tmp_path: Path) -> None:
