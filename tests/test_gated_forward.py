@@ -282,6 +282,17 @@ def test_detach_gives_the_class_back_and_only_the_last_one() -> None:
     assert all(type(mlp) is before and "graft_gated" not in mlp.__dict__ for mlp in mlps)
 
 
+def test_detach_refuses_an_mlp_that_was_hooked_since() -> None:
+    model = company(names=("prefix",))
+    mlp = model.model.layers[1].mlp
+    own = mlp.forward
+    mlp.forward = lambda x: own(x)
+    with pytest.raises(graft.GraftError, match="layers.1.mlp' was hooked after attach"):
+        graft.detach(model)
+    del mlp.forward
+    graft.detach(model)
+
+
 def test_tensors_that_were_offloaded_are_an_error_here_too() -> None:
     model = company(names=("lora", "series"), dtype=torch.float32)
     down = model.model.layers[0].mlp.down_proj

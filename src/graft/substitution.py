@@ -121,7 +121,7 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 def hooked(module: nn.Module) -> bool:
     """Whether a forward of the instance's own stands before the one that we gave its class."""
     own = module.__dict__.get("forward")
-    ours = GraftedForward in getattr(type(module), "graft_mixins", ())
+    ours = any("forward" in mixin.__dict__ for mixin in getattr(type(module), "graft_mixins", ()))
     return ours and own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
