@@ -88,7 +88,13 @@ class RunFolder:
     def existing(self) -> RunFolder:
         """This folder, if a run is in it; else a `GraftError` that says what is there."""
         if not self.config_path.is_file():
-            found = "there is no such folder" if not self.path.is_dir() else "it holds no config.yaml"
+            found = (
+                "it holds no config.yaml"
+                if self.path.is_dir()
+                else "it is a file"
+                if self.path.exists()
+                else "there is no such folder"
+            )
             raise GraftError(f"{self.path} is not a run folder: {found}")
         return self
 

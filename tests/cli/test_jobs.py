@@ -27,6 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "jobs:\n  one:\n  two: {adapter: {kind: series, bottleneck: 3}, priority: 1}\n"
     )
     (folder / "late.yaml").write_text("train:\n  lr: 1e-2\n")
+    (folder / "empty.yaml").write_text("")
     return folder
 
 
@@ -71,6 +72,17 @@ def test_orders_are_placed_and_listed(half: Path, world: Path, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["jobs"]["one"]["state"] == "running"
 
 
+def test_a_job_that_was_taken_is_known_before_the_status_names_it(
+    half: Path, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert graft("jobs", "submit", half, world / "late.yaml") == 0
+    Orders(half).take(1)  # as the run does
+    assert "late" not in RunFolder(half).read_status()["jobs"] and Orders(half).placed() == []
+    assert graft("jobs", "priority", half, "late", "2") == 0
+    assert graft("jobs", "submit", half, world / "late.yaml") == 2
+    assert "has a job 'late' already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -80,6 +92,11 @@ def test_orders_are_placed_and_listed(half: Path, world: Path, capsys: pytest.Ca
         (["submit", "late.yaml", "train.lrr=3"], "Did you mean 'lr'?"),
         (["submit", "late.yaml", "train.layout=flat"], "train.layout is shared by all jobs"),
         (["submit", "nothing.yaml"], "there is no file"),
+        (
+            ["submit", "empty.yaml"],
+            "a job is a mapping with any of adapter, data, train, eval and priority, but the file is empty",
+        ),
+        (["submit", "late.yaml", "--name", "a b"], "'a b' cannot name a job"),
     ],
 )
 def test_orders_that_cannot_be_are_refused(

@@ -99,3 +99,16 @@ def test_early_stopping_survives_a_resume(tmp_path: Path, monkeypatch: pytest.Mo
     scripted(monkeypatch, [2.1])
     again = fresh(tmp_path / "run", **settings)
     assert again.run(checkpoint=6) == "finished" and (again.step, again.jobs[0].ended) == (8, "early")
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best_not_even_the_first_before_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [float("nan")])
+    settings = {"validation": data(4), "steps": 8, "validate_every": 2, "patience": 3}
+    with pytest.raises(StopIteration):
+        fresh(tmp_path / "run", **settings).run()
+    scripted(monkeypatch, [float("inf"), 2.0, float("inf")])
+    again = fresh(tmp_path / "run", **settings)
+    assert again.run(checkpoint=2) == "finished" and again.jobs[0].best == {"step": 6, "loss": 2.0}
+    assert json.loads((tmp_path / "run/checkpoints/best.json").read_text()) == {"a": {"step": 6, "loss": 2.0}}

@@ -97,7 +97,10 @@ def _known(run: Path) -> tuple[RunFolder, dict[str, Any], list[dict[str, Any]]]:
 
 
 def _names(folder: RunFolder, status: dict[str, Any], placed: list[dict[str, Any]]) -> list[str]:
-    submitted = [order["job"] for order in placed if order["do"] == "submit"]
+    from graft.orders import Orders
+
+    taken = Orders(folder.path).journal.read()  # a run writes its status every few seconds only
+    submitted = [order["job"] for order in (*taken, *placed) if order["do"] == "submit"]
     return list(dict.fromkeys([*status.get("jobs", folder.config.each()), *submitted]))
 
 

@@ -161,8 +161,12 @@ def _index(node: list[Any], key: Key, path: KeyPath, text: str) -> int:
     return key
 
 
-def read_document(source: str | Path | Mapping[str, Any]) -> Document:
-    """Read a YAML file, or copy a mapping. Raises `GraftError` with the line of a mistake in the YAML."""
+A_RUN = "a run is a mapping with base, adapter and data"
+A_JOB = "a job is a mapping with any of adapter, data, train, eval and priority"
+
+
+def read_document(source: str | Path | Mapping[str, Any], described: str = A_RUN) -> Document:
+    """Read a YAML file, or copy a mapping. `described` says what it should be. Raises `GraftError` with the line of a mistake in the YAML."""
     if isinstance(source, Mapping):
         return Document("the configuration", _copied(source))
     path = Path(source)
@@ -181,7 +185,7 @@ def read_document(source: str | Path | Mapping[str, Any]) -> Document:
         raise GraftError(f"{place}: this is not valid YAML ({_reason(error)})") from error
     if not isinstance(data, dict):
         held = "is empty" if data is None else f"holds a {type(data).__name__}"
-        raise GraftError(f"{path}: a run is a mapping with base, adapter and data, but the file {held}")
+        raise GraftError(f"{path}: {described}, but the file {held}")
     return Document(str(path), data, places)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from graft.config.document import Document, dotted, parse_change, read_document
+from graft.config.document import A_JOB, Document, dotted, parse_change, read_document
 from graft.config.explaining import explain
 from graft.config.jobs import (
     SECTIONS,
@@ -58,7 +58,7 @@ def load_job(
 
     What it does not say comes from the run. Raises `GraftError` as `load_run` does.
     """
-    document = read_document(source)
+    document = read_document(source, A_JOB)
     document.change(overrides)
     if run.base.dropout:
         raise GraftError(

@@ -6,6 +6,7 @@ the loop is a row of sessions, each with the same adapters from beginning to end
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -199,7 +200,7 @@ class Engine:
         if best:
             job.best_at = self.step
         if self.roster.halving.at_rung(job):
-            self.roster.halving.note(job, loss if loss == loss else sys.float_info.max)
+            self.roster.halving.note(job, loss if math.isfinite(loss) else sys.float_info.max)
         self.ledger.validated(self.step, job, scores, best)
         if job.ended == "early":
             self.ledger.event("early_stop", job=job.name, step=self.step, best=job.best)

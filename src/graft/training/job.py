@@ -200,8 +200,8 @@ class Job:
         return self.ended is not None or (self.step % every == 0 if every else self.batch == 0)
 
     def note_validation(self, loss: float) -> bool:
-        """Keep the books of early stopping; whether this is the best validation loss so far."""
-        if self.best is None or loss < self.best["loss"]:
+        """Keep the books of early stopping; whether this is the best validation loss so far. One that is not finite never is."""
+        if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
             self.best, self.stale = {"step": self.step, "loss": loss}, 0
             return True
         self.stale += 1
