@@ -161,9 +161,12 @@ def test_whoever_shares_memory_or_a_step_each_job_is_what_it_is_alone(
     tmp_path: Path, scheduler: dict[str, Any]
 ) -> None:
     engine, published = world(tmp_path / "run", scheduler=scheduler, more={"c": {"steps": 12}})
-    engine.jobs[2].priority = 1
+    engine.jobs[2].priority, said = 1, []
+    engine.reporter.say = said.append  # type: ignore[method-assign]
     assert engine.run() == "finished"
     single = scheduler in ({"resident": 1}, {"together": 1}, {"memory": 0.001})
+    told = [text for text in said if "above the 0.00 GB that this run may use, and so do those of 2 more" in text]
+    assert len(told) == (scheduler == {"memory": 0.001})
     for name in "ab":
         wanted, parameters = alone(tmp_path / name, name)
         found = losses(tmp_path / "run", name)

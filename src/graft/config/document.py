@@ -166,7 +166,7 @@ A_JOB = "a job is a mapping with any of adapter, data, train, eval and priority"
 
 
 def read_document(source: str | Path | Mapping[str, Any], described: str = A_RUN) -> Document:
-    """Read a YAML file, or copy a mapping. `described` says what it should be. Raises `GraftError` with the line of a mistake in the YAML."""
+    """Read a YAML file, or copy a mapping. `described`: what it should be. Raises `GraftError` with the line of a mistake in it."""
     if isinstance(source, Mapping):
         return Document("the configuration", _copied(source))
     path = Path(source)

@@ -146,8 +146,11 @@ class Engine:
             return
         if self.forward.device.type == "cuda" and not resumed:
             try_fullest(self.forward, here, settings.token_budget, self.layout, settings.pad_id)
-        if self.roster.measure(self.forward.device) and not self.roster.memory.seen:
-            calibrate(self.forward, self.roster, settings.pad_id)
+        if self.roster.measure(self.forward.device):
+            if not self.roster.memory.seen:
+                calibrate(self.forward, self.roster, settings.pad_id)
+            if (said := self.roster.too_large()) is not None:
+                self.ledger.say(said)
         self.ledger.status(self.step, self.layout)
 
     def _set_modes(self) -> None:

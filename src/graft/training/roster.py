@@ -92,13 +92,29 @@ class Roster:
         if num_bytes is not None:
             self.memory.observe(load, num_bytes - sum(job.own_bytes for job in self.resident))
 
+    def too_large(self) -> str | None:
+        """What to tell of jobs that the limit does not hold even alone; they run nonetheless, one at a time."""
+        needs = {job.name: self._predicted([job], margin=False) or 0.0 for job in self.live}
+        most = max(needs, key=lambda name: needs[name], default=None)
+        if self.limit is None or most is None or needs[most] <= self.limit:
+            return None
+        others = sum(need > self.limit for need in needs.values()) - 1
+        return (
+            f"A step of '{most}' alone takes about {needs[most] / 1e9:.2f} GB, above the {self.limit / 1e9:.2f} GB that this run may use"
+            + (f", and so do those of {others} more" if others else "")
+            + ": such a job runs by itself. Set scheduler.memory higher, or train.token_budget lower"
+        )
+
     def _fits(self, jobs: Sequence[Job]) -> bool:
         if self.limit is None:
             return True
-        load = Load.together([self._fullest_of(job) for job in jobs], self.budget)
-        margin = any(not job.resident for job in jobs)
-        predicted = self.memory.predict(load, sum(job.own_bytes for job in jobs), margin)
+        predicted = self._predicted(jobs, margin=any(not job.resident for job in jobs))
         return predicted is not None and predicted <= self.limit
+
+    def _predicted(self, jobs: Sequence[Job], margin: bool) -> float | None:
+        """Peak bytes of the fullest step of these jobs."""
+        load = Load.together([self._fullest_of(job) for job in jobs], self.budget)
+        return self.memory.predict(load, sum(job.own_bytes for job in jobs), margin)
 
     def _fullest_of(self, job: Job) -> Load:
         key = (job.name, self.layout)
