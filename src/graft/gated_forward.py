@@ -58,10 +58,10 @@ def _run(host: nn.Module, state: State, gated: Gated, x: Any) -> Tensor | None:
     if any(layer is None for layer in layers):
         return None
     gate, up, down = (layer for layer in layers if layer is not None)
-    whole = _as_one_node(gated, (gate, up, down), x, state.current)
+    whole = _as_one_node(gated, (gate, up, down), x, state)
     if whole is not None:
         return whole
-    return down(gated_product(gated.activation, gate(x), up(x)))
+    return down(gated_product(gated.activation, gate(x), up(x), state.silu_product))
 
 
 def _plain(x: Any) -> bool:
@@ -87,9 +87,10 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _as_one_node(
-    gated: Gated, layers: tuple[nn.Module, nn.Module, nn.Module], given: Tensor, pass_: Pass
+    gated: Gated, layers: tuple[nn.Module, nn.Module, nn.Module], given: Tensor, state: State
 ) -> Tensor | None:
     """All of the MLP in one operation; None where a layer is not a frozen one with low-rank terms, and where nothing is to be kept."""
+    pass_ = state.current
     x, parts = by_rows(given, pass_), []
     left: Mapping[str, list[Link]] = {}
     for layer in layers:
@@ -105,7 +106,7 @@ def _as_one_node(
         parts.append(Layer(frozen, terms))
     if not (x.requires_grad or any(f.requires_grad for part in parts for f in factors_of(part.terms))):
         return None
-    y = gated_mlp(x, gated.activation, *parts)
+    y = gated_mlp(x, gated.activation, *parts, state.silu_product)
     if isinstance(container := layers[-1]._modules.get("graft"), Grafts):
         y = _behind(container, y, left, pass_)
     return y.reshape(*given.shape[:-1], y.shape[-1])

@@ -6,7 +6,7 @@ deep copy or a pickle of the model takes it along whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -116,6 +116,8 @@ class State:
     """The passes that open contexts will bring back, innermost last."""
     recordings: Recordings = field(default_factory=lambda: Recordings())
     """Keys and values of virtual tokens, kept while the weights they come from stay the same."""
+    silu_product: Callable[[Tensor, Tensor], Tensor | None] | None = None
+    """A kernel for silu(e) * u, while one is in use; None for what it does not take."""
     recording_in_graph: tuple[str, Recording] | None = None
     """For compiled graphs, which do not know the pass: whose virtual tokens run through the model, and `Pass.recording`."""
 

@@ -107,6 +107,22 @@ def test_the_rotation_is_by_halves(kernels: Kernels, rows: int, dtype: torch.dty
     _close(_gradients(found, q, k), _gradients((_rotated(q, cos, sin), _rotated(k, cos, sin)), q, k), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_the_product_is_silu_of_e_times_u(kernels: Kernels, kind: str, dtype: torch.dtype) -> None:
+    """In the one node of a gated MLP, and in that of the product alone."""
+    model = graft.attach(base("llama", dtype).to(kernels.device), {"a": {"kind": kind, "sites": "mlp.gate mlp.down"}})
+    mlp, x = model.model.layers[0].mlp, _drawn(kernels.device, dtype, 2, 5, 32).requires_grad_()
+    trained = [parameter for parameter in mlp.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.1)
+    wanted = _gradients(mlp(x), x, *trained)
+    with serving(model, kernels):
+        assert model.graft_state.silu_product(x, x) is not None
+        _close(_gradients(mlp(x), x, *trained), wanted, dtype)
+
+
 def _never(*args: Any) -> Any:
     raise AssertionError("the kernel was not used")
 

@@ -47,7 +47,8 @@ def test_losses_and_gradients_are_those_of_torch(kernels: Kernels, family: str) 
         again, same = loss_and_gradient(model, tokens())
         assert list(model.state_dict()) == keys and bool(served) == (NORMS[family] + rotary > 0)
     assert abs(again - loss) < 1e-6 * loss and (same - gradient).norm() < 1e-6 * gradient.norm()
-    assert CALLS["rms_norm"] == NORMS[family]
+    assert served.counts["SwiGLU"] == (2 if family in ("llama", "mistral", "qwen3", "olmo2") else 0)
+    assert CALLS["rms_norm"] == NORMS[family] and CALLS["swiglu_forward"] >= served.counts["SwiGLU"]
     assert _classes(model) == before and not any("graft_norm" in module.__dict__ for module in model.modules())
     assert loss_and_gradient(model, tokens())[0] == loss
 

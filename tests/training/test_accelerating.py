@@ -56,6 +56,7 @@ def test_jobs_of_several_kinds_learn_the_same(
     engine = run(tmp_path / "liger", "liger", family=family, **settings)
     assert losses(tmp_path / "liger") == pytest.approx(losses(tmp_path / "off"), rel=1e-5)
     assert CALLS["rms_norm"] and CALLS["rope_forward"] and CALLS["rope_backward"]
+    assert bool(CALLS["swiglu_forward"]) == (family == "llama")  # Gemma's is by gelu
     said = "Liger 0.0 (5 norms, 2 rotary positions" if family == "llama" else "Liger 0.0 (13 norms, 2 rotary positions"
     assert engine.folder.read_status()["kernels"].startswith(said)
     (event,) = (each for each in engine.folder.events.read() if each["event"] == "kernels")
@@ -89,36 +90,42 @@ class Breaks(LigerRMSNormFunction):
         raise AssertionError("Triton found no compiler\nand says so at length")
 
 
-WRONG: dict[str, dict[str, Any]] = {
-    "token losses": {"LigerRMSNormFunction": WrongForward},
-    "gradients by": {"LigerRMSNormFunction": WrongBackward},
-    "do not run here (AssertionError: Triton found no compiler)": {"LigerRMSNormFunction": Breaks},
-    "gradients by ": {"rope_backward": lambda dq, dk, cos, sin: rope_backward(dq, dk, cos, -sin)},
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "norm": ({"LigerRMSNormFunction": WrongForward}, "with them the token losses of the first batch differ by"),
+    "norm's gradient": ({"LigerRMSNormFunction": WrongBackward}, "of their norm (allowed 0.001)"),
+    "rotation's gradient": (
+        {"rope_backward": lambda dq, dk, cos, sin: rope_backward(dq, dk, cos, -sin)},
+        "and the gradients by",
+    ),
+    "product": ({"swiglu_forward": lambda e, u: (e, u, e * u)}, "with them the token losses"),
+    "compiler": ({"LigerRMSNormFunction": Breaks}, "they do not run here (AssertionError: Triton found no compiler)"),
 }
 
 
-@pytest.mark.parametrize("said", WRONG)
+@pytest.mark.parametrize("what", WRONG)
 def test_kernels_that_compute_something_else_are_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    put_in_place(monkeypatch, **WRONG[said])
+    changed, said = WRONG[what]
+    put_in_place(monkeypatch, **changed)
     spoken: list[str] = []
     monkeypatch.setattr("graft.training.progress.Reporter.say", lambda self, text: spoken.append(text))
     engine = run(tmp_path / "auto", "auto", "a")
     (line,) = (each for each in spoken if "kernels" in each)
-    assert line.startswith("Liger's kernels are not used: ") and said in line
+    assert line.startswith("Liger's kernels do not serve: ") and said in line
     assert engine.folder.read_status()["kernels"] == "torch" and events(tmp_path / "auto").count("kernels") == 1
-    monkeypatch.setattr("graft.kernels.install.SERVED", ())
     run(tmp_path / "off", "off", "a")
     assert losses(tmp_path / "auto") == losses(tmp_path / "off")
 
 
 def test_kernels_that_are_demanded_have_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_in_place(monkeypatch, LigerRMSNormFunction=WrongForward)
-    with pytest.raises(GraftError, match="train.kernels is liger, but with them the token losses"):
+    with pytest.raises(
+        GraftError, match="train.kernels is liger, whose kernels do not serve: with them the token losses"
+    ):
         run(tmp_path / "wrong", "liger", "a")
     put_in_place(monkeypatch)
-    with pytest.raises(GraftError, match="no module of this model is one that Liger's kernels compute"):
+    with pytest.raises(GraftError, match="no module of this model is one that they compute"):
         run(tmp_path / "none", "liger", "a", family="gpt2")
 
 

@@ -13,7 +13,8 @@ Legend: I features of x, F of e, u and h, O of y.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from graft.adapters.frozen_layer import FrozenLinear
 from graft.adapters.fused import LowRankTerm, add_terms_, factor_gradients, factors_of, flat
 from graft.adapters.fused_base import InputGradient, as_read
-from graft.adapters.gated_product import Activation, product, product_gradients
+from graft.adapters.gated_product import Activation, SiluProduct, product, product_gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,23 +41,32 @@ class Layer:
         return out, add_terms_(out, x, self.terms)
 
 
-def gated_mlp(x: Tensor, activation: Activation, gate: Layer, up: Layer, down: Layer) -> Tensor:
+def gated_mlp(
+    x: Tensor, activation: Activation, gate: Layer, up: Layer, down: Layer, silu: SiluProduct | None = None
+) -> Tensor:
     """y [..., O] of x [..., I]. The terms have to be such as `fused.one_node` allows. The gradient is not differentiable again."""
     x, gradient = as_read(x)
     factors = [factor for layer in (gate, up, down) for factor in factors_of(layer.terms)]
-    return _GatedMLP.apply(x, activation, (gate, up, down), gradient, *factors)  # pyright: ignore
+    multiply = functools.partial(product, activation, silu=silu)
+    return _GatedMLP.apply(x, activation, multiply, (gate, up, down), gradient, *factors)  # pyright: ignore
 
 
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, activation: Activation, layers: tuple[Layer, Layer, Layer], gradient: InputGradient | None,
-        *factors: Tensor,
+        ctx: Any, x: Tensor, activation: Activation, multiply: Callable[[Tensor, Tensor], Tensor],
+        layers: tuple[Layer, Layer, Layer], gradient: InputGradient | None, *factors: Tensor,
     ) -> Tensor:  # fmt: skip
         gate, up, down = layers
         (e, gate_lows), (u, up_lows) = gate.output(x), up.output(x)
-        y, down_lows = down.output(product(activation, e, u))
-        ctx.activation, ctx.layers, ctx.gradient, ctx.shape = activation, layers, gradient, x.shape
+        y, down_lows = down.output(multiply(e, u))
+        ctx.activation, ctx.multiply, ctx.layers, ctx.gradient, ctx.shape = (
+            activation,
+            multiply,
+            layers,
+            gradient,
+            x.shape,
+        )
         stored = (layer.frozen.stored for layer in layers)
         kept = x if gate.terms or up.terms else None  # the frozen layers alone need no input in backward
         ctx.save_for_backward(kept, e, u, *stored, *gate_lows, *up_lows, *down_lows, *factors)
@@ -67,13 +77,13 @@ class _GatedMLP(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,), (x, e, u, *rest) = grads, ctx.saved_tensors
         gate, up, down = ctx.layers
-        (gate_own, up_own, down_own) = _by_layer(ctx.layers, rest[3:], ctx.needs_input_grad[4:])
+        (gate_own, up_own, down_own) = _by_layer(ctx.layers, rest[3:], ctx.needs_input_grad[5:])
         below = ctx.gradient is not None or gate.terms or up.terms
         dh = torch.mm(flat(grad), down.frozen.weight(rest[2], e.dtype)).view(e.shape) if below else None
         made: list[Tensor | None] = []
         made_down: list[Tensor | None] = []
         if down.terms:
-            made_down = factor_gradients(down.terms, grad, product(ctx.activation, e, u), *down_own, dh, fresh=False)
+            made_down = factor_gradients(down.terms, grad, ctx.multiply(e, u), *down_own, dh, fresh=False)
         if dh is not None:
             de, du = product_gradients(ctx.activation, e, u, dh, over=True)
             for layer, stored, into, own in ((gate, rest[0], de, gate_own), (up, rest[1], du, up_own)):
@@ -82,7 +92,7 @@ class _GatedMLP(torch.autograd.Function):
                     grad_x = ctx.gradient.add(flat(into), layer.frozen.weight(stored, e.dtype), ctx.shape)
                 if layer.terms:
                     made += factor_gradients(layer.terms, into, x, *own, grad_x, fresh=False)
-        return None, None, None, None, *made, *made_down  # the gradient of x lies where `as_read` finds it
+        return None, None, None, None, None, *made, *made_down  # the gradient of x lies where `as_read` finds it
 
 
 def _by_layer(

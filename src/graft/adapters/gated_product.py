@@ -10,6 +10,7 @@ Legend: e output of the gate, u output of the layer beside it, F features of bot
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+SiluProduct = Callable[[Tensor, Tensor], Tensor | None]
+"""silu(e) * u by a kernel; None where it does not take them."""
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
 
 
@@ -26,8 +29,10 @@ def activated(activation: Activation, e: Tensor) -> Tensor:
     return F.silu(e) if activation == "silu" else F.gelu(e, approximate=_approximation(activation))
 
 
-def product(activation: Activation, e: Tensor, u: Tensor) -> Tensor:
+def product(activation: Activation, e: Tensor, u: Tensor, silu: SiluProduct | None = None) -> Tensor:
     """h = act(e) * u, without autograd. e, u: [..., F] -> [..., F]."""
+    if activation == "silu" and silu is not None and (h := silu(e, u)) is not None:
+        return h
     return activated(activation, e).mul_(u)
 
 
@@ -48,21 +53,21 @@ def _approximation(activation: Activation) -> str:
     return "tanh" if activation == "gelu_tanh" else "none"
 
 
-def gated_product(activation: Activation, e: Tensor, u: Tensor) -> Tensor:
+def gated_product(activation: Activation, e: Tensor, u: Tensor, silu: SiluProduct | None = None) -> Tensor:
     """act(e) * u as one node. e, u: [..., F] -> [..., F]. The gradient is not differentiable again."""
     if e.dtype != u.dtype or e.shape != u.shape:  # what layers of other code may give: torch's own rules hold
         return activated(activation, e) * u
-    return _GatedProduct.apply(activation, e, u)  # pyright: ignore
+    return _GatedProduct.apply(activation, e, u, silu)  # pyright: ignore
 
 
 class _GatedProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, activation: Activation, e: Tensor, u: Tensor) -> Tensor:
+    def forward(ctx: Any, activation: Activation, e: Tensor, u: Tensor, silu: SiluProduct | None) -> Tensor:
         ctx.activation = activation
         ctx.save_for_backward(e, u)
-        return product(activation, e, u)
+        return product(activation, e, u, silu)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, *product_gradients(ctx.activation, *ctx.saved_tensors, *grads)
+        return None, *product_gradients(ctx.activation, *ctx.saved_tensors, *grads), None

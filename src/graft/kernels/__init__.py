@@ -1,4 +1,4 @@
-"""Liger's Triton kernels in place of torch's operations for norms and rotary positions, as long as a block of code runs.
+"""Liger's Triton kernels in place of torch's operations for norms, rotary positions and SwiGLU, as long as a block of code runs.
 
 Liger's own way changes modules of transformers for the whole process, and gives instances a forward that hides the class's. Here its
 functions stand behind class substitution, inside whatever adapters the module hosts, and are gone when the block ends. Which modules they

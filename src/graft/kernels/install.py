@@ -11,6 +11,7 @@ from torch import nn
 from graft.kernels.liger import Kernels
 from graft.kernels.norms import NormsByKernel, serve_norm
 from graft.kernels.rotary import RotatesByKernel, serve_rotation
+from graft.kernels.swiglu import release_products, serve_products
 from graft.state import unwrapped
 from graft.substitution import restore, substitute
 
@@ -39,9 +40,10 @@ class Served:
 @contextmanager
 def serving(model: nn.Module, kernels: Kernels) -> Iterator[Served]:
     """Let the kernels compute what they can of a model in a block of code. Modules whose forward is their instance's own are left alone."""
-    counts, taken = dict.fromkeys((name for name, *_ in SERVED), 0), []
+    root, taken = unwrapped(model), []
+    counts = dict.fromkeys((name for name, *_ in SERVED), 0)
     try:
-        for path, module in unwrapped(model).named_modules():
+        for path, module in root.named_modules():
             if "graft" in path.split(".") or "forward" in module.__dict__:
                 continue
             for name, serve, mixin, key in SERVED:
@@ -49,8 +51,10 @@ def serving(model: nn.Module, kernels: Kernels) -> Iterator[Served]:
                     taken.append((path, module, mixin, key))
                     substitute(module, mixin)
                     counts[name] += 1
+        counts["SwiGLU"] = serve_products(root, kernels)
         yield Served(kernels.version, counts)
     finally:
+        release_products(root)
         for path, module, mixin, key in reversed(taken):
             restore(
                 module,

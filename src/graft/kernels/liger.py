@@ -34,8 +34,6 @@ class Kernels:
     """(dq, dk, cos, sin) -> dq, dk; in place likewise."""
     swiglu_forward: Callable[..., Any]
     """(e, u) -> e, u, silu(e) * u."""
-    swiglu_backward: Callable[..., Any]
-    """(e, u, dh) -> de, du, which take the places of e and u."""
 
     def take(self, *tensors: Tensor) -> bool:
         """Whether these tensors are theirs to compute: plain, here, of one dtype that they know, and nobody looks into what runs."""
@@ -63,7 +61,6 @@ def load(device: str = "cuda") -> Kernels:
         rope_forward=rope.rope_forward,
         rope_backward=rope.rope_backward,
         swiglu_forward=swiglu.swiglu_forward,
-        swiglu_backward=swiglu.swiglu_backward,
     )
 
 

@@ -53,7 +53,9 @@ def accelerating(
         if kernels is not None:
             found = _prove(stack, forward, jobs, kernels, layout, pad_id)
         if wanted == "liger" and found.reason is not None:
-            raise GraftError(f"train.kernels is liger, but {found.reason}. Use kernels: auto or off")
+            raise GraftError(
+                f"train.kernels is liger, whose kernels do not serve: {found.reason}. Use kernels: auto or off"
+            )
         yield found
 
 
@@ -65,14 +67,14 @@ def _prove(
     with ExitStack() as trial:
         served = trial.enter_context(serving(forward.model, kernels))
         if not served:
-            return Acceleration(reason="no module of this model is one that Liger's kernels compute")
+            return Acceleration(reason="no module of this model is one that they compute")
         try:
             theirs = _losses_and_gradients(forward, jobs, layout, pad_id)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # Triton's compiler has errors of its own, and of the tools that it calls
             first = (str(error).strip().splitlines() or [""])[0]
-            return Acceleration(reason=f"Liger's kernels do not run here ({type(error).__name__}: {first})")
+            return Acceleration(reason=f"they do not run here ({type(error).__name__}: {first})")
         found = _compare(str(served), own, theirs, forward.root.dtype)
         if found.reason is None:
             stack.push(trial.pop_all())
@@ -86,13 +88,13 @@ def _compare(
     norm, apart = float(own[1].norm()), float((theirs[1] - own[1]).norm())
     exact = dtype in (torch.float32, torch.float64)
     allowed = (1e-4 if exact else 3e-2) * (1.0 + float(own[0].mean()))
-    share = apart / norm if norm > 0.0 else apart
-    if losses <= allowed and share <= (1e-3 if exact else 2e-1):
+    share, allowed_share = apart / norm if norm > 0.0 else apart, 1e-3 if exact else 1e-1
+    if losses <= allowed and share <= allowed_share:
         return Acceleration(served, losses, share)
     return Acceleration(
         TORCH, losses, share,
         f"with them the token losses of the first batch differ by {losses:.2g} on average (allowed {allowed:.2g}) and the gradients by "
-        f"{share:.2g} of their norm (allowed {1e-3 if exact else 2e-1:g})",
+        f"{share:.2g} of their norm (allowed {allowed_share:g})",
     )  # fmt: skip
 
 

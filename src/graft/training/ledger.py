@@ -94,7 +94,7 @@ class Ledger:
             return
         self.event("kernels", step=step, **asdict(found))
         self.say(
-            f"Kernels: {found.kernels}" if found.reason is None else f"Liger's kernels are not used: {found.reason}"
+            f"Kernels: {found.kernels}" if found.reason is None else f"Liger's kernels do not serve: {found.reason}"
         )
 
     def validated(self, step: int, job: Job, scores: Mapping[str, float], best: bool) -> None:
