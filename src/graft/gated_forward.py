@@ -106,7 +106,7 @@ def _as_one_node(
         parts.append(Layer(frozen, terms))
     if not (x.requires_grad or any(f.requires_grad for part in parts for f in factors_of(part.terms))):
         return None
-    y = gated_mlp(x, gated.activation, *parts, state.silu_product)
+    y = gated_mlp(x, gated.activation, parts[0], parts[1], parts[2], state.silu_product)
     if isinstance(container := layers[-1]._modules.get("graft"), Grafts):
         y = _behind(container, y, left, pass_)
     return y.reshape(*given.shape[:-1], y.shape[-1])

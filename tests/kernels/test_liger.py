@@ -82,6 +82,11 @@ def _drawn(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, dtype)
 
 
+def _calculates(kernels: Kernels, dtype: torch.dtype) -> None:
+    if kernels.device == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter does not calculate in bfloat16")
+
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -96,8 +101,7 @@ def test_the_norm_is_the_recipe(kernels: Kernels, recipe: Recipe, dtype: torch.d
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2])
 def test_the_rotation_is_by_halves(kernels: Kernels, rows: int, dtype: torch.dtype) -> None:
-    if kernels.device == "cpu" and dtype == torch.bfloat16:
-        pytest.skip("Triton's interpreter does not calculate in bfloat16")
+    _calculates(kernels, dtype)
     q, k = (_drawn(kernels.device, dtype, 2, heads, 7, 12).requires_grad_() for heads in (3, 1))
     angles = _drawn("cpu", torch.float32, rows, 7, 6).repeat(1, 1, 2)
     cos, sin = angles.cos().to(q), angles.sin().to(q)
@@ -111,6 +115,7 @@ def test_the_rotation_is_by_halves(kernels: Kernels, rows: int, dtype: torch.dty
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_the_product_is_silu_of_e_times_u(kernels: Kernels, kind: str, dtype: torch.dtype) -> None:
     """In the one node of a gated MLP, and in that of the product alone."""
+    _calculates(kernels, dtype)
     model = graft.attach(base("llama", dtype).to(kernels.device), {"a": {"kind": kind, "sites": "mlp.gate mlp.down"}})
     mlp, x = model.model.layers[0].mlp, _drawn(kernels.device, dtype, 2, 5, 32).requires_grad_()
     trained = [parameter for parameter in mlp.parameters() if parameter.requires_grad]
