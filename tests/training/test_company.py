@@ -67,7 +67,7 @@ def world(dtype: torch.dtype, names: list[str]) -> tuple[Any, list[Job]]:
 
 
 def trained(
-    dtype: torch.dtype, names: list[str], path: Path
+    dtype: torch.dtype, names: list[str], path: Path, layout: str = "flat"
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[float]]]:
     """Parameters at the end and losses, by job."""
     model, jobs = world(dtype, names)
@@ -76,7 +76,7 @@ def trained(
     def publish(job: Job) -> None:
         ended[job.name] = {key: parameter.detach().clone() for key, parameter in job.params.items()}
 
-    engine = engine_for(jobs, model, path, publish, token_budget=256)
+    engine = engine_for(jobs, model, path, publish, token_budget=256, layout=layout)
     assert engine.run() == "finished"
     lines = [line for line in engine.folder.metrics.read() if "loss" in line]
     return ended, {name: [line["loss"] for line in lines if line["job"] == name] for name in names}
@@ -89,17 +89,21 @@ def _norms_are_exact() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["float64", "float32"])
+WORLDS = ["float64 flat", "float32 flat", pytest.param("float64 padded", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=WORLDS)
 def company(_norms_are_exact: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """All kinds as jobs of one run."""
-    dtype = getattr(torch, request.param)
-    return dtype, *trained(dtype, list(JOBS), tmp_path_factory.mktemp("company") / "run")
+    name, layout = request.param.split()
+    dtype = getattr(torch, name)
+    return dtype, layout, *trained(dtype, list(JOBS), tmp_path_factory.mktemp("company") / "run", layout)
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_in_company_is_the_job_alone(company: Any, name: str, tmp_path: Path) -> None:
-    dtype, parameters, found = company
-    alone, wanted = trained(dtype, [name], tmp_path / "run")
+    dtype, layout, parameters, found = company
+    alone, wanted = trained(dtype, [name], tmp_path / "run", layout)
     assert len(wanted[name]) == STEPS - NUMBER[name] % 5
     assert found[name] == pytest.approx(wanted[name], rel=1e-12 if dtype == torch.float64 else 1e-6)
     if dtype == torch.float64:
@@ -121,7 +125,7 @@ def test_low_rank_jobs_by_grouped_products_are_the_jobs_alone(monkeypatch: pytes
 
 
 def test_every_job_of_the_company_learns_something(company: Any) -> None:
-    dtype, parameters, _ = company
+    dtype, _, parameters, _ = company
     _, jobs = world(dtype, list(JOBS))
     still = [
         job.name for job in jobs if all(torch.equal(p, parameters[job.name][key]) for key, p in job.params.items())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from graft.training import losses
 from graft.training.losses import Tail, cross_entropy, linear_cross_entropy
@@ -45,6 +49,38 @@ def test_loss_and_gradient_equal_cross_entropy_whatever_the_chunk(tail: Tail) ->
 
 
 @pytest.mark.usefixtures("_rows_per_chunk")
+class Watching(TorchDispatchMode):
+    """The most logits in memory at any moment: tensors that are as wide as the vocabulary, and the rows of one."""
+
+    def __init__(self, head: torch.Tensor) -> None:
+        super().__init__()
+        self.head, self.made, self.most, self.rows = head, list[Any](), 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dim() == 2 and out.shape[1] == len(self.head):
+            self.made.append(weakref.ref(out))
+            self.most = max(self.most, len(self.alive))
+            self.rows = max(self.rows, *(len(logits) for logits in self.alive.values()), 0)
+        return out
+
+    @property
+    def alive(self) -> dict[int, torch.Tensor]:
+        """By place in memory, views of the head's weight left out."""
+        there = {each.data_ptr(): each for ref in self.made if (each := ref()) is not None}
+        return {place: logits for place, logits in there.items() if place != self.head.data_ptr()}
+
+
+def test_one_chunk_of_logits_is_alive_at_a_time_and_none_is_kept_for_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 7 * 11 * 8)
+    hidden, head, _, target, _ = inputs()
+    with Watching(head) as seen:
+        loss = linear_cross_entropy(hidden, head, None, target).sum()
+        assert (seen.most, seen.rows) == (1, 7) and not seen.alive
+        loss.backward()
+        assert (seen.most, seen.rows) == (1, 7)
+
+
 def test_loss_of_ready_logits_equals_cross_entropy_and_leaves_them_alone() -> None:
     _, _, _, target, weight = inputs()
     logits = torch.randn(20, 11).double().requires_grad_()

@@ -16,6 +16,8 @@ from graft.runs import RunFolder
 from graft.training.engine import Engine
 from graft.training.job import Job
 from graft.training.parking import park, unpark
+from graft.training.roster import Roster
+from graft.training.step import longest
 from tests.training.conftest import PowerCut, attach, data, engine_for, job_on, tiny
 
 KINDS: dict[str, Any] = {
@@ -178,6 +180,30 @@ def test_whoever_shares_memory_or_a_step_each_job_is_what_it_is_alone(
     if single:
         assert first == ["c"] * 12 + ["a"] * 6 + ["b"] * 7 or "together" in scheduler
     assert not (tmp_path / "run/aside").exists()
+
+
+def test_a_limit_of_memory_holds_as_many_jobs_as_the_model_of_a_step_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With peaks of a megabyte per token and room for two of three jobs, the last that came waits until it has priority."""
+    monkeypatch.setattr(Roster, "observe", lambda *_: None)
+    engine, _ = world(tmp_path / "run", scheduler={"memory": 0.1})
+    engine.roster.memory.seen = [(tokens, tokens, tokens * 10**6) for tokens in (1, 10, 100)]
+    tokens = {job.name: sum(len(row.example) for row in longest(job, 4096, "flat")) for job in engine.jobs}
+    assert tokens["a"] + tokens["b"] <= 97 and tokens["c"] + tokens["a"] <= 97 < min(100, sum(tokens.values()))
+    plain = engine.jobs[0].rows
+
+    def asks() -> Any:
+        if engine.jobs[0].step == 2 and not engine.orders.placed() and not engine.orders.done:
+            engine.orders.place("priority", "c", priority=1)
+        return plain()
+
+    engine.jobs[0].rows = asks  # type: ignore[method-assign]
+    assert engine.run() == "finished"
+    together: dict[int, str] = {}
+    for line in engine.folder.metrics.read():
+        together[line["step"]] = together.get(line["step"], "") + line["job"]
+    assert [*together.values()] == [*["ab"] * 3, *["ac"] * 3, *["bc"] * 4, "c"]
 
 
 def test_a_job_with_a_higher_priority_sets_another_aside_and_it_comes_back(tmp_path: Path) -> None:

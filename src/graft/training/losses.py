@@ -65,10 +65,8 @@ class _Losses(torch.autograd.Function):
         losses_N = torch.empty(x.shape[0], dtype=exact, device=x.device)
         for start in range(0, x.shape[0], size):
             part = slice(start, start + size)
-            z = x[part].to(exact, copy=True) if head is None else F.linear(x[part], head, bias).to(exact)
-            losses_N[part], dz = _softmax_losses(tail.apply_(z), target_N[part], tail, grad is not None)
-            if grad is not None and dz is not None:
-                grad[part] = dz if head is None else dz.to(head.dtype) @ head
+            own = None if grad is None else grad[part]
+            losses_N[part] = _chunk(x[part], target_N[part], head, bias, tail, exact, own)
         ctx.save_for_backward(grad)
         return losses_N
 
@@ -77,6 +75,23 @@ class _Losses(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         scaled = torch.empty_like(grad)
         return torch.mul(grad, grads[0][:, None], out=scaled), None, None, None, None
+
+
+def _chunk(
+    x: Tensor,
+    target: Tensor,
+    head: Tensor | None,
+    bias: Tensor | None,
+    tail: Tail,
+    exact: torch.dtype,
+    grad: Tensor | None,
+) -> Tensor:
+    """The losses of a chunk, and its gradient into `grad`. Its logits end here, before those of the next are made."""
+    z = x.to(exact, copy=True) if head is None else F.linear(x, head, bias).to(exact)
+    losses, dz = _softmax_losses(tail.apply_(z), target, tail, grad is not None)
+    if grad is not None and dz is not None:
+        grad.copy_(dz if head is None else dz.to(head.dtype) @ head)
+    return losses
 
 
 def _softmax_losses(z: Tensor, target: Tensor, tail: Tail, need_grad: bool) -> tuple[Tensor, Tensor | None]:
