@@ -125,7 +125,7 @@ def test_kernels_that_are_demanded_have_to_hold(tmp_path: Path, monkeypatch: pyt
     ):
         run(tmp_path / "wrong", "liger", "a")
     put_in_place(monkeypatch)
-    with pytest.raises(GraftError, match="no module of this model is one that they compute"):
+    with pytest.raises(GraftError, match="there is nothing in this model that they compute"):
         run(tmp_path / "none", "liger", "a", family="gpt2")
 
 
@@ -187,3 +187,17 @@ def test_the_setting_is_read_from_yaml_and_has_no_part_in_a_compiled_run(tmp_pat
     assert load_run(path).train.kernels == "off" and load_run(path, ["train.kernels=auto"]).train.kernels == "auto"
     with pytest.raises(GraftError, match="train.compile does not go with train.kernels liger"):
         configured(tmp_path, kernels="liger", compile=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_run_on_a_gpu_uses_them(tmp_path: Path, family: str) -> None:
+    pytest.importorskip("liger_kernel")
+    found: dict[str, list[float]] = {}
+    for kernels in ("off", "liger"):
+        model = attach(tiny(family).cuda())
+        engine = engine_for([job_on(model, steps=4)], model, tmp_path / kernels, kernels=kernels)
+        assert engine.run() == "finished"
+        found[kernels] = losses(tmp_path / kernels)
+    assert engine.folder.read_status()["kernels"].startswith("Liger")
+    assert found["liger"] == pytest.approx(found["off"], rel=1e-4)

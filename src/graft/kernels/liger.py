@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,24 +17,22 @@ from torch import Tensor, nn
 
 from graft.errors import GraftError, MissingExtra, require
 
+NORMS, ROTARY, SWIGLU = "norms", "rotary positions", "SwiGLU"
+"""What is computed, as people are told."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
 class Kernels:
-    """Liger's functions, by what they compute. Several write into their arguments: callers hand them tensors of their own."""
+    """Liger's functions by what they compute, for tensors that `take` accepts."""
 
     version: str
     device: str
     """The type of the device whose tensors they take."""
-    rms_norm: Callable[..., Any]
-    """(x, weight, eps, offset, casting, in_place) -> y, differentiable; in_place says whether backward may write into dy."""
-    rope_forward: Callable[..., Any]
-    """(q, k, cos, sin) -> q, k, cos, sin; rotates in place where the memory lies as it wants."""
-    rope_backward: Callable[..., Any]
-    """(dq, dk, cos, sin) -> dq, dk; in place likewise."""
-    swiglu_forward: Callable[..., Any]
-    """(e, u) -> e, u, silu(e) * u."""
+    functions: dict[str, Callable[..., Any]]
+    """As the package names them. Those of rope work where their arguments lie."""
+    uses: Counter[str] = field(default_factory=Counter)
+    """How often each sort was computed."""
 
     def take(self, *tensors: Tensor) -> bool:
         """Whether these tensors are theirs to compute: plain, here, of one dtype that they know, and nobody looks into what runs."""
@@ -49,19 +48,41 @@ class Kernels:
             for each in tensors
         )
 
+    def norm(self, x_RD: Tensor, weight_D: Tensor, eps: float, offset: float, casting: str) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * (offset + weight), differentiable. Its backward leaves dy as it is: dy may be another node's too."""
+        in_place = False
+        return self._run(NORMS, "rms_norm", x_RD, weight_D, eps, offset, casting, in_place)
+
+    def rotate_(self, q_BHLD: Tensor, k_BHLD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """The half rotation by these angles; q and k are written over where they lie as [B, L, H, D]."""
+        q, k, *_ = self._run(ROTARY, "rope_forward", q_BHLD, k_BHLD, cos, sin)
+        return q, k
+
+    def rotate_back_(self, dq_BHLD: Tensor, dk_BHLD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Its gradient, likewise."""
+        return self._run(ROTARY, "rope_backward", dq_BHLD, dk_BHLD, cos, sin)
+
+    def silu_product(self, e: Tensor, u: Tensor) -> Tensor:
+        """silu(e) * u of contiguous tensors, without autograd."""
+        return self._run(SWIGLU, "swiglu_forward", e, u)[2]
+
+    def _run(self, sort: str, function: str, *args: Any) -> Any:
+        self.uses[sort] += 1
+        with torch.cuda.device_of(args[0]):  # Triton launches on the current device
+            return self.functions[function](*args)
+
 
 def load(device: str = "cuda") -> Kernels:
     """Liger's functions for a type of device. Raises `MissingExtra` where the package is not installed."""
     norm = require("liger_kernel.ops.rms_norm", "gpu")
     rope, swiglu = require("liger_kernel.ops.rope", "gpu"), require("liger_kernel.ops.swiglu", "gpu")
-    return Kernels(
-        version=importlib.metadata.version("liger-kernel"),
-        device=device,
-        rms_norm=norm.LigerRMSNormFunction.apply,
-        rope_forward=rope.rope_forward,
-        rope_backward=rope.rope_backward,
-        swiglu_forward=swiglu.swiglu_forward,
-    )
+    functions = {
+        "rms_norm": norm.LigerRMSNormFunction.apply,
+        "rope_forward": rope.rope_forward,
+        "rope_backward": rope.rope_backward,
+        "swiglu_forward": swiglu.swiglu_forward,
+    }
+    return Kernels(importlib.metadata.version("liger-kernel"), device, functions)
 
 
 def chosen(wanted: str, device: torch.device) -> Kernels | None:

@@ -51,7 +51,7 @@ class NormsByKernel:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         recipe, kernels = self.__dict__["graft_norm"]
         if len(args) == 1 and not kwargs and kernels.take(args[0], self.weight):
-            return kernels.rms_norm(args[0], self.weight, recipe.eps, recipe.offset, recipe.casting, False)
+            return kernels.norm(args[0], self.weight, recipe.eps, recipe.offset, recipe.casting)
         return super().forward(*args, **kwargs)  # pyright: ignore
 
 

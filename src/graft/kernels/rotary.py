@@ -107,13 +107,12 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
         ctx.kernels = kernels
-        q, k, *_ = kernels.rope_forward(_copy(q), _copy(k), cos, sin)
-        return q, k
+        return kernels.rotate_(_copy(q), _copy(k), cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        dq, dk = ctx.kernels.rope_backward(*map(_copy, grads), *ctx.saved_tensors)
+        dq, dk = ctx.kernels.rotate_back_(*map(_copy, grads), *ctx.saved_tensors)
         return dq, dk, None, None, None
 
 

@@ -39,8 +39,7 @@ def release_products(root: nn.Module) -> None:
 
 def _product(kernels: Kernels) -> Callable[[Tensor, Tensor], Tensor | None]:
     def product(e: Tensor, u: Tensor) -> Tensor | None:
-        if e.shape != u.shape or not (e.is_contiguous() and u.is_contiguous() and kernels.take(e, u)):
-            return None
-        return kernels.swiglu_forward(e, u)[2]
+        fit = e.shape == u.shape and e.is_contiguous() and u.is_contiguous()
+        return kernels.silu_product(e, u) if fit and kernels.take(e, u) else None
 
     return product

@@ -66,8 +66,6 @@ def _prove(
     own = _losses_and_gradients(forward, jobs, layout, pad_id)
     with ExitStack() as trial:
         served = trial.enter_context(serving(forward.model, kernels))
-        if not served:
-            return Acceleration(reason="no module of this model is one that they compute")
         try:
             theirs = _losses_and_gradients(forward, jobs, layout, pad_id)
         except torch.OutOfMemoryError:
@@ -75,6 +73,8 @@ def _prove(
         except Exception as error:  # Triton's compiler has errors of its own, and of the tools that it calls
             first = (str(error).strip().splitlines() or [""])[0]
             return Acceleration(reason=f"they do not run here ({type(error).__name__}: {first})")
+        if not served.used:
+            return Acceleration(reason="there is nothing in this model that they compute")
         found = _compare(str(served), own, theirs, forward.root.dtype)
         if found.reason is None:
             stack.push(trial.pop_all())
