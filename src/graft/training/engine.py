@@ -151,6 +151,8 @@ class Engine:
                 calibrate(self.forward, self.roster, settings.pad_id)
             if (said := self.roster.too_large()) is not None:
                 self.ledger.say(said)
+        if (said := self.roster.halving.idle(self.live)) is not None:
+            self.ledger.say(said)
         self.ledger.status(self.step, self.layout)
 
     def _set_modes(self) -> None:

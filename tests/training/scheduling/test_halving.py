@@ -62,3 +62,11 @@ def test_who_comes_late_is_measured_against_the_record_which_survives_a_checkpoi
 def test_without_rungs_nothing_waits_and_nothing_ends() -> None:
     halving = Halving(None)
     assert halving.decide([job("a")]) == [] and not halving.holds(job("a", step=10))
+
+
+def test_rungs_that_no_job_comes_by_are_said() -> None:
+    halving = Halving(HalvingConfig(rungs=(10, 20)))
+    said = halving.idle([job("a", steps=5), job("b", steps=10)])
+    assert said is not None and "its first rung is step 10, the longest job has 10 steps" in said
+    assert halving.idle([job("a", steps=5), job("b", steps=11)]) is None
+    assert Halving(None).idle([job("a")]) is None

@@ -29,6 +29,13 @@ class Halving:
         """As JSON values."""
         return {"losses": self.losses, "passed": self.passed}
 
+    def idle(self, jobs: Sequence[Job]) -> str | None:
+        """What to tell where no job is long enough to be halved."""
+        if self.config is None or any(rung < job.steps for rung in self.config.rungs for job in jobs):
+            return None
+        longest = max((job.steps for job in jobs), default=0)
+        return f"scheduler.halving has no effect: its first rung is step {self.config.rungs[0]}, the longest job has {longest} steps"
+
     def at_rung(self, job: Job) -> bool:
         """Whether a job stands at a rung below its end: then it is validated and compared."""
         return self.config is not None and job.step in self.config.rungs and job.step < job.steps
