@@ -19,6 +19,7 @@ from graft.choosing import running, set_trainable
 from graft.gated_forward import GatedForward
 from graft.gated_sites import gated_mlps
 from graft.passes import Pass
+from tests.architectures import build
 from tests.families.zoo import tiny
 from tests.small import small_model
 
@@ -186,6 +187,24 @@ def test_a_pass_of_every_kind_learns_as_by_the_model_s_own_forward(
         with monkeypatch.context() as patch:
             own_forward(patch)
             near(found, learned(model, rows, recomputed))
+
+
+def test_an_expert_that_all_tokens_share_is_gated_too_and_is_given_tokens_without_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build("qwen2_moe")  # its experts' grouped product knows no float64
+    names = ("wide", "other")
+    graft.attach(model, {name: {**ADAPTERS["wide"], "sites": "mlp.gate mlp.down"} for name in names})
+    set_trainable(model, list(names))
+    for name in names:
+        for _, parameter in graft.parameters(model, name):
+            torch.nn.init.normal_(parameter, std=0.1)
+    counts = counted(monkeypatch)
+    found = learned(model, ("other", "other", None, "wide"))
+    assert counts == {"gated_mlp": 2, "gated_product": 0}
+    own_forward(monkeypatch)
+    for own, other in zip(found, learned(model, ("other", "other", None, "wide")), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-3)
 
 
 def test_which_node_serves_which_pass(monkeypatch: pytest.MonkeyPatch) -> None:

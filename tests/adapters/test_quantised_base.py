@@ -126,3 +126,16 @@ def test_layers_are_given_their_packing_back_and_packed_ones_are_refused() -> No
     with pytest.raises(graft.GraftError, match="was packed by bitsandbytes"):
         graft.attach(model, {"a": graft.LoRA(rank=4)})
     assert not any(hasattr(module, "graft_state") for module in model.modules())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_the_layer_s_own_output_and_gradient_are_met_within_rounding(dtype: torch.dtype) -> None:
+    layer = quantised_layer(dtype).cuda().train()
+    x = torch.randn(2, 300, 64, dtype=dtype, device="cuda").requires_grad_()
+    found = frozen_linear(layer, x)
+    assert found is not None
+    exact = x.detach().double() @ found.weight(found.stored, dtype).double().t() + layer.bias.double()
+    rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(found.output(x.detach()).double(), exact, **rounding)
+    torch.testing.assert_close(layer(x).double(), exact, **rounding)
