@@ -19,6 +19,7 @@ from graft.training.checking import check
 from tests.kernels.fake_liger import CALLS, LigerRMSNormFunction, put_in_place, rope_backward
 from tests.runs_at_hand import write_rows
 from tests.small import save_small
+from tests.task_bases import answered_rows, labelled_rows, save_task_base
 from tests.training.conftest import attach, data, engine_for, events, job_on, losses, pairs, tiny
 
 KINDS: dict[str, Any] = {
@@ -175,6 +176,33 @@ def test_check_measures_a_step_with_the_kernels(tmp_path: Path, monkeypatch: pyt
     assert report.trial.kernels.startswith("Liger 0.0 (5 norms") and not report.problems and CALLS["rope_backward"]
     report = check(configured(tmp_path, kernels="off"))
     assert report.trial.kernels == "torch"
+
+
+@pytest.mark.parametrize(
+    ("family", "data", "served"),
+    [
+        ("llama", {"task": "classification"}, "5 norms, 2 rotary positions"),
+        ("t5", {"task": "seq2seq"}, "12 norms)"),
+    ],
+)
+def test_other_tasks_learn_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, data: dict[str, Any], served: str
+) -> None:
+    put_in_place(monkeypatch)
+    rows = write_rows(tmp_path / "rows.jsonl", answered_rows() if family == "t5" else labelled_rows())
+    base = save_task_base(tmp_path / "base", family)
+    for kernels in ("off", "auto"):
+        config = load_run(
+            {
+                "base": {"model": str(base), "device": "cpu"},
+                "adapter": {"kind": "lora", "rank": 2, "sites": "linear"},
+                "data": {"train": str(rows), "cache": False, **data},
+                "train": {"steps": 3, "batch_size": 4, "lr": 1e-2, "kernels": kernels},
+            }
+        )
+        folder = train(config, tmp_path / kernels, quiet=True)
+    assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "off"), rel=1e-5)
+    assert served in folder.read_status()["kernels"]
 
 
 def test_the_setting_is_read_from_yaml_and_has_no_part_in_a_compiled_run(tmp_path: Path) -> None:
