@@ -18,7 +18,7 @@ from graft.errors import GraftError
 from graft.kernels import Kernels, chosen, serving
 from graft.training.forward import Forward
 from graft.training.job import Job
-from graft.training.layout import proof_rows, token_losses
+from graft.training.layout import losses_and_gradients, proof_rows
 from graft.training.modes import evaluating
 
 TORCH = "torch"
@@ -99,12 +99,6 @@ def _compare(
 
 
 def _losses_and_gradients(forward: Forward, jobs: Sequence[Job], layout: Layout, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Of the rows of the proof: every token's loss, and the gradient of their sum for all adapters in one vector, in float64."""
-    rows = proof_rows(jobs)
-    trained = [each for job in dict.fromkeys(row.job for row in rows) for each in job.params.values()]
+    """Of the rows of the proof, in evaluation mode."""
     with evaluating(forward.model), torch.enable_grad():
-        losses = token_losses(forward, rows, layout, pad_id)
-        gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
-    pairs = zip(gradients, trained, strict=True)
-    flat = [(torch.zeros_like(each) if grad is None else grad).double().flatten() for grad, each in pairs]
-    return losses.detach(), torch.cat(flat)
+        return losses_and_gradients(forward, proof_rows(jobs), layout, pad_id)

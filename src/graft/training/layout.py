@@ -103,3 +103,13 @@ def token_losses(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: 
     """The loss of each supervised token of some rows in one pass, in float64 and without seeds."""
     batch = lay_out(rows, layout, pad_id).to(forward.device)
     return forward.losses(batch, pass_of(rows, layout, seeded=False)).double()
+
+
+def losses_and_gradients(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: int) -> tuple[Tensor, Tensor]:
+    """The same, and the gradient of their sum for the rows' adapters in one vector."""
+    trained = [each for job in dict.fromkeys(row.job for row in rows) for each in job.params.values()]
+    losses = token_losses(forward, rows, layout, pad_id)
+    gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+    pairs = zip(gradients, trained, strict=True)
+    flat = [(torch.zeros_like(each) if grad is None else grad).double().flatten() for grad, each in pairs]
+    return losses.detach(), torch.cat(flat)
