@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from graft.orders import Orders
 
 
@@ -45,3 +47,18 @@ def test_a_file_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     run.place("cancel", "a")
     (run.inbox / ".half.json.123.tmp").write_text("{")
     assert len(run.placed()) == 1 and len(run.take(0)) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["{half", "[]", '{"do": "dance", "job": "a"}', '{"do": "priority", "job": "a"}', '{"do": "cancel"}']
+)
+def test_a_file_that_is_no_order_is_taken_with_what_is_wrong_and_those_around_it_count(
+    tmp_path: Path, text: str
+) -> None:
+    orders = Orders(tmp_path)
+    orders.place("cancel", "a")
+    (orders.inbox / "by-hand.json").write_text(text)
+    taken = orders.take(3)
+    assert [(order["do"], order["job"]) for order in taken] == [("cancel", "a"), ("unknown", "by-hand.json")]
+    assert taken[1]["reason"] and orders.placed() == [] and not orders.due(4)
+    assert [order["do"] for order in Orders(tmp_path).take(3)] == ["cancel", "unknown"]

@@ -14,11 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from graft.errors import GraftError
 from graft.files import write_json_atomic
 from graft.jsonl import JsonLines, read_json
 
 Order = dict[str, Any]
-"""{"do": submit, cancel or priority; "job": name}; submit has "config", priority has "priority"."""
+"""{"do": submit, cancel or priority; "job": name}; submit has "config", priority has "priority". A file that holds nothing of the kind
+is {"do": "unknown", "job": the file's name, "reason": what is wrong with it}."""
+NEEDS: dict[str, dict[str, type]] = {"submit": {"config": dict}, "cancel": {}, "priority": {"priority": int}}
+"""What an order says besides the job, by what is to be done."""
 
 
 class Orders:
@@ -40,7 +44,7 @@ class Orders:
 
     def placed(self) -> list[Order]:
         """What is in the inbox, in the order of asking."""
-        return [read_json(path) for path in self._files()]
+        return [order for path in self._files() if (order := _read(path)) is not None]
 
     def due(self, step: int) -> bool:
         """Whether there is something to take after this many steps."""
@@ -68,3 +72,19 @@ class Orders:
             if path.stem in known | {order["id"] for order in fresh}:
                 path.unlink()
         return fresh
+
+
+def _read(path: Path) -> Order | None:
+    """A file of the inbox, which is known by its name; None where the run has just taken it. Whoever wrote it, the run goes on."""
+    unknown = {"id": path.stem, "do": "unknown", "job": path.name}
+    try:
+        order = read_json(path)
+    except FileNotFoundError:
+        return None
+    except GraftError as error:
+        return {**unknown, "reason": str(error)}
+    needs = NEEDS.get(str(order.get("do")))
+    if needs is None or any(not isinstance(order.get(key), kind) for key, kind in {"job": str, **needs}.items()):
+        said = "; ".join(f"{do} names {' and '.join(['job', *more])}" for do, more in NEEDS.items())
+        return {**unknown, "reason": f"it is no order: {said}"}
+    return {**order, "id": path.stem}

@@ -292,6 +292,7 @@ def test_jobs_are_submitted_and_cancelled_while_others_train(tmp_path: Path) -> 
             engine.orders.place("cancel", "b")
             engine.orders.place("cancel", "nobody")
             engine.orders.place("submit", "z", config={})
+            (engine.orders.inbox / "by-hand.json").write_text("{")
         return plain()
 
     engine.jobs[0].rows = asks  # type: ignore[method-assign]
@@ -301,7 +302,8 @@ def test_jobs_are_submitted_and_cancelled_while_others_train(tmp_path: Path) -> 
         "a": ("finished", 6), "b": ("cancelled", 3), "c": ("finished", 8), "z": ("failed", 0),
     }  # fmt: skip
     reasons = [each["reason"] for each in engine.folder.events.read() if each["event"] == "ignored"]
-    assert reasons == ["there is a job 'b' already", "there is no job 'nobody' that still trains"]
+    assert reasons[:2] == ["there is a job 'b' already", "there is no job 'nobody' that still trains"]
+    assert len(reasons) == 3 and "by-hand.json is not a JSON file" in reasons[2]
     wanted, _ = alone(tmp_path / "c", "c")
     assert losses(tmp_path / "run", "c") == pytest.approx(wanted, rel=1e-5)
     assert [line["step"] for line in engine.folder.metrics.read() if line["job"] == "c"] == list(range(4, 12))

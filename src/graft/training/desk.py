@@ -37,7 +37,9 @@ class Desk:
         """Carry out what is due after this many steps."""
         for order in self.orders.take(step):
             job = self.roster.find(order["job"])
-            if order["do"] == "submit":
+            if order["do"] == "unknown":
+                self._ignore(order, order["reason"])
+            elif order["do"] == "submit":
                 self._enlist(order, step)
             elif job is None or job.ended is not None:
                 self._ignore(order, f"there is no job '{order['job']}' that still trains")
