@@ -70,7 +70,7 @@ def swiglu_forward(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return a, b, (a.float() * torch.sigmoid(a.float())).to(b.dtype) * b
 
 
-def put_in_place(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
+def put_in_place(monkeypatch: pytest.MonkeyPatch, version: str = "9.0", **changed: Any) -> None:
     """Let `import liger_kernel` find the stand-in, and kernels run on a CPU, as Triton's interpreter does. `changed` replaces functions."""
     functions = {
         "rms_norm": {"LigerRMSNormFunction": LigerRMSNormFunction},
@@ -85,7 +85,7 @@ def put_in_place(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
         monkeypatch.setitem(sys.modules, module.__name__, module)
     own = importlib.metadata.version
     monkeypatch.setattr(
-        importlib.metadata, "version", lambda package: "0.0" if package == "liger-kernel" else own(package)
+        importlib.metadata, "version", lambda package: version if package == "liger-kernel" else own(package)
     )
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     CALLS.clear()

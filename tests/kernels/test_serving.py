@@ -77,7 +77,25 @@ def test_rotation_takes_whole_heads_of_one_dtype_only(kernels: Kernels) -> None:
     model = base("olmo2", torch.bfloat16)  # whose angles are float32
     with serving(model, kernels) as served, torch.no_grad():
         model(input_ids=tokens())
-    assert str(served) == "Liger 0.0 (9 norms)" and CALLS["rope_forward"] == 0
+    assert str(served) == "Liger 9.0 (9 norms)" and CALLS["rope_forward"] == 0
+
+
+def test_rows_are_laid_end_to_end_for_the_kernel(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled anew for each number of rows."""
+    shapes: set[tuple[int, ...]] = set()
+    own = kernels.functions["rope_forward"]
+    monkeypatch.setitem(
+        kernels.functions, "rope_forward", lambda q, *rest: (shapes.add(tuple(q.shape)), own(q, *rest))[1]
+    )
+    model = base("llama")
+    positions = torch.tensor([[0, 1, 2, 3, 4], [3, 4, 5, 6, 7], [0, 0, 0, 1, 2]])
+    for given in (None, positions, positions[1:2]):
+        with torch.no_grad():
+            wanted = model(input_ids=tokens(3, 5), position_ids=given).logits
+            with serving(model, kernels):
+                found = model(input_ids=tokens(3, 5), position_ids=given).logits
+        assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert shapes == {(1, 4, 15, 8)}
 
 
 def test_nothing_outside_the_model_changes(kernels: Kernels) -> None:

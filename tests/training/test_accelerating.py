@@ -58,7 +58,7 @@ def test_jobs_of_several_kinds_learn_the_same(
     assert losses(tmp_path / "liger") == pytest.approx(losses(tmp_path / "off"), rel=1e-5)
     assert CALLS["rms_norm"] and CALLS["rope_forward"] and CALLS["rope_backward"]
     assert bool(CALLS["swiglu_forward"]) == (family == "llama")  # Gemma's is by gelu
-    said = "Liger 0.0 (5 norms, 2 rotary positions" if family == "llama" else "Liger 0.0 (13 norms, 2 rotary positions"
+    said = "Liger 9.0 (5 norms, 2 rotary positions" if family == "llama" else "Liger 9.0 (13 norms, 2 rotary positions"
     assert engine.folder.read_status()["kernels"].startswith(said)
     (event,) = (each for each in engine.folder.events.read() if each["event"] == "kernels")
     assert event["kernels"].startswith(said) and event["losses"] < 1e-5 and event["gradients"] < 1e-5
@@ -147,6 +147,10 @@ def test_demands_that_cannot_be_met_are_errors(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(MissingExtra, match=r"pip install 'graft-llm\[gpu\]'"):
         chosen("liger", cuda)
     assert "torch's own operations" in described()
+    put_in_place(monkeypatch, version="0.6.4")
+    assert chosen("auto", cpu) is None
+    with pytest.raises(GraftError, match="liger-kernel 0.6.4 compiles .* needed is 0.6.5 or later"):
+        chosen("liger", cpu)
 
 
 def configured(folder: Path, **settings: Any) -> Any:
@@ -173,7 +177,7 @@ def test_a_demand_fails_before_a_run_folder_is_made(tmp_path: Path, monkeypatch:
 def test_check_measures_a_step_with_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_in_place(monkeypatch)
     report = check(configured(tmp_path))
-    assert report.trial.kernels.startswith("Liger 0.0 (5 norms") and not report.problems and CALLS["rope_backward"]
+    assert report.trial.kernels.startswith("Liger 9.0 (5 norms") and not report.problems and CALLS["rope_backward"]
     report = check(configured(tmp_path, kernels="off"))
     assert report.trial.kernels == "torch"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.errors import GraftError, MissingExtra, require
+from graft.errors import GraftError, require
 
+OLDEST = (0, 6, 5)
+"""Of liger-kernel."""
 NORMS, ROTARY, SWIGLU = "norms", "rotary positions", "SwiGLU"
 """What is computed, as people are told."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,22 +76,29 @@ class Kernels:
 
 
 def load(device: str = "cuda") -> Kernels:
-    """Liger's functions for a type of device. Raises `MissingExtra` where the package is not installed."""
+    """Liger's functions for a type of device. Raises `GraftError` where the package is not installed, or too old."""
+    require("liger_kernel", "gpu")
     norm = require("liger_kernel.ops.rms_norm", "gpu")
     rope, swiglu = require("liger_kernel.ops.rope", "gpu"), require("liger_kernel.ops.swiglu", "gpu")
+    version = importlib.metadata.version("liger-kernel")
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < OLDEST:
+        raise GraftError(
+            f"liger-kernel {version} compiles the gradient of norms anew for each length of a batch; needed is "
+            f"{'.'.join(map(str, OLDEST))} or later: pip install 'graft-llm[gpu]'"
+        )
     functions = {
         "rms_norm": norm.LigerRMSNormFunction.apply,
         "rope_forward": rope.rope_forward,
         "rope_backward": rope.rope_backward,
         "swiglu_forward": swiglu.swiglu_forward,
     }
-    return Kernels(importlib.metadata.version("liger-kernel"), device, functions)
+    return Kernels(version, device, functions)
 
 
 def chosen(wanted: str, device: torch.device) -> Kernels | None:
     """The kernels that `train.kernels` (auto, off or liger) means for a base on a device; None is torch's own operations.
 
-    Raises `GraftError` where liger is demanded and cannot run there, `MissingExtra` where it is not installed.
+    Raises `GraftError` where liger is demanded and cannot run there, is not installed or too old.
     """
     runs = device.type == "cuda" or device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if wanted == "off" or (wanted == "auto" and not runs):
@@ -99,7 +109,7 @@ def chosen(wanted: str, device: torch.device) -> Kernels | None:
         )
     try:
         return load(device.type)
-    except MissingExtra:
+    except GraftError:
         if wanted == "liger":
             raise
         return None
@@ -111,5 +121,5 @@ def described() -> str:
         return "torch's own operations (no CUDA device)"
     try:
         return f"Liger {load().version} for norms, rotary positions and SwiGLU"
-    except MissingExtra:
-        return "torch's own operations; for Liger's: pip install 'graft-llm[gpu]'"
+    except GraftError as error:
+        return f"torch's own operations; for Liger's: {error}"

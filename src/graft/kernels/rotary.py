@@ -104,18 +104,23 @@ def _fit(q_BHLD: Tensor, k_BHLD: Tensor, cos: Tensor, sin: Tensor) -> bool:
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, kernels: Kernels) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
         ctx.kernels = kernels
-        return kernels.rotate_(_copy(q), _copy(k), cos, sin)
+        return _in_one_row(kernels.rotate_, q, k, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        dq, dk = ctx.kernels.rotate_back_(*map(_copy, grads), *ctx.saved_tensors)
-        return dq, dk, None, None, None
+        return *_in_one_row(ctx.kernels.rotate_back_, *grads, *ctx.saved_tensors), None, None, None
 
 
-def _copy(x_BHLD: Tensor) -> Tensor:
-    """A copy that lies in memory as projections write it, [B, L, H, D]."""
-    return x_BHLD.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+def _in_one_row(
+    rotate_: Callable[..., tuple[Tensor, Tensor]], q_BHLD: Tensor, k_BHLD: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, ...]:
+    """Rotate copies, with all rows end to end: the kernel is compiled anew for each number of rows."""
+    rows, _, length, width = q_BHLD.shape
+    angles = (each.expand(rows, length, width).reshape(1, rows * length, width) for each in (cos, sin))
+    copies = (each.transpose(1, 2).clone(memory_format=torch.contiguous_format) for each in (q_BHLD, k_BHLD))
+    found = rotate_(*(each.view(1, rows * length, -1, width).transpose(1, 2) for each in copies), *angles)
+    return tuple(each.transpose(1, 2).reshape(rows, length, -1, width).transpose(1, 2) for each in found)
