@@ -47,6 +47,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--sites", default="qv", choices=list(SITES))
     parser.add_argument("--dropout", type=float, default=0.0, help="each tool then draws masks of its own")
+    parser.add_argument("--kernels", default="auto", choices=["auto", "off", "liger"], help="Graft's train.kernels")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "gpu_vs_peft.json"))
     parser.add_argument("--worker", choices=["graft", "peft"], help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -96,12 +97,14 @@ def run_graft(args: argparse.Namespace, work: Path) -> Run:
     job, clock = Job.make(model, "lora", config, data_of(args), None), watch()
     folder = RunFolder(tempfile.mkdtemp(dir=work)).create()
     before, processor = peak_bytes(), time.process_time()
-    engine = Engine(model, [job], folder, Settings(pad_id=0, token_budget=args.budget), clock, lambda job: None)
+    settings = Settings(pad_id=0, token_budget=args.budget, kernels=args.kernels)
+    engine = Engine(model, [job], folder, settings, clock, lambda job: None)
     engine.run()
     processor, lines = time.process_time() - processor, folder.metrics.read()
     losses, tokens = ([line[key] for line in lines] for key in ("loss", "tokens"))
     return {"losses": losses, "seconds": clock.seconds, "tokens": tokens, "peak": peak_bytes(), "before": before,
-            "processor": processor, "layout": engine.layout, "time": engine.ledger.clock.read()}  # fmt: skip
+            "processor": processor, "layout": engine.layout, "time": engine.ledger.clock.read(),
+            "kernels": engine.ledger.acceleration.kernels}  # fmt: skip
 
 
 def run_peft(args: argparse.Namespace, work: Path) -> Run:
@@ -133,6 +136,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(args.threads),
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
         "layout_of_graft": runs["graft"][0]["layout"],
+        "kernels_of_graft": runs["graft"][0]["kernels"],
         "time_of_graft": runs["graft"][0]["time"],
         **compared(runs, "graft", "peft"),
     }

@@ -24,6 +24,7 @@ def test_curves_are_equal_and_ratios_are_written(lengths: str, tmp_path: Path) -
     assert result["largest_relative_loss_difference"] < 1e-2 and result["speed_ratio"] > 0
     assert result["trained"] == 2 * 2 * 32 * (32 + 32)  # layers, sites, rank, input and output
     assert result["layout_of_graft"] == "flat" and set(result["time_of_graft"]) >= {"step", "batches", "between"}
+    assert torch.cuda.is_available() or result["kernels_of_graft"] == "torch"
 
 
 @pytest.mark.slow
