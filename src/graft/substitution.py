@@ -138,6 +138,7 @@ def restore(module: nn.Module, path: str, *, keep: tuple[type, ...] = ()) -> Non
         raise GraftError(
             f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach"
         )
-    module.__dict__.pop("forward", None)  # what accelerate leaves when it removes a hook: our own forward, bound
+    if getattr(module.__dict__.get("forward"), "__func__", None) is cls.forward:
+        del module.__dict__["forward"]  # what accelerate leaves when it removes a hook: the class's forward, bound
     mixins = tuple(mixin for mixin in cls.graft_mixins if mixin in keep)
     module.__class__ = _generated(cls.graft_base, mixins) if mixins else cls.graft_base

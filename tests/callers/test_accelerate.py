@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from accelerate import cpu_offload
-from accelerate.hooks import remove_hook_from_submodules
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_submodules
 
 import graft
 from tests.callers.tiny import rows, tiny_llama
@@ -53,3 +55,23 @@ def test_detach_refuses_while_a_later_hook_is_in_place() -> None:
     remove_hook_from_submodules(model)
     graft.detach(model)
     assert type(model.model.layers[0].mlp.down_proj) is torch.nn.Linear
+
+
+def test_a_hook_from_before_attach_outlives_detach() -> None:
+    model, seen = tiny_llama(), []
+
+    class Sees(ModelHook):
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            seen.append(module)
+            return args, kwargs
+
+    layer = model.model.layers[0]
+    hosts = [layer.self_attn.q_proj, layer.mlp.down_proj, layer.mlp]
+    for host in hosts:
+        add_hook_to_module(host, Sees())
+    attach_both(model)
+    graft.detach(model)
+    seen.clear()
+    with torch.no_grad():
+        model(IDS)
+    assert set(seen) == set(hosts)
