@@ -138,6 +138,7 @@ class Engine:
             session.enter_context(recomputing(self.model, settings.base_dropout))
         self._set_modes()
         if here and settings.compile:
+            self.ledger.say("Compiling the base: the next step may take minutes")
             compile_forward(self.forward, here, settings.compile, settings.pad_id)
         elif here:
             found = accelerating(self.forward, here, settings.kernels, self.layout, settings.pad_id)
