@@ -110,6 +110,7 @@ def test_a_change_that_no_job_would_feel_is_refused(run_yaml: Path) -> None:
         ("  plain:\n", "  plain: 5\n", ["run.yaml:8: jobs.plain must be a mapping; given: 5"]),
         ("  plain:", "  base:", ["run.yaml:7:", "'base' cannot name a job"]),
         ("  plain:", "  a.b:", ["'a.b' cannot name a job"]),
+        ("  plain:", "  wide--reference:", ["'wide--reference' cannot name a job", "not '--reference' at the end"]),
         ("jobs:\n", "scheduler: {togehter: 2}\njobs:\n", ["unknown key 'scheduler.togehter'", "'together'"]),
         ("jobs:\n", "scheduler: {halving: {rungs: [3, 2]}}\njobs:\n", ["scheduler.halving.rungs must be rising"]),
         ("    priority: 2", "    train: {patience: 2}", ["run.yaml:12:", "not valid YAML", "duplicate key"]),

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from graft.config.jobs import REFERENCE
 from graft.config.schema import RunConfig
 from graft.errors import GraftError
-from graft.training.job import REFERENCE
 from tests.training.conftest import attach, data, engine_for, job_on, losses, pairs, tiny
 
 ADAPTERS: dict[str, Any] = {

@@ -34,7 +34,9 @@ SHARED = frozenset(
 )
 """Fields of `train` that belong to the pass over the base or to the run folder, and so to all jobs together."""
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "train": TrainConfig, "eval": EvalConfig}
-NAME = re.compile(r"(?!training$|base$)[A-Za-z0-9][A-Za-z0-9_\-]*")
+REFERENCE = "--reference"
+"""What is behind a job's name in that of the frozen adapter that its answers are compared with."""
+NAME = re.compile(rf"(?!training$|base$|.*{REFERENCE}$)[A-Za-z0-9][A-Za-z0-9_\-]*")
 """It becomes part of tensor names; `base` is what results call the bare base."""
 
 
@@ -126,7 +128,8 @@ def check_name(name: str) -> None:
     """Raises `ValueError` for a name that no job can have."""
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"'{name}' cannot name a job: letters, digits, '_' and '-' after a letter or digit, and neither 'base' nor 'training'"
+            f"'{name}' cannot name a job: letters, digits, '_' and '-' after a letter or digit, neither 'base' nor 'training', and not "
+            f"'{REFERENCE}' at the end"
         )
 
 

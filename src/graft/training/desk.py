@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from graft.attaching import detach
+from graft.config.jobs import REFERENCE
 from graft.errors import GraftError
 from graft.inventory import names
 from graft.orders import Order, Orders
-from graft.training.job import FAILED, REFERENCE, Job
+from graft.training.job import FAILED, Job
 from graft.training.layout import decide
 from graft.training.ledger import Ledger
 from graft.training.roster import Roster

@@ -35,8 +35,6 @@ from graft.training.optim import (
 )
 
 FAILED = "failed"
-REFERENCE = "--reference"
-"""What is behind a job's name in that of the frozen adapter that its answers are compared with."""
 VIRTUAL = 2
 """The part of a step, behind both sides of a pair, whose dropout seed is that of virtual tokens."""
 POSITION = ("step", "epoch", "batch", "best", "best_at", "stale", "ended", "priority", "arrival", "last")

@@ -88,7 +88,7 @@ class Ledger:
         self.reporter.say(text)
 
     def use(self, found: Acceleration, step: int) -> None:
-        """What computes norms and rotary positions from now on, and why, where that is news."""
+        """Whose kernels compute from now on, or why none do, where that is news."""
         before, self.acceleration = self.acceleration, found
         if (found.kernels, found.reason) == (before.kernels, before.reason):
             return

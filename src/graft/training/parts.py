@@ -24,11 +24,12 @@ from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
 from graft.bases.loading import own_task
 from graft.config import AnyRun, RunConfig, submitted
+from graft.config.jobs import REFERENCE
 from graft.data.preparing import Prepared, prepare
 from graft.errors import GraftError
 from graft.runs import RunFolder
 from graft.state import state_of, unwrapped
-from graft.training.job import REFERENCE, Job
+from graft.training.job import Job
 from graft.training.objectives import reference_of
 
 
