@@ -34,7 +34,7 @@ class FrozenLinear:
         """W [O, I] of what was stored."""
         if self.state is None:
             return stored
-        from bitsandbytes.functional import dequantize_4bit
+        from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
         state = copy.copy(self.state)
         state.dtype = dtype  # as the layer's own forward: not by way of the dtype that it was quantised from
