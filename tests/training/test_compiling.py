@@ -11,6 +11,9 @@ import torch
 from graft.config.jobs import REFERENCE
 from graft.config.schema import RunConfig
 from graft.errors import GraftError
+from graft.training.checking import check
+from tests.runs_at_hand import write_rows
+from tests.small import save_small
 from tests.training.conftest import attach, data, engine_for, job_on, losses, pairs, tiny
 
 ADAPTERS: dict[str, Any] = {
@@ -80,6 +83,26 @@ def test_a_compiled_run_is_one_graph_for_steps_of_any_size_and_learns_as_eager_c
 def test_every_hook_and_every_objective_trains_the_same_compiled(tmp_path: Path, backend: str, paired: bool) -> None:
     eager = run(tmp_path / "eager", "abcd", paired=paired, held=5)
     equal(eager, run(tmp_path / "graph", "abcd", backend, paired=paired, held=5))
+
+
+@pytest.mark.slow
+def test_check_proves_and_measures_the_graph(tmp_path: Path) -> None:
+    eager, compiled = (
+        check(
+            RunConfig.model_validate(
+                {
+                    "base": {"model": str(save_small(tmp_path / "base")), "device": "cpu"},
+                    "adapter": {"kind": "lora", "rank": 2, "sites": "linear"},
+                    "data": {"train": str(write_rows(tmp_path / "rows.jsonl")), "template": "plain", "cache": False},
+                    "train": {"steps": 3, "batch_size": 2, "compile": compile},
+                }
+            )
+        )
+        for compile in (False, True)
+    )
+    assert compiled.layout.layout == "padded" and not compiled.problems
+    assert eager.trial.compile_seconds is None and (compiled.trial.compile_seconds or 0.0) > 0.0
+    assert compiled.trial.loss == pytest.approx(eager.trial.loss, rel=1e-5)
 
 
 def test_a_model_that_torch_cannot_compile_is_an_error(tmp_path: Path) -> None:

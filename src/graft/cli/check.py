@@ -123,6 +123,8 @@ def _show_trial(report: CheckReport, console: Console) -> None:
         f"[bold]Trial[/]     longest batch: {trial.tokens:,} tokens (longest sample {trial.longest:,}), loss {trial.loss:.4f}, "
         f"{trial.tokens / trial.seconds:,.0f} tokens/s, peak memory {trial.peak_bytes / 1e9:.2f} GB"
     )
+    if trial.compile_seconds is not None:
+        console.print(f"[bold]Compiled[/]  in {trial.compile_seconds:.0f} s, to the losses and gradients of eager code")
     if trial.kernels != "torch":
         console.print(f"[bold]Kernels[/]   {trial.kernels}")
     console.print(f"[bold]Run[/]       {job.steps:,} steps, about {_duration(trial.hours * 3600)}")

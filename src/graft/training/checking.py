@@ -6,6 +6,7 @@ measured step on the longest batch gives memory and time; a saved adapter is loa
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from graft.inventory import parameters
 from graft.state import unwrapped
 from graft.summary_table import Summary, summary
 from graft.training.accelerating import accelerating
+from graft.training.compiling import compile_forward
 from graft.training.forward import Forward
 from graft.training.job import Job
 from graft.training.layout import Decision, decide, laid_out
@@ -59,7 +61,9 @@ class Trial:
     hours: float
     """The whole run at this speed; validation and saving come on top."""
     kernels: str
-    """What computed norms and rotary positions: torch, or Liger."""
+    """Whose kernels computed: torch's, or Liger's."""
+    compile_seconds: float | None = None
+    """Until the graph of `train.compile` was made and proved; None where none was wanted."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ def check_each(config: AnyRun, against: Mapping[str, Sequence[Question]] | None 
     parts = build(config)
     model = parts.base.model
     forward = forward_of(model)
-    layout = decide(forward, parts.jobs, config.common().layout, pad_id(parts.base.tokenizer, model))
+    common = config.common()
+    wanted = "padded" if common.compile else common.layout
+    layout = decide(forward, parts.jobs, wanted, pad_id(parts.base.tokenizer, model))
     return {part.job.name: _checked(parts.alone(part), forward, layout, against) for part in parts.members}
 
 
@@ -153,6 +159,11 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
         if train.gradient_checkpointing:
             stack.enter_context(recomputing(parts.base.model, parts.config.base.dropout))
         set_training(parts.base.model, [job.name], parts.config.base.dropout)
+        start, compiling = time.perf_counter(), None
+        if train.compile:
+            forward = copy.copy(forward)  # eager code serves the other jobs
+            compile_forward(forward, [job], "inductor", padding)
+            compiling = time.perf_counter() - start
         wanted = "off" if train.compile else train.kernels
         kernels = stack.enter_context(accelerating(forward, [job], wanted, layout.layout, padding)).kernels
         seconds = float("inf")
@@ -175,6 +186,7 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
         peak,
         seconds / tokens * job.step_tokens * job.steps / 3600,
         kernels,
+        compiling,
     )
 
 
