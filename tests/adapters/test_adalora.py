@@ -300,17 +300,18 @@ def test_a_trainer_resumes_in_the_midst_of_the_schedule(tmp_path: Path) -> None:
         torch.testing.assert_close(site.E, sites_of(whole)[path].E, atol=1e-6, rtol=0)
 
 
-def test_training_without_the_callback_warns_once_and_with_it_never(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch_fused"])
+def test_training_without_the_callback_warns_once_and_with_it_never(tmp_path: Path, optim: str) -> None:
     with pytest.warns(UserWarning, match=r"callbacks=\[graft.callback\(\)\]") as caught:
-        _driven(_to_drive(), tmp_path, callbacks=[]).train()
+        _driven(_to_drive(), tmp_path, callbacks=[], optim=optim).train()
     assert sum("AdaLoRA" in str(each.message) for each in caught) == 1
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*AdaLoRA.*")
-        _driven(_to_drive(), tmp_path).train()
+        _driven(_to_drive(), tmp_path, optim=optim).train()
         fixed = _to_drive()
         graft.detach(fixed)
         graft.attach(fixed, {"a": graft.AdaLoRA(init_rank=4, target_rank=None, sites="attn.q")})
-        _driven(fixed, tmp_path, callbacks=[]).train()
+        _driven(fixed, tmp_path, callbacks=[], optim=optim).train()
 
 
 def test_the_callback_refuses_what_it_cannot_do(tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ class Allocator(Shared):
         """They come in when they take this module as theirs, and keep their parameters."""
         self.unseen: int | None = 0
         """Optimiser steps that nobody told of; None once one was told of, or the warning given."""
-        self.version = -1
-        """Of the first site's E when a training pass last saw it."""
+        self.seen: Tensor | None = None
+        """The first site's E as a training pass last saw it: torch's fused optimisers change weights and not their versions."""
 
     def penalty(self) -> Tensor | None:
         if not self.config.orthogonality:
@@ -177,9 +177,13 @@ class Allocator(Shared):
 
     def watch(self, site: AdaLoRAAdapter) -> None:
         """Warn once where weights change from pass to pass and `after_step` is never called: ranks would stay in silence."""
-        if self.unseen is None or site is not self.sites[0] or site.E._version == self.version:
+        if (
+            self.unseen is None
+            or site is not self.sites[0]
+            or (self.seen is not None and torch.equal(site.E, self.seen))
+        ):
             return
-        self.unseen, self.version = self.unseen + (self.version >= 0), site.E._version
+        self.unseen, self.seen = self.unseen + (self.seen is not None), site.E.detach().clone()
         if self.unseen == UNSEEN_STEPS:
             self.unseen = None
             warnings.warn(
