@@ -61,8 +61,8 @@ def train(args: argparse.Namespace, work: Path) -> Run:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=work)
 
     import graft
-    from graft.config.schema import TrainConfig
-    from graft.runs import RunFolder
+    from graft.config.train import TrainConfig
+    from graft.runs.folder import RunFolder
     from graft.training.engine import Engine
     from graft.training.job import Job
     from graft.training.settings import Settings

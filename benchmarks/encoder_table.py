@@ -26,8 +26,8 @@ import graft
 from graft.adapters import kinds
 from graft.config import load_run
 from graft.errors import GraftError, require
-from graft.evaluation.contestants import assemble
 from graft.evaluation.evaluating import evaluate_on
+from graft.generation.loaded import assemble
 from graft.training import train
 
 RESULTS = Path(__file__).resolve().parent / "results"

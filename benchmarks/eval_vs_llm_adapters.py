@@ -26,11 +26,11 @@ from turns import machine
 
 import graft
 from graft.bases import load_base
-from graft.config.schema import BaseConfig
+from graft.config.base import BaseConfig
 from graft.evaluation import protocols, tasks
-from graft.evaluation.generation import generate
 from graft.evaluation.protocols.llm_adapters import PROMPT
-from graft.evaluation.requests import Decoding, Request
+from graft.generation.generate import generate
+from graft.generation.requests import Decoding, Request
 
 BEAMS = 4
 ADAPTER = {"kind": "series", "bottleneck": 16, "sites": "mlp.down"}

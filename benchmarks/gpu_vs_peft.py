@@ -83,8 +83,8 @@ def prepare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def run_graft(args: argparse.Namespace, work: Path) -> Run:
     import graft
-    from graft.config.schema import TrainConfig
-    from graft.runs import RunFolder
+    from graft.config.train import TrainConfig
+    from graft.runs.folder import RunFolder
     from graft.training.engine import Engine
     from graft.training.job import Job
     from graft.training.settings import Settings

@@ -62,8 +62,8 @@ def options() -> argparse.Namespace:
 
 def made(args: argparse.Namespace) -> tuple[Any, ...]:
     """Terms, input, output gradient and the frozen weight."""
-    from graft.adapters.terms import LowRankTerm
-    from graft.passes import Context
+    from graft.ops.low_rank_term import LowRankTerm
+    from graft.routing.passes import Context
 
     like = {"device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": getattr(torch, args.dtype)}
     num_in, num_out = map(int, args.features.split(","))
@@ -80,7 +80,8 @@ def made(args: argparse.Namespace) -> tuple[Any, ...]:
 
 def one_node(terms: Any, x: Any, grad: Any, out: Any, dx: Any, kernel: bool) -> list[Any]:
     """A step as Graft computes it, by grouped products or by the loop."""
-    from graft.adapters import fused, grouped
+    from graft.ops import low_rank as fused
+    from graft.ops import low_rank_grouped as grouped
 
     grouped.has_kernel = lambda x: kernel
     lows, factors = fused.add_terms_(out, x, terms), fused.factors_of(terms)
@@ -89,7 +90,7 @@ def one_node(terms: Any, x: Any, grad: Any, out: Any, dx: Any, kernel: bool) -> 
 
 def batched(terms: Any, x: Any, grad: Any, out: Any, dx: Any) -> list[Any]:
     """A step by batched products, J jobs of N tokens each."""
-    from graft.adapters.grouped import stacks
+    from graft.ops.low_rank_grouped import stacks
 
     def by_job(tensor: Any) -> Any:
         return tensor.view(len(terms), -1, tensor.shape[-1])
@@ -112,7 +113,7 @@ def batched(terms: Any, x: Any, grad: Any, out: Any, dx: Any) -> list[Any]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    from graft.adapters.grouped import has_kernel
+    from graft.ops.low_rank_grouped import has_kernel
 
     if args.threads:
         torch.set_num_threads(args.threads)

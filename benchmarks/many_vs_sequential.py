@@ -88,7 +88,7 @@ def data_of(args: argparse.Namespace, name: str) -> Any:
 def train_graft(args: argparse.Namespace, work: Path, groups: list[list[str]]) -> Run:
     """Each group of jobs is one engine; the groups come one after another on one base."""
     import graft
-    from graft.runs import RunFolder
+    from graft.runs.folder import RunFolder
     from graft.training.engine import Engine
     from graft.training.settings import Settings
 
@@ -112,7 +112,7 @@ def train_graft(args: argparse.Namespace, work: Path, groups: list[list[str]]) -
 
 def job_of(args: argparse.Namespace, work: Path, model: Any, name: str) -> Any:
     import graft
-    from graft.config.schema import TrainConfig
+    from graft.config.train import TrainConfig
     from graft.training.job import Job
 
     graft.load(model, work / "graft" / name, name=name)
@@ -170,11 +170,11 @@ def profile(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Where the time of a step of all jobs goes: the passes and the updates, and the operators by their own time."""
     import torch
 
-    from graft.choosing import set_trainable
-    from graft.training.layout import decide, laid_out
-    from graft.training.modes import set_training
+    from graft.attaching.active import set_trainable
+    from graft.training.forward.layout import decide, laid_out
+    from graft.training.forward.modes import set_training
+    from graft.training.forward.tasks import forward_of
     from graft.training.step import make_gradients, update
-    from graft.training.task_forward import forward_of
 
     model, names = make_base(args), jobs_of(args)
     jobs = [job_of(args, work, model, name) for name in names]

@@ -42,12 +42,12 @@ def options() -> argparse.Namespace:
 
 def training_step(args: argparse.Namespace, model: Any, name: str) -> Step:
     """A step of the engine, on one adapter."""
-    from graft.choosing import set_trainable
-    from graft.config.schema import TrainConfig
-    from graft.training.forward import Forward
+    from graft.attaching.active import set_trainable
+    from graft.config.train import TrainConfig
+    from graft.training.forward.causal import Forward
+    from graft.training.forward.layout import decide
+    from graft.training.forward.modes import set_training
     from graft.training.job import Job
-    from graft.training.layout import decide
-    from graft.training.modes import set_training
     from graft.training.step import take_step
 
     set_trainable(model, [name])
@@ -71,7 +71,7 @@ def bare_step(args: argparse.Namespace, model: Any) -> Step:
     """The base alone: forward, loss of the supervised tokens, gradient of the embedded input."""
 
     from graft.data.batches import padded
-    from graft.training.losses import linear_cross_entropy
+    from graft.ops.cross_entropy import linear_cross_entropy
 
     data = samples(args, args.steps * args.batch, 0, equal=True)
     batches = iter(range(0, len(data), args.batch))

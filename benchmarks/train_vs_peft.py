@@ -142,13 +142,13 @@ def run_graft(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     import torch
 
     import graft
-    from graft.config.schema import TrainConfig
+    from graft.config.train import TrainConfig
     from graft.data.datasets import TokenDataset
     from graft.data.samples import Example
-    from graft.runs import RunFolder
+    from graft.runs.folder import RunFolder
     from graft.training.engine import Engine
     from graft.training.job import Job
-    from graft.training.progress import Reporter
+    from graft.training.records.progress import Reporter
     from graft.training.settings import Settings
 
     rows = np.load(work / "rows.npz")

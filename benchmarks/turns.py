@@ -44,7 +44,7 @@ def watch() -> Any:
     """A reporter for Graft's engine that shows nothing and notes the wall time from one step's end to the next in `seconds`, all that
     happens between steps included; the first step has no beginning and counts 0 (it belongs to the warm-up). `first` is the time from here
     to the end of the first step."""
-    from graft.training.progress import Reporter
+    from graft.training.records.progress import Reporter
 
     class Watch(Reporter):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ import torch
 import graft
 from graft.config import load_run
 from graft.data.templates import template_of
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from tests.small import save_small, small_tokenizer
 
 ROWS = [

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 import graft
 from graft.adapters import AdapterConfig, kinds, parse
-from graft.catalogue import card_of, cards, pages, settings_of
+from graft.cli.catalogue import card_of, cards, pages, settings_of
 from tests.contract.table import base
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from graft import clock
-from graft.clock import Clock, described, outside, timed
+from graft.utils import clock
+from graft.utils.clock import Clock, described, outside, timed
 
 
 @pytest.fixture

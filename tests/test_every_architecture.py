@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import graft
-from graft.atlas import Atlas
+from graft.architectures.sites import Atlas
 from tests.architectures import TYPES, UNBUILT, build, tokens
 
 WITHOUT_MLP = {"falcon_mamba", "mamba", "mamba2", "zamba", "zamba2"}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from graft.errors import GraftError
-from graft.files import new_dir, recover_dir, replace_dir_atomic, to_json, write_json_atomic, write_text_atomic
+from graft.utils.files import new_dir, recover_dir, replace_dir_atomic, to_json, write_json_atomic, write_text_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -112,8 +112,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 from graft.errors import GraftError
-from graft.files import new_dir, write_text_atomic
-from graft.jsonl import JsonLines
+from graft.utils.files import new_dir, write_text_atomic
+from graft.utils.jsonl import JsonLines
 
 disk, refused = Path(sys.argv[1]), []
 

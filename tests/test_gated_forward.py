@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import graft
-from graft import gated_forward
-from graft.blocks import blocks_of
-from graft.choosing import running, set_trainable
-from graft.gated_forward import GatedForward
-from graft.gated_sites import gated_mlps
-from graft.passes import Pass
+from graft.architectures.blocks import blocks_of
+from graft.attaching.active import running, set_trainable
+from graft.injection import gated_mlp as gated_forward
+from graft.injection.gated_mlp import GatedForward
+from graft.injection.gated_proof import gated_mlps
+from graft.routing.passes import Pass
 from tests.architectures import build
 from tests.families.zoo import tiny
 from tests.small import small_model

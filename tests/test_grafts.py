@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import graft
+from graft.attaching.active import running, set_trainable
 from graft.attention import flat_attention
-from graft.choosing import running, set_trainable
-from graft.grafts import Grafts
-from graft.passes import Pass
-from graft.state import state_of
+from graft.injection.container import Grafts
+from graft.injection.state import state_of
+from graft.routing.passes import Pass
 from tests.contract.table import base, ids, logits, pristine, randomise
 
 

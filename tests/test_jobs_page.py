@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from graft.config import load_run
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from tests.walk import furnish, graft_command
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "jobs.md").read_text(encoding="utf-8")

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from graft.errors import GraftError
-from graft.jsonl import JsonLines, read_json
+from graft.utils.jsonl import JsonLines, read_json
 
 WRITER = """
 import sys
-from graft.jsonl import JsonLines
+from graft.utils.jsonl import JsonLines
 lines = JsonLines(sys.argv[1])
 for number in range(10**9):
     lines.append({"number": number, "text": "x" * (number % 5000)})

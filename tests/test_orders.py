@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.orders import Orders
+from graft.runs.commands import Orders
 
 
 def test_orders_are_taken_in_the_order_of_asking_and_once(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from graft.errors import GraftError
-from graft.passes import Context, Pass
+from graft.routing.passes import Context, Pass
 
 LENGTHS, SEEDS, SITE, P = (4, 2, 5), (11, 12, 11), 3, 0.5
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from tests.small import save_small
 from tests.walk import graft_command, yaml_block
 

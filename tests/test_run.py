@@ -8,7 +8,7 @@ import pytest
 
 import graft
 from graft.config import load_run
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 
 RUN = {"base": {"model": "m"}, "adapter": "lora", "data": {"train": "a.json"}}
 

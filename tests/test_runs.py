@@ -11,8 +11,8 @@ import pytest
 import graft
 from graft.config import load_run
 from graft.errors import GraftError
-from graft.files import new_dir
-from graft.runs import RunFolder, find_runs, git_revision
+from graft.runs.folder import RunFolder, find_runs, git_revision
+from graft.utils.files import new_dir
 
 RUN = {"base": {"model": "m"}, "adapter": "lora", "data": {"train": "a.json"}}
 

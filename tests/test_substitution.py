@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import graft
-from graft.substitution import Substituted
+from graft.injection.substitution import Substituted
 from tests.contract.table import Row, attached, base, base_tensors, ids, logits, pristine, rows
 
 KINDS = "llama-lora llama-parallel-mlp llama-prefix-projection llama-mam bloom-prefix-after gptj-prefix gpt2-lora-fused bloom-series-layer"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from tests.task_bases import answered_rows, labelled_rows, save_task_base
 from tests.walk import graft_command, yaml_block
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-MODEL = "graft.interop.lm_eval:GraftLM"
+MODEL = "graft.evaluation.lm_eval.model:GraftLM"
 
 
 def add_model(module: "ModuleType | None" = None) -> None:
@@ -57,7 +57,7 @@ def _folder() -> str:
 
     spec = importlib.util.find_spec("graft")
     assert spec is not None and spec.origin is not None  # it is installed together with this package
-    return os.path.join(os.path.dirname(spec.origin), "interop", "lm_eval_tasks")
+    return os.path.join(os.path.dirname(spec.origin), "evaluation", "lm_eval", "tasks")
 
 
 AFTER = {"lm_eval.models": add_model, "lm_eval.tasks.manager": add_tasks}

@@ -8,31 +8,31 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from graft.version import __version__
 
 # Public name -> the module that defines it. No module of this package may carry a public name: importing
 # a submodule binds it on the package and would hide the function.
 _HOME = {
-    "after_step": "graft.inventory",
-    "attach": "graft.attaching",
-    "callback": "graft.callers",
-    "copy": "graft.attaching",
-    "detach": "graft.attaching",
-    "names": "graft.inventory",
-    "parameter_groups": "graft.inventory",
-    "parameters": "graft.inventory",
-    "penalty": "graft.inventory",
-    "rename": "graft.attaching",
-    "route": "graft.choosing",
-    "set_active": "graft.choosing",
-    "use": "graft.choosing",
-    "merge": "graft.merging",
-    "unmerge": "graft.merging",
-    "export": "graft.interop.exporting",
-    "load": "graft.checkpoint",
-    "save": "graft.checkpoint",
-    "sites": "graft.summary_table",
-    "summary": "graft.summary_table",
+    "after_step": "graft.attaching.parameters",
+    "attach": "graft.attaching.attach",
+    "callback": "graft.attaching.trainer",
+    "copy": "graft.attaching.attach",
+    "detach": "graft.attaching.attach",
+    "names": "graft.attaching.parameters",
+    "parameter_groups": "graft.attaching.parameters",
+    "parameters": "graft.attaching.parameters",
+    "penalty": "graft.attaching.parameters",
+    "rename": "graft.attaching.attach",
+    "route": "graft.attaching.active",
+    "set_active": "graft.attaching.active",
+    "use": "graft.attaching.active",
+    "merge": "graft.attaching.merge",
+    "unmerge": "graft.attaching.merge",
+    "export": "graft.formats.exporting",
+    "load": "graft.formats.loading",
+    "save": "graft.attaching.saving",
+    "sites": "graft.attaching.summary",
+    "summary": "graft.attaching.summary",
     "AdaLoRA": "graft.adapters",
     "BitFit": "graft.adapters",
     "Hadamard": "graft.adapters",
@@ -90,6 +90,7 @@ __all__ = [
     "Series",
     "Stack",
     "VeRA",
+    "__version__",
     "after_step",
     "attach",
     "callback",
@@ -156,13 +157,14 @@ if TYPE_CHECKING:
         kinds,
         presets,
     )
-    from graft.attaching import attach, copy, detach, rename
-    from graft.callers import callback
-    from graft.checkpoint import load, save
-    from graft.choosing import route, set_active, use
+    from graft.attaching.active import route, set_active, use
+    from graft.attaching.attach import attach, copy, detach, rename
+    from graft.attaching.merge import merge, unmerge
+    from graft.attaching.parameters import after_step, names, parameter_groups, parameters, penalty
+    from graft.attaching.saving import save
+    from graft.attaching.summary import sites, summary
+    from graft.attaching.trainer import callback
     from graft.errors import GraftError
-    from graft.interop.exporting import export
-    from graft.inventory import after_step, names, parameter_groups, parameters, penalty
-    from graft.merging import merge, unmerge
+    from graft.formats.exporting import export
+    from graft.formats.loading import load
     from graft.run import Run
-    from graft.summary_table import sites, summary

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import GraftError
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from graft.config import AnyRun
@@ -89,7 +89,7 @@ class Run:
         if not tasks:
             return evaluate(folder, what if isinstance(what, str | Path) else None)
         from graft.evaluation import evaluate_tasks
-        from graft.evaluation.contestants import assemble
+        from graft.generation.loaded import assemble
 
         where = folder.path / "eval"
         return evaluate_tasks(

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import graft
-from graft.inventory import tensors
-from graft.state import SHARED, state_of
+from graft.attaching.parameters import tensors
+from graft.injection.state import SHARED, state_of
 from tests.contract.table import base, ids, loss
 
 LORA = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}

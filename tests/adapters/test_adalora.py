@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import graft
-from graft.adapters.adalora import AdaLoRAAdapter, Allocator
-from graft.checkpoint import training_state
-from graft.inventory import adapter_modules, modules_of
-from graft.runs import RunFolder
-from graft.state import state_of
+from graft.adapters.kinds.adalora import AdaLoRAAdapter, Allocator
+from graft.attaching.parameters import adapter_modules, modules_of
+from graft.attaching.saving import training_state
+from graft.injection.state import state_of
+from graft.runs.folder import RunFolder
 from tests.adapters.references import Case, Twins
 from tests.contract.table import attached, base, ids, logits, loss, randomise, rows
 from tests.training.conftest import PowerCut, attach, breaks_at, data, engine_for, job_on, losses, tiny

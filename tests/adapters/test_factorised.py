@@ -9,9 +9,9 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import graft
-from graft.adapters.base import Place
-from graft.adapters.compacter import Compacter, PHMLinear, Rule
-from graft.adapters.tensor_train import PUBLISHED, TensorTrain, core_sizes
+from graft.adapters.kinds.compacter import Compacter, PHMLinear, Rule
+from graft.adapters.parts.tensor_train import PUBLISHED, TensorTrain, core_sizes
+from graft.architectures.site import Place
 
 PLACE = Place("mlp", "sublayer", "block.mlp", 12, 8, 0, 0, torch.float64, torch.device("cpu"))
 

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import graft
+from graft.attaching.active import running
+from graft.attaching.saving import training_state
 from graft.attention import flat_attention
-from graft.checkpoint import training_state
-from graft.choosing import running
-from graft.passes import Pass
+from graft.routing.passes import Pass
 from tests.adapters.oracle import case, fill
 from tests.contract.table import Row as ContractRow
 from tests.contract.table import attached, base, ids, logits, loss, randomise, same_base

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import graft
-from graft.adapters.fused import LowRankTerm, add_low_rank, makes_its_output
-from graft.choosing import running, set_trainable
-from graft.passes import Context, Pass
+from graft.attaching.active import running, set_trainable
+from graft.ops.low_rank import LowRankTerm, add_low_rank, makes_its_output
+from graft.routing.passes import Context, Pass
 
 I, O, RANKS = 6, 5, (2, 3, 1)  # noqa: E741
 LENGTHS = (3, 4, 2)

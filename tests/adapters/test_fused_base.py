@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import graft
-from graft.adapters import fused_base
-from graft.adapters.fused import LowRankTerm
-from graft.adapters.fused_base import as_read, linear_low_rank
-from graft.choosing import running, set_trainable
-from graft.passes import Context, Pass
+from graft.attaching.active import running, set_trainable
+from graft.ops import low_rank_linear as fused_base
+from graft.ops.low_rank import LowRankTerm
+from graft.ops.low_rank_linear import as_read, linear_low_rank
+from graft.routing.passes import Context, Pass
 from tests.small import small_model
 
 I, O = 6, 5  # noqa: E741
@@ -217,8 +217,8 @@ def trained(model: Any, recomputed: bool = False) -> list[Tensor]:
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the base out of the node, and the MLP apart."""
-    monkeypatch.setattr("graft.gated_forward._run", lambda *given: None)
-    monkeypatch.setattr("graft.grafts.linear_low_rank", lambda host, x, terms: None)
+    monkeypatch.setattr("graft.injection.gated_mlp._run", lambda *given: None)
+    monkeypatch.setattr("graft.injection.container.linear_low_rank", lambda host, x, terms: None)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -226,7 +226,8 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_learns_as_by_nodes_apart(monkeypatch: pytest.MonkeyPatch, recomputed: bool, dropout: float) -> None:
     calls: list[nn.Module] = []
     monkeypatch.setattr(
-        "graft.grafts.linear_low_rank", lambda host, x, terms: (calls.append(host), linear_low_rank(host, x, terms))[1]
+        "graft.injection.container.linear_low_rank",
+        lambda host, x, terms: (calls.append(host), linear_low_rank(host, x, terms))[1],
     )
     model = lora_model(torch.float64, dropout)
     found = trained(model, recomputed)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from graft.adapters.frozen_layer import frozen_linear
-from graft.adapters.fused import LowRankTerm
-from graft.adapters.fused_base import as_read, linear_low_rank
-from graft.adapters.gated_mlp import Layer, gated_mlp
-from graft.adapters.gated_product import ACTIVATIONS, Activation, gated_product, product_gradients
-from graft.passes import Context
+from graft.ops.frozen_linear import frozen_linear
+from graft.ops.gated_mlp import Layer, gated_mlp
+from graft.ops.gated_product import ACTIVATIONS, Activation, gated_product, product_gradients
+from graft.ops.low_rank import LowRankTerm
+from graft.ops.low_rank_linear import as_read, linear_low_rank
+from graft.routing.passes import Context
 
 WIDE, HIGH = 6, 8
 PLAIN = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda e: F.gelu(e, approximate="tanh")}

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft.adapters import fused, grouped
-from graft.adapters.fused import add_low_rank
-from graft.adapters.fused_base import linear_low_rank
-from graft.adapters.terms import LowRankTerm
-from graft.choosing import running, set_trainable
-from graft.passes import Context, Pass
+from graft.attaching.active import running, set_trainable
+from graft.ops import low_rank as fused
+from graft.ops import low_rank_grouped as grouped
+from graft.ops.low_rank import add_low_rank
+from graft.ops.low_rank_linear import linear_low_rank
+from graft.ops.low_rank_term import LowRankTerm
+from graft.routing.passes import Context, Pass
 from tests.small import small_model
 
 I, O = 24, 16  # noqa: E741

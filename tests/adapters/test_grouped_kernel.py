@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from graft.adapters import grouped
-from graft.adapters.fused import add_low_rank
-from graft.adapters.grouped import has_kernel, together
-from graft.adapters.terms import LowRankTerm
+from graft.ops import low_rank_grouped as grouped
+from graft.ops.low_rank import add_low_rank
+from graft.ops.low_rank_grouped import has_kernel, together
+from graft.ops.low_rank_term import LowRankTerm
 from tests.adapters.test_grouped import I, O, distance, inputs, learnt, leaves, terms  # noqa: E741
 
 
@@ -55,7 +55,7 @@ def test_the_kernel_is_there_where_torch_says_so(monkeypatch: Any, changed: dict
     }
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: there["capability"])
     monkeypatch.setattr(torch.version, "hip", there["hip"])
-    monkeypatch.setattr("graft.adapters.grouped.sys.platform", there["platform"])
+    monkeypatch.setattr("graft.ops.low_rank_grouped.sys.platform", there["platform"])
     tensor: Any = SimpleNamespace(dtype=there["dtype"], is_cuda=there["is_cuda"], device="cuda")
     assert has_kernel(tensor) == expected
     monkeypatch.delattr(torch.nn.functional, "grouped_mm")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import graft
+from graft.attaching.active import running
 from graft.attention import flat_attention
-from graft.choosing import running
-from graft.passes import Pass
+from graft.routing.passes import Pass
 from tests.contract.table import GROUPED, base, ids, logits, pristine, randomise
 from tests.families.zoo import batch, tiny
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import graft
-from graft.adapters.loha import LoHaAdapter
-from graft.adapters.lokr import factors
-from graft.inventory import modules_of
-from graft.state import state_of
+from graft.adapters.kinds.loha import LoHaAdapter
+from graft.adapters.kinds.lokr import factors
+from graft.attaching.parameters import modules_of
+from graft.injection.state import state_of
 from tests.adapters.references import Case, Twins
 from tests.contract.table import base, randomise
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import graft
-from graft.adapters.pissa import PiSSAAdapter
-from graft.inventory import modules_of
-from graft.state import state_of
+from graft.adapters.kinds.pissa import PiSSAAdapter
+from graft.attaching.parameters import modules_of
+from graft.injection.state import state_of
 from tests.adapters.references import LORA, Twins
 from tests.contract.table import attached, base, ids, logits, pristine, randomise, rows, same_base
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft import gated_forward
-from graft.adapters.frozen_layer import FrozenLinear, frozen_linear
-from graft.choosing import running, set_trainable
-from graft.passes import Pass
+from graft.attaching.active import running, set_trainable
+from graft.injection import gated_mlp as gated_forward
+from graft.ops.frozen_linear import FrozenLinear, frozen_linear
+from graft.routing.passes import Pass
 from tests.small import small_model
 
 bnb = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install 'graft-llm[quant]')")
@@ -95,7 +95,7 @@ def test_a_model_learns_as_by_the_layers_own_forward(
     found = learned(model)
     assert len(dequantised) == 2 * (7 + 7) - 3  # forward and backward; nothing is below q, k and v of the first block
     monkeypatch.setattr(gated_forward, "_run", lambda *given: None)
-    monkeypatch.setattr("graft.grafts.linear_low_rank", lambda host, x, terms: None)
+    monkeypatch.setattr("graft.injection.container.linear_low_rank", lambda host, x, terms: None)
     wanted = learned(model)
     near = {"rtol": 1e-4, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 0.1, "atol": 1e-3}
     for own_, other in zip(found, wanted, strict=True):

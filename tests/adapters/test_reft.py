@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 import graft
-from graft.adapters.reft import orthonormal_rows
-from graft.inventory import tensors
-from graft.state import state_of
+from graft.adapters.kinds.reft import orthonormal_rows
+from graft.attaching.parameters import tensors
+from graft.injection.state import state_of
 
 
 def orthogonal_weight(stored: dict[str, torch.Tensor], unit: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import graft
-from graft.choosing import set_trainable
+from graft.attaching.active import set_trainable
 from tests.contract.table import ids, pristine, randomise
 from tests.contract.test_contract_compile import assert_same_everywhere
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import graft
-from graft.placement import find_sites
+from graft.architectures.language import find_sites
 from tests.families.zoo import batch, inputs_of, tiny
 
 ONE = {"bart": {"encoder_layers": 1, "decoder_layers": 1}, "distilbert": {"n_layers": 1}}

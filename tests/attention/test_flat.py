@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import graft
+from graft.attaching.active import running
 from graft.attention import flat_attention
-from graft.choosing import running
-from graft.passes import Pass
+from graft.routing.passes import Pass
 from tests.families.zoo import TABLE, WITH_INTERFACE, tiny
 
 LENGTHS = (9, 1, 7, 5)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import graft
+from graft.attaching.active import running
 from graft.attention import flat_attention
 from graft.attention.functions import attend
-from graft.choosing import running
-from graft.passes import Pass
+from graft.routing.passes import Pass
 from tests.small import small_model
 
 IDS = torch.tensor([[5, 9, 30, 7, 5, 11, 40]])

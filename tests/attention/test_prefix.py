@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 
 import graft
-from graft.placement import find_sites
+from graft.architectures.language import find_sites
 from tests.families.zoo import TABLE, WITH_INTERFACE, batch, tiny
 
 WINDOWED = ("mistral", "gemma2", "gemma3_text")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import graft
+from graft.attaching.active import running
 from graft.attention import flat_attention
 from graft.bases.context import context_length
-from graft.choosing import running
-from graft.passes import Pass
-from graft.state import state_of
+from graft.injection.state import state_of
+from graft.routing.passes import Pass
 from tests.contract.table import base, ids, logits, loss
 from tests.families.zoo import TABLE, WITH_INTERFACE, batch, inputs_of, tiny
 

@@ -14,10 +14,10 @@ from graft.bases import load_base, own_classes, own_task
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
 from graft.bases.merged import write_merged
-from graft.config.schema import BaseConfig
+from graft.config.base import BaseConfig
 from graft.data.labelling import Labelling
 from graft.errors import GraftError
-from graft.evaluation.contestants import assemble
+from graft.generation.loaded import assemble
 from tests.task_bases import save_task_base
 
 FRESH = {

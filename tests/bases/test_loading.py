@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import graft
 from graft.bases import load_base, load_model, load_tokenizer, memory_report
-from graft.config.schema import BaseConfig
+from graft.config.base import BaseConfig
 from graft.errors import GraftError
 from tests.small import save_small, small_model
 

@@ -12,8 +12,8 @@ from graft.cli import main
 from graft.evaluation import protocols, tasks
 from graft.evaluation.protocols import OutputProtocol
 from graft.evaluation.scoring import Output, summary
-from graft.files import write_json_atomic
-from graft.jsonl import JsonLines
+from graft.utils.files import write_json_atomic
+from graft.utils.jsonl import JsonLines
 
 pytest.importorskip("scipy", reason="SciPy comes with graft-llm[eval]")
 

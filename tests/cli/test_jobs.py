@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from graft.cli import main
-from graft.orders import Orders
-from graft.runs import RunFolder
+from graft.runs.commands import Orders
+from graft.runs.folder import RunFolder
 from tests.small import save_small
 
 

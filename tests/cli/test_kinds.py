@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import graft
-from graft.catalogue import pages
 from graft.cli import main
+from graft.cli.catalogue import pages
 from tests.small import save_small, small_model
 
 

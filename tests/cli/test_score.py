@@ -10,7 +10,7 @@ import pytest
 
 from graft.cli import main
 from graft.evaluation import protocols, tasks
-from graft.jsonl import JsonLines
+from graft.utils.jsonl import JsonLines
 
 pytest.importorskip("scipy", reason="SciPy comes with graft-llm[eval]")
 

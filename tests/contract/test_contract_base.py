@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import graft
-from graft.grafts import Grafts
-from graft.state import state_of
+from graft.injection.container import Grafts
+from graft.injection.state import state_of
 from tests.contract.table import Row, attached, changes, ids, logits, loss, pristine, rows, same_base
 
 

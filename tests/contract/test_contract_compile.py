@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 
 import graft
+from graft.attaching.active import running, set_trainable
 from graft.attention import flat_attention
-from graft.choosing import running, set_trainable
-from graft.passes import Pass
+from graft.routing.passes import Pass
 from tests.contract.table import ids, logits, loss, pristine, randomise
 
 HOOKS: dict[str, Any] = {

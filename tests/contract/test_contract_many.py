@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import graft
-from graft.choosing import set_trainable
+from graft.attaching.active import set_trainable
 from tests.contract.table import ENDS, GROUPED, Row, attached, base, ids, logits, loss, pristine, randomise, rows
 
 MIXED = ("a", None, "b", "a")

@@ -10,7 +10,7 @@ from torch import nn
 
 import graft
 from graft.adapters import CannotFold
-from graft.state import state_of
+from graft.injection.state import state_of
 from tests.contract.table import Row, attached, base, base_tensors, ids, logits, randomise, rows, same_base
 
 

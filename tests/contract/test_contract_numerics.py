@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft.choosing import running, set_trainable
-from graft.passes import Pass
+from graft.attaching.active import running, set_trainable
+from graft.routing.passes import Pass
 from tests.contract.table import PAD, Row, attached, ids, logits, loss, pristine, rows
 
 LENGTHS = (7, 3, 5)

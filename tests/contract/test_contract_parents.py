@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import graft
-from graft.grafts import Grafts
+from graft.injection.container import Grafts
 from tests.contract.table import Row, attached, base, ids, logits, loss, rows
 
 FEW = "llama-lora-dropout llama-parallel-mam llama-prefix-projection llama-mam bloom-series-before-attn gpt2-lora-fused"

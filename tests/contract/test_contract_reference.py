@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import graft
-from graft.state import state_of
+from graft.injection.state import state_of
 from tests.contract.table import Row, attached, base, ids, logits, pristine, row_of, rows
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu}

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import graft
-from graft.inventory import tensors
-from graft.state import state_of
+from graft.attaching.parameters import tensors
+from graft.injection.state import state_of
 from tests.contract.table import ROWS, Row, attached, base, ids, logits, rows, same_base
 
 PICKLED = ("llama-mam", "gptj-prefix")

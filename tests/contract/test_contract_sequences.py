@@ -17,8 +17,8 @@ from torch import Tensor
 
 import graft
 from graft.adapters import CannotFold
-from graft.checkpoint import load_training_state, training_state
-from graft.state import state_of
+from graft.attaching.saving import load_training_state, training_state
+from graft.injection.state import state_of
 from tests.contract.table import base, ids, logits, loss, pristine, randomise, same_base
 from tests.contract.test_contract_many import KINDS
 

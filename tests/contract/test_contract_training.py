@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft.checkpoint import load_training_state, training_state
+from graft.attaching.saving import load_training_state, training_state
 from tests.contract.table import ROWS, Row, attached, ids, loss, rows
 
 STEPS = 3

@@ -12,12 +12,12 @@ import torch
 import graft
 from graft.bases import load_base
 from graft.config import load_run
-from graft.config.schema import BaseConfig
+from graft.config.base import BaseConfig
 from graft.errors import GraftError
 from graft.evaluation import evaluate
-from graft.evaluation.generation import generate
-from graft.evaluation.requests import Decoding, Request, limits
-from graft.evaluation.selfcheck import self_check
+from graft.generation.generate import generate
+from graft.generation.requests import Decoding, Request, limits
+from graft.generation.selfcheck import self_check
 from graft.training import train
 from tests.task_bases import answered_rows, save_task_base
 

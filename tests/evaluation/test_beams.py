@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import graft
-from graft.evaluation.generation import generate
-from graft.evaluation.requests import Decoding, Generated, Request, limits, plan
+from graft.generation.generate import generate
+from graft.generation.requests import Decoding, Generated, Request, limits, plan
 from tests.small import small_model
 
 CONTEXT, NEW = 48, 20

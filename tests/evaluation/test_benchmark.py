@@ -18,8 +18,8 @@ from graft.cli import build
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
 from graft.evaluation.tables import averages, sides
-from graft.jsonl import JsonLines
 from graft.run import Run
+from graft.utils.jsonl import JsonLines
 from tests.runs_at_hand import make_run
 
 ADAPTERS: dict[str, Any] = {

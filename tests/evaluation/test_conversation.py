@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from graft.errors import GraftError
-from graft.evaluation.contestants import Bench, assemble
-from graft.evaluation.conversation import Conversation, as_text
-from graft.evaluation.generation import generate
-from graft.evaluation.requests import Decoding, Request
+from graft.generation.conversation import Conversation, as_text
+from graft.generation.generate import generate
+from graft.generation.loaded import Bench, assemble
+from graft.generation.requests import Decoding, Request
 from tests.runs_at_hand import make_run
 from tests.small import small_tokenizer
 

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 import graft
 from graft.bases import Base
-from graft.config.schema import EvalConfig
+from graft.config.eval import EvalConfig
 from graft.data.samples import Example, Sample
 from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.evaluation import evaluate, evaluate_on
-from graft.evaluation.contestants import Bench, Contestant, assemble
 from graft.evaluation.datafile import evaluate_bench, evaluation_of
-from graft.evaluation.loss import sample_losses
-from graft.evaluation.requests import Generated
+from graft.generation.loaded import Bench, Contestant, assemble
+from graft.generation.loss import sample_losses
+from graft.generation.requests import Generated
 from tests.runs_at_hand import ROWS, make_run, write_rows
 from tests.small import small_model, small_tokenizer
 
@@ -218,7 +218,7 @@ def test_rows_without_question_answer_or_number_are_named() -> None:
 
 def test_adapters_are_named_by_their_folders_and_refused_where_names_collide(run: Path, tmp_path: Path) -> None:
     folder = run / "adapters" / "lora"
-    from graft.config.schema import BaseConfig
+    from graft.config.base import BaseConfig
 
     base = BaseConfig(model=str(run.parent / "math-base"), device="cpu")
     assert [each.name for each in assemble(None, base, [str(folder), f"mine={folder}"]).contestants] == [

@@ -9,8 +9,8 @@ import torch
 
 import graft
 from graft.errors import GraftError
-from graft.evaluation.generation import generate
-from graft.evaluation.requests import Decoding, Request
+from graft.generation.generate import generate
+from graft.generation.requests import Decoding, Request
 from tests.families.zoo import OTHERS, TABLE, tiny
 
 KINDS: dict[str, Any] = {

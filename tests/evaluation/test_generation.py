@@ -10,9 +10,9 @@ import torch
 import graft
 from graft.bases.context import context_length
 from graft.errors import GraftError
-from graft.evaluation.generation import generate, nucleus, stream
-from graft.evaluation.requests import Decoding, Request, plan
-from graft.evaluation.selfcheck import self_check
+from graft.generation.generate import generate, nucleus, stream
+from graft.generation.requests import Decoding, Request, plan
+from graft.generation.selfcheck import self_check
 from tests.small import small_model
 
 FAMILIES = ["llama", "gpt2", "bloom", "gptj"]

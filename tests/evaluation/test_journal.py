@@ -9,7 +9,7 @@ import pytest
 
 from graft.errors import GraftError
 from graft.evaluation.journal import Journal, read_result
-from graft.files import write_json_atomic
+from graft.utils.files import write_json_atomic
 
 ABOUT: dict[str, Any] = {
     "task": "two", "protocol": {"name": "strict"}, "protocol_hash": "abc", "base": {}, "dtype": "float32", "engine": {},

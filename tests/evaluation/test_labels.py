@@ -16,12 +16,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import graft
 from graft.bases.heads import draw_head, with_head
 from graft.config import load_run
-from graft.config.schema import BaseConfig
+from graft.config.base import BaseConfig
 from graft.data.labelling import Labelling
 from graft.errors import GraftError
 from graft.evaluation import evaluate, evaluate_on
-from graft.evaluation.contestants import assemble
-from graft.runs import RunFolder
+from graft.generation.loaded import assemble
+from graft.runs.folder import RunFolder
 from graft.training import check, train
 from tests.task_bases import labelled_rows, save_task_base
 from tests.walk import graft_command

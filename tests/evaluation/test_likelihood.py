@@ -10,9 +10,9 @@ import torch
 import graft
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
-from graft.evaluation.likelihood import log_likelihoods
 from graft.evaluation.protocols import RankProtocol
 from graft.evaluation.scoring import ranked
+from graft.generation.likelihood import log_likelihoods
 from tests.small import small_model, small_tokenizer
 
 PAIRS = [

@@ -14,8 +14,8 @@ import torch
 
 import graft
 from graft.adapters import AdapterConfig
-from graft.evaluation.generation import generate
-from graft.evaluation.requests import Decoding, Generated, Request
+from graft.generation.generate import generate
+from graft.generation.requests import Decoding, Generated, Request
 from tests.small import small_model
 
 KINDS = graft.kinds()

@@ -17,8 +17,8 @@ from graft.bases import Base
 from graft.data.samples import Sample
 from graft.data.templates import template_of
 from graft.evaluation import preferences
-from graft.evaluation.contestants import Bench, Contestant
-from graft.evaluation.loss import sample_losses
+from graft.generation.loaded import Bench, Contestant
+from graft.generation.loss import sample_losses
 from tests.small import small_model, small_tokenizer
 
 PAIRS = 3

@@ -9,8 +9,8 @@ import torch
 
 import graft
 from graft.errors import GraftError
-from graft.evaluation.likelihood import tokenized
-from graft.evaluation.selfcheck import likelihood_check
+from graft.generation.likelihood import tokenized
+from graft.generation.selfcheck import likelihood_check
 from tests.small import small_model, small_tokenizer
 
 QUESTIONS = [[("Why? " * number, " yes"), ("Why? " * number, " not at all" * number)] for number in range(1, 13)]

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, BertModel, T5ForConditionalGeneration
 
 import graft
-from graft.blocks import Site
-from graft.placement import find_sites
+from graft.architectures.language import find_sites
+from graft.architectures.site import Site
 
 MODELS = {"BertAdapterModel": BertModel, "BertModel": BertModel, "BertForSequenceClassification": BertForSequenceClassification,
           "T5ForConditionalGeneration": T5ForConditionalGeneration}  # fmt: skip

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import graft
-from graft.atlas import Atlas
-from graft.blocks import stack_of
-from graft.placement import find_sites
+from graft.architectures.blocks import stack_of
+from graft.architectures.language import find_sites
+from graft.architectures.sites import Atlas
 from tests.families.zoo import ENCODERS, inputs_of, tiny
 
 SELF = "attention.self"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft.atlas import Atlas
+from graft.architectures.language import find_sites
+from graft.architectures.sites import Atlas
 from graft.attention import flat_attention
-from graft.passes import Pass
-from graft.placement import find_sites
+from graft.routing.passes import Pass
 from tests.architectures import build
 from tests.families.zoo import tiny
 

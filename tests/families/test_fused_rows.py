@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 import graft
-from graft.blocks import Site
-from graft.placement import find_sites
+from graft.architectures.language import find_sites
+from graft.architectures.site import Site
 from tests.families.zoo import tiny
 
 SEEN: dict[str, Tensor] = {}

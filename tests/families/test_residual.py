@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import graft
-from graft.blocks import Site
-from graft.placement import find_sites
+from graft.architectures.language import find_sites
+from graft.architectures.site import Site
 from tests.families.test_sublayers import NORMS
 from tests.families.zoo import ENDS, OTHERS, TABLE, batch, tiny
 

@@ -9,9 +9,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import graft
 from graft.adapters import Prefix, Series
-from graft.atlas import Atlas
-from graft.blocks import Site
-from graft.placement import find_sites
+from graft.architectures.language import find_sites
+from graft.architectures.site import Site
+from graft.architectures.sites import Atlas
 from tests.families.test_sublayers import NORMS
 from tests.families.zoo import TABLE, tiny
 

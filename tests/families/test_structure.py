@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import graft
-from graft.atlas import Atlas
-from graft.placement import find_sites
+from graft.architectures.language import find_sites
+from graft.architectures.sites import Atlas
 from tests.families.zoo import OTHERS, batch, tiny
 
 GATED = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down", "attn", "mlp"}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import graft
-from graft.atlas import Atlas
-from graft.placement import find_sites
+from graft.architectures.language import find_sites
+from graft.architectures.sites import Atlas
 from tests.families.zoo import OTHERS, TABLE, batch, tiny
 
 TWO_NORMS = ("input_layernorm", "post_attention_layernorm")

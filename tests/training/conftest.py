@@ -14,13 +14,13 @@ import torch
 import transformers
 
 import graft
-from graft.config.schema import TrainConfig
+from graft.config.train import TrainConfig
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from graft.training.engine import Engine
 from graft.training.job import Job
-from graft.training.progress import Reporter
+from graft.training.records.progress import Reporter
 from graft.training.settings import Settings
 
 VOCABULARY = 97

@@ -14,7 +14,8 @@ import torch
 def work(yaml: str, out: str, kill: str | None, go_on: bool) -> None:
     """Train, or go on with a run. `kill`: "first" (before the first checkpoint stands) or "writing" (half of a later one is written)."""
     from graft.config import load_run
-    from graft.training import resume, state, train
+    from graft.training import checkpoints as state
+    from graft.training import resume, train
 
     torch.set_num_threads(1)
     plain, count = state.save_file, [0]
@@ -49,7 +50,7 @@ def slow_work(yaml: str, out: str, kill: str | None, go_on: bool) -> None:
 def many_work(yaml: str, out: str, late: str, kill_at: int | None, go_on: bool) -> None:
     """A run of many jobs: one more is submitted, and another ranked up, after step 5; SIGKILL before the step `kill_at`."""
     from graft.config import load_job, load_run
-    from graft.orders import Orders
+    from graft.runs.commands import Orders
     from graft.training import engine, resume, train
 
     torch.set_num_threads(1)

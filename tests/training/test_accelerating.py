@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from graft.config import load_run
-from graft.config.schema import RunConfig
+from graft.config.run import RunConfig
 from graft.errors import GraftError, MissingExtra
 from graft.kernels import chosen, described
 from graft.training import train
-from graft.training.checking import check
+from graft.training.check import check
 from tests.kernels.fake_liger import CALLS, LigerRMSNormFunction, put_in_place, rope_backward
 from tests.runs_at_hand import write_rows
 from tests.small import save_small
@@ -110,7 +110,7 @@ def test_kernels_that_compute_something_else_are_not_used(
     changed, said = WRONG[what]
     put_in_place(monkeypatch, **changed)
     spoken: list[str] = []
-    monkeypatch.setattr("graft.training.progress.Reporter.say", lambda self, text: spoken.append(text))
+    monkeypatch.setattr("graft.training.records.progress.Reporter.say", lambda self, text: spoken.append(text))
     engine = run(tmp_path / "auto", "auto", "a")
     (line,) = (each for each in spoken if "kernels" in each)
     assert line.startswith("Liger's kernels do not serve: ") and said in line

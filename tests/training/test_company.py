@@ -12,8 +12,9 @@ import transformers
 from torch import Tensor
 
 import graft
-from graft.adapters import fused, grouped
-from graft.choosing import set_trainable
+from graft.attaching.active import set_trainable
+from graft.ops import low_rank as fused
+from graft.ops import low_rank_grouped as grouped
 from graft.training.job import Job
 from tests.training.conftest import GATED, data, engine_for, exact_norm, job_on, pairs
 

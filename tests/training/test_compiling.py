@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from graft.config.jobs import REFERENCE
-from graft.config.schema import RunConfig
+from graft.config.run import RunConfig
 from graft.errors import GraftError
-from graft.training.checking import check
+from graft.training.check import check
 from tests.runs_at_hand import write_rows
 from tests.small import save_small
 from tests.training.conftest import attach, data, engine_for, job_on, losses, pairs, tiny

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 import graft
 from graft.errors import GraftError
 from graft.training import engine as engine_module
-from graft.training.layout import laid_out
-from graft.training.rehearsal import try_fullest
+from graft.training.dry_run import try_fullest
+from graft.training.forward.layout import laid_out
 from graft.training.step import NonFinite
 from tests.training.conftest import LORA, attach, data, engine_for, events, fresh, job_on, losses, tiny
 

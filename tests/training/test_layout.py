@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from graft.errors import GraftError
-from graft.training.forward import Forward
-from graft.training.layout import decide, laid_out
-from graft.training.losses import Tail
-from graft.training.modes import set_training
-from graft.training.step import cut, lay_out, pass_of
+from graft.ops.cross_entropy import Tail
+from graft.training.batching import cut, lay_out, pass_of
+from graft.training.forward.causal import Forward
+from graft.training.forward.layout import decide, laid_out
+from graft.training.forward.modes import set_training
 from tests.training.conftest import CONFIGS, assert_same_gradient, attach, data, gradients, job_on, tiny
 
 FLAT = [family for family in CONFIGS if family != "mpt"]

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graft.training import losses
-from graft.training.losses import Tail, cross_entropy, linear_cross_entropy
+from graft.ops import cross_entropy as losses
+from graft.ops.cross_entropy import Tail, cross_entropy, linear_cross_entropy
 
 TAILS = [Tail(), Tail(cap=3.0), Tail(scale=0.25), Tail(scale=2.0, cap=5.0)]
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from graft.attaching.parameters import names as attached
 from graft.config import HalvingConfig, SchedulerConfig
-from graft.inventory import names as attached
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
+from graft.training.batching import longest
 from graft.training.engine import Engine
 from graft.training.job import Job
-from graft.training.parking import park, unpark
-from graft.training.roster import Roster
-from graft.training.step import longest
+from graft.training.job_pool import Roster
+from graft.training.offload import park, unpark
 from tests.training.conftest import PowerCut, attach, data, engine_for, job_on, tiny
 
 KINDS: dict[str, Any] = {

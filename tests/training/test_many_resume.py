@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from graft.training import resume
 from tests.small import save_small
 from tests.training.killing import many_work

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from graft.errors import GraftError
-from graft.training.forward import Forward
-from graft.training.layout import decide, laid_out
-from graft.training.modes import evaluating, recomputing, set_training
+from graft.training.forward.causal import Forward
+from graft.training.forward.layout import decide, laid_out
+from graft.training.forward.modes import evaluating, recomputing, set_training
 from graft.training.step import take_step
 from tests.training.conftest import assert_same_gradient, attach, gradients, job_on, tiny
 

@@ -19,15 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import graft
-from graft.choosing import set_trainable
+from graft.attaching.active import set_trainable
 from graft.data.datasets import TokenDataset
 from graft.errors import GraftError
-from graft.training.forward import Forward
+from graft.training.batching import cut
+from graft.training.forward.causal import Forward
+from graft.training.forward.layout import decide, laid_out
+from graft.training.forward.modes import recomputing, set_training
 from graft.training.job import Job
-from graft.training.layout import decide, laid_out
-from graft.training.modes import recomputing, set_training
 from graft.training.objectives import Pairs, Preference, objective_of
-from graft.training.step import cut, make_gradients, take_step
+from graft.training.step import make_gradients, take_step
 from tests.training.conftest import attach, data, exact_norm, job_on, pairs, tiny
 
 CASES: dict[str, Any] = {

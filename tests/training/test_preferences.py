@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from graft.config import load_run
 from graft.errors import GraftError
 from graft.evaluation import evaluate
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from graft.training import check_each, resume, train
-from graft.training.parts import build, recruit
+from graft.training.assembly import build, recruit
 from graft.training.start import reference_note
 from tests.small import save_small
 from tests.task_bases import save_task_base

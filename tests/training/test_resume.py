@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from graft.config import load_run
 from graft.errors import GraftError
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from graft.training import resume
 from tests.small import save_small
 from tests.training.conftest import losses

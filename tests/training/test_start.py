@@ -18,7 +18,7 @@ from graft.cli import main
 from graft.config import RunConfig, load_run
 from graft.data.templates import template_of
 from graft.errors import GraftError, MissingExtra
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from graft.training import resume, train
 from tests.small import save_small
 from tests.training.conftest import losses
@@ -261,7 +261,7 @@ def test_progress_in_a_terminal_shows_speed_loss_rate_memory_and_time() -> None:
 
     from rich.console import Console
 
-    from graft.training.progress import Reporter
+    from graft.training.records.progress import Reporter
 
     text = StringIO()
     reporter = Reporter(10, console=Console(file=text, force_terminal=True, width=160))

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from graft.errors import GraftError
+from graft.training import checkpoints as state_module
 from graft.training import engine as engine_module
-from graft.training import state as state_module
+from graft.training.checkpoints import verify_checkpoint
 from graft.training.engine import Engine
-from graft.training.state import verify_checkpoint
 from tests.training.conftest import LORA, PowerCut, attach, breaks_at, data, engine_for, fresh, job_on, losses, tiny
 
 

@@ -10,15 +10,16 @@ import torch
 from torch.nn import functional as F
 
 import graft
-from graft.choosing import set_trainable
+from graft.attaching.active import set_trainable
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.errors import GraftError
-from graft.training.forward import Forward
+from graft.training.batching import cut
+from graft.training.forward.causal import Forward
+from graft.training.forward.layout import decide, laid_out
+from graft.training.forward.modes import set_training
 from graft.training.job import Job
-from graft.training.layout import decide, laid_out
-from graft.training.modes import set_training
-from graft.training.step import NonFinite, Outcome, cut, take_step
+from graft.training.step import NonFinite, Outcome, take_step
 from tests.training.conftest import assert_same_gradient, attach, data, gradients, job_on, tiny
 
 DROPOUT = {"kind": "lora", "rank": 4, "sites": "linear", "dropout": 0.4}

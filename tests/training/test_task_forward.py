@@ -14,21 +14,22 @@ from transformers import AutoModelForSequenceClassification
 import graft
 from graft.bases import Base, load_base, pad_id
 from graft.bases.heads import draw_head, with_head
-from graft.config.schema import BaseConfig, TrainConfig
+from graft.config.base import BaseConfig
+from graft.config.train import TrainConfig
 from graft.data.batches import padded
 from graft.data.datasets import TokenDataset
 from graft.data.labelling import Labelling
 from graft.data.samples import Example, Sample
 from graft.data.sequences import answer_example, source_template
 from graft.errors import GraftError
-from graft.passes import Pass
-from graft.runs import RunFolder
+from graft.routing.passes import Pass
+from graft.runs.folder import RunFolder
 from graft.training.engine import Engine
+from graft.training.forward.layout import decide
+from graft.training.forward.tasks import forward_of
 from graft.training.job import Job
-from graft.training.layout import decide
-from graft.training.progress import Reporter
+from graft.training.records.progress import Reporter
 from graft.training.settings import Settings
-from graft.training.task_forward import forward_of
 from tests.task_bases import (
     DECODERS,
     ENCODER_DECODERS,

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from graft.training import engine as engine_module
-from graft.training.forward import Forward
-from graft.training.job import Row
-from graft.training.layout import laid_out
-from graft.training.step import lay_out, pass_of
+from graft.training.batching import lay_out, pass_of
+from graft.training.forward.causal import Forward
+from graft.training.forward.layout import laid_out
+from graft.training.rows import Row
 from graft.training.validation import validation_loss
 from tests.training.conftest import LORA, attach, data, events, fresh, job_on, tiny
 

@@ -7,32 +7,33 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from graft.adapters.adalora import AdaLoRA
-from graft.adapters.attending import AttentionAdapter
-from graft.adapters.base import Adapter, AdapterConfig, CannotFold, Place
-from graft.adapters.bitfit import BitFit
-from graft.adapters.compacter import Compacter
-from graft.adapters.dora import DoRA
-from graft.adapters.full import Full
-from graft.adapters.hadamard import Hadamard
-from graft.adapters.head import Head
-from graft.adapters.ia3 import IA3
-from graft.adapters.llama_adapter import LLaMAAdapter
-from graft.adapters.llama_adapter_v2 import LLaMAAdapterV2
-from graft.adapters.loha import LoHa
-from graft.adapters.lokr import LoKr
-from graft.adapters.lora import LoRA
-from graft.adapters.loretta import LorettaAdp, LorettaRep
-from graft.adapters.p_tuning import PTuning
-from graft.adapters.parallel import Parallel
-from graft.adapters.pissa import PiSSA
-from graft.adapters.prefix import Prefix
+from graft.adapters.base import Adapter, AdapterConfig, CannotFold
+from graft.adapters.hooks import AttentionAdapter
+from graft.adapters.kinds.adalora import AdaLoRA
+from graft.adapters.kinds.bitfit import BitFit
+from graft.adapters.kinds.compacter import Compacter
+from graft.adapters.kinds.dora import DoRA
+from graft.adapters.kinds.full import Full
+from graft.adapters.kinds.hadamard import Hadamard
+from graft.adapters.kinds.head import Head
+from graft.adapters.kinds.ia3 import IA3
+from graft.adapters.kinds.llama_adapter import LLaMAAdapter
+from graft.adapters.kinds.llama_adapter_v2 import LLaMAAdapterV2
+from graft.adapters.kinds.loha import LoHa
+from graft.adapters.kinds.lokr import LoKr
+from graft.adapters.kinds.lora import LoRA
+from graft.adapters.kinds.loretta import LorettaAdp, LorettaRep
+from graft.adapters.kinds.p_tuning import PTuning
+from graft.adapters.kinds.parallel import Parallel
+from graft.adapters.kinds.pissa import PiSSA
+from graft.adapters.kinds.prefix import Prefix
+from graft.adapters.kinds.prompt import PromptTuning
+from graft.adapters.kinds.reft import ReFT
+from graft.adapters.kinds.series import Series
+from graft.adapters.kinds.stack import Stack
+from graft.adapters.kinds.vera import VeRA
 from graft.adapters.presets import Preset, preset, presets
-from graft.adapters.prompt import PromptTuning
-from graft.adapters.reft import ReFT
-from graft.adapters.series import Series
-from graft.adapters.stack import Stack
-from graft.adapters.vera import VeRA
+from graft.architectures.site import Place
 from graft.errors import GraftError, did_you_mean
 
 KINDS: dict[str, type[AdapterConfig]] = {

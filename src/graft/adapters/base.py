@@ -16,57 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from graft.adapters.terms import LowRankTerm
+from graft.architectures.site import Place, SiteLike, SiteType
 from graft.errors import GraftError
-from graft.passes import Context
-
-SiteType = Literal["linear", "sublayer", "attention", "embedding", "norm", "experts", "other"]
+from graft.ops.low_rank_term import LowRankTerm
+from graft.routing.passes import Context
 
 
 class CannotFold(GraftError):
     """This adapter has no equal in the base's weights."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """What an adapter module is told of the site it is built for."""
-
-    name: str
-    """The site as the user writes it, e.g. "attn.q" or "mlp"."""
-    type: SiteType
-    module: str
-    """Path of the module below the model's root."""
-    in_features: int
-    out_features: int
-    layer: int | None
-    index: int
-    """Number of this site among the adapter's sites (keys seeded dropout)."""
-    dtype: torch.dtype
-    """Of the adapter's masters: float32, or float64 on a float64 base."""
-    device: torch.device
-    num_heads: int = 0
-    num_kv_heads: int = 0
-    head_dim: int = 0
-    num_experts: int = 0
-
-
-class SiteLike(Protocol):
-    """What patterns match against: a resolved site or a place."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def module(self) -> str: ...
-
-    @property
-    def type(self) -> SiteType: ...
 
 
 class AdapterConfig(BaseModel):

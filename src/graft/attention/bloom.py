@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graft.attention.alibi import Alibi, biased_mask, slopes_of
-from graft.attention.functions import attend, current_pass
-from graft.attention.needed import needed
-from graft.substitution import register_mixin
+from graft.attention.functions import attend, current_pass, needed
+from graft.injection.substitution import register_mixin
 
 
 @register_mixin

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.adapters.attending import AttentionAdapter
+from graft.adapters.hooks import AttentionAdapter
 from graft.errors import GraftError
-from graft.passes import Pass, Recording
-from graft.state import State
+from graft.injection.state import State
+from graft.routing.passes import Pass, Recording
 
 
 def start_from_text(

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graft.attention.functions import current_pass
-from graft.attention.needed import needed
+from graft.attention.functions import current_pass, needed
 from graft.attention.virtual import virtual_tokens
 from graft.errors import GraftError
-from graft.substitution import register_mixin
+from graft.injection.substitution import register_mixin
 
 
 @register_mixin

@@ -14,9 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from graft.attention.alibi import Alibi, biased_mask, slopes_of
-from graft.attention.functions import attend, current_pass
-from graft.attention.needed import needed
-from graft.substitution import register_mixin
+from graft.attention.functions import attend, current_pass, needed
+from graft.injection.substitution import register_mixin
 
 
 @register_mixin

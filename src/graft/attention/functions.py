@@ -20,8 +20,8 @@ from graft.attention.relative import with_columns
 from graft.attention.varlen import by_varlen, serves
 from graft.attention.virtual import Virtual, virtual_tokens
 from graft.errors import GraftError
-from graft.passes import Pass
-from graft.state import State
+from graft.injection.state import State
+from graft.routing.passes import Pass
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 PREFIX = "graft_"
@@ -239,3 +239,13 @@ def plain_attention(
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
     weights = nn.functional.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
+
+
+def needed(module: Any) -> bool:
+    """True for a token-flat pass, or when an adapter that takes part acts in this attention."""
+    grafts, pass_ = module._modules.get("graft"), current_pass(module)
+    table = {**getattr(grafts, "attention", {}), **getattr(grafts, "beside", {})}
+    if torch.compiler.is_compiling():
+        return bool(table)
+    unmerged = module.__dict__["graft_state"].merged is None
+    return pass_.flat or pass_.recording is not None or unmerged and any(name in pass_.names for name in table)

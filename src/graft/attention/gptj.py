@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graft.attention.functions import attend
-from graft.attention.needed import needed
-from graft.substitution import register_mixin
+from graft.attention.functions import attend, needed
+from graft.injection.substitution import register_mixin
 
 
 @register_mixin

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.atlas import Atlas
+from graft.architectures.sites import Atlas
 from graft.attention.bloom import BloomForward
 from graft.attention.deberta import DebertaForward, DebertaV2Forward
 from graft.attention.falcon import FalconForward
@@ -24,8 +24,8 @@ from graft.attention.relative import TABLE
 from graft.attention.shadow import Shadow, shadow_of
 from graft.attention.virtual import position_shifts
 from graft.errors import GraftError
-from graft.state import State, unwrapped
-from graft.substitution import own_class, register_mixin, restore, substitute
+from graft.injection.state import State, unwrapped
+from graft.injection.substitution import own_class, register_mixin, restore, substitute
 
 OWN_FORWARDS: dict[tuple[str, str], type] = {
     ("bloom", "BloomAttention"): BloomForward,

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from graft.attention.virtual import compiled_choice
 from graft.errors import GraftError
-from graft.grafts import Grafts
-from graft.passes import Pass
-from graft.state import State
-from graft.substitution import register_mixin
+from graft.injection.container import Grafts
+from graft.injection.state import State
+from graft.injection.substitution import register_mixin
+from graft.routing.passes import Pass
 
 OF_IDS = "create_position_ids_from_input_ids"
 """Of the embeddings of RoBERTa and its kin."""

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters.attending import EmbeddingAdapter
-from graft.atlas import Atlas
+from graft.adapters.hooks import EmbeddingAdapter
+from graft.architectures.blocks import Block
+from graft.architectures.sites import Atlas
 from graft.attention.install import ShiftsPositions, install, shift_positions
 from graft.attention.prepending import PrependsPrompts, SeesLongerEncoder
 from graft.attention.virtual import Recorded
-from graft.blocks import Block
 from graft.errors import GraftError
-from graft.grafts import Grafts, container_of
-from graft.passes import Pass, Recording
-from graft.state import State
-from graft.substitution import ORDER, Substituted, substitute
+from graft.injection.container import Grafts, container_of
+from graft.injection.state import State
+from graft.injection.substitution import ORDER, Substituted, substitute
+from graft.routing.passes import Pass, Recording
 
 KEY = "recorded"
 """Of the module that hands out what was noted, in an attention module's container."""

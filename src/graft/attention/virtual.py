@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from graft.adapters.attending import AttentionAdapter
+from graft.adapters.hooks import AttentionAdapter
 from graft.errors import GraftError
-from graft.passes import Pass
-from graft.state import State
+from graft.injection.state import State
+from graft.routing.passes import Pass
 
 
 @dataclass(frozen=True)

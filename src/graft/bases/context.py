@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from graft.attention.prepending import PrependsPrompts
-from graft.state import state_of, unwrapped
+from graft.injection.state import state_of, unwrapped
 
 
 def context_length(model: nn.Module, adapter: str | None = None) -> int | None:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from graft.adapters import AdapterConfig, Head, Preset, Stack
-from graft.atlas import Atlas
+from graft.architectures.language import find_sites
+from graft.architectures.layers import is_linear
+from graft.architectures.sites import Atlas
 from graft.errors import GraftError
-from graft.layers import is_linear
-from graft.placement import find_sites
-from graft.state import unwrapped
+from graft.injection.state import unwrapped
 
 COLLECTIVE = ("bias", "norm", "linear")
 """Sites that name modules all over the model, a head among them."""

@@ -25,10 +25,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from graft.attaching.fingerprint import fingerprint
 from graft.bases.heads import draw_head, fresh_modules, head_modules
-from graft.config.schema import BaseConfig
+from graft.config.base import BaseConfig
 from graft.errors import GraftError, MissingExtra, nearest
-from graft.fingerprint import fingerprint
 
 SEEDLING = "seedling"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -58,7 +58,7 @@ class Base:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, shape and weight digest, as a saved adapter records them (`graft.fingerprint`)."""
+        """Name, shape and weight digest, as a saved adapter records them (`graft.attaching.fingerprint`)."""
         return fingerprint(self.model, self.model.__dict__.get("graft_state"))
 
 

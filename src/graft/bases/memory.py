@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from graft.state import unwrapped
+from graft.injection.state import unwrapped
 
 
 @dataclass(frozen=True)

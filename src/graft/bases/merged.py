@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import graft
 from graft.adapters import CannotFold
+from graft.attaching.active import use
+from graft.attaching.attach import detach
+from graft.attaching.merge import merge
 from graft.bases.loading import Base, load_model
 from graft.bases.memory import memory_report
-from graft.config.schema import BaseConfig
+from graft.config.base import BaseConfig
 from graft.errors import GraftError
-from graft.files import new_dir
-from graft.state import state_of
+from graft.injection.state import state_of
+from graft.utils.files import new_dir
 
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of logits that rounding explains, relative to 1 + the largest logit."""
@@ -68,10 +70,10 @@ def write_merged(
     model = base.model
     _refuse_unfoldable(model, name)
     untied = _untie(model, name)
-    with graft.use(model, name):
+    with use(model, name):
         expected = _logits(model, prompts)
-    graft.merge(model, name, keep=False)
-    graft.detach(model)
+    merge(model, name, keep=False)
+    detach(model)
     with new_dir(target) as folder:
         model.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)

@@ -12,8 +12,8 @@ import typer
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
-    from graft.config.schema import BaseConfig
-    from graft.evaluation.contestants import Bench, Contestant
+    from graft.config.base import BaseConfig
+    from graft.generation.loaded import Bench, Contestant
 
 RunFolderArgument = Annotated[
     Path | None, typer.Argument(metavar="RUN", help="A run folder (or give --base).", show_default=False)
@@ -54,7 +54,7 @@ def load_bench(
 ) -> Bench:
     """Load what the arguments name. The options change the run's own base where there is a run."""
     quiet()
-    from graft.evaluation.contestants import assemble
+    from graft.generation.loaded import assemble
 
     return assemble(run, base_of(run, base, device, dtype), adapters or (), template, any_base=any_base)
 
@@ -62,8 +62,8 @@ def load_bench(
 def base_of(run: Path | None, base: str | None, device: str | None, dtype: str | None) -> BaseConfig | None:
     from pydantic import ValidationError
 
-    from graft.config.schema import BaseConfig
-    from graft.runs import RunFolder
+    from graft.config.base import BaseConfig
+    from graft.runs.folder import RunFolder
 
     if run is None and base is None:
         raise GraftError("name a run folder, or a base with --base")

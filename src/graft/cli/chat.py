@@ -22,7 +22,7 @@ from graft.cli.bench import (
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
-    from graft.evaluation.conversation import Conversation
+    from graft.generation.conversation import Conversation
 
 
 def command(
@@ -47,8 +47,8 @@ def command(
 ) -> None:
     """Talk to an adapter. In the conversation: /base, /adapter NAME, /reset, /help, /quit. Reads lines where stdin is no terminal."""
     bench = load_bench(run, base, adapter, template, device, dtype, any_base)
-    from graft.evaluation.conversation import Conversation
-    from graft.evaluation.requests import Decoding
+    from graft.generation.conversation import Conversation
+    from graft.generation.requests import Decoding
 
     decoding = Decoding(max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     first = bench.find(use) if use is not None else bench.contestants[min(1, len(bench.adapters))]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from graft.data.overlap import OverlapReport
-    from graft.training.checking import CheckReport
+    from graft.training.check import CheckReport
 
 SHOWN = 300
 """Characters of a question that are shown."""
@@ -99,7 +99,7 @@ def _show(report: CheckReport, job: str | None) -> None:
 
 def _show_samples(report: CheckReport, console: Console) -> None:
     from graft.data.inspect import coloured
-    from graft.training.checking import SAMPLES_SHOWN
+    from graft.training.check import SAMPLES_SHOWN
 
     data = report.parts.data.train
     console.print("\n[bold]Samples[/]   dim is read, [bold green]green is trained on[/]")

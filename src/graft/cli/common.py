@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 def run_config(target: Path, changes: Sequence[str] | None = None) -> RunConfig:
     """The configuration in a YAML or a run folder, with changes on top."""
     from graft.config import load_run
-    from graft.runs import RunFolder
+    from graft.runs.folder import RunFolder
 
     path = RunFolder(target).existing().config_path if target.is_dir() else target
     return load_run(path, changes or ())
@@ -31,7 +31,7 @@ def run_config(target: Path, changes: Sequence[str] | None = None) -> RunConfig:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    from graft.files import to_json
+    from graft.utils.files import to_json
 
     sys.stdout.write(to_json(value, indent=2) + "\n")
 

@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
 
     import graft
     from graft.kernels import described
-    from graft.runs import LOCKED
+    from graft.runs.folder import LOCKED
 
     cuda = torch.cuda.is_available()
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())] if cuda else []

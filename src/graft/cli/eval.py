@@ -24,10 +24,10 @@ from graft.cli.evaluations import show, show_absent, show_all
 from graft.cli.harness import ask_lm_eval
 
 if TYPE_CHECKING:
-    from graft.config.schema import EvalConfig
-    from graft.evaluation.contestants import Bench
+    from graft.config.eval import EvalConfig
     from graft.evaluation.limiting import Limits
-    from graft.evaluation.rows import CacheKind
+    from graft.generation.loaded import Bench
+    from graft.generation.rows import CacheKind
 
 
 def command(
@@ -160,8 +160,8 @@ def command(
 
 
 def _own_settings(run: Path | None) -> EvalConfig:
-    from graft.config.schema import EvalConfig
-    from graft.runs import RunFolder
+    from graft.config.eval import EvalConfig
+    from graft.runs.folder import RunFolder
 
     return RunFolder(run).existing().eval_settings() if run is not None else EvalConfig()
 
@@ -197,7 +197,7 @@ def _refuse_for_vllm(benchmarks: bool, protocol: str, cache: str, device: str | 
 
 def _dtype_for_vllm(run: Path | None, dtype: Dtype) -> Dtype:
     """Auto is bfloat16, as it is in Graft's own generation on a GPU."""
-    from graft.runs import RunFolder
+    from graft.runs.folder import RunFolder
 
     own = None if run is None else RunFolder(run).existing().config.base.dtype
     named = dtype if dtype not in (None, "auto") else own
@@ -208,11 +208,11 @@ def _with_engine(bench: Bench, engine: str, cache: CacheKind) -> Bench:
     from dataclasses import replace
 
     if engine == "vllm":
-        from graft.interop.vllm import VLLM
+        from graft.generation.vllm import VLLM
 
         return replace(bench, engine=VLLM(bench))
-    from graft.evaluation.engines import Own
-    from graft.evaluation.rows import check_cache
+    from graft.generation.engines import Own
+    from graft.generation.rows import check_cache
 
     check_cache(bench.base.model, cache)
     return replace(bench, engine=Own(bench.base.model, cache))

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from graft.cli.common import print_json
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 
 STOPPED = 130
 """Exit code of a run that Ctrl-C ended, as shells have it."""

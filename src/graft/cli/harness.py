@@ -12,7 +12,7 @@ from graft.cli.common import print_json, print_table
 from graft.cli.evaluations import show_all, show_overlap
 
 if TYPE_CHECKING:
-    from graft.evaluation.contestants import Bench
+    from graft.generation.loaded import Bench
 
 
 def ask_lm_eval(
@@ -29,7 +29,7 @@ def ask_lm_eval(
     from graft.errors import require
 
     require("lm_eval", "eval")
-    from graft.interop.lm_eval_harness import harness
+    from graft.evaluation.lm_eval.harness import harness
 
     each = None if as_json else _show
     found = harness(bench, names, data, folder, limit=limit, overwrite=overwrite, each=each)

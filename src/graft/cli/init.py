@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Write a commented run.yaml to start from."""
     from graft.errors import GraftError
-    from graft.files import write_text_atomic
+    from graft.utils.files import write_text_atomic
 
     if path.exists():
         raise GraftError(f"{path} exists already: name another file, or remove it first")

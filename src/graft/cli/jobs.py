@@ -11,7 +11,7 @@ import typer
 from graft.cli.common import AsJson, Changes, print_json, print_table
 
 if TYPE_CHECKING:
-    from graft.runs import RunFolder
+    from graft.runs.folder import RunFolder
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 Name = Annotated[str, typer.Argument(metavar="JOB", help="The name of a job.", show_default=False)]
@@ -89,15 +89,15 @@ def priority(
 
 
 def _known(run: Path) -> tuple[RunFolder, dict[str, Any], list[dict[str, Any]]]:
-    from graft.orders import Orders
-    from graft.runs import RunFolder
+    from graft.runs.commands import Orders
+    from graft.runs.folder import RunFolder
 
     folder = RunFolder(run).existing()
     return folder, folder.read_status(), Orders(folder.path).placed()
 
 
 def _names(folder: RunFolder, status: dict[str, Any], placed: list[dict[str, Any]]) -> list[str]:
-    from graft.orders import Orders
+    from graft.runs.commands import Orders
 
     taken = Orders(folder.path).journal.read()  # a run writes its status every few seconds only
     submitted = [order["job"] for order in (*taken, *placed) if order["do"] == "submit"]
@@ -119,7 +119,7 @@ def _of_live(run: Path, job: str) -> tuple[RunFolder, dict[str, Any]]:
 
 
 def _place(folder: RunFolder, status: dict[str, Any], do: str, job: str, **more: Any) -> None:
-    from graft.orders import Orders
+    from graft.runs.commands import Orders
 
     Orders(folder.path).place(do, job, **more)
     when = "before the next step" if status.get("state") == "running" else f"with: graft resume {folder.path}"

@@ -29,8 +29,8 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """List the adapter kinds: what they are, where they go, whether they start as the identity and fold into the base."""
-    from graft.catalogue import cards, pages
-    from graft.files import write_text_atomic
+    from graft.cli.catalogue import cards, pages
+    from graft.utils.files import write_text_atomic
 
     if markdown is not None:
         markdown.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def _shown(value: Any) -> Any:
 
 
 def _one(kind: str, as_json: bool) -> None:
-    from graft.catalogue import card_of, equation_of, settings_of
+    from graft.cli.catalogue import card_of, equation_of, settings_of
 
     card, equation, settings = card_of(kind), equation_of(kind), settings_of(kind)
     if as_json:

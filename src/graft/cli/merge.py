@@ -13,7 +13,7 @@ from graft.cli.common import AsJson, print_json
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
-    from graft.evaluation.contestants import Bench, Contestant
+    from graft.generation.loaded import Bench, Contestant
 
 QUESTIONS = (
     "What is 17 plus 25?",

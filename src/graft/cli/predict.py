@@ -12,7 +12,7 @@ from graft.errors import GraftError
 
 if TYPE_CHECKING:
     from graft.data.samples import Message
-    from graft.evaluation.contestants import Bench, Contestant
+    from graft.generation.loaded import Bench, Contestant
 
 
 def command(
@@ -57,8 +57,8 @@ def command(
         _write(_labels(bench, one_of(bench, use), prompts, token_budget), out)
         return
     conversations = read_prompts(prompts)
-    from graft.evaluation.generation import generate
-    from graft.evaluation.requests import Decoding, Request
+    from graft.generation.generate import generate
+    from graft.generation.requests import Decoding, Request
 
     contestant, tokenizer = one_of(bench, use), bench.base.tokenizer
     stop = frozenset(contestant.template.stop_ids(tokenizer))
@@ -92,7 +92,7 @@ def command(
 
 
 def _write(records: list[dict[str, Any]], out: Path | None) -> None:
-    from graft.files import to_json, write_text_atomic
+    from graft.utils.files import to_json, write_text_atomic
 
     text = "".join(to_json(record) + "\n" for record in records)
     if out is None:

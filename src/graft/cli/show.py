@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.common import AsJson, print_facts, print_json, print_table
-from graft.clock import described
+from graft.utils.clock import described
 
 
 def command(
@@ -39,7 +39,7 @@ def command(
 def summary(folder: Path) -> dict[str, Any]:
     """What the files of one run say, without loading anything heavy."""
     from graft.config.document import read_document
-    from graft.runs import RunFolder
+    from graft.runs.folder import RunFolder
 
     run = RunFolder(folder)
     config, metrics = read_document(run.config_path).data, run.metrics.read()
@@ -64,7 +64,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def _runs(folder: Path, as_json: bool) -> None:
-    from graft.runs import find_runs
+    from graft.runs.folder import find_runs
 
     found = [summary(run.path) for run in find_runs(folder)]
     if as_json:

@@ -1,6 +1,8 @@
 """What a run is (`schema`), and how it is read and written (`loading`)."""
 
+from graft.config.base import BaseConfig
 from graft.config.data import DataConfig, SourceConfig
+from graft.config.eval import EvalConfig
 from graft.config.jobs import AnyRun, JobConfig, JobsConfig, submitted
 from graft.config.loading import dump_run, load_job, load_run, schema
 from graft.config.objectives import (
@@ -12,8 +14,9 @@ from graft.config.objectives import (
     ORPOConfig,
     SimPOConfig,
 )
+from graft.config.run import RunConfig
 from graft.config.scheduling import HalvingConfig, SchedulerConfig
-from graft.config.schema import BaseConfig, EvalConfig, RunConfig, TrainConfig
+from graft.config.train import TrainConfig
 
 __all__ = [
     "AnyRun",

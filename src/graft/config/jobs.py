@@ -13,11 +13,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
+from graft.config.base import BaseConfig
 from graft.config.data import DataConfig
 from graft.config.document import Document, Key, KeyPath, dotted
+from graft.config.eval import EvalConfig
+from graft.config.run import RunConfig
 from graft.config.scheduling import SchedulerConfig
-from graft.config.schema import BaseConfig, EvalConfig, RunConfig, TrainConfig
 from graft.config.section import Section
+from graft.config.train import TrainConfig
 
 SHARED = frozenset(
     {

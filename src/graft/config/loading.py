@@ -22,9 +22,9 @@ from graft.config.jobs import (
     shared_fields,
 )
 from graft.config.objectives import OBJECTIVES
-from graft.config.schema import RunConfig
+from graft.config.run import RunConfig
 from graft.errors import GraftError
-from graft.files import write_text_atomic
+from graft.utils.files import write_text_atomic
 
 
 def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:

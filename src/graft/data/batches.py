@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graft.clock import timed
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.errors import GraftError
+from graft.utils.clock import timed
 
 Layout = Literal["flat", "padded"]
 Step = list[list[int]]

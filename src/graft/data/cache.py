@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from graft.data.datasets import TokenDataset
 from graft.data.report import DataReport
-from graft.files import explained
+from graft.utils.files import explained
 
 Stored = tuple[TokenDataset, TokenDataset | None, DataReport]
 

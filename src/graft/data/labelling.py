@@ -21,7 +21,7 @@ import numpy as np
 from graft.config.data import DataConfig
 from graft.data.samples import Example, Rejected, Sample
 from graft.errors import GraftError, did_you_mean
-from graft.files import write_json_atomic
+from graft.utils.files import write_json_atomic
 
 FILE = "task.json"
 LABELLED = ("classification", "regression")

@@ -20,7 +20,7 @@ from graft.data.samples import Example, Message, Rejected, Sample, without_end
 from graft.data.template import Template
 from graft.data.templates import template_of
 from graft.errors import GraftError
-from graft.files import write_json_atomic
+from graft.utils.files import write_json_atomic
 
 
 @dataclass(frozen=True)

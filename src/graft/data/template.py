@@ -17,7 +17,7 @@ from typing import Any, Self
 from graft.data.encoding import Span, encode, facts_of
 from graft.data.samples import Message, without_end
 from graft.errors import GraftError
-from graft.files import write_text_atomic
+from graft.utils.files import write_text_atomic
 
 FILE = "template.json"
 JINJA = "chat_template.jinja"

@@ -15,10 +15,10 @@ from typing import Any
 from graft.data.samples import Message
 from graft.data.template import Template
 from graft.errors import GraftError
-from graft.evaluation.contestants import Bench, Contestant
 from graft.evaluation.journal import Journal, Questions
 from graft.evaluation.protocols.base import Judgement
-from graft.evaluation.requests import Decoding, Generated, Request
+from graft.generation.loaded import Bench, Contestant
+from graft.generation.requests import Decoding, Generated, Request
 
 Progress = Callable[[int, int], None]
 

@@ -22,12 +22,12 @@ from graft.evaluation.answering import (
     judgement,
     questions,
 )
-from graft.evaluation.contestants import Bench, Contestant
 from graft.evaluation.journal import Journal
 from graft.evaluation.protocols import Judgement, OutputProtocol, RankProtocol
 from graft.evaluation.ranking import rank_choices
 from graft.evaluation.scoring import Output, needed, ranked, summary
 from graft.evaluation.tasks import Record, Task
+from graft.generation.loaded import Bench, Contestant
 
 
 def evaluate_task(

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from graft.bases.context import context_length
-from graft.config.schema import EvalConfig
+from graft.config.eval import EvalConfig
 from graft.data.samples import Example, Message, Sample
 from graft.data.sequences import Source, answer_example
 from graft.data.tokenizing import tokenize
 from graft.errors import GraftError, require
 from graft.evaluation.answering import Item, Line, Progress, about, answer, conclude, judgement, questions
 from graft.evaluation.answers import Metric, choose_metric, extract
-from graft.evaluation.contestants import Bench, Contestant
 from graft.evaluation.journal import Journal
-from graft.evaluation.loss import sample_losses
 from graft.evaluation.metrics import bleu, bleu_metric
 from graft.evaluation.protocols.base import Judgement
-from graft.evaluation.requests import Decoding
 from graft.evaluation.scoring import outcomes
 from graft.evaluation.statistics import score_interval
+from graft.generation.loaded import Bench, Contestant
+from graft.generation.loss import sample_losses
+from graft.generation.requests import Decoding
 
 UNLIMITED = 2**31
 

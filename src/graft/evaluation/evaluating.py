@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from graft.config.data import SourceConfig
-from graft.config.schema import EvalConfig, RunConfig
+from graft.config.eval import EvalConfig
+from graft.config.run import RunConfig
 from graft.data.labelling import LABELLED
 from graft.data.opening import rows_of
 from graft.data.overlap import questions_of
@@ -19,7 +20,6 @@ from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
 from graft.evaluation.answering import Progress, folder_of
 from graft.evaluation.benchmark import evaluate_task
-from graft.evaluation.contestants import Bench, assemble
 from graft.evaluation.datafile import evaluate_bench, evaluation_of, protocol_hash
 from graft.evaluation.labels import evaluate_labels
 from graft.evaluation.limiting import Limits
@@ -28,7 +28,8 @@ from graft.evaluation.preferences import evaluate_preferences
 from graft.evaluation.questions import asked_by
 from graft.evaluation.tables import averages
 from graft.evaluation.tasks import Task
-from graft.runs import RunFolder
+from graft.generation.loaded import Bench, assemble
+from graft.runs.folder import RunFolder
 
 WORKED = ("output", "completion", "response")
 """Columns that hold a worked answer where `answer` holds its result, as in the files of LLM-Adapters."""

@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from graft.errors import GraftError
-from graft.files import explained, write_json_atomic
-from graft.jsonl import JsonLines, read_json
+from graft.utils.files import explained, write_json_atomic
+from graft.utils.jsonl import JsonLines, read_json
 
 ABOUT, ANSWERS, RESULT, LOCK = "evaluation.json", "answers.jsonl", "result.json", ".lock"
 SYNC_SECONDS = 1.0

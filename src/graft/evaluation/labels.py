@@ -30,14 +30,14 @@ from graft.data.labelling import Labelling, label_of, texts_of
 from graft.data.samples import Example, Rejected, Sample
 from graft.errors import GraftError
 from graft.evaluation.answering import Item, Line, Progress, about, conclude, folder_of, judgement, line_of, questions
-from graft.evaluation.batching import evaluating, routed
-from graft.evaluation.contestants import Bench, Contestant
 from graft.evaluation.journal import Journal
 from graft.evaluation.protocols.base import Judgement
 from graft.evaluation.scoring import Output, summary
 from graft.evaluation.tasks import Task
 from graft.evaluation.tasks.wording import FixedChoices
-from graft.state import unwrapped
+from graft.generation.batching import evaluating, routed
+from graft.generation.loaded import Bench, Contestant
+from graft.injection.state import unwrapped
 
 
 def evaluate_labels(

@@ -13,7 +13,7 @@ from graft.config.data import DataConfig
 from graft.data.overlap import Question, overlap_reports
 from graft.data.preparing import samples_of
 from graft.errors import GraftError
-from graft.evaluation.contestants import Bench
+from graft.generation.loaded import Bench
 
 
 def known_overlaps(bench: Bench, tests: Mapping[str, Sequence[Question]]) -> dict[str, list[dict[str, Any]]]:

@@ -21,11 +21,11 @@ from graft.data.report import key_of
 from graft.data.samples import Example, Sample
 from graft.errors import GraftError
 from graft.evaluation.answering import Item, Line, about, conclude, folder_of, judgement, line_of, questions
-from graft.evaluation.contestants import Bench, Contestant
 from graft.evaluation.journal import Journal
-from graft.evaluation.loss import sample_losses
 from graft.evaluation.protocols.base import Judgement
 from graft.evaluation.scoring import outcomes
+from graft.generation.loaded import Bench, Contestant
+from graft.generation.loss import sample_losses
 
 UNLIMITED = 2**31
 Known = dict[tuple[str, int], tuple[float, float]]

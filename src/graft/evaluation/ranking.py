@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from graft.data.samples import Example
 from graft.evaluation.answering import Item, Progress, line_of
-from graft.evaluation.contestants import Bench
 from graft.evaluation.journal import Journal
-from graft.evaluation.likelihood import likelihoods, tokenized
 from graft.evaluation.protocols import RankProtocol
-from graft.evaluation.selfcheck import likelihood_check
 from graft.evaluation.tasks import Record, Task
+from graft.generation.likelihood import likelihoods, tokenized
+from graft.generation.loaded import Bench
+from graft.generation.selfcheck import likelihood_check
 
 AT_ONCE = 64
 """Questions that are ranked between two writes of answers.jsonl."""

@@ -13,7 +13,7 @@ from typing import Any
 from graft.config.document import read_document
 from graft.errors import GraftError, did_you_mean
 from graft.evaluation.journal import ANSWERS, RESULT, read_result
-from graft.jsonl import JsonLines
+from graft.utils.jsonl import JsonLines
 
 Question = tuple[str, int]
 """Its text, and which of equal ones it is."""

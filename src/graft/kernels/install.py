@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from graft.injection.state import unwrapped
+from graft.injection.substitution import restore, substitute
 from graft.kernels.liger import NORMS, ROTARY, SWIGLU, Kernels
 from graft.kernels.norms import NormsByKernel, serve_norm
 from graft.kernels.rotary import RotatesByKernel, serve_rotation
 from graft.kernels.swiglu import release_products, serve_products
-from graft.state import unwrapped
-from graft.substitution import restore, substitute
 
 SERVED: tuple[tuple[str, Callable[[nn.Module, Kernels], bool], type, str], ...] = (
     (NORMS, serve_norm, NormsByKernel, "graft_norm"),

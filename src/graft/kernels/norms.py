@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from graft.injection.substitution import own_class, register_mixin
 from graft.kernels.liger import Kernels
-from graft.substitution import own_class, register_mixin
 
 FOREIGN = (ValueError, RuntimeError, TypeError, AttributeError, LookupError, NotImplementedError)
 """What a forward that is no RMS norm's may make of the stand-in."""

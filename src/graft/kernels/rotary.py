@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from graft.injection.substitution import own_class, register_mixin
 from graft.kernels.liger import Kernels
 from graft.kernels.norms import FOREIGN
-from graft.substitution import own_class, register_mixin
 
 NAME = "apply_rotary_pos_emb"
 Rotation = Callable[..., Any]

@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from graft.gated_forward import NOTE
+from graft.injection.gated_mlp import NOTE
+from graft.injection.state import State
 from graft.kernels.liger import Kernels
-from graft.state import State
 
 
 def serve_products(root: nn.Module, kernels: Kernels) -> int:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import graft
+from graft.attaching.summary import summary
 from graft.config import load_run
 from graft.errors import GraftError
-from graft.evaluation.contestants import assemble
 from graft.evaluation.evaluating import Bars, evaluate_on
+from graft.generation.loaded import assemble
 from graft.quickstart.problems import generate
-from graft.runs import RunFolder
+from graft.runs.folder import RunFolder
 from graft.training import train
 
 Say = Callable[[str], None]
@@ -84,7 +84,7 @@ def take_tour(
     bench = assemble(run)
     with bars("answers") as progress:
         result = evaluate_on(bench, files["heldout"], run.path / "eval", progress=progress)
-    return Tour(result, graft.summary(bench.base.model).adapter_parameters, run, time.perf_counter() - start)
+    return Tour(result, summary(bench.base.model).adapter_parameters, run, time.perf_counter() - start)
 
 
 def run_mapping(data: Path, size: Size) -> dict[str, Any]:

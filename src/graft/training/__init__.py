@@ -7,7 +7,7 @@ the loop; `ledger` writes down what happens, `state` the checkpoints; `parts` ma
 resumes runs; `checking` looks one over beforehand.
 """
 
-from graft.training.checking import check, check_each
+from graft.training.check import check, check_each
 from graft.training.start import resume, train
 
 __all__ = ["check", "check_each", "resume", "train"]

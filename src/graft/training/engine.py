@@ -18,34 +18,34 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from graft.attaching import detach
-from graft.choosing import set_trainable
-from graft.clock import timed
+from graft.attaching.active import set_trainable
+from graft.attaching.attach import detach
 from graft.data.batches import Layout
 from graft.errors import GraftError
-from graft.orders import Orders
-from graft.runs import RunFolder
-from graft.training.accelerating import accelerating
-from graft.training.company import step_together
-from graft.training.compiling import compile_forward
-from graft.training.desk import Desk, Recruit
-from graft.training.evidence import save_evidence
+from graft.runs.commands import Orders
+from graft.runs.folder import RunFolder
+from graft.training.checkpoints import restore_adapter, restore_checkpoint, save_checkpoint, verify_checkpoint
+from graft.training.commands import Desk, Recruit
+from graft.training.dry_run import calibrate, try_fullest
+from graft.training.forward.compiled import compile_forward
+from graft.training.forward.kernels import accelerating
+from graft.training.forward.layout import decide, laid_out
+from graft.training.forward.modes import recomputing, set_training
+from graft.training.forward.tasks import forward_of
 from graft.training.interrupt import Interrupt
+from graft.training.isolation import step_together
 from graft.training.job import FAILED, Job
-from graft.training.layout import decide, laid_out
-from graft.training.ledger import Ledger
-from graft.training.modes import recomputing, set_training
-from graft.training.parking import park, unpark
-from graft.training.progress import Reporter
-from graft.training.rehearsal import calibrate, try_fullest
-from graft.training.roster import Roster
+from graft.training.job_pool import Roster
+from graft.training.offload import park, unpark
+from graft.training.records.failed_batch import save_evidence
+from graft.training.records.progress import Reporter
+from graft.training.records.recorder import Ledger
+from graft.training.records.trackers import Tracker
 from graft.training.scheduling.memory import Peak, measuring
 from graft.training.settings import Settings
-from graft.training.state import restore_adapter, restore_checkpoint, save_checkpoint, verify_checkpoint
 from graft.training.step import NonFinite
-from graft.training.task_forward import forward_of
-from graft.training.trackers import Tracker
 from graft.training.validation import validation_scores
+from graft.utils.clock import timed
 
 State = Literal["finished", "stopped", "failed"]
 SAVE_SECONDS = 600.0

@@ -17,13 +17,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
 from graft.adapters.base import AdapterModule
-from graft.clock import timed
-from graft.config.schema import TrainConfig
+from graft.attaching.parameters import adapter_modules, lr_factors, parameter_groups, parameters, summed_penalty
+from graft.config.train import TrainConfig
 from graft.data.batches import samples_of_step, steps_per_epoch
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.errors import GraftError
-from graft.inventory import adapter_modules, lr_factors, parameter_groups, parameters, summed_penalty
 from graft.training.objectives import Objective, Supervised, objective_of
 from graft.training.optim import (
     build_optimizer,
@@ -33,43 +32,14 @@ from graft.training.optim import (
     restore_schedule,
     schedule_state,
 )
+from graft.training.rows import Row
+from graft.utils.clock import timed
 
 FAILED = "failed"
 VIRTUAL = 2
 """The part of a step, behind both sides of a pair, whose dropout seed is that of virtual tokens."""
 POSITION = ("step", "epoch", "batch", "best", "best_at", "stale", "ended", "priority", "arrival", "last")
 """What a checkpoint keeps of a job besides tensors and schedule."""
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One sequence of a job's step: a sample, or one side of a pair, whose four sequences (two without a reference) are four rows."""
-
-    job: Job
-    example: Example
-    sample: int
-    """Its number in the job's data."""
-    position: int
-    """Its place in the job's step: with job seed and step number, what its dropout is seeded by."""
-    part: int = 0
-    """Of a pair 0 for the chosen answer and 1 for the rejected one, whose dropout has seeds of its own."""
-    frozen: bool = False
-    """Whether it runs through the job's reference in place of its adapter."""
-
-    @property
-    def adapter(self) -> str | None:
-        """Who serves this sequence; None is the bare base."""
-        return self.job.reference if self.frozen else self.job.name
-
-    @property
-    def seed(self) -> int:
-        """The same in any layout, micro-batch and company."""
-        return self.job.seed_of(self.position, self.part)
-
-    @property
-    def where(self) -> str:
-        """The row of the data, for people."""
-        return f"{self.example.source}:{self.example.row}"
 
 
 @dataclass(eq=False)

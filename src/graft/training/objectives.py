@@ -29,7 +29,7 @@ from graft.config import CPOConfig, DPOConfig, IPOConfig, ObjectiveConfig, ORPOC
 from graft.config.objectives import Reference
 
 if TYPE_CHECKING:
-    from graft.training.job import Row
+    from graft.training.rows import Row
 
 Scores = dict[str, float]
 """The loss and what else is told of a step, by the names they have in metrics.jsonl."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
-from graft.config.schema import TrainConfig
+from graft.config.train import TrainConfig
 from graft.errors import GraftError
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")

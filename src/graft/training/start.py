@@ -7,25 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import graft
+from graft.attaching.saving import save
+from graft.attaching.summary import summary
 from graft.bases import pad_id
-from graft.clock import timed
 from graft.config import AnyRun, RunConfig
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.errors import GraftError
 from graft.kernels import chosen
-from graft.orders import Orders
-from graft.runs import RunFolder
-from graft.summary_table import summary
-from graft.training.card import model_card
+from graft.runs.commands import Orders
+from graft.runs.folder import RunFolder
+from graft.training.assembly import Part, Parts, build, recruit
+from graft.training.checkpoints import read_state, tidy
 from graft.training.engine import Engine
 from graft.training.job import Job
 from graft.training.objectives import reference_of
-from graft.training.parts import Part, Parts, build, recruit
-from graft.training.progress import Reporter
+from graft.training.records.model_card import model_card
+from graft.training.records.progress import Reporter
+from graft.training.records.trackers import check_installed, trackers
 from graft.training.settings import Settings
-from graft.training.state import read_state, tidy
-from graft.training.trackers import check_installed, trackers
+from graft.utils.clock import timed
 
 
 def train(config: AnyRun, out: str | Path, *, overwrite: bool = False, quiet: bool = False) -> RunFolder:
@@ -131,7 +131,7 @@ def _recruit(parts: Parts, folder: RunFolder, name: str, given: Mapping[str, Any
 def _keep_reference(folder: RunFolder, parts: Parts, job: Job) -> None:
     """references/<name>: what a job's answers are compared with, for resuming when train.init_from is no longer what it was."""
     if job.reference is not None:
-        graft.save(parts.base.model, job.reference, folder.reference_dir(job.name))
+        save(parts.base.model, job.reference, folder.reference_dir(job.name))
 
 
 def _announce(parts: Parts, part: Part, folder: RunFolder, reporter: Reporter, checkpoint: int | None) -> None:
@@ -183,7 +183,7 @@ def _publish(parts: Parts, folder: RunFolder, engine: Engine, job: Job) -> None:
         template.save(scratch)
         files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(scratch).iterdir())}
     files["README.md"] = model_card(part.config, job, losses, facts, len(part.data.classes))
-    graft.save(parts.base.model, job.name, folder.adapter_dir(job.name), extra_files=files)
+    save(parts.base.model, job.name, folder.adapter_dir(job.name), extra_files=files)
 
 
 def _counted(part: Part) -> str:

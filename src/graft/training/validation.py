@@ -8,13 +8,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from graft.clock import timed
 from graft.data.batches import Layout
-from graft.training.forward import Forward
-from graft.training.job import Job, Row
-from graft.training.modes import evaluating
-from graft.training.step import cut, lay_out, pass_of, sums_by_row
-from graft.training.task_forward import LabelForward
+from graft.training.batching import cut, lay_out, pass_of
+from graft.training.forward.causal import Forward
+from graft.training.forward.modes import evaluating
+from graft.training.forward.tasks import LabelForward
+from graft.training.job import Job
+from graft.training.rows import Row
+from graft.training.step import sums_by_row
+from graft.utils.clock import timed
 
 
 def validation_loss(forward: Forward, job: Job, budget: int, layout: Layout, pad_id: int) -> float:

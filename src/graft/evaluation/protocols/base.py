@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 
 from graft.data.samples import Message
 from graft.data.template import Template
-from graft.evaluation.decoding import Decoding
 from graft.evaluation.tasks.base import AnswerKind, Record, Task
+from graft.generation.decoding import Decoding
 
 Outcome = Literal["correct", "wrong", "unextractable", "no_room"]
 """no_room: the prompt leaves no room to answer in the model's context; it is counted as not correct."""

@@ -1,0 +1,1 @@
+"""The adapter kinds, one file each."""

@@ -1,0 +1,78 @@
+"""DoRA: LoRA that learns the length of each row of the weight apart from its direction.
+
+    W' = g (W + s B A),    g = m / ||W + s B A||   by rows, the norm taken as a constant in backward
+
+so that h' = h + (g - 1) (W x + s B A x) + s B A x without writing W' out. Dropout acts on the x of both terms, on W's too.
+
+Liu et al. 2024, "DoRA" (arXiv 2402.09353), equation 5 and section 4.3.
+
+Legend: I input features, O output features, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graft.adapters.base import Surroundings
+from graft.adapters.kinds.lora import LoRAAdapter, LoRAFields
+from graft.architectures.site import Place
+from graft.routing.passes import Context
+
+
+class DoRA(LoRAFields):
+    """Weight-decomposed low-rank adaptation: direction by LoRA, the length of each row by a number of its own."""
+
+    source = "arXiv 2402.09353"
+    suits = (
+        "Where LoRA of a small rank falls short of full training; takes the norm of each adapted weight in every step."
+    )
+
+    kind: Literal["dora"] = "dora"
+
+    def build(self, place: Place) -> DoRAAdapter:
+        return DoRAAdapter(self, place)
+
+
+class DoRAAdapter(LoRAAdapter):
+    """LoRA's A and B, and magnitude m [O], which starts as the row norms of the frozen weight."""
+
+    def __init__(self, config: DoRA, place: Place) -> None:
+        super().__init__(config, place)
+        self.magnitude = nn.Parameter(torch.ones(place.out_features, dtype=place.dtype, device=place.device))
+
+    def seated(self, around: Surroundings) -> None:
+        super().seated(around)
+        with torch.no_grad():
+            self.magnitude.copy_(self._norm())
+
+    @torch.no_grad()
+    def _norm(self) -> Tensor:
+        """||W + s B A|| by rows [O], in the masters' precision. A row of zeros has no direction, and a length that divides nothing."""
+        weight = self.around.weight().to(self.A.dtype)
+        norm = torch.addmm(weight, self.B, self.A, alpha=self.scale).norm(dim=1)
+        return norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        bias = self.around.bias()
+        if self.training and self.p:
+            x = ctx.dropout(x, self.p, self.site).to(h.dtype)
+            frozen = F.linear(x, self.around.weight().to(h.dtype))
+        else:
+            frozen = h if bias is None else h - bias.to(h.dtype)
+        change = self.apply_to(x.to(h.dtype))
+        gain = (self.magnitude / self._norm() - 1).to(h.dtype)
+        h = h + gain * (frozen + change) + change
+        return h if self.bias is None else h + self.bias.to(h.dtype)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        gain, own = (self.magnitude / self._norm()).to(weight.dtype), self.around.bias()
+        if (
+            bias is not None and own is not None
+        ):  # what other adapters of a stack made of the bias is scaled, the bias is not
+            bias = own.to(bias.dtype) + gain * (bias - own.to(bias.dtype))
+        weight, bias = super().fold(weight, bias)
+        return gain[:, None] * weight, bias

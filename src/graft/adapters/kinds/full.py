@@ -1,0 +1,244 @@
+"""Full training of any module with parameters of its own, kept as a difference D to the base, so that the base stays as it is.
+
+    linear layer   h + D x (+ d)
+    embedding      h + D[token]
+    anything else  the module's own forward with P + D in place of each of its parameters P (norms; a small head as a whole)
+
+What PEFT calls modules_to_save, layer-norm tuning and trainable tokens, and LLM-Adapters stores as whole weights, is this difference.
+
+Legend: I input features, O output features, V rows of the table, T chosen tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graft.adapters.base import Adapter, AdapterConfig, Shared, Surroundings
+from graft.architectures.site import Place, SiteLike, SiteType
+from graft.errors import GraftError
+from graft.ops.base_copy import Twin, refuse_several_inputs, table_of
+from graft.routing.passes import Context
+
+
+class Full(AdapterConfig):
+    """Full training of the named modules (layers, norms, embeddings, heads), as a difference to the base.
+
+    Where the output head shares the embedding's weight, `embed head` train one difference that both use, as the base does, and it merges;
+    naming one of the two changes that one alone, and cannot be merged into the weight that both use.
+    """
+
+    takes = frozenset[SiteType]({"linear", "embedding", "norm", "other"})
+    suits = "What low-rank differences do not reach: norms, a task's head, rows of new tokens. As large as the modules it names."
+
+    kind: Literal["full"] = "full"
+    train_bias: bool = False
+    """Of linear layers, also learn a difference to the bias. Norms and other modules train all of their parameters anyway."""
+    tokens: tuple[int, ...] = ()
+    """Train only the rows of these token ids (of `embed`, `head` or both). The rows that they start from are saved too, so that rows
+    which were added to the base for new tokens come along with the adapter."""
+    sites: str | tuple[str, ...] = "head"
+
+    @property
+    def folds(self) -> bool:
+        return True
+
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        types = {site.type for site in sites}
+        if self.train_bias and "linear" not in types:
+            raise GraftError(
+                "train_bias: has no effect without a linear layer; norms and other modules train their bias anyway"
+            )
+        if self.tokens and types - {"linear", "embedding"}:
+            wrong = next(site for site in sites if site.type not in ("linear", "embedding"))
+            raise GraftError(f"tokens: '{wrong.module}' has no rows of tokens; name embed, head or both")
+        if len(set(self.tokens)) != len(self.tokens) or any(token < 0 for token in self.tokens):
+            raise GraftError(f"tokens: each id once and none below 0; given {list(self.tokens)}")
+
+    def build_shared(self, places: Sequence[Place]) -> Shared | None:
+        types = [place.type for place in places]
+        return Ties() if "embedding" in types and len(types) > 1 else None
+
+    def build(self, place: Place) -> Adapter:
+        if place.type in ("linear", "embedding"):
+            return (FullRows if self.tokens else FullLinear if place.type == "linear" else FullEmbedding)(self, place)
+        return FullModule(place)
+
+
+class Ties(Shared):
+    """Which module of the adapter holds the difference to which frozen weight: layers that share a weight share its difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._holders: dict[int, tuple[FullWeight]] = {}
+
+    def holder(self, weight: Tensor, adapter: FullWeight) -> FullWeight:
+        """The first module that came with this weight."""
+        return self._holders.setdefault(id(weight), (adapter,))[0]
+
+
+class FullWeight(Adapter):
+    """A difference `weight` [O, I] (a table: [V, I]) to the host's weight, unless another module of the adapter holds it already."""
+
+    weight: nn.Parameter | None
+
+    def __init__(self, place: Place, rows: int, width: int) -> None:
+        super().__init__(place)
+        self.like = {"dtype": place.dtype, "device": place.device}
+        self.weight = nn.Parameter(torch.zeros(rows, width, **self.like))
+        self._shared: tuple[Shared, ...] = ()
+        self._holder: tuple[FullWeight, ...] = ()
+
+    def seated(self, around: Surroundings) -> None:
+        super().seated(around)
+        weight = getattr(around.host, "weight", None)
+        if not self._shared or weight is None:
+            return
+        (ties,) = self._shared
+        assert isinstance(ties, Ties)
+        holder = ties.holder(weight, self)
+        if holder is not self:
+            self.weight, self._holder = None, (holder,)
+
+    @property
+    def follows(self) -> Adapter | None:
+        return self._holder[0] if self._holder else None
+
+    @property
+    def difference(self) -> Tensor:
+        """To the frozen weight, wherever it is kept."""
+        weight = self._holder[0].weight if self._holder else self.weight
+        assert weight is not None
+        return weight
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.difference.to(weight.dtype), bias
+
+
+class FullLinear(FullWeight):
+    """weight [O, I] and, where asked for, bias [O]; both start at zero."""
+
+    def __init__(self, config: Full, place: Place) -> None:
+        super().__init__(place, place.out_features, place.in_features)
+        self.bias = nn.Parameter(torch.zeros(place.out_features, **self.like)) if config.train_bias else None
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(h.dtype)
+        return h + F.linear(x.to(h.dtype), self.difference.to(h.dtype), bias)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight, bias = super().fold(weight, bias)
+        if self.bias is not None:
+            bias = self.bias.to(weight.dtype) if bias is None else bias + self.bias.to(bias.dtype)
+        return weight, bias
+
+
+class FullEmbedding(FullWeight):
+    """weight [V, O], looked up and scaled the way the base does its own table."""
+
+    def __init__(self, config: Full, place: Place) -> None:
+        super().__init__(place, place.in_features, place.out_features)
+
+    def seated(self, around: Surroundings) -> None:
+        super().seated(around)
+        self._twin = (table_of(around.host),)
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        return h + self._twin[0].run({"weight": self.difference}, x).to(h.dtype)
+
+
+class FullRows(FullWeight):
+    """weight [T, O]: rows of a table, or of a head's weight. `start` [T, O] are the rows that they are the difference to."""
+
+    def __init__(self, config: Full, place: Place) -> None:
+        linear = place.type == "linear"
+        self.rows, width = (
+            (place.out_features, place.in_features) if linear else (place.in_features, place.out_features)
+        )
+        super().__init__(place, len(config.tokens), width)
+        if self.rows <= max(config.tokens):
+            raise GraftError(f"tokens: there is no row {max(config.tokens)}; '{place.module}' has {self.rows} rows")
+        chosen = torch.tensor(config.tokens, device=place.device)
+        row_of = torch.full((self.rows,), len(chosen), device=place.device).scatter(
+            0, chosen, torch.arange(len(chosen), device=place.device)
+        )
+        self.linear = linear
+        self.register_buffer("chosen", chosen, persistent=False)
+        self.register_buffer("row_of", row_of, persistent=False)
+
+    chosen: Tensor
+    """[T] token ids."""
+    row_of: Tensor
+    """[V] token id -> its row here; T, a row of zeros, for all others."""
+    start: Tensor | None
+
+    def seated(self, around: Surroundings) -> None:
+        super().seated(around)
+        frozen = around.weight()
+        self.register_buffer("start", None if self._holder else frozen.detach()[self.chosen].to(**self.like))
+        if not self.linear:
+            self._twin = (table_of(around.host),)
+            self._twin[0].module.__dict__["padding_idx"] = None  # a row here is not a row there
+
+    def rows_now(self) -> Tensor:
+        """The rows [T, O] that take the frozen ones' place."""
+        holder = self._holder[0] if self._holder else self
+        assert isinstance(holder, FullRows) and holder.start is not None
+        return holder.start + self.difference
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        change = self.rows_now() - self.around.weight()[self.chosen].to(self.difference.dtype)
+        if not self.linear:
+            table = torch.cat([change, change.new_zeros(1, change.shape[1])])
+            return h + self._twin[0].run({"weight": table}, self.row_of[x]).to(h.dtype)
+        return h.index_add(-1, self.chosen, F.linear(x.to(h.dtype), change.to(h.dtype)))
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight.index_copy(0, self.chosen, self.rows_now().to(weight.dtype)), bias
+
+
+class FullModule(Adapter):
+    """A difference to each parameter of the host, by the host's own names, children included; all start at zero."""
+
+    runs_host = True
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.like, self.path = {"dtype": place.dtype, "device": place.device}, place.module
+
+    def seated(self, around: Surroundings) -> None:
+        super().seated(around)
+        refuse_several_inputs(around.host)
+        self._twin = (Twin(around.host),)
+        frozen = self._twin[0].names()
+        if not frozen:
+            raise GraftError(f"'{self.path}' ({type(around.host).__name__}) has no parameters to train")
+        for name, parameter in frozen.items():
+            if not parameter.is_floating_point():
+                raise GraftError(f"'{self.path}.{name}' is quantised: full training needs it in bfloat16 or float32")
+            *parents, own = name.split(".")
+            holder: nn.Module = self
+            for parent in parents:  # `_modules` directly, past nn.Module's reserved attributes, so that names are free
+                child = holder._modules.setdefault(parent, nn.Module())
+                assert child is not None
+                holder = child
+            holder._parameters[own] = nn.Parameter(torch.zeros(parameter.shape, **self.like))
+
+    def parameters_now(self) -> dict[str, Tensor]:
+        """Name -> what takes the frozen parameter's place, in its dtype."""
+        frozen, now = self._twin[0].names(), {}
+        for name, difference in self.named_parameters():
+            if frozen[name].device.type == "meta" != difference.device.type:
+                raise GraftError(f"'{self.path}.{name}' is offloaded: full training of this module needs it in memory")
+            now[name] = (frozen[name].to(difference.dtype) + difference).to(frozen[name].dtype)
+        return now
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        return self._twin[0].run(self.parameters_now(), x).reshape(h.shape).to(h.dtype)
+
+    def fold_all(self) -> dict[str, Tensor]:
+        return {name: tensor.detach() for name, tensor in self.parameters_now().items()}

@@ -1,0 +1,55 @@
+"""A layer of the adapter's own in place of the base's: h' = W x + b, for a head that the base does not bring.
+
+A head that transformers draws at random when it loads a base (a classifier's) is another one in each process, so a difference to it
+would mean nothing. W and b are kept whole; they start as what the base has when the adapter is attached.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graft.adapters.base import Adapter, AdapterConfig, Surroundings
+from graft.architectures.site import Place
+from graft.routing.passes import Context
+
+
+class Head(AdapterConfig):
+    """Linear layers that the adapter brings whole. Runs put it at a classifier's head where the base has none."""
+
+    replaces: ClassVar[bool] = True
+    suits = "A classifier's head on a base that brings none; runs add it by themselves."
+
+    kind: Literal["head"] = "head"
+    sites: str | tuple[str, ...] = "head"
+
+    @property
+    def folds(self) -> bool:
+        return True
+
+    def build(self, place: Place) -> HeadAdapter:
+        return HeadAdapter(place)
+
+
+class HeadAdapter(Adapter):
+    """weight [O, I] and, where the base's layer has one, bias [O]."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.place = place
+
+    def seated(self, around: Surroundings) -> None:
+        super().seated(around)
+        like = {"dtype": self.place.dtype, "device": self.place.device}
+        bias = around.bias()
+        self.weight = nn.Parameter(around.weight().detach().to(**like, copy=True))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(**like, copy=True))
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(h.dtype)
+        return F.linear(x.to(h.dtype), self.weight.to(h.dtype), bias)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.weight.to(weight.dtype), None if self.bias is None else self.bias.to(weight.dtype)

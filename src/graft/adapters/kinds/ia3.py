@@ -1,0 +1,45 @@
+"""(IA)3: learned factors on the keys, the values and the inner activations of the MLP.
+
+    keys, values:  k' = l_k * k,   v' = l_v * v        MLP:  W2 (l_ff * act(W1 x))
+
+Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning" (arXiv 2205.05638).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from graft.adapters.base import Adapter, AdapterConfig
+from graft.adapters.parts.scaling import InputScaling, OutputScaling
+from graft.adapters.parts.weight_delta import matches
+from graft.architectures.site import Place, SiteLike
+from graft.errors import GraftError
+
+
+class IA3(AdapterConfig):
+    """Learned factors on keys, values and the inner activations of the MLP."""
+
+    source = "arXiv 2205.05638"
+    suits = "A vector per layer: for few examples and for many adapters in one batch; merges."
+
+    kind: Literal["ia3"] = "ia3"
+    inputs: tuple[str, ...] = ("mlp.down",)
+    """Sites whose input is scaled, by name or by regular expression over module names; the others scale their output."""
+    sites: str | tuple[str, ...] = "attn.k attn.v cross.k? cross.v? mlp.down"
+
+    @property
+    def folds(self) -> bool:
+        return True
+
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        for pattern in self.inputs if "inputs" in self.model_fields_set else ():
+            if not any(matches(pattern, site) for site in sites):
+                names = ", ".join(dict.fromkeys(site.name for site in sites))
+                raise GraftError(
+                    f"inputs: '{pattern}' matches none of the adapter's sites ({names}; e.g. module {sites[0].module})"
+                )
+
+    def build(self, place: Place) -> Adapter:
+        on_input = any(matches(pattern, place) for pattern in self.inputs)
+        return InputScaling(place) if on_input else OutputScaling(place)

@@ -1,0 +1,84 @@
+"""LoKr: a difference that is the Kronecker product of a small matrix and a low-rank one.
+
+    h' = h + s (W1 (x) W2) dropout(x),    s = alpha / rank,    W1 [O1, I1], W2 [O2, I2],    O = O1 O2, I = I1 I2
+
+W2 is a product of rank R where that is smaller than the whole, and so is W1 with `decompose_both`. The Kronecker product is never written
+out: x as a matrix [I1, I2] is multiplied by W2 from the right and by W1 from the left.
+
+Yeh et al. 2023, "LyCORIS" (arXiv 2309.14859); sizes and start as in PEFT.
+
+Legend: I input features, O output features, R rank; 1 and 2 their factors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graft.adapters.parts.weight_delta import Difference, LowRank
+from graft.architectures.site import Place
+
+
+class LoKr(LowRank):
+    """The Kronecker product of a small and a low-rank matrix as a difference."""
+
+    source = "arXiv 2309.14859"
+    suits = "Few parameters and yet a difference that can have full rank."
+
+    kind: Literal["lokr"] = "lokr"
+    decompose_both: bool = False
+    """Make the small matrix a low-rank product too, where its size is more than twice the rank."""
+    factor: int | None = Field(default=None, ge=1)
+    """The first factor of each size: this where it divides, else the largest divisor below it. None: the divisor nearest the root."""
+
+    def build(self, place: Place) -> LoKrAdapter:
+        return LoKrAdapter(self, place)
+
+
+def factors(size: int, wanted: int | None = None) -> tuple[int, int]:
+    """Two numbers whose product is `size`: (`wanted`, the rest) where that divides, else the divisor nearest the root, at most `wanted`."""
+    if wanted is not None and size % wanted == 0:
+        return wanted, size // wanted
+    limit = math.isqrt(size) if wanted is None else min(math.isqrt(size), wanted)
+    first = max(divisor for divisor in range(1, limit + 1) if size % divisor == 0)
+    return first, size // first
+
+
+class LoKrAdapter(Difference):
+    """w1 [O1, I1], or w1_a [O1, R] and w1_b [R, I1]; likewise w2. The first factor starts at zero, the others kaiming-uniform."""
+
+    def __init__(self, config: LoKr, place: Place) -> None:
+        super().__init__(place, config.dropout)
+        self.scale, rank = config.scale, config.rank
+        (O1, O2), (I1, I2) = (factors(size, config.factor) for size in (place.out_features, place.in_features))
+        self.sizes = (I1, I2)
+        whole1 = not (config.decompose_both and rank < max(O1, I1) / 2)
+        self._add("w1", O1, I1, None if whole1 else rank, place)
+        self._add("w2", O2, I2, rank if rank < max(O2, I2) / 2 else None, place)
+        nn.init.zeros_(getattr(self, "w1" if whole1 else "w1_a"))
+
+    def _add(self, name: str, rows: int, columns: int, rank: int | None, place: Place) -> None:
+        shapes = {name: (rows, columns)} if rank is None else {f"{name}_a": (rows, rank), f"{name}_b": (rank, columns)}
+        for key, shape in shapes.items():
+            parameter = nn.Parameter(torch.empty(shape, dtype=place.dtype, device=place.device))
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+            self.register_parameter(key, parameter)
+
+    def _whole(self, name: str) -> Tensor:
+        """W1 or W2."""
+        return (
+            getattr(self, name) if name in self._parameters else getattr(self, f"{name}_a") @ getattr(self, f"{name}_b")
+        )
+
+    def apply_to(self, x: Tensor) -> Tensor:
+        w1, w2 = (self._whole("w1") * self.scale).to(x.dtype), self._whole("w2").to(x.dtype)
+        half = F.linear(x.unflatten(-1, self.sizes), w2)  # [..., I1, O2]
+        return F.linear(half.transpose(-1, -2), w1).transpose(-1, -2).flatten(-2)  # [..., O2, O1] -> [..., O]
+
+    def difference(self) -> Tensor:
+        return torch.kron(self._whole("w1") * self.scale, self._whole("w2"))

@@ -1,0 +1,99 @@
+"""LoRA: h + s * B(A(dropout(x))), a low-rank difference beside a frozen linear layer.
+
+Hu et al. 2021, "LoRA" (arXiv 2106.09685); the scale alpha / sqrt(rank) is rsLoRA (Kalajdzievski 2023, arXiv 2312.03732), a learning rate of
+B that is a multiple of A's is LoRA+ (Hayou et al. 2024, arXiv 2402.12354).
+
+Legend: I input features, O output features, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graft.adapters.parts.lora_embedding import LoRAEmbedding
+from graft.adapters.parts.lora_experts import LoRAExperts
+from graft.adapters.parts.weight_delta import Difference, LowRank
+from graft.architectures.site import Place, SiteType
+from graft.ops.low_rank import add_low_rank
+from graft.ops.low_rank_term import LowRankTerm
+from graft.routing.passes import Context
+
+
+class LoRAFields(LowRank):
+    """The fields of the kinds that train a pair A, B: LoRA, DoRA, PiSSA."""
+
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank."""
+    lr_ratio: float = Field(default=1.0, gt=0.0)
+    """LoRA+: the learning rate of B (and of biases and magnitudes) divided by that of A; its paper advises 16. With an optimiser of your
+    own, take its groups from `graft.parameter_groups`; a Trainer that makes its own knows nothing of this."""
+    train_bias: bool = False
+    """Also learn a difference to the layer's bias."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class LoRA(LoRAFields):
+    """Low-rank adaptation of linear layers, embeddings and experts: h + alpha / rank * B(A(x)). Dropout acts at linear layers alone."""
+
+    takes = frozenset[SiteType]({"linear", "embedding", "experts"})
+    source = "arXiv 2106.09685"
+    suits = "The usual first choice: small files, no cost once merged, and what every server reads."
+
+    kind: Literal["lora"] = "lora"
+
+    def build(self, place: Place) -> LoRAAdapter | LoRAEmbedding | LoRAExperts:
+        if place.type == "experts":
+            return LoRAExperts(self.rank, self.scale, self.lr_ratio, place)
+        if place.type == "embedding":
+            return LoRAEmbedding(self.rank, self.scale, place)
+        return LoRAAdapter(self, place)
+
+
+class LoRAAdapter(Difference):
+    """A [R, I] starts kaiming-uniform, B [O, R] at zero."""
+
+    def __init__(self, config: LoRAFields, place: Place) -> None:
+        super().__init__(place, config.dropout)
+        like = {"dtype": place.dtype, "device": place.device}
+        self.scale, self.lr_ratio = config.scale, config.lr_ratio
+        self.A = nn.Parameter(torch.empty(config.rank, place.in_features, **like))
+        self.B = nn.Parameter(torch.zeros(place.out_features, config.rank, **like))
+        self.bias = nn.Parameter(torch.zeros(place.out_features, **like)) if config.train_bias else None
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def lr_factor(self, parameter: str) -> float:
+        return 1.0 if parameter == "A" else self.lr_ratio
+
+    def apply_to(self, x: Tensor) -> Tensor:
+        low_R = F.linear(x, self.A.to(x.dtype))
+        return F.linear(low_R * self.scale, self.B.to(x.dtype))
+
+    def difference(self) -> Tensor:
+        return self.scale * (self.B @ self.A)
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        h = add_low_rank(x.to(h.dtype), h, [self.term(ctx)])
+        return h if self.bias is None else h + self.bias.to(h.dtype)
+
+    def term(self, ctx: Context, rows: slice | None = None) -> LowRankTerm:
+        """What is added to h."""
+        return LowRankTerm(self.A, self.B, self.scale, self.p if self.training else 0.0, self.site, ctx, rows)
+
+    def low_rank(self, ctx: Context, rows: slice | None = None) -> LowRankTerm | None:
+        whole = self.bias is None and type(self).adapt is LoRAAdapter.adapt
+        return self.term(ctx, rows) if whole else None
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight, bias = super().fold(weight, bias)
+        if self.bias is not None:
+            bias = self.bias.to(weight.dtype) if bias is None else bias + self.bias.to(bias.dtype)
+        return weight, bias

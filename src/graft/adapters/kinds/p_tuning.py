@@ -1,0 +1,86 @@
+"""P-tuning: the virtual tokens before the sequence are the output of a small encoder, P = MLP(E) or P = MLP(BiLSTM(E)).
+
+Liu et al. 2021, "GPT Understands, Too" (arXiv 2103.10385). The encoder serves training only: a saved adapter is a plain prompt.
+
+Legend: P virtual tokens, D embedding width, M hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from graft.adapters.base import AdapterConfig
+from graft.adapters.hooks import EmbeddingAdapter
+from graft.adapters.kinds.prompt import PromptTuning
+from graft.architectures.site import Place, SiteLike, SiteType
+from graft.errors import GraftError
+
+
+class PTuning(AdapterConfig):
+    """Virtual tokens before the embedded sequence that an encoder produces."""
+
+    takes = frozenset[SiteType]({"embedding"})
+    source = "arXiv 2103.10385"
+    suits = "Prompt tuning that an encoder makes easier to train; only the prompt itself is saved."
+
+    kind: Literal["p-tuning"] = "p-tuning"
+    tokens: int = Field(default=20, ge=1)
+    """Virtual tokens."""
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    """Three linear layers, or a bidirectional LSTM and two of them."""
+    hidden: int = Field(default=128, ge=1)
+    """Width of the encoder (of each direction of the LSTM)."""
+    lstm_layers: int = Field(default=2, ge=1)
+    """Layers of the LSTM."""
+    window: Literal["shows", "hides"] = "shows"
+    """Whether a sliding window of a causal base shows the virtual tokens to every token, or hides them as it hides real ones (PEFT)."""
+    sites: str | tuple[str, ...] = "embed"
+
+    @property
+    def starts_as_identity(self) -> bool:
+        return False
+
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        self.collapsed().check_sites(sites)
+        if self.encoder == "mlp" and "lstm_layers" in self.model_fields_set and self.lstm_layers != 2:
+            raise GraftError("lstm_layers: an MLP has none; choose encoder: lstm")
+
+    def build(self, place: Place) -> PTuningAdapter:
+        return PTuningAdapter(self, place)
+
+    def collapsed(self) -> PromptTuning:
+        return PromptTuning(tokens=self.tokens, window=self.window, sites=self.sites)
+
+
+class PTuningAdapter(EmbeddingAdapter):
+    """embedding [P, D] and the encoder D -> M -> D."""
+
+    def __init__(self, config: PTuning, place: Place) -> None:
+        super().__init__(place)
+        self.tokens, self.windowed = config.tokens, config.window == "hides"
+        width, hidden = place.out_features, config.hidden
+        like = {"dtype": place.dtype, "device": place.device}
+        self.embedding = nn.Parameter(torch.empty(config.tokens, width, **like).normal_())
+        self.lstm = None
+        if config.encoder == "lstm":
+            self.lstm = nn.LSTM(width, hidden, config.lstm_layers, bidirectional=True, batch_first=True, **like)
+            self.mlp = nn.Sequential(
+                nn.Linear(2 * hidden, 2 * hidden, **like), nn.ReLU(), nn.Linear(2 * hidden, width, **like)
+            )
+        else:
+            self.mlp = nn.Sequential(
+                nn.Linear(width, hidden, **like), nn.ReLU(), nn.Linear(hidden, hidden, **like), nn.ReLU(), nn.Linear(hidden, width, **like)
+            )  # fmt: skip
+
+    def prompt(self) -> Tensor:
+        hidden_PD = self.embedding if self.lstm is None else self.lstm(self.embedding[None])[0][0]
+        return self.mlp(hidden_PD)
+
+    def to_save(self) -> dict[str, Tensor]:
+        with torch.no_grad():  # as in evaluation: with gradients another kernel may run the LSTM
+            return {"vectors": self.prompt()}

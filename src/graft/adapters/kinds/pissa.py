@@ -1,0 +1,119 @@
+"""PiSSA: LoRA that starts at the principal singular directions of the frozen weight, kept as a difference to that start.
+
+    W = U S V^T,  B0 = U_R sqrt(S_R / s),  A0 = sqrt(S_R / s) V_R^T,        h' = h + s (B A - B0 A0) x
+
+The paper trains B A beside the residual W - s B0 A0, which changes the base. The same function is reached with the base as it is, and
+computed as s ((B - B0) A + B0 (A - A0)) x, which is exactly zero at the start and does not cancel large numbers later. A saved adapter
+holds A0 and B0, so that loading takes no decomposition and gives the same model whatever it would have drawn.
+
+Meng et al. 2024, "PiSSA" (arXiv 2404.02948). Dropout acts on the x of B A alone, as it does beside a residual.
+
+Legend: I input features, O output features, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from graft.adapters.base import Surroundings, will_be_filled
+from graft.adapters.kinds.lora import LoRA, LoRAAdapter, LoRAFields
+from graft.architectures.site import Place
+from graft.errors import GraftError
+from graft.routing.passes import Context
+
+
+class PiSSA(LoRAFields):
+    """LoRA from the weight's principal singular directions, the base untouched."""
+
+    source = "arXiv 2404.02948"
+    suits = "LoRA that works in the weight's main directions from the first step; a file holds its start beside it, twice LoRA's size."
+
+    kind: Literal["pissa"] = "pissa"
+    niter: int | None = Field(default=None, ge=0)
+    """None: an exact SVD. A number: a randomised one with so many subspace iterations, quick on large weights (the paper's 4 is close)."""
+
+    def build(self, place: Place) -> PiSSAAdapter:
+        return PiSSAAdapter(self, place)
+
+    def to_lora(self) -> LoRA:
+        """The plain LoRA of twice the rank that computes the same; each site's tensors come from `PiSSAAdapter.to_lora`."""
+        factor = math.sqrt(2) if self.rslora else 2.0
+        shared = self.model_dump(exclude={"kind", "niter", "rank", "alpha", "rank_pattern", "alpha_pattern"})
+        return LoRA(
+            **shared,
+            rank=2 * self.rank,
+            alpha=factor * self.alpha,
+            rank_pattern={key: 2 * rank for key, rank in self.rank_pattern.items()},
+            alpha_pattern={key: factor * alpha for key, alpha in self.alpha_pattern.items()},
+        )
+
+
+def split(left: Tensor, values: Tensor, right: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A0 [R, I] and B0 [O, R] from singular vectors left [O, K], values [K] and right [K, I] of a weight, K at least R."""
+    root = (values[:rank] / scale).sqrt()
+    return root[:, None] * right[:rank], left[:, :rank] * root
+
+
+class PiSSAAdapter(LoRAAdapter):
+    """LoRA's A [R, I] and B [O, R], and where they started: the frozen A0 and B0."""
+
+    A0: Tensor
+    B0: Tensor
+
+    def __init__(self, config: PiSSA, place: Place) -> None:
+        super().__init__(config, place)
+        self.niter = config.niter
+        self.register_buffer("A0", torch.zeros_like(self.A))
+        self.register_buffer("B0", torch.zeros_like(self.B))
+
+    def seated(self, around: Surroundings) -> None:
+        super().seated(around)
+        limit = min(self.B.shape[0], self.A.shape[1])
+        if len(self.A) > limit:
+            raise GraftError(
+                f"rank {len(self.A)} is more than the {limit} singular directions of the weight: lower `rank`"
+            )
+        if not will_be_filled() and not self.A.is_meta:
+            self._start(around.weight().to(self.A.dtype))
+
+    @torch.no_grad()
+    def _start(self, weight: Tensor) -> None:
+        rank = len(self.A)
+        if self.niter is None:
+            left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        else:
+            left, values, turned = torch.svd_lowrank(weight, rank, niter=self.niter)
+            right = turned.T
+        A0, B0 = split(left, values, right, rank, self.scale)
+        self.A0.copy_(A0)
+        self.B0.copy_(B0)
+        self.A.copy_(self.A0)
+        self.B.copy_(self.B0)
+
+    def apply_to(self, x: Tensor) -> Tensor:
+        down, up = torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], 1)
+        return F.linear(F.linear(x, down.to(x.dtype)) * self.scale, up.to(x.dtype))
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        if self.training and self.p:
+            kept = ctx.dropout(x, self.p, self.site)
+            low_R = F.linear((kept - x).to(h.dtype), self.A0.to(h.dtype))  # s B0 A0 sees x whole
+            h, x = h + F.linear(low_R * self.scale, self.B0.to(h.dtype)), kept
+        h = h + self.apply_to(x.to(h.dtype))
+        return h if self.bias is None else h + self.bias.to(h.dtype)
+
+    def difference(self) -> Tensor:
+        return self.scale * ((self.B - self.B0) @ self.A + self.B0 @ (self.A - self.A0))
+
+    def to_lora(self) -> dict[str, Tensor]:
+        """A [2R, I] and B [O, 2R], and the bias where there is one, of a plain LoRA with the same scale."""
+        found = {"A": torch.cat([self.A, self.A0]), "B": torch.cat([self.B, -self.B0], 1)}
+        return {
+            key: tensor.detach() for key, tensor in (found | ({} if self.bias is None else {"bias": self.bias})).items()
+        }

@@ -1,0 +1,88 @@
+"""Series adapters: a bottleneck in line with a site.
+
+after (Houlsby, AdapterP):                      h' = h + f(h)
+after, reading the stream (Pfeiffer):           h' = h + f(LN(h + r)), r the residual stream, LN the post-norm where the family has one
+before (AdapterH on the gate and up layers):    x' = x + f(x)
+
+Houlsby et al. 2019 (arXiv 1902.00751); Pfeiffer et al. 2020 (arXiv 2005.00247); placements of LLM-Adapters (arXiv 2304.01933).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from graft.adapters.base import frozen
+from graft.adapters.parts.bottleneck import BottleneckAdapter, BottleneckConfig, DenseBottleneckConfig
+from graft.architectures.site import Place, SiteLike
+from graft.errors import GraftError
+from graft.routing.passes import Context
+
+
+class SeriesConfig(BottleneckConfig):
+    """Where a bottleneck stands in line: what it reads and what it is added to."""
+
+    position: Literal["after", "before"] = "after"
+    """after: on the site's output; before: on its input."""
+    reads: Literal["site", "stream"] = "site"
+    """What f sees: the site's output (or input), or the residual stream with the output added, normed where the family norms it there
+    (Pfeiffer; after a sublayer only)."""
+    skip: Literal["site", "stream", "none"] = "site"
+    """What f is added to: the site's output (or input), what f read, or nothing."""
+
+    def build(self, place: Place) -> SeriesAdapter:
+        return SeriesAdapter(self, place)
+
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        super().check_sites(sites)
+        if self.reads == "stream" and (self.position == "before" or any(site.type != "sublayer" for site in sites)):
+            names = ", ".join(dict.fromkeys(site.name for site in sites))
+            raise GraftError(
+                f"reads: stream is for position: after at the sublayers attn and mlp; given position: {self.position} at {names}"
+            )
+        if self.skip == "stream" and self.reads == "site":
+            raise GraftError("skip: stream needs reads: stream (otherwise skip: site says the same)")
+
+
+class Series(SeriesConfig, DenseBottleneckConfig):
+    """A bottleneck adapter in series with a sublayer or a linear layer."""
+
+    source = "arXiv 1902.00751"
+    suits = "Nonlinear, so it learns what no difference of weights can; it stays in the forward pass, since it does not merge."
+
+    kind: Literal["series"] = "series"
+    sites: str | tuple[str, ...] = "mlp"
+
+    @property
+    def starts_as_identity(self) -> bool:
+        return super().starts_as_identity and self.skip == "site"
+
+
+class SeriesAdapter(BottleneckAdapter):
+    """The bottleneck's width is the site's output (after) or input (before)."""
+
+    def __init__(self, config: SeriesConfig, place: Place) -> None:
+        width = place.out_features if config.position == "after" else place.in_features
+        super().__init__(config, place, width, width)
+        self.position, self.skip = config.position, config.skip
+        self.reads = "residual" if config.reads == "stream" else "nothing"
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        if self.position == "after":
+            return x
+        return self.f(x, ctx) if self.skip == "none" else x + self.f(x, ctx)
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        h = self.with_bias(h)
+        if self.position == "before":
+            return h
+        u = self._stream(x, h) if self.reads == "residual" else h
+        f = self.f(u, ctx).to(h.dtype)
+        return f if self.skip == "none" else f + (u if self.skip == "stream" else h)
+
+    def _stream(self, residual: Tensor, h: Tensor) -> Tensor:
+        """h + r, normed where the family norms it here."""
+        stream, norm = h + residual.to(h.dtype), self.around.norm
+        return stream if norm is None else frozen(norm, stream)

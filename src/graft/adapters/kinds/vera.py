@@ -1,0 +1,100 @@
+"""VeRA: frozen random matrices that all sites share, and two trained vectors per site.
+
+    h' = h + b (.) B (d (.) A dropout(x))
+
+A and B have the size of the largest site, of which each takes its slice, so that grouped queries and any mix of layers go together.
+
+Kopiczko et al. 2023, "VeRA" (arXiv 2310.11454); slices as in PEFT.
+
+Legend: I input features, O output features, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graft.adapters.base import AdapterConfig, Shared
+from graft.adapters.parts.weight_delta import Difference
+from graft.architectures.site import Place
+
+
+class VeRA(AdapterConfig):
+    """Two trained vectors per site around random matrices that all sites share."""
+
+    source = "arXiv 2310.11454"
+    suits = "Many adapters on one base: two vectors per site, and random matrices that a seed can bring back."
+
+    kind: Literal["vera"] = "vera"
+    rank: int = Field(default=256, ge=1)
+    """Rank of the shared matrices."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on the input of A."""
+    d_initial: float = 0.1
+    """Start of the vector d between the matrices; b starts at zero."""
+    seed: int = 0
+    """Seed of the shared matrices, whatever torch's own generator does."""
+    save_projection: bool = True
+    """Save the shared matrices. Without them a file is smaller, and right only where torch draws the same numbers from the seed."""
+    sites: str | tuple[str, ...] = "attn.q attn.v"
+
+    @property
+    def folds(self) -> bool:
+        return True
+
+    def build(self, place: Place) -> VeRAAdapter:
+        return VeRAAdapter(self, place)
+
+    def build_shared(self, places: Sequence[Place]) -> Shared:
+        return VeRAProjection(self, places)
+
+
+class VeRAProjection(Shared):
+    """A [R, largest I] and B [largest O, R], kaiming-uniform, drawn on the CPU in this order."""
+
+    A: Tensor
+    B: Tensor
+
+    def __init__(self, config: VeRA, places: Sequence[Place]) -> None:
+        super().__init__()
+        widest, highest = (max(getattr(place, size) for place in places) for size in ("in_features", "out_features"))
+        generator = torch.Generator().manual_seed(config.seed)
+        meta = places[0].device.type == "meta"
+        for name, shape in (("A", (config.rank, widest)), ("B", (highest, config.rank))):
+            drawn = torch.empty(shape, device="meta" if meta else "cpu")
+            if not meta:
+                nn.init.kaiming_uniform_(drawn, generator=generator)
+            drawn = drawn.to(places[0].device, places[0].dtype)
+            self.register_buffer(name, drawn, persistent=config.save_projection)
+
+
+class VeRAAdapter(Difference):
+    """d [R] and b [O]."""
+
+    def __init__(self, config: VeRA, place: Place) -> None:
+        super().__init__(place, config.dropout)
+        like = {"dtype": place.dtype, "device": place.device}
+        self.width, self.height = place.in_features, place.out_features
+        self.d = nn.Parameter(torch.full((config.rank,), config.d_initial, **like))
+        self.b = nn.Parameter(torch.zeros(place.out_features, **like))
+
+    def _slices(self) -> tuple[Tensor, Tensor]:
+        """A [R, I] and B [O, R]."""
+        (shared,) = self._shared
+        assert isinstance(shared, VeRAProjection)
+        device = self.b.device
+        return shared.A[:, : self.width].to(device), shared.B[: self.height].to(device)
+
+    def apply_to(self, x: Tensor) -> Tensor:
+        A, B = self._slices()
+        low_R = F.linear(x, A.to(x.dtype)) * self.d.to(x.dtype)
+        return F.linear(low_R, B.to(x.dtype)) * self.b.to(x.dtype)
+
+    def difference(self) -> Tensor:
+        A, B = self._slices()
+        return self.b[:, None] * (B @ (self.d[:, None] * A))

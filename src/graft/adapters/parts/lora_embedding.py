@@ -1,0 +1,39 @@
+"""LoRA on an embedding: h + s * B A[:, token], a low-rank difference to the table, looked up and scaled as the base does its own.
+
+Hu et al. 2021, "LoRA" (arXiv 2106.09685). A head that shares the embedding's weight keeps the base's.
+
+Legend: V rows of the table, D width, R rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graft.adapters.base import Adapter, Surroundings
+from graft.architectures.site import Place
+from graft.ops.base_copy import table_of
+from graft.routing.passes import Context
+
+
+class LoRAEmbedding(Adapter):
+    """A [R, V] starts at zero, B [D, R] from N(0, 1), as in PEFT: a table's rows are met one at a time."""
+
+    def __init__(self, rank: int, scale: float, place: Place) -> None:
+        super().__init__(place)
+        like = {"dtype": place.dtype, "device": place.device}
+        self.scale = scale
+        self.A = nn.Parameter(torch.zeros(rank, place.in_features, **like))
+        self.B = nn.Parameter(torch.randn(place.out_features, rank, **like))
+
+    def seated(self, around: Surroundings) -> None:
+        super().seated(around)
+        self._twin = (table_of(around.host),)
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        low_R = self._twin[0].run({"weight": self.A.t()}, x).to(h.dtype)
+        return h + F.linear(low_R * self.scale, self.B.to(h.dtype))
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * (self.B @ self.A).t().to(weight.dtype), bias

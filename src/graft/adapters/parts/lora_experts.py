@@ -1,0 +1,37 @@
+"""LoRA on experts held as one three-dimensional weight: W_e + s * B_e A_e for each expert e.
+
+Hu et al. 2021, "LoRA" (arXiv 2106.09685). PEFT stores the same as `target_parameters`: lora_A [E R, I] with expert e in rows e R to
+(e + 1) R, lora_B [O, R E] with expert e in columns e, E + e, 2 E + e, ...
+
+Legend: E experts, R rank, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters.hooks import ExpertsAdapter
+from graft.architectures.site import Place
+
+
+class LoRAExperts(ExpertsAdapter):
+    """A [E, R, I] starts kaiming-uniform for each expert, B [E, O, R] at zero."""
+
+    def __init__(self, rank: int, scale: float, lr_ratio: float, place: Place) -> None:
+        super().__init__(place)
+        like = {"dtype": place.dtype, "device": place.device}
+        self.scale, self.lr_ratio = scale, lr_ratio
+        self.A = nn.Parameter(torch.empty(place.num_experts, rank, place.in_features, **like))
+        self.B = nn.Parameter(torch.zeros(place.num_experts, place.out_features, rank, **like))
+        nn.init.kaiming_uniform_(self.A.view(-1, place.in_features), a=math.sqrt(5))
+
+    def lr_factor(self, parameter: str) -> float:
+        return 1.0 if parameter == "A" else self.lr_ratio
+
+    def changed(self, weight: Tensor) -> Tensor:
+        A, B = self.A.to(weight.dtype), self.B.to(weight.dtype)
+        first, second = (A.transpose(1, 2), B.transpose(1, 2)) if self.transposed else (B, A)
+        return torch.baddbmm(weight, first, second, alpha=self.scale)

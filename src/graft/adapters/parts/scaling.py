@@ -1,0 +1,91 @@
+"""A vector of factors s and, where asked for, a vector of shifts b, on the output or the input of a linear layer.
+
+    output: h' = s * (h + c) + b, with a shift before the factors (c) or after them (b)      input: x' = s * x + b, h' = h + c
+
+(IA)3, the Hadamard adapter and LLaMA-Adapter v2 are cases of this. All start as the identity: s = 1, b = c = 0.
+
+Legend: I input features, O output features.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters.base import Adapter, Surroundings
+from graft.architectures.site import Place
+from graft.errors import GraftError
+from graft.routing.passes import Context
+
+
+class OutputScaling(Adapter):
+    """scale [O] or None; bias [O] before the factors ("inside"), after them ("outside"), or None."""
+
+    reads = "nothing"
+
+    def __init__(
+        self, place: Place, bias: Literal["none", "inside", "outside"] = "none", *, scaled: bool = True
+    ) -> None:
+        super().__init__(place)
+        like = {"dtype": place.dtype, "device": place.device}
+        self.inside = bias == "inside"
+        self.scale = nn.Parameter(torch.ones(place.out_features, **like)) if scaled else None
+        self.bias = nn.Parameter(torch.zeros(place.out_features, **like)) if bias != "none" else None
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(h.dtype)
+        if bias is not None and self.inside:
+            h = h + bias
+        if self.scale is not None:
+            h = h * self.scale.to(h.dtype)
+        return h if bias is None or self.inside else h + bias
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        own = None if self.bias is None else self.bias.to(weight.dtype)
+        if own is not None and self.inside:
+            bias = own if bias is None else bias + own
+        if self.scale is not None:
+            scale_O = self.scale.to(weight.dtype)
+            weight, bias = scale_O[:, None] * weight, None if bias is None else scale_O * bias
+        if own is not None and not self.inside:
+            bias = own if bias is None else bias + own
+        return weight, bias
+
+
+class InputScaling(Adapter):
+    """scale [I]; shift [I] of the input, bias [O] of the output, each or None."""
+
+    reads = "nothing"
+
+    def __init__(self, place: Place, *, shift: bool = False, bias: bool = False) -> None:
+        super().__init__(place)
+        like = {"dtype": place.dtype, "device": place.device}
+        self.place = place
+        self.scale = nn.Parameter(torch.ones(place.in_features, **like))
+        self.shift = nn.Parameter(torch.zeros(place.in_features, **like)) if shift else None
+        self.bias = nn.Parameter(torch.zeros(place.out_features, **like)) if bias else None
+
+    def seated(self, around: Surroundings) -> None:
+        super().seated(around)
+        if around.rows is not None:
+            raise GraftError(
+                f"'{self.place.name}' is a slice of the fused projection '{self.place.module}', which has one input for q, k and v: "
+                "scale the slice's output, or name attn.qkv"
+            )
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        x = x * self.scale.to(x.dtype)
+        return x if self.shift is None else x + self.shift.to(x.dtype)
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+        return h if self.bias is None else h + self.bias.to(h.dtype)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        own = None if self.bias is None else self.bias.to(weight.dtype)
+        if self.shift is not None:
+            shifted = weight @ self.shift.to(weight.dtype)
+            own = shifted if own is None else own + shifted
+        bias = own if bias is None else bias if own is None else bias + own
+        return weight * self.scale.to(weight.dtype), bias

@@ -1,0 +1,92 @@
+"""The blocks of a model, by stack: encoder, decoder, vision tower, or the one stack that most models have; and what a site in them is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from graft.architectures.family import Family
+from graft.architectures.layers import is_linear
+from graft.architectures.table import family_of
+from graft.errors import GraftError
+
+TOWERS = {"vision": "vision", "visual": "vision", "image": "vision", "img": "vision", "audio": "audio"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block: its path, its number within its stack, its module and its family."""
+
+    path: str
+    number: int
+    module: nn.Module
+    family: Family
+    stack: str = ""
+    hidden: int = 0
+    """Width of the residual stream by the model's config."""
+
+    def at(self, relative: str) -> str:
+        """The full path of a module of this block."""
+        return f"{self.path}.{relative}"
+
+
+def text_config_of(model: nn.Module) -> Any:
+    """The config that speaks of the text model."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def blocks_of(model: nn.Module) -> list[Block]:
+    """All blocks in the model's order. Lists of modules inside a block are its own affair."""
+    config = text_config_of(model)
+    model_type, hidden = getattr(config, "model_type", None), getattr(config, "hidden_size", None) or 0
+    found: list[Block] = []
+    for path, module in model.named_modules():
+        if (
+            not isinstance(module, nn.ModuleList)
+            or not len(module)
+            or any(path.startswith(f"{b.path}.") for b in found)
+        ):
+            continue
+        blocks = [(number, block, family_of(model_type, block)) for number, block in enumerate(module)]
+        if any(_is_layer(block, family) for _, block, family in blocks):
+            found += [
+                Block(f"{path}.{number}", number, block, family, stack_of(path), hidden)
+                for number, block, family in blocks
+            ]
+    return found
+
+
+def _is_layer(module: nn.Module, family: Family) -> bool:
+    """Whether a member of a list of modules is a layer of a network: has sublayers, or is one, or says so by its class."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    said = isinstance(module, GradientCheckpointingLayer) or "Attention" in type(module).__name__
+    return any(is_linear(each) for each in module.modules()) and (said or bool(family.sublayers))
+
+
+def stack_of(path: str) -> str:
+    """The stack that a module belongs to, by the names of the modules around it."""
+    parts = path.split(".")
+    tower = next((name for part in parts for key, name in TOWERS.items() if key in part), "")
+    return tower or next((part for part in parts if part in ("encoder", "decoder")), "")
+
+
+def layers_in(span: str, count: int, limit: int, name: str) -> set[int]:
+    """The layers of "3", "0-15", "0,4-7", "last4" or "first4" in a stack of `count`; `limit` is the deepest stack's count."""
+    chosen: set[int] = set()
+    for piece in span.split(","):
+        if match := re.fullmatch(r"(first|last)(\d+)", piece):
+            number = min(int(match[2]), count)
+            chosen |= set(range(number)) if match[1] == "first" else set(range(count - number, count))
+        elif match := re.fullmatch(r"(\d+)(?:-(\d+))?", piece):
+            start, stop = int(match[1]), int(match[2] or match[1])
+            if stop >= limit or start > stop:
+                raise GraftError(f"'{name}': layers {piece} do not exist; this model has layers 0 to {limit - 1}")
+            chosen |= set(range(start, stop + 1))
+        else:
+            raise GraftError(f"'{name}': '{piece}' is not a layer range; write 3, 0-15, 0,4-7, first4 or last4")
+    return chosen

@@ -1,0 +1,23 @@
+"""Experts held as parameters of three dimensions: which parts a module has, and their sizes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+PARTS = {"gate_up": "gate_up_proj", "up": "up_proj", "down": "down_proj"}
+"""What follows `experts.` in a site's name, and the parameter that it means."""
+
+
+def expert_parts(module: nn.Module) -> list[str]:
+    """The parts of a module that are experts' weights; none for any other module."""
+    found = [part for part, name in PARTS.items() if module._parameters.get(name) is not None]
+    whole = len(found) > 1 and all(module.get_parameter(PARTS[part]).dim() == 3 for part in found)
+    return found if whole else []
+
+
+def expert_sizes(module: nn.Module, part: str, hidden: int) -> tuple[int, int, int, bool]:
+    """E, I, O of a part, and whether it is stored [E, I, O] instead of [E, O, I]. hidden: the width of the residual stream."""
+    experts, first, second = module.get_parameter(PARTS[part]).shape
+    outside = first if part == "down" else second  # the stream's width, where stored [E, O, I]
+    transposed = outside != hidden if first != second else bool(getattr(module, "is_transposed", False))
+    return (experts, first, second, True) if transposed else (experts, second, first, False)

@@ -1,0 +1,122 @@
+"""The site language: names that mean the same places in every architecture.
+
+    attn.q attn.k attn.v attn.qkv attn.o mlp.gate mlp.up mlp.down     linear layers of the blocks
+    cross.q cross.k cross.v cross.o                                   those of attention over the encoder
+    experts.gate_up experts.up experts.down                           weights of experts held as three-dimensional parameters
+    attn cross mlp layer                                              sublayers (attention kinds: the attention module)
+    linear                                                            every linear layer of the blocks, and their experts for LoRA
+    norm.attn norm.cross norm.mlp                                     the norm of each sublayer
+    norm bias                                                         every norm; every linear layer and norm with a bias
+    embed head                                                        input embedding; output head (of a classifier, its linear layers)
+    attn.q@0-15   mlp@3,7-9   layer@last4                             a range of layers behind any of them
+    cross.k?                                                          only where the model has it
+    encoder.attn   decoder.mlp@0-3   vision.linear                    one stack, where a model has several
+    re:PATTERN                                                        modules whose full name matches a regular expression
+
+Layers are numbered from 0 in each stack, so that `attn@0` of an encoder-decoder is the first layer of both and `decoder.attn@0` of one.
+Towers for images and sound beside a language model (vision, audio) are meant only where they are named.
+A name that matches nothing is an error that lists what exists.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+
+from torch import nn
+
+from graft.adapters.base import AdapterConfig
+from graft.architectures.blocks import layers_in, stack_of
+from graft.architectures.site import Site
+from graft.architectures.sites import Atlas
+from graft.errors import GraftError, did_you_mean
+
+
+def find_sites(model: nn.Module, config: AdapterConfig) -> list[Site]:
+    """The sites that an adapter's `sites` names in a model, in the model's order, each once.
+
+    Raises `GraftError` for a name that matches nothing, or that the kind does not take.
+    """
+    atlas = Atlas(model)
+    wanted = (
+        config.sites.split() if isinstance(config.sites, str) and not config.sites.startswith("re:") else config.sites
+    )
+    names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    if not names:
+        raise GraftError(f"{config.kind}: no sites given. {atlas.listing()}")
+    missed = atlas.not_adapted(config) if any(name.partition("@")[0] == "linear" for name in names) else []
+    if missed:
+        warnings.warn(
+            f"kind '{config.kind}' at 'linear' does not adapt {len(missed)} weights (as {missed[0]}) that this model holds as "
+            "three-dimensional parameters, not as linear layers",
+            stacklevel=2,
+        )
+    found: dict[tuple[str, str], Site] = {}
+    for name in names:
+        for site in _lookup(atlas, name, config):
+            found.setdefault((site.module, site.part), site)
+    if not found:
+        raise GraftError(f"{config.kind}: this model has none of the sites '{' '.join(names)}'. {atlas.listing()}")
+    return list(found.values())
+
+
+def _lookup(atlas: Atlas, name: str, config: AdapterConfig) -> list[Site]:
+    """The sites of one name, checked against what the kind takes; none for a name with a question mark that is not there."""
+    optional = name.endswith("?") and not name.startswith("re:")
+    name = name.removesuffix("?") if optional else name
+    if name.startswith("re:"):
+        sites = _by_pattern(atlas, name[3:])
+    else:
+        base, _, span = name.partition("@")
+        stack, _, rest = base.partition(".")
+        one = bool(stack) and stack in atlas.stacks
+        chosen = {stack} if one else atlas.stacks - atlas.towers
+        sites = _by_name(atlas, rest if one and stack not in atlas.towers else base, config)
+        sites = [site for site in sites if not one or stack_of(site.module) == stack]
+        if span and atlas.blocks:
+            depths = {stack: depth for stack, depth in atlas.depths().items() if stack in chosen}
+            layers = {stack: layers_in(span, depth, max(depths.values()), name) for stack, depth in depths.items()}
+            sites = [site for site in sites if site.layer in layers.get(stack_of(site.module), ())]
+    if not sites and name == "bias":
+        raise GraftError(
+            f"kind '{config.kind}' at 'bias': no linear layer and no norm of this model has a bias. {atlas.listing()}"
+        )
+    if not sites and not optional:
+        raise GraftError(
+            f"site '{name}' matches nothing in this model.{did_you_mean(name, atlas.names())} {atlas.listing()}"
+        )
+    for site in sites:
+        if site.type not in config.takes and not (site.type == "norm" and "other" in config.takes):
+            hint = " Name its linear layers (attn.q, mlp.up, ...)." if site.type == "sublayer" else ""
+            raise GraftError(
+                f"kind '{config.kind}' takes {_listed(config.takes)} sites; '{name}' is a {site.type} site.{hint}"
+            )
+    return sites
+
+
+def _by_name(atlas: Atlas, name: str, config: AdapterConfig) -> list[Site]:
+    if name == "linear" and "experts" in config.takes:
+        blocks = [block for block in atlas.blocks if block.stack not in atlas.towers]
+        return [*atlas.table().get(name, []), *(site for block in blocks for site in atlas.experts(block))]
+    if name.rpartition(".")[2] in ("attn", "cross") and "attention" in config.takes and "sublayer" not in config.takes:
+        return atlas.attentions().get(name, [])
+    if name == "embed" and config.takes != {"embedding"}:
+        return atlas.tables()
+    return atlas.table().get(name, [])
+
+
+def _by_pattern(atlas: Atlas, pattern: str) -> list[Site]:
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise GraftError(f"'re:{pattern}' is not a regular expression: {error}") from error
+    return [
+        atlas.whole(f"re:{pattern}", path, module, atlas.layer_of(path))
+        for path, module in atlas.model.named_modules()
+        if regex.fullmatch(path) and "graft" not in path.split(".")
+    ]
+
+
+def _listed(names: Sequence[str] | frozenset[str]) -> str:
+    return " or ".join(sorted(names))

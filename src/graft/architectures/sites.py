@@ -1,0 +1,202 @@
+"""All sites of one model by name: which places its blocks, embeddings and heads offer (the names are explained in `placement`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+
+from graft.adapters.base import AdapterConfig
+from graft.architectures.blocks import TOWERS, Block, blocks_of, stack_of, text_config_of
+from graft.architectures.experts import expert_parts, expert_sizes
+from graft.architectures.family import fused_rows
+from graft.architectures.layers import bypassed, is_linear, is_norm, widths
+from graft.architectures.site import Site, SiteType
+from graft.architectures.sizes import head_sizes, hidden_width, sublayer_widths
+from graft.errors import GraftError
+
+
+class Atlas:
+    """All sites of one model by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.text_config = text_config_of(model)
+        self.blocks = blocks_of(model)
+        self.stacks = frozenset(block.stack for block in self.blocks)
+        towers = frozenset(TOWERS.values())
+        self.towers = self.stacks & towers if self.stacks - towers else frozenset()
+        """The stacks for images and sound beside a language model, which only their own names mean."""
+
+    def table(self) -> dict[str, list[Site]]:
+        """Every name this model answers to, with its sites."""
+        table: dict[str, list[Site]] = {}
+        for block in self.blocks:
+            for site in self.of_block(block):
+                table.setdefault(self._called(site.name, site), []).append(site)
+        rest = {"linear": self.linears(), "norm": self.norms(), "bias": self.biased()} if self.blocks else {}
+        rest |= {"embed": filter(None, [self.end("embed")]), "head": self.heads()}
+        for name, sites in rest.items():
+            for site in sites:
+                table.setdefault(self._called(name, site), []).append(site)
+        return table
+
+    def _called(self, name: str, site: Site) -> str:
+        """The name with its tower before it, where it has one."""
+        stack = stack_of(site.module)
+        return f"{stack}.{name}" if stack in self.towers else name
+
+    def names(self) -> frozenset[str]:
+        """Every name this model answers to."""
+        return frozenset(self.table())
+
+    def listing(self) -> str:
+        """For error messages: what exists."""
+        names = " ".join(sorted(self.names()))
+        if not self.blocks:
+            return f"No transformer blocks were recognised in this model ({names or 'no other sites'}); name modules by re:PATTERN."
+        counts = [f"{stack} layers 0 to {count - 1}".strip() for stack, count in self.depths().items()]
+        return f"This model has: {names} ({', '.join(counts)}); or re:PATTERN over module names."
+
+    def depths(self) -> dict[str, int]:
+        """Layers of each stack."""
+        return {stack: 1 + max(b.number for b in self.blocks if b.stack == stack) for stack in sorted(self.stacks)}
+
+    def experts(self, block: Block) -> Iterator[Site]:
+        """The weights of a block's experts, part by part."""
+        for relative, module in block.module.named_modules():
+            for part in expert_parts(module) if "graft" not in relative.split(".") else ():
+                count, wide, high, _ = expert_sizes(module, part, hidden_width(block))
+                yield Site(
+                    f"experts.{part}", "experts", block.at(relative), part, wide, high, block.number, num_experts=count
+                )
+
+    def not_adapted(self, config: AdapterConfig | None = None) -> list[str]:
+        """Parameters of three dimensions in the blocks that are no convolution's and no site that a kind takes."""
+        adapted = config is not None and "experts" in config.takes
+        return [
+            f"{block.at(path)}.{name}".removesuffix(".")
+            for block in self.blocks
+            for path, module in block.module.named_modules()
+            if not isinstance(module, nn.modules.conv._ConvNd)
+            and "graft" not in path.split(".")
+            and not (adapted and expert_parts(module))
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() == 3
+        ]
+
+    def attentions(self) -> dict[str, list[Site]]:
+        """The attention modules by name, for the kinds that act inside them."""
+        found: dict[str, list[Site]] = {}
+        for block in self.blocks:
+            for name in block.family.attentions:
+                site = self._attention(block, name)
+                found.setdefault(self._called(name, site), []).append(site)
+        return found
+
+    def layer_of(self, path: str) -> int | None:
+        return next((block.number for block in self.blocks if path.startswith(f"{block.path}.")), None)
+
+    def of_block(self, block: Block) -> Iterator[Site]:
+        """The sites of one block that have names of their own."""
+        family = block.family
+        for name, relative in family.linears.items():
+            site = self.whole(name, block.at(relative), block.module.get_submodule(relative), block.number)
+            yield site
+            if name == "attn.qkv" and family.fused != "none":
+                yield from self._fused_parts(block, site)
+        for name, sublayer in family.sublayers.items():
+            yield Site(name, "sublayer", block.at(sublayer.out), name, *sublayer_widths(block, name), block.number,
+                       source=block.at(sublayer.source), residual=block.at(sublayer.residual) if sublayer.residual else None,
+                       norm=block.at(sublayer.norm) if sublayer.post else None)  # fmt: skip
+            if sublayer.norm and is_norm(norm := block.module.get_submodule(sublayer.norm)):
+                yield self.whole(f"norm.{name}", block.at(sublayer.norm), norm, block.number)
+        yield from self.experts(block)
+        hidden = hidden_width(block)
+        yield Site("layer", "sublayer", block.path, "layer", hidden, hidden, block.number, source=block.path)
+
+    def _fused_parts(self, block: Block, whole: Site) -> Iterator[Site]:
+        heads, kv_heads, head_dim = head_sizes(block, "attn", self.text_config)
+        for name, rows in fused_rows(block.family.fused, heads, kv_heads, head_dim, whole.out_features).items():
+            size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+            yield replace(whole, name=name, part=name.removeprefix("attn."), out_features=size, rows=rows)
+
+    def linears(self) -> Iterator[Site]:
+        """Every linear layer of the blocks that is called; a weight that the model reads by itself takes no adapter."""
+        for block in self.blocks:
+            named = {block.at(relative): name for name, relative in block.family.linears.items()}
+            for relative, module in block.module.named_modules():
+                parent, _, last = relative.rpartition(".")
+                if (
+                    is_linear(module)
+                    and "graft" not in relative.split(".")
+                    and not bypassed(block.module.get_submodule(parent), last)
+                ):
+                    path = block.at(relative)
+                    yield self.whole(named.get(path, "linear"), path, module, block.number)
+
+    def norms(self) -> Iterator[Site]:
+        """Every norm of the model, in the blocks and outside."""
+        for path, module in self.model.named_modules():
+            if is_norm(module) and "graft" not in path.split("."):
+                yield self.whole("norm", path, module, self.layer_of(path))
+
+    def biased(self) -> Iterator[Site]:
+        """Every linear layer and norm that has a bias."""
+        for path, module in self.model.named_modules():
+            if (
+                (is_linear(module) or is_norm(module))
+                and module._parameters.get("bias") is not None
+                and "graft" not in path.split(".")
+            ):
+                yield self.whole("bias", path, module, self.layer_of(path))
+
+    def _attention(self, block: Block, name: str) -> Site:
+        heads, kv_heads, head_dim = head_sizes(block, name, self.text_config)
+        width = sublayer_widths(block, name)
+        return Site(name, "attention", block.at(block.family.attentions[name]), "prefix", *width, block.number,
+                    num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)  # fmt: skip
+
+    def end(self, name: str) -> Site | None:
+        """The input embedding ("embed") or the output head ("head")."""
+        getter = getattr(self.model, "get_input_embeddings" if name == "embed" else "get_output_embeddings", None)
+        try:
+            module = getter() if getter is not None else None
+        except NotImplementedError:
+            module = None
+        if module is None or not (isinstance(module, nn.Embedding) if name == "embed" else is_linear(module)):
+            return None  # ViT's embeddings are patches; MusicGen has a list of heads
+        path = next((path for path, other in self.model.named_modules() if other is module), None)
+        return None if path is None else self.whole(name, path, module, None)
+
+    def heads(self) -> Iterator[Site]:
+        """The output head: the language model's, or the linear layers that a classifier has behind its base model."""
+        head = self.end("head")
+        inner = getattr(self.model, getattr(self.model, "base_model_prefix", "") or "-", None)
+        if head is not None:
+            yield head
+        elif isinstance(inner, nn.Module):
+            inside = set(inner.modules())
+            for path, module in self.model.named_modules():
+                if module not in inside and is_linear(module) and "graft" not in path.split("."):
+                    yield self.whole("head", path, module, None)
+
+    def tables(self) -> list[Site]:
+        """The input embedding as it is called: T5 and BART list one table as `shared` and call tied copies of it."""
+        listed = self.end("embed")
+        if listed is None or not listed.module.endswith("shared"):
+            return [] if listed is None else [listed]
+        weight = self.model.get_submodule(listed.module).weight
+        found = [path for path, module in self.model.named_modules()
+                 if isinstance(module, nn.Embedding) and module.weight is weight and path != listed.module]  # fmt: skip
+        return [replace(listed, module=path) for path in found] or [listed]
+
+    def whole(self, name: str, path: str, module: nn.Module, layer: int | None) -> Site:
+        if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            raise GraftError(
+                f"'{path}' is a chain or list of modules, which cannot hold an adapter: name a module inside it"
+            )
+        kind: SiteType = "linear" if is_linear(module) else "embedding" if isinstance(module, nn.Embedding) else "other"
+        kind = "norm" if is_norm(module) else kind
+        return Site(name, kind, path, kind, *widths(module, path), layer)

@@ -1,0 +1,54 @@
+"""Widths and heads of one transformer block: read off its modules, and off the config for what they do not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graft.architectures.blocks import Block
+from graft.architectures.layers import is_linear, is_norm, widths
+
+
+def sublayer_widths(block: Block, name: str) -> tuple[int, int]:
+    """Input and output width of a sublayer."""
+    firsts = ("mlp.up", "mlp.gate_up") if name == "mlp" else (f"{name}.q", f"{name}.qkv")
+    linears, hidden = block.family.linears, hidden_width(block)
+    into = next((site for site in firsts if site in linears), None)
+    last = "mlp.down" if name == "mlp" else f"{name}.o"
+    if into is None or block.family.sublayers[name].source == block.family.sublayers[name].out:
+        return hidden, hidden
+    return _widths(block, into)[0], _widths(block, last)[1] if last in linears else hidden
+
+
+def hidden_width(block: Block) -> int:
+    """The width of the residual stream: of the block's own norm, else what the config says, else what its first linear layer takes."""
+    for path, module in block.module.named_children():
+        if is_norm(module):
+            return widths(module, path)[0]
+    return block.hidden or next(
+        widths(module, path)[0] for path, module in block.module.named_modules() if is_linear(module)
+    )
+
+
+def head_sizes(block: Block, name: str, config: Any) -> tuple[int, int, int]:
+    """Query heads, key-value heads and head size of an attention: as its module says, else as the config does."""
+    attention: Any = block.module.get_submodule(block.family.attentions[name])
+    heads = _first(attention, "num_heads", "num_attention_heads", "n_heads") or config.num_attention_heads
+    head_dim = (
+        _first(attention, "head_dim", "attention_head_size", "key_value_proj_dim")
+        or getattr(config, "head_dim", None)
+        or config.hidden_size // heads
+    )
+    if f"{name}.k" in block.family.linears:
+        return heads, _widths(block, f"{name}.k")[1] // head_dim, head_dim
+    kv_heads = _first(attention, "num_kv_heads") if block.family.fused == "groups" else None
+    return heads, kv_heads or getattr(config, "num_key_value_heads", None) or heads, head_dim
+
+
+def _widths(block: Block, name: str) -> tuple[int, int]:
+    path = block.family.linears[name]
+    return widths(block.module.get_submodule(path), path)
+
+
+def _first(module: Any, *names: str) -> int | None:
+    """The first of some attributes that is a number."""
+    return next((value for name in names if isinstance(value := getattr(module, name, None), int) and value), None)

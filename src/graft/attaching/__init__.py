@@ -1,0 +1,1 @@
+"""Attach adapters, choose who is active, merge, save, summarise."""

@@ -1,0 +1,260 @@
+"""Attach adapters to a model in place, and take them off again.
+
+The model stays itself: its class, its base weights and the names of its state dict do not change. After the last `detach` it is exactly
+what it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from graft.adapters import AdapterConfig, AttentionAdapter, Preset, parse
+from graft.adapters.base import to_be_filled, will_be_filled
+from graft.architectures.four_bit import allow_packing, forbid_packing
+from graft.architectures.language import find_sites
+from graft.architectures.site import Site
+from graft.architectures.sites import Atlas
+from graft.attaching.active import set_active, set_trainable
+from graft.attaching.install import place_of, take_seat
+from graft.attaching.parameters import tensors
+from graft.attaching.probe import probe
+from graft.attaching.trainer import SavesAdapter
+from graft.attention.cached_text import start_from_text
+from graft.attention.install import ShiftsPositions, uninstall
+from graft.errors import GraftError
+from graft.injection.container import Grafts, container_of
+from graft.injection.gated_mlp import NOTE, GatedForward, lead_gated
+from graft.injection.masks import NotesMask
+from graft.injection.state import SHARED, Entry, Seat, State, state_of, unwrapped
+from graft.injection.substitution import KeepsPass, hooked, restore, substitute
+
+Model = TypeVar("Model", bound=nn.Module)
+NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
+"""Not `training`, which torch sets on every module."""
+OF_THE_MODEL = (KeepsPass, NotesMask, SavesAdapter, ShiftsPositions, GatedForward)
+"""Mixins that stay while any adapter is attached; the others go with the last adapter of their module."""
+
+
+def attach(
+    model: Model, adapters: Mapping[str, AdapterConfig | Preset | Mapping[str, Any] | Sequence[Any] | str]
+) -> Model:
+    """Attach adapters by name, in place. The base is frozen; the first adapter attached becomes active.
+
+    adapters: name -> a config (`graft.LoRA(rank=16)`), a mapping with `kind`, a preset's name, or a list of these (a stack).
+    Raises `GraftError` for a bad name or config, a site that matches nothing, a model wrapped by PEFT, or a site that a probe
+    forward does not reach; the model is then as it was before.
+    """
+    root = unwrapped(model)
+    _refuse_foreign(root)
+    state: State = root.__dict__.get("graft_state") or State()
+    atlas = Atlas(root)
+    planned = {name: _plan(root, atlas, state, name, spec) for name, spec in adapters.items()}
+    first = not state.entries
+    if first:
+        _claim(root, state)
+    try:
+        for name, (config, parts) in planned.items():
+            _install(root, atlas, state, name, config, parts)
+        probe(root, state, tuple(planned))
+    except BaseException:
+        for name in planned:
+            if name in state.entries:
+                _remove(root, state, name)
+        if first:
+            _release(root, state)
+        raise
+    if first and planned:
+        set_active(model, next(iter(planned)))
+    else:
+        set_trainable(model, state.trained or ())
+    return model
+
+
+def _refuse_foreign(root: nn.Module) -> None:
+    for module in (root, *root.modules()):
+        if hasattr(module, "base_layer") or hasattr(module, "peft_config") and not hasattr(module, "graft_base"):
+            raise GraftError(
+                "this model is already wrapped by PEFT: unload it (model.unload()) or load a fresh base, then attach"
+            )
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise GraftError(
+            f"'{name}' is not an adapter name: letters, digits, '_' and '-' after a letter or digit, and not the word 'training' "
+            "(it becomes part of tensor names)"
+        )
+
+
+def _plan(
+    root: nn.Module, atlas: Atlas, state: State, name: str, spec: Any
+) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
+    _check_name(name)
+    if name in state.entries:
+        raise GraftError(f"an adapter '{name}' is attached already: detach it first, or choose another name")
+    config = parse(spec)
+    if isinstance(config, Preset):
+        config = config.resolve(atlas.names())
+    parts = [(part, find_sites(root, part)) for part in config.parts()]
+    for part, sites in parts:
+        part.check_sites(sites)
+        for site in sites:
+            if site.rows is not None and getattr(part, "position", "after") == "before":
+                raise GraftError(
+                    f"'{site.name}' is a slice of a fused projection, which has one input for q, k and v: name attn.qkv instead"
+                )
+    return config, parts
+
+
+def _claim(root: nn.Module, state: State) -> None:
+    """Make the root ours and freeze it, remembering which parameters could train."""
+    for module in root.modules():
+        if "graft_state" in module.__dict__:
+            raise GraftError("a part of this model has adapters of its own: detach those first, or attach to that part")
+    forbid_packing(root)
+    state.base_trainable = tuple(name for name, p in root.named_parameters() if p.requires_grad)
+    root.__dict__["graft_state"] = state
+    for parameter in root.parameters():
+        parameter.requires_grad_(False)
+    if hasattr(root, "save_pretrained"):
+        substitute(root, SavesAdapter)
+    for module in root.modules():
+        if _is_layer(module):
+            module.__dict__["graft_state"] = state
+            substitute(module, KeepsPass)
+    lead_gated(root, state)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return isinstance(module, GradientCheckpointingLayer)
+
+
+def _install(
+    root: nn.Module,
+    atlas: Atlas,
+    state: State,
+    name: str,
+    config: AdapterConfig,
+    parts: list[tuple[AdapterConfig, list[Site]]],
+) -> None:
+    entry = Entry(config, [], state.free_slot())
+    state.entries[name] = entry
+    taken: dict[tuple[str, str], int] = {}
+    for number, (part, sites) in enumerate(parts):
+        places = [place_of(root, site, len(entry.seats) + i) for i, site in enumerate(sites)]
+        shared = part.build_shared(places)
+        if shared is not None:
+            key = f"{SHARED}{number}"
+            container_of(root, state).add_shared(name, key, shared.train(root.training))
+            entry.shared.append(key)
+        for site, place in zip(sites, places, strict=True):
+            count = taken[site.module, site.part] = taken.get((site.module, site.part), -1) + 1
+            key = f"{site.part}_{count}" if count else site.part
+            at_site = part.for_site(place)
+            adapter = at_site.build(place)
+            if shared is not None:
+                adapter.share(shared)
+            take_seat(root, atlas, state, name, Seat(site, key, at_site), adapter)
+            entry.seats.append(Seat(site, key, at_site))
+        if part.starts_from and not will_be_filled():
+            own = [(seat.site.module, seat.module_of(root, name)) for seat in entry.seats[-len(sites) :]]
+            attending = [(root.get_submodule(path), each) for path, each in own if isinstance(each, AttentionAdapter)]
+            start_from_text(root, state, part.starts_from, attending)
+
+
+def detach(model: nn.Module, name: str | None = None) -> None:
+    """Take one adapter off, or all (None). After the last one the model is what it was, class and all.
+
+    An adapter merged with keep=False leaves its weights behind: they are the base's own from then on.
+    Raises `GraftError` for an unknown name, an adapter whose merge can still be undone, or a module that was hooked or wrapped
+    since it was attached.
+    """
+    root, state = unwrapped(model), state_of(model)
+    names = tuple(state.entries) if name is None else (name,)
+    for each in names:
+        state.entry(each)
+        if state.merged == each and state.originals:
+            raise GraftError(
+                f"adapter '{each}' is merged into the base: call graft.unmerge(model, '{each}') before detach"
+            )
+    _refuse_hooked(root, state)
+    if state.merged in names:
+        state.merged = None
+    for each in names:
+        _remove(root, state, each)
+    if not state.entries:
+        _release(root, state)
+
+
+def _refuse_hooked(root: nn.Module, state: State) -> None:
+    for path, module in root.named_modules():
+        if hooked(module):
+            raise GraftError(
+                f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach"
+            )
+
+
+def _remove(root: nn.Module, state: State, name: str) -> None:
+    state.entries.pop(name)
+    state.recordings.clear()
+    state.reroute(name, None)
+    for path, module in list(root.named_modules()):
+        container = module._modules.get("graft")
+        if isinstance(container, Grafts):
+            container.remove(name)
+            if container.empty:
+                del module._modules["graft"]
+                uninstall(module, path)
+                restore(module, path, keep=OF_THE_MODEL)
+                if module is not root and not isinstance(module, OF_THE_MODEL):
+                    module.__dict__.pop("graft_state", None)
+        module.__dict__.get("graft_shifts", {}).pop(name, None)
+
+
+def _release(root: nn.Module, state: State) -> None:
+    """Undo `_claim`."""
+    allow_packing(root)
+    for path, module in root.named_modules():
+        uninstall(module, path)
+        restore(module, path)
+        for key in ("graft_state", "graft_shifts", "graft_positions", "graft_feeds_decoder", NOTE):
+            module.__dict__.pop(key, None)
+    for name, parameter in root.named_parameters():
+        parameter.requires_grad_(name in state.base_trainable)
+
+
+def rename(model: nn.Module, old: str, new: str) -> None:
+    """Give an adapter another name."""
+    root, state = unwrapped(model), state_of(model)
+    entry = state.entry(old)
+    if new in state.entries:
+        raise GraftError(f"an adapter '{new}' is attached already; attached: {', '.join(state.entries)}")
+    _check_name(new)
+    for module in root.modules():
+        if isinstance(module, Grafts):
+            module.rename(old, new)
+        shifts = module.__dict__.get("graft_shifts", {})
+        if old in shifts:
+            shifts[new] = shifts.pop(old)
+    state.entries = {new if name == old else name: item for name, item in state.entries.items()}
+    assert state.entries[new] is entry
+    state.reroute(old, new)
+
+
+def copy(model: nn.Module, name: str, new: str) -> None:
+    """Attach a copy of an adapter, weights and all, under another name."""
+    root, state = unwrapped(model), state_of(model)
+    entry = state.entry(name)
+    with to_be_filled():
+        attach(model, {new: entry.config})
+    with torch.no_grad():
+        fresh = dict(tensors(root, state, new))
+        for key, tensor in tensors(root, state, name):
+            fresh[key].copy_(tensor)

@@ -1,0 +1,155 @@
+"""Fold an adapter into the base's weights, and take it out again bit for bit.
+
+`(W + D) - D` is not W in floating point, so the original weights are kept on the CPU unless the caller drops them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters import CannotFold
+from graft.architectures.layers import is_transposed
+from graft.attaching.active import set_active, set_trainable
+from graft.errors import GraftError
+from graft.injection.state import Seat, state_of, unwrapped
+from graft.routing.passes import Pass
+
+
+def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
+    """Fold one adapter into the base. The model then computes base plus adapter without the adapter's cost, and nothing trains.
+
+    Merging twice is merging once.
+    keep: keep the original weights on the CPU, so that `unmerge` can restore them. Without them the merge is for good: `detach` then
+    takes the adapter off and leaves its weights in the base.
+    Raises `CannotFold` for kinds without an equal in the weights, and `GraftError` for quantised or tied weights; nothing has then changed.
+    """
+    root, state = unwrapped(model), state_of(model)
+    entry = state.entry(name)
+    if state.merged == name:
+        return
+    if state.merged is not None:
+        raise GraftError(
+            f"adapter '{state.merged}' is merged already: call graft.unmerge(model, '{state.merged}') first"
+        )
+    if any(pass_.rows != name for pass_ in state.outer):
+        raise GraftError(
+            f"merge '{name}' outside of graft.use and graft.route blocks: what they bring back is not to be had while it is merged"
+        )
+    by_host: dict[str, list[Seat]] = defaultdict(list)
+    for seat in entry.seats:
+        if not seat.config.folds:
+            raise seat.module_of(root, name).cannot_fold()
+        by_host[seat.site.module].append(seat)
+    following = {path for path, seats in by_host.items() if all(seat.module_of(root, name).follows for seat in seats)}
+    originals: dict[str, Tensor] = {}
+    try:
+        for path, seats in by_host.items():  # one at a time: all folded weights of a large base at once need not fit
+            _fold_host(root, path, name, seats, originals, following)
+    except BaseException:
+        _put_back(root, originals)
+        raise
+    state.originals = originals if keep else {}
+    state.merged = name
+    state.enter(Pass(name))
+    set_trainable(model, ())
+
+
+def unmerge(model: nn.Module, name: str) -> None:
+    """Restore the base's own weights, bit for bit; the adapter is then active beside them.
+
+    Raises `GraftError` when the adapter is not merged or the originals were dropped.
+    """
+    root, state = unwrapped(model), state_of(model)
+    state.entry(name)
+    if state.merged != name:
+        raise GraftError(f"adapter '{name}' is not merged" + (f" ('{state.merged}' is)" if state.merged else ""))
+    if not state.originals:
+        raise GraftError(
+            f"the original weights were dropped when '{name}' was merged (keep=False): load the base again"
+        )
+    _put_back(root, state.originals)
+    state.originals = {}
+    state.merged = None
+    set_active(model, name)
+
+
+@torch.no_grad()
+def _fold_host(
+    root: nn.Module, path: str, name: str, seats: list[Seat], originals: dict[str, Tensor], following: set[str]
+) -> None:
+    """Fold one host's sites in, and note its original weights. A host in `following` computes with a weight that another one folds."""
+    host = root.get_submodule(path)
+    if all(getattr(host, key, None) is None for key in ("weight", "bias")) or seats[0].module_of(root, name).runs_host:
+        found = _folded_whole(root, path, name, seats)
+    else:
+        weight, bias = _folded(root, path, name, seats)
+        found = {"bias": bias} if path in following else {"weight": weight, "bias": bias}
+    for key, new in found.items():
+        if new is None:
+            continue
+        own = host.get_parameter(key)
+        if not torch.equal(own, new.to(own.dtype)):
+            _refuse_tied(root, path, own, following)
+        originals[f"{path}.{key}".lstrip(".")] = own.detach().to(
+            "cpu", copy=True
+        )  # of a fresh adapter too, whose merge changes nothing
+        own.copy_(new)
+
+
+def _folded_whole(root: nn.Module, path: str, name: str, seats: list[Seat]) -> dict[str, Tensor | None]:
+    """All parameters of a host whose adapters change the module as a whole, each its own."""
+    all_found = [seat.module_of(root, name).fold_all() for seat in seats]
+    found = {key: new for each in all_found for key, new in (each or {}).items()}
+    if None in all_found or len(found) < sum(len(each or {}) for each in all_found):
+        raise CannotFold(
+            f"adapter '{name}' changes '{path}' more than once, as a whole and in part: keep it beside the base"
+        )
+    return found  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def _put_back(root: nn.Module, originals: dict[str, Tensor]) -> None:
+    for key, original in originals.items():
+        root.get_parameter(key).copy_(original)
+
+
+def _folded(root: nn.Module, path: str, name: str, seats: list[Seat]) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of one host with all its sites folded in, computed in the masters' precision."""
+    host = root.get_submodule(path)
+    weight = getattr(host, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise GraftError(f"'{path}' has quantised weights: load the base in bfloat16 or float32, then merge")
+    stored = weight.detach().t() if is_transposed(host) else weight.detach()
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    full, bias = stored.to(dtype, copy=True), getattr(host, "bias", None)
+    full_bias = None if bias is None else bias.detach().to(dtype, copy=True)
+    with torch.no_grad():
+        for seat in seats:
+            rows = slice(None) if seat.site.rows is None else seat.site.rows
+            part_bias = None if full_bias is None else full_bias[rows]
+            new, new_bias = seat.module_of(root, name).fold(full[rows], part_bias)
+            full[rows] = new
+            if new_bias is not None and full_bias is None:
+                raise CannotFold(
+                    f"adapter '{name}' learned a bias at '{path}', where the base has none: keep the adapter beside the base"
+                )
+            if full_bias is not None and new_bias is not None:
+                full_bias[rows] = new_bias
+    return (full.t() if is_transposed(host) else full), full_bias
+
+
+def _refuse_tied(root: nn.Module, path: str, changed: Tensor, following: set[str]) -> None:
+    """Raises `GraftError` where a parameter serves another module too, unless the adapter changes that one alike.
+
+    A parent that lists a child's parameter among its own (the bias of BERT's head) computes nothing with it.
+    """
+    for other, module in root.named_modules():
+        related = f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.") or "" in (path, other)
+        if not related and other not in following and any(p is changed for p in module._parameters.values()):
+            raise GraftError(
+                f"'{path}' shares its weight with '{other}': merging would change both. Untie them first "
+                "(config.tie_word_embeddings=False and a clone of the weight), or keep the adapter beside the base"
+            )

@@ -1,0 +1,93 @@
+"""What is attached: names, modules, tensors and parameters of a model's adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft.adapters.base import AdapterModule
+from graft.injection.state import State, part_of, state_of, unwrapped
+
+
+def names(model: nn.Module) -> tuple[str, ...]:
+    """The attached adapters, in the order of attaching."""
+    state = unwrapped(model).__dict__.get("graft_state")
+    return () if state is None else tuple(state.entries)
+
+
+def modules_of(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """(path without Graft's own part, module) of every module that is the adapter: one per site, then the shared ones."""
+    entry = state.entry(name)
+    for seat in entry.seats:
+        yield f"{seat.site.module}.{seat.key}".lstrip("."), seat.module_of(root, name)
+    for key in entry.shared:
+        yield key, part_of(root, "", name, key)
+
+
+def tensors(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of all that is the adapter: its parameters and persistent buffers, live."""
+    for path, module in modules_of(root, state, name):
+        for key, tensor in module.state_dict(keep_vars=True).items():
+            yield f"{path}.{key}", tensor
+
+
+def parameters(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of what trains in an adapter."""
+    for path, module in modules_of(unwrapped(model), state_of(model), name):
+        for key, parameter in module.named_parameters():
+            yield f"{path}.{key}", parameter
+
+
+def adapter_modules(model: nn.Module, name: str) -> list[AdapterModule]:
+    """Every module of an adapter: one per site, then the shared ones."""
+    found = (module for _, module in modules_of(unwrapped(model), state_of(model), name))
+    return [module for module in found if isinstance(module, AdapterModule)]
+
+
+def lr_factors(model: nn.Module, name: str) -> dict[str, float]:
+    """Parameter name (as in `parameters`) -> what its learning rate is multiplied by."""
+    return {
+        f"{path}.{key}": module.lr_factor(key) if isinstance(module, AdapterModule) else 1.0
+        for path, module in modules_of(unwrapped(model), state_of(model), name)
+        for key, _ in module.named_parameters()
+    }
+
+
+def parameter_groups(model: nn.Module, name: str, lr: float) -> list[dict[str, Any]]:
+    """An adapter's parameters as groups for a torch optimiser, each with its own learning rate (LoRA+ has two).
+
+    lr: the learning rate of parameters whose factor is 1; their group comes first.
+    """
+    factors, groups = lr_factors(model, name), {}
+    for key, parameter in parameters(model, name):
+        groups.setdefault(factors[key], []).append(parameter)
+    ordered = sorted(groups, key=lambda factor: (factor != 1.0, factor))
+    return [{"params": groups[factor], "lr": lr * factor} for factor in ordered]
+
+
+def penalty(model: nn.Module, name: str) -> torch.Tensor | None:
+    """The scalar that an adapter's kind adds to the loss of a step (AdaLoRA: that its factors be orthogonal), or None.
+
+    Graft's engine adds it, and `graft.callback` under a Trainer; a training loop of one's own adds it to the loss before backward.
+    """
+    return summed_penalty(adapter_modules(model, name))
+
+
+def summed_penalty(modules: Iterable[AdapterModule]) -> torch.Tensor | None:
+    """The penalties of an adapter's modules together."""
+    terms = [term for module in modules if (term := module.penalty()) is not None]
+    return torch.stack(terms).sum() if terms else None
+
+
+def after_step(model: nn.Module, name: str, step: int, steps: int) -> None:
+    """Let an adapter act on a step just taken (AdaLoRA: give ranks to the sites that need them), its gradients still at hand.
+
+    Graft's engine calls this, and `graft.callback` under a Trainer; a training loop of one's own does so between `optimizer.step()` and
+    `optimizer.zero_grad()`.
+    step: number of the step, from 1. steps: of how many. Raises `GraftError` where these leave a kind's schedule no room.
+    """
+    for module in adapter_modules(model, name):
+        module.after_step(step, steps)

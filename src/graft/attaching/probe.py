@@ -1,0 +1,112 @@
+"""Prove that every site is reached: one tiny forward pass after attaching.
+
+A module whose forward is never called (its parent reads the weight directly, or a hook replaced it) would take an adapter in silence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft.architectures.blocks import TOWERS, stack_of
+from graft.architectures.sites import Atlas
+from graft.errors import GraftError
+from graft.injection.container import Grafts
+from graft.injection.state import State
+from graft.routing.passes import Pass
+
+
+def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
+    """Run a few tokens through the model under each new adapter. Raises `GraftError` that names the sites that did not fire.
+
+    Modules other than transformers models and chains of layers are not probed: their input is unknown. Neither are models
+    on the meta device (for counting), whose masks cannot be computed.
+    """
+    inputs = _inputs(root)
+    if inputs is None:
+        return
+    text = isinstance(inputs, dict) and "input_ids" in inputs  # which towers for images and sound do not see
+    training = [module for module in root.modules() if module.training]
+    root.eval()
+    try:
+        for name in names:
+            hosts = {
+                path: module
+                for path, module in root.named_modules()
+                if isinstance(module, Grafts) and module.hosts(name)
+            }
+            state.fired = set()
+            with torch.no_grad(), state.entered(Pass(name)):
+                root(**inputs) if isinstance(inputs, dict) else root(inputs)
+            silent = [
+                path.removesuffix("graft").rstrip(".")
+                for path, module in hosts.items()
+                if id(module) not in state.fired and (not text or stack_of(path) not in TOWERS.values())
+            ]
+            if silent:
+                raise GraftError(
+                    f"adapter '{name}': {len(silent)} of {len(hosts)} sites are never called in a forward pass, among them '{silent[0]}' "
+                    f"({type(root.get_submodule(silent[0])).__name__}): its parent uses the weight directly. Choose other sites."
+                )
+    finally:
+        state.fired = None
+        for module in training:
+            module.training = True
+
+
+def _inputs(root: Any) -> Any:
+    device = device_of(root)
+    if device.type == "meta":
+        return None
+    if getattr(root, "main_input_name", None) == "pixel_values":
+        return {"pixel_values": _image(root, device)}
+    dummy = getattr(root, "dummy_inputs", None)
+    if isinstance(dummy, dict):
+        given = {name: tensor.to(device) for name, tensor in dummy.items() if tensor is not None}
+        if "ForSequenceClassification" in type(root).__name__ and root.config.is_encoder_decoder:
+            given = {
+                "input_ids": torch.full((2, 5), root.config.eos_token_id, device=device)
+            }  # they read the class at its place
+        return given | {"use_cache": False} | _encoder_states(root, device)
+    if isinstance(root, nn.Sequential) and isinstance(first := root[0], nn.Linear):
+        return torch.zeros(2, first.in_features, device=device, dtype=first.weight.dtype)
+    return None
+
+
+def _encoder_states(root: Any, device: torch.device) -> dict[str, Any]:
+    """For a decoder on its own: states of an encoder that is not there, without which attention over it is never called."""
+    rows, takes = len(root.dummy_inputs["input_ids"]), inspect.signature(root.forward).parameters
+    sites = Atlas(root).table().get("cross.k", [])
+    if not sites or "decoder_input_ids" in takes:
+        return {}
+    states = torch.zeros(rows, 2, sites[0].in_features, device=device, dtype=root.dtype)
+    return {"encoder_hidden_states": states} if "encoder_hidden_states" in takes else {"encoder_outputs": (states,)}
+
+
+def _image(root: Any, device: torch.device) -> torch.Tensor:
+    """One black image [1, C, H, W] of the size that the model was made for."""
+    config = getattr(root.config, "vision_config", root.config)
+    size = config.image_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return torch.zeros(1, config.num_channels, height, width, device=device, dtype=root.dtype)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: its weights' device, or, where those are offloaded, the device its hook brings them to."""
+    weight = next(module.parameters(), None)
+    if weight is None:
+        return torch.device("cpu")
+    if weight.device.type == "meta":
+        hooks = (getattr(child, "_hf_hook", None) for child in module.modules())
+        devices = (
+            device
+            for hook in hooks
+            for each in getattr(hook, "hooks", (hook,))
+            if (device := getattr(each, "execution_device", None))
+        )
+        found = next(devices, None)
+        return weight.device if found is None else torch.device(found)
+    return weight.device

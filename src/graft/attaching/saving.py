@@ -1,0 +1,146 @@
+"""Write an adapter to its folder, whole or not at all, and copy tensors back to their places strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from graft.adapters import Adapter
+from graft.attaching.fingerprint import fingerprint
+from graft.attaching.parameters import modules_of, tensors
+from graft.errors import GraftError
+from graft.injection.state import SHARED, State, part_of, state_of, unwrapped
+from graft.utils.files import explained, new_dir, write_json_atomic
+from graft.version import __version__
+
+CONFIG, WEIGHTS, TRAINER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "model.safetensors"
+
+
+def save(model: nn.Module, name: str, folder: str | Path, *, extra_files: Mapping[str, str] | None = None) -> Path:
+    """Write one adapter to a folder, atomically; the files are opened again and compared before the folder takes its place.
+
+    Reparametrisations are folded away (a prefix's projection). extra_files: name -> text, put beside (template, model card).
+    Raises `GraftError` when the folder holds something else, or the disk is full.
+    """
+    root, state, folder = unwrapped(model), state_of(model), Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise GraftError(f"{folder} is not empty and holds no adapter: choose another folder")
+    saved = dict(_published(root, state, name))
+    with new_dir(folder) as fresh:
+        _write_weights(saved, fresh / WEIGHTS)
+        write_json_atomic(
+            fresh / CONFIG, {**_header(root, state), "name": name, "adapter": _dumped(state, name, collapsed=True)}
+        )
+        for file, text in (extra_files or {}).items():
+            (fresh / file).write_text(text, encoding="utf-8")
+    return folder
+
+
+def save_for_trainer(root: nn.Module, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
+    """What a Trainer checkpoint holds of a grafted model: all adapters by their state-dict names, and their configs."""
+    state = state_of(root)
+    given = state_dict or root.state_dict()
+    names = {key for name in state.entries for key in _state_dict_of(root, state, name)}
+    found = {
+        key.removeprefix("module."): tensor for key, tensor in given.items() if key.removeprefix("module.") in names
+    }
+    if names - set(found):
+        raise GraftError(f"the state dict to save lacks tensors of the adapters: {_some(sorted(names - set(found)))}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(found, folder / TRAINER_WEIGHTS)
+    configs = {name: _dumped(state, name, collapsed=False) for name in state.entries}
+    write_json_atomic(folder / CONFIG, {**_header(root, state), "adapters": configs})
+
+
+def _state_dict_of(root: nn.Module, state: State, name: str) -> dict[str, Tensor]:
+    """An adapter's tensors by their names in the model's state dict."""
+    entry, found = state.entry(name), {}
+    for seat in entry.seats:
+        prefix = f"{seat.site.module}.graft.{name}.{seat.key}".lstrip(".")
+        found |= {
+            f"{prefix}.{key}": tensor for key, tensor in seat.module_of(root, name).state_dict(keep_vars=True).items()
+        }
+    for key in entry.shared:
+        shared = part_of(root, "", name, key)
+        found |= {f"graft.{name}.{key}.{inner}": tensor for inner, tensor in shared.state_dict(keep_vars=True).items()}
+    return found
+
+
+def training_state(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """All tensors of an adapter as they train (reparametrisations included), detached, for exact resuming."""
+    return {key: tensor.detach() for key, tensor in tensors(unwrapped(model), state_of(model), name)}
+
+
+def load_training_state(model: nn.Module, name: str, stored: Mapping[str, Tensor]) -> None:
+    """Put back what `training_state` gave. Raises `GraftError` for missing, extra or misshapen tensors."""
+    copy_strictly(stored, dict(tensors(unwrapped(model), state_of(model), name)), f"the training state of '{name}'")
+
+
+def copy_strictly(stored: Mapping[str, Tensor], places: Mapping[str, Tensor], origin: str) -> None:
+    """Copy tensors to their places by name.
+
+    Raises `GraftError` that lists what is missing, extra or of another shape; nothing is copied then.
+    """
+    missing, extra = sorted(set(places) - set(stored)), sorted(set(stored) - set(places))
+    shapes = [f"{key} {tuple(stored[key].shape)} instead of {tuple(places[key].shape)}" for key in places
+              if key in stored and stored[key].shape != places[key].shape]  # fmt: skip
+    problems = [
+        f"{len(keys)} {what} ({_some(keys)})"
+        for what, keys in (("missing", missing), ("extra", extra), ("misshapen", shapes))
+        if keys
+    ]
+    if problems:
+        raise GraftError(f"{origin} does not fit the adapter: of {len(places)} tensors, " + "; ".join(problems))
+    with torch.no_grad():
+        for key, place in places.items():
+            place.copy_(stored[key])
+
+
+def _published(root: nn.Module, state: State, name: str) -> Iterable[tuple[str, Tensor]]:
+    """What `save` writes: each site's promise, and the shared modules that a published adapter still needs."""
+    parts = state.entry(name).config.parts()
+    for path, module in modules_of(root, state, name):
+        if isinstance(module, Adapter):
+            found = module.to_save()
+        else:
+            part = parts[int(path.removeprefix(SHARED))]
+            found = module.state_dict() if part.collapsed() == part else {}
+        for key, tensor in found.items():
+            yield f"{path}.{key}", tensor
+
+
+def _header(root: nn.Module, state: State) -> dict[str, Any]:
+    return {
+        "format": "graft",
+        "format_version": 1,
+        "graft_version": __version__,
+        "base": fingerprint(root, state),
+    }
+
+
+def _dumped(state: State, name: str, *, collapsed: bool) -> dict[str, Any]:
+    config = state.entry(name).config
+    return (config.collapsed() if collapsed else config).model_dump(mode="json")
+
+
+def _write_weights(found: Mapping[str, Tensor], path: Path) -> None:
+    """Write, open again, compare."""
+    if not found:
+        raise GraftError(f"there is nothing to write to {path}: the adapter has no tensors")
+    contiguous = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in found.items()}
+    with explained(path):
+        save_file(contiguous, path, metadata={"format": "pt"})
+    again = load_file(path)
+    if set(again) != set(contiguous) or not all(
+        torch.equal(again[key], contiguous[key]) for key in again if not again[key].isnan().any()
+    ):
+        raise OSError(f"{path} does not hold what was written to it")
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

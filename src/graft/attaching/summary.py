@@ -1,0 +1,73 @@
+"""What is attached where: the table that `graft.summary` and `graft check` print."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from torch import nn
+
+from graft.architectures.sites import Atlas
+from graft.attaching.parameters import names, parameters
+from graft.injection.state import state_of, unwrapped
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One adapter at the sites of one name."""
+
+    adapter: str
+    kind: str
+    site: str
+    modules: int
+    example: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All adapters of a model. `str()` is a table."""
+
+    rows: tuple[SummaryRow, ...]
+    active: tuple[str, ...]
+    adapter_parameters: dict[str, int]
+    base_parameters: int
+
+    def __str__(self) -> str:
+        header = ("adapter", "kind", "site", "modules", "first module", "parameters")
+        cells = [(r.adapter, r.kind, r.site, str(r.modules), r.example, f"{r.parameters:,}") for r in self.rows]
+        widths = [max(len(row[i]) for row in (header, *cells)) for i in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (header, *cells)
+        ]
+        for name, count in self.adapter_parameters.items():
+            share = 100 * count / self.base_parameters if self.base_parameters else 0.0
+            mark = " (active)" if name in self.active else ""
+            lines.append(f"{name}{mark}: {count:,} parameters, {share:.4f} % of the base's {self.base_parameters:,}")
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module) -> Summary:
+    """Adapters, kinds, sites and counts of a model."""
+    root = unwrapped(model)
+    base = sum(p.numel() for name, p in root.named_parameters() if "graft" not in name.split("."))
+    if not names(model):
+        return Summary((), (), {}, base)
+    state = state_of(model)
+    rows = []
+    for name in names(model):
+        groups: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
+        for seat in state.entry(name).seats:
+            count = sum(p.numel() for p in seat.module_of(root, name).parameters())
+            groups[seat.config.kind, seat.site.name].append((seat.site.module, count))
+        for (kind, site), found in groups.items():
+            rows.append(SummaryRow(name, kind, site, len(found), found[0][0], sum(count for _, count in found)))
+    totals = {name: sum(p.numel() for _, p in parameters(model, name)) for name in names(model)}
+    return Summary(tuple(rows), tuple(sorted(state.current.names)), totals, base)
+
+
+def sites(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The site language on this model: every name it answers to, and the modules that the name means."""
+    table = Atlas(unwrapped(model)).table()
+    return {name: tuple(site.module for site in found) for name, found in table.items()}

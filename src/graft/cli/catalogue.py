@@ -1,0 +1,141 @@
+"""What there is to say of every adapter kind, taken from the code: the table and the pages that people read.
+
+The equations come from the docstring of the file that holds the kind, the sentences from its config.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass
+
+from graft.adapters import KINDS, parse
+from graft.adapters.base import AdapterConfig
+
+_INTRODUCTION = """# Adapter kinds
+
+These pages are written from the code by `graft kinds --markdown docs/adapters`; a test compares them.
+
+An adapter is written as a mapping under `adapter` in a run's YAML, or as the config class of the same name (`graft.LoRA(rank=16)`).
+A list of mappings is a stack: several kinds under one name. `graft kinds KIND` shows every setting of a kind, and
+`graft kinds --base MODEL` what each kind costs on a model. Sites are named in one language for all architectures:
+
+```text
+{sites}
+```
+
+In the table, *sites* are the types of places where a kind can act, *identity* says whether a fresh adapter at its defaults leaves the
+model's output bitwise unchanged, and *folds* whether it can be merged into the base's weights (`graft merge`).
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One kind in a few words."""
+
+    kind: str
+    summary: str
+    sites: str
+    """Types of sites that it takes."""
+    default_sites: str
+    identity: str
+    folds: str
+    needs: str
+    """Site names that a model must have."""
+    source: str
+
+
+def card_of(kind: str) -> Card:
+    """A kind as it is at its defaults. Raises `GraftError` for an unknown kind."""
+    cls = type(_config(kind))
+    config = _config(kind)
+    folds = ("yes, where layers have biases" if config.learns_bias else "yes") if config.folds else "no"
+    if kind == "stack":
+        sites, identity, folds = "those of its parts", "if all parts are", "if all parts do"
+    else:
+        sites, identity = " ".join(sorted(cls.takes)), "yes" if config.starts_as_identity else "no"
+    names = config.sites if isinstance(config.sites, str) else " ".join(config.sites)
+    return Card(kind, _summary(cls), sites, names, identity, folds, " ".join(sorted(cls.needs)), cls.source)
+
+
+def cards() -> tuple[Card, ...]:
+    """Every kind, in the order of the registry."""
+    return tuple(card_of(kind) for kind in KINDS)
+
+
+def settings_of(kind: str) -> dict[str, tuple[str, str]]:
+    """Field -> (default, what it means)."""
+    found = {}
+    for name, field in type(_config(kind)).model_fields.items():
+        default = "" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        found[name] = (default, " ".join((field.description or "").split()))
+    del found["kind"]
+    return found
+
+
+def equation_of(kind: str) -> str:
+    """What the file that holds a kind says of it: equations, source, legend."""
+    return inspect.cleandoc(sys.modules[type(_config(kind)).__module__].__doc__ or "")
+
+
+def pages() -> dict[str, str]:
+    """Name of a file in docs/adapters -> its text: README.md with the table, and a page for each kind."""
+    return {"README.md": _overview(), **{f"{kind}.md": _page_of(kind) for kind in KINDS}}
+
+
+def _overview() -> str:
+    import graft.architectures.language
+
+    language = inspect.cleandoc(graft.architectures.language.__doc__ or "").split("\n\n")[1]
+    header = ("kind", "what it is", "sites", "identity", "folds", "needs", "source")
+    rows = [
+        (f"[`{c.kind}`]({c.kind}.md)", c.summary, c.sites, c.identity, c.folds, c.needs and f"`{c.needs}`", c.source)
+        for c in cards()
+    ]
+    table = [_row(header), _row(["---"] * len(header)), *(_row(row) for row in rows)]
+    return "\n".join([_INTRODUCTION.format(sites=inspect.cleandoc(language)), *table]) + "\n"
+
+
+def _page_of(kind: str) -> str:
+    """What the kind's file says, when to use it, a YAML that is valid as it stands, and every setting."""
+    cls, card = KINDS[kind], card_of(kind)
+    said = {
+        "sites": card.sites,
+        "starts as identity": card.identity,
+        "folds": card.folds,
+        "needs": card.needs,
+        "source": card.source,
+    }
+    settings = [_row((f"`{name}`", f"`{default}`" if default else "", meaning.replace("|", "\\|")))
+                for name, (default, meaning) in settings_of(kind).items()]  # fmt: skip
+    return "\n".join([
+        f"# `{kind}`", "", f"{_summary(cls)} {cls.suits}".strip(), "", "```text", equation_of(kind), "```", "",
+        *(f"- {name}: {value}" for name, value in said.items() if value), "",
+        "```yaml", f"adapter: {_flow(cls.example())}", "```", "", _row(("setting", "default", "meaning")), _row(["---"] * 3), *settings,
+    ]) + "\n"  # fmt: skip
+
+
+def _config(kind: str) -> AdapterConfig:
+    config = parse({"kind": kind}) if kind not in KINDS else parse(KINDS[kind].example())
+    assert isinstance(config, AdapterConfig)
+    return config
+
+
+def _summary(cls: type[AdapterConfig]) -> str:
+    return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _row(cells: list[str] | tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _flow(value: object) -> str:
+    """A value as YAML in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value)
+    return f'"{text}"' if isinstance(value, str) and any(mark in text for mark in "?:{}[],#") else text

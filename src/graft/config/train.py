@@ -1,0 +1,97 @@
+"""The block `train`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from graft.config.objectives import AnyObjective
+from graft.config.section import Section
+
+SCHEDULES = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+
+
+class TrainConfig(Section):
+    """How the adapter learns."""
+
+    objective: AnyObjective = None
+    """What is learnt from pairs of answers (data.task preference): dpo, ipo, cpo, orpo or simpo, or a mapping with that kind and its
+    settings; null learns to write the answers."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training data."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; overrides epochs."""
+    batch_size: int = Field(default=16, ge=1)
+    """Samples per optimiser step."""
+    token_budget: int = Field(default=4096, ge=1)
+    """Tokens per forward pass: a step is cut into micro-batches of at most this size. Changes memory, not results."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: SCHEDULES = "linear"
+    """Course of the learning rate after warm-up, by its name in transformers."""
+    warmup: int | float = Field(default=0, ge=0)
+    """Steps (a whole number) or fraction of all steps (below 1) in which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay, on the adapter's matrices and vectors alike."""
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient, over all parameters of the adapter; null does not clip."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of initialisation, order and dropout."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Run the base as one compiled graph (torch.compile): padded batches, no dropout, minutes until the first step."""
+    kernels: Literal["auto", "off", "liger"] = "auto"
+    """Triton kernels for norms, rotary positions and SwiGLU: auto is Liger's where graft-llm[gpu] is installed and the base is on a CUDA
+    device, else torch's own operations; liger demands them; off is torch's own."""
+    layout: Literal["auto", "flat", "padded"] = "auto"
+    """One row of all tokens, or padded; auto is flat where the model proves equal on the first batch, else padded."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Steps between validations; null validates at the end of each epoch."""
+    patience: int | None = Field(default=None, ge=1)
+    """Validations without improvement before the run stops; null never stops early."""
+    save_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; null saves at each validation and at the end."""
+    keep: int = Field(default=3, ge=1)
+    """Latest checkpoints that stay on the disk (the best one stays besides)."""
+    init_from: str | None = None
+    """Folder of an adapter to start from in place of a fresh one."""
+    loggers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Trackers that receive the metrics besides metrics.jsonl; each needs graft-llm[track]."""
+    log_every: int = Field(default=1, ge=1)
+    """Steps between lines of metrics.jsonl."""
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_is_steps_or_fraction(cls, value: int | float) -> int | float:
+        if isinstance(value, float) and value >= 1:
+            raise ValueError("must be a whole number of steps, or a fraction of all steps below 1")
+        return value
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_lie_below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("must be two numbers of at least 0 and below 1")
+        return value
+
+    @model_validator(mode="after")
+    def _constant_has_no_warmup(self) -> TrainConfig:
+        if self.schedule == "constant" and self.warmup:
+            raise ValueError("schedule 'constant' has no warm-up: use 'constant_with_warmup', or warmup: 0")
+        return self
+
+    @model_validator(mode="after")
+    def _an_initial_adapter_as_reference_needs_one(self) -> TrainConfig:
+        if getattr(self.objective, "reference", "base") == "init" and self.init_from is None:
+            raise ValueError(
+                "objective.reference is init, but there is no train.init_from: name the adapter's folder there"
+            )
+        return self

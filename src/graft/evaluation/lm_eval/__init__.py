@@ -1,0 +1,1 @@
+"""Graft's adapters in EleutherAI's lm-evaluation-harness."""

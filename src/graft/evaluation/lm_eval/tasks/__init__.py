@@ -1,0 +1,1 @@
+"""Functions that the harness's task files name."""

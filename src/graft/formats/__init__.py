@@ -1,0 +1,1 @@
+"""Adapter folders: ours and other libraries'."""

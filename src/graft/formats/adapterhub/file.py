@@ -1,0 +1,69 @@
+"""An AdapterHub folder: `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, named as in the library's models.
+
+A tensor's name begins with the path of the module that hosts it, in the library's own class (`bert.encoder...` even where the base at hand
+is a BertModel), and has the adapter's name in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from graft.architectures.site import Site
+from graft.architectures.sites import Atlas
+from graft.errors import GraftError
+from graft.formats.foreign import Checkpoint
+
+
+class HubFile(Checkpoint):
+    """A folder's tensors under the base's own module names, each to be taken once, and the places they may belong to."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], model: nn.Module) -> None:
+        super().__init__(folder, config, "", ("pytorch_adapter.bin", "adapter.safetensors"))
+        self.name, self.model, self.atlas = str(config["name"]), model, Atlas(model)
+        outer, inner = f"{getattr(model, 'base_model_prefix', '') or '-'}.", dict(model.named_children())
+        if outer[:-1] not in inner:
+            self.left = {name.removeprefix(outer): tensor for name, tensor in self.left.items()}
+        elif not any(name.startswith(outer) for name in self.left):
+            self.left = {self._with_prefix(name, outer): tensor for name, tensor in self.left.items()}
+        self.kept = dict(self.left)
+
+    def _with_prefix(self, name: str, outer: str) -> str:
+        """A plain model's name as the model with a head has it; encoder-decoders have no outer name."""
+        return name if self._known(name) else outer + name
+
+    def _known(self, name: str) -> bool:
+        return name.split(".")[0] in dict(self.model.named_children())
+
+    def sublayers(self, *names: str, leave_out: tuple[int, ...] = ()) -> list[tuple[Site, str]]:
+        """(site, how the names of its adapter begin) for the sublayers of these names, left-out layers left out.
+
+        Raises `GraftError` for a base of another shape.
+        """
+        found = []
+        for name in names:
+            for site in self.atlas.table().get(name, []):
+                if site.layer not in leave_out:
+                    found.append((site, self._prefix(site)))
+        if not found:
+            raise GraftError(f"{self.folder}: this base has no {' and no '.join(names)} where the file has adapters")
+        return found
+
+    def _prefix(self, site: Site) -> str:
+        """Of BERT and T5 the module that has the sublayer's last layer in it, of decoders a container in the block."""
+        parts = site.module.split(".")
+        for end in range(len(parts), 0, -1):
+            prefix = f"{'.'.join(parts[:end])}.adapters.{self.name}."
+            if any(name.startswith(prefix) for name in self.left):
+                return prefix
+        block = next((block.path for block in self.atlas.blocks if site.module.startswith(f"{block.path}.")), "")
+        container = "attention_adapters" if site.name == "attn" else "output_adapters"
+        return f"{block}.{container}.adapters.{self.name}."
+
+    def shared(self, name: str) -> Tensor:
+        """A tensor that all sites share, wherever the library put it."""
+        tail = f"shared_parameters.{self.name}.{name}"
+        found = next((key for key in self.left if key == tail or key.endswith(f".{tail}")), tail)
+        return self.take(found)

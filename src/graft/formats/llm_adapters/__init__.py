@@ -1,0 +1,1 @@
+"""LLM-Adapters' folders, read and written."""

@@ -1,0 +1,76 @@
+"""PEFT's AdaLoRA: the triplets that were kept, and by `rank_pattern` which of the initial ones they are.
+
+Legend: R initial rank, K kept triplets, I input, O output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters import AdaLoRA
+from graft.architectures.layers import is_transposed
+from graft.errors import GraftError
+from graft.formats.composing import Piece
+from graft.formats.foreign import Checkpoint
+from graft.formats.peft.folder import Folder, Held
+from graft.formats.peft.naming import shortest_names
+from graft.formats.peft.targets import targets
+
+
+def read_adalora(file: Checkpoint, model: nn.Module) -> list[Piece]:
+    """P, E and Q at their initial ranks, zero where triplets were cut away."""
+    config = file.config
+    pattern = config.get("rank_pattern") or {}
+    like = AdaLoRA(init_rank=file.field("init_r"), target_rank=None, alpha=float(file.field("lora_alpha")),
+                   dropout=config.get("lora_dropout") or 0.0)  # fmt: skip
+    pieces = []
+    for path, _ in targets(file, model, (".lora_E",)):
+        Q, P, E = (file.take(f"{path}.lora_{letter}") for letter in "ABE")
+        kept = torch.tensor(pattern.get(f"{path}.lora_E", [True] * like.init_rank))
+        if (
+            P.numel()
+            and Q.numel()
+            and not (int(kept.sum()) == len(Q) == P.shape[1] == len(E) and len(kept) == like.init_rank)
+        ):
+            raise GraftError(
+                f"{file.folder}: '{path}' has {len(Q)} triplets, but rank_pattern keeps {int(kept.sum())} of {len(kept)}"
+            )
+        pieces.append(Piece(path, like, _spread(P, E.flatten(), Q, kept)))
+    return pieces
+
+
+def _spread(P: Tensor, E: Tensor, Q: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    if not (P.numel() and Q.numel()):
+        return {"P": P, "E": E, "Q": Q, "kept": kept}
+    whole = {"P": torch.zeros(len(P), len(kept)), "E": torch.zeros(len(kept)), "Q": torch.zeros(len(kept), Q.shape[1])}
+    whole["P"][:, kept], whole["E"][kept], whole["Q"][kept] = P, E, Q
+    return {**whole, "kept": kept}
+
+
+def write_adalora(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
+    """The kept triplets alone, as PEFT does after its last choice."""
+    config: Any = seats[0].config
+    paths = [held.path for held in seats]
+    if any(held.seat.site.rows is not None for held in seats) or len(set(paths)) < len(paths):
+        raise GraftError("PEFT's AdaLoRA holds one adapter for a whole layer; this one acts on slices, or twice on one")
+    if config.epsilon != 1e-5:
+        raise GraftError(
+            f"PEFT divides alpha by the rank plus 1e-5, this adapter by the rank plus {config.epsilon:g}: it cannot say that"
+        )
+    pattern: dict[str, list[bool]] = {}
+    for held in seats:
+        module, kept = held.module, held.module.kept
+        pattern[f"{held.path}.lora_E"] = kept.tolist()
+        folder.tensors |= {f"{held.path}.lora_A": module.Q[kept], f"{held.path}.lora_B": module.P[:, kept],
+                           f"{held.path}.lora_E": module.E[kept][:, None]}  # fmt: skip
+    total = sum(sum(kept) for kept in pattern.values())
+    folder.config |= {
+        "peft_type": "ADALORA", "init_r": config.init_rank, "target_r": max(1, total // len(seats)), "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout, "tinit": 0, "tfinal": 0, "deltaT": 1, "beta1": config.beta1, "beta2": config.beta2,
+        "orth_reg_weight": config.orthogonality, "total_step": 1, "rank_pattern": pattern, "bias": "none", "init_lora_weights": True,
+        "fan_in_fan_out": any(is_transposed(root.get_submodule(path)) for path in paths), **shortest_names(root, paths),
+    }  # fmt: skip

@@ -1,0 +1,64 @@
+"""Read a PEFT folder: `adapter_config.json` and `adapter_model.safetensors` (or .bin), tensor names behind `base_model.model.`.
+
+Every tensor of the file is taken exactly once; what is missing or left over is an error that lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from graft.adapters import AdapterConfig
+from graft.errors import GraftError
+from graft.formats.composing import Piece, composed
+from graft.formats.foreign import CONFIG, Checkpoint, read_config
+from graft.formats.peft.adalora import read_adalora
+from graft.formats.peft.adaption import read_adaption
+from graft.formats.peft.lora import extra_pieces, read_lora
+from graft.formats.peft.others import read_ia3, read_norms, read_prefix, read_prompt, read_tokens
+from graft.formats.peft.relatives import read_loha, read_lokr, read_vera
+
+ROOT = "base_model.model."
+
+READERS: dict[str, Callable[[Checkpoint, nn.Module], list[Piece]]] = {
+    "LORA": read_lora,
+    "IA3": read_ia3,
+    "LN_TUNING": read_norms,
+    "TRAINABLE_TOKENS": read_tokens,
+    "ADALORA": read_adalora,
+    "VERA": read_vera,
+    "LOHA": read_loha,
+    "LOKR": read_lokr,
+    "PROMPT_TUNING": read_prompt,
+    "P_TUNING": read_prompt,
+    "PREFIX_TUNING": read_prefix,
+    "ADAPTION_PROMPT": read_adaption,
+}
+
+
+def detect(folder: str | Path) -> bool:
+    """Whether the folder's config is one that PEFT writes."""
+    return (Path(folder) / CONFIG).is_file() and "peft_type" in read_config(Path(folder))
+
+
+def read(folder: str | Path, model: nn.Module) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """The adapter of a folder for this base: a config, and float32 tensors under Graft's names.
+
+    Raises `GraftError` for a kind that Graft has not, a damaged file, and missing or unexpected tensors (all are listed).
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    kind = str(config["peft_type"])
+    if kind not in READERS:
+        raise GraftError(
+            f"{folder} holds an adapter of PEFT's kind {kind}, which Graft has not. What can be read: {', '.join(READERS)}"
+        )
+    file = Checkpoint(folder, config, ROOT)
+    file.left = {
+        name.removeprefix("base_model."): tensor for name, tensor in file.left.items()
+    }  # beside virtual tokens
+    pieces = READERS[kind](file, model) + extra_pieces(file, model)
+    file.finish()
+    return composed(model, pieces)

@@ -1,0 +1,71 @@
+"""Which modules of a base a PEFT config speaks of: `target_modules` and what narrows them, with PEFT's own rules of matching.
+
+A list matches whole names and endings from a dot on; a string is a regular expression for the whole name. Here a name of the list that
+matches nothing is an error, where PEFT is silent as long as another one does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from graft.architectures.layers import is_linear
+from graft.errors import GraftError, did_you_mean
+from graft.formats.foreign import Checkpoint
+
+
+def targets(file: Checkpoint, model: nn.Module, marks: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of every target in the model's order.
+
+    marks: how the names of a module's tensors go on behind its path; they say the targets where the config does not.
+    Raises `GraftError` for names that match nothing.
+    """
+    config, wanted = file.config, file.config.get("target_modules")
+    if wanted is None:
+        wanted = sorted({name.split(mark)[0] for name in file.left for mark in marks if mark in name})
+    modules = {path: module for path, module in model.named_modules() if path and "graft" not in path.split(".")}
+    if wanted == "all-linear":
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        yield from ((path, m) for path, m in modules.items() if is_linear(m) and m is not head)
+        return
+    if isinstance(wanted, list | tuple):
+        for name in wanted:
+            if not any(path == name or path.endswith(f".{name}") for path in modules):
+                near = did_you_mean(name, {path.rsplit(".", 1)[-1] for path in modules})
+                raise GraftError(f"{file.folder}: target module '{name}' is not in this base.{near}")
+    chosen = [(path, module) for path, module in modules.items() if _is_target(path, wanted, config)]
+    if not chosen:
+        raise GraftError(f"{file.folder}: target_modules {wanted!r} names no module of this base")
+    yield from chosen
+
+
+def _is_target(path: str, wanted: Any, config: Mapping[str, Any]) -> bool:
+    excluded = config.get("exclude_modules")
+    if excluded and matches(path, excluded):
+        return False
+    if not matches(path, wanted):
+        return False
+    layers, pattern = config.get("layers_to_transform"), config.get("layers_pattern")
+    if layers is None or isinstance(wanted, str):
+        return True
+    names = [pattern] if isinstance(pattern, str) else pattern or [r"[^.]*"]
+    found = next((match for name in names if (match := re.match(rf".*\.{name}\.(\d+)\.", path))), None)
+    return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+
+
+def matches(path: str, wanted: str | Sequence[str]) -> bool:
+    """Whether a module is named: by a regular expression for all of its path, or by one of a list's endings."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in wanted)
+
+
+def by_pattern(path: str, patterns: Mapping[str, Any] | None, usual: Any) -> Any:
+    """The value that `rank_pattern` or `alpha_pattern` gives a module, else the usual one."""
+    for key, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return usual

@@ -1,0 +1,1 @@
+"""Answers to prompts: batches, beams, caches, engines."""

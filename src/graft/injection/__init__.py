@@ -1,0 +1,1 @@
+"""What stands in the model: the container at each adapted module, class substitution, the model's state."""

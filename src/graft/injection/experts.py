@@ -1,0 +1,120 @@
+"""The forward of a module of experts with adapters on its weights.
+
+Such a module picks its matrices itself (in a loop, or in one grouped product), so an adapter changes the matrices: the module runs on each
+adapter's tokens with W + D in place of W. D has the size of the weights: each adapter in use costs one copy of them per pass (while
+training, for each layer until the backward pass; checkpoint the blocks where that is too much), and its tokens a run of their own.
+Dropout on the input cannot be taken out of W + D, so there is none. Under torch.compile the module runs outside the graph.
+
+Legend: E experts, I input features, O output features, T tokens, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters.hooks import ExpertsAdapter
+from graft.architectures.experts import PARTS
+from graft.errors import GraftError
+from graft.injection.substitution import register_mixin
+from graft.routing.passes import Pass
+
+Base = Callable[..., Any]
+
+
+@register_mixin
+class RunsExperts:
+    """Mixin for a module of experts: its forward with the weights of the adapters in effect."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _run(self, super().forward, args, kwargs)  # pyright: ignore
+
+
+@torch.compiler.disable
+def _run(host: Any, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    grafts = host._modules["graft"]
+    state, pass_ = grafts.state, grafts.state.current
+    names = [name for name in grafts.experts if name in pass_.names]
+    if not names or state.merged is not None:
+        return base(*args, **kwargs)
+    if state.fired is not None:
+        state.fired.add(id(grafts))
+    if isinstance(pass_.rows, str):
+        with _in_place(host, grafts.experts[pass_.rows]):
+            return base(*args, **kwargs)
+    return _by_tokens(host, base, args, kwargs, pass_, grafts.experts)
+
+
+@contextmanager
+def _in_place(host: nn.Module, adapters: Sequence[ExpertsAdapter]) -> Iterator[None]:
+    """Let the host find W + D where it looks for its parameters: an attribute of its own goes before them."""
+    weights: dict[str, Tensor] = {}
+    for adapter in adapters:
+        weights[adapter.parameter] = adapter.changed(
+            weights.get(adapter.parameter, host.get_parameter(adapter.parameter))
+        )
+    host.__dict__.update(weights)
+    try:
+        yield
+    finally:
+        for name in weights:
+            del host.__dict__[name]
+
+
+def _by_tokens(
+    host: Any,
+    base: Base,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    pass_: Pass,
+    table: dict[str, list[ExpertsAdapter]],
+) -> Tensor:
+    """Each adapter's tokens in a run of their own. Tokens come as [T, I] in the order of the batch, or once per expert as [E T, I]."""
+    tensors = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
+    x, copies = tensors[0], host.get_parameter(PARTS["down"]).shape[0] if len(tensors) == 1 else 1
+    if x.dim() != 2 or x.shape[0] % copies:
+        raise GraftError(
+            f"{type(host).__name__} met a tensor of shape {tuple(x.shape)}: rows cannot be routed through it"
+        )
+    tokens = x.shape[0] // copies
+    owner_T, names = _owners(x.view(copies, tokens, -1)[0], pass_)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for number, name in enumerate((None, *names)):
+        index = (owner_T == number).nonzero().flatten()
+        if not len(index):
+            continue
+        some_args = tuple(_taken(item, index, copies) for item in args)
+        some_kwargs = {key: _taken(item, index, copies) for key, item in kwargs.items()}
+        with _in_place(host, table.get(name or "", ())):
+            parts.append((index, base(*some_args, **some_kwargs).view(copies, len(index), -1)))
+    out = parts[0][1].new_zeros(copies, tokens, parts[0][1].shape[-1])
+    for index, part in parts:
+        out = out.index_copy(1, index, part)
+    return out.flatten(0, 1)
+
+
+def _owners(x_TI: Tensor, pass_: Pass) -> tuple[Tensor, list[str]]:
+    """[T] with 0 for the bare base and n for the n-th name, and the names."""
+    rows = 1 if pass_.flat else len(pass_.rows or ())
+    if x_TI.shape[0] % rows:
+        raise GraftError(
+            f"{x_TI.shape[0]} tokens do not come from {rows} rows of one length: they cannot be routed through experts"
+        )
+    by_rows = x_TI.view(rows, -1, x_TI.shape[-1])
+    owner = torch.zeros(by_rows.shape[:2], dtype=torch.long, device=x_TI.device)
+    names: list[str] = []
+    for name, index, _ in pass_.groups(by_rows):
+        number = names.index(name) + 1 if name in names else len(names) + 1
+        names += [name] if number > len(names) else []
+        owner[(slice(None), index) if pass_.flat else index] = number
+    return owner.flatten(), names
+
+
+def _taken(item: Any, index: Tensor, copies: int) -> Any:
+    if not isinstance(item, Tensor):
+        return item
+    return item.view(copies, -1, *item.shape[1:]).index_select(1, index).flatten(0, 1)

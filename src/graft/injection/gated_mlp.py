@@ -1,0 +1,133 @@
+"""The forward of a gated MLP while it is trained through: frozen layers and their LoRAs as one node, or the product in its middle.
+
+Where each layer is a frozen linear one with nothing but low-rank terms on it, all of it is one node (`adapters/gated_mlp.py`); adapters of
+the MLP's output act behind that. Elsewhere the layers run as they are, adapters, hooks and all, and the product alone is a node
+(`adapters/gated_product.py`). Without gradients, on the bare base, under autocast, in compiled code, under function transforms and with
+hooks in the way the model's own forward runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.architectures.blocks import blocks_of
+from graft.errors import GraftError
+from graft.injection.container import OFFLOADED, Grafts
+from graft.injection.gated_proof import Gated, gated_mlps
+from graft.injection.state import Link, State
+from graft.injection.substitution import register_mixin, substitute
+from graft.ops.frozen_linear import frozen_linear
+from graft.ops.gated_mlp import Layer, gated_mlp
+from graft.ops.gated_product import gated_product
+from graft.ops.low_rank import factors_of, one_node
+from graft.routing.passes import Pass
+from graft.routing.rows import by_rows
+
+NOTE = "graft_gated"
+
+
+@register_mixin
+class GatedForward:
+    """Mixin for a gated MLP."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and len(args) == 1 and not kwargs:
+            out = _run(self, self.__dict__["graft_state"], self.__dict__[NOTE], args[0])
+            if out is not None:
+                return out
+        return super().forward(*args, **kwargs)  # pyright: ignore
+
+
+def lead_gated(root: nn.Module, state: State) -> None:
+    """Give every gated MLP of a model that forward."""
+    for module, gated in gated_mlps(blocks_of(root)):
+        module.__dict__["graft_state"], module.__dict__[NOTE] = state, gated
+        substitute(module, GatedForward)
+
+
+def _run(host: nn.Module, state: State, gated: Gated, x: Any) -> Tensor | None:
+    """The output; None where the model's own forward has to run."""
+    bare = state.current.rows is None or state.merged is not None
+    if bare or state.fired is not None or not (_plain(x) and _as_proved(host, gated)):
+        return None
+    layers = [host._modules[name] for name in gated.layers]
+    if any(layer is None for layer in layers):
+        return None
+    gate, up, down = (layer for layer in layers if layer is not None)
+    whole = _as_one_node(gated, (gate, up, down), x, state)
+    if whole is not None:
+        return whole
+    return down(gated_product(gated.activation, gate(x), up(x), state.silu_product))
+
+
+def _plain(x: Any) -> bool:
+    """Whether a tensor's gradient is recorded by autograd alone."""
+    return (
+        type(x) is Tensor and torch.is_grad_enabled() and not x.is_meta and not torch.is_autocast_enabled(x.device.type)
+        and not torch._C._are_functorch_transforms_active()
+    )  # fmt: skip
+
+
+def _as_proved(host: nn.Module, gated: Gated) -> bool:
+    """Whether the modules that the equation leaves out are those of the proof, in a mode that it holds in, with nobody looking on."""
+    now = [module for name, module in host._modules.items() if name not in gated.layers and name != "graft"]
+    there = all(any(module is other for other in gated.others) for module in now)
+    off = not gated.evaluating or not any(module.training for module in (host, *gated.others))
+    return there and off and not any(_hooked(module) for module in gated.others)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class's forward."""
+    tables = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return "forward" in module.__dict__ or any(map(len, tables)) or bool(nn.modules.module._has_any_global_hook())
+
+
+def _as_one_node(
+    gated: Gated, layers: tuple[nn.Module, nn.Module, nn.Module], given: Tensor, state: State
+) -> Tensor | None:
+    """All of the MLP in one operation; None where a layer is not a frozen one with low-rank terms, and where nothing is to be kept."""
+    pass_ = state.current
+    x, parts = by_rows(given, pass_), []
+    left: Mapping[str, list[Link]] = {}
+    for layer in layers:
+        frozen, terms, left = None if _hooked(layer) else frozen_linear(layer, x), [], {}
+        if isinstance(container := layer._modules.get("graft"), Grafts):
+            if given.dim() == 2 and container.in_list:
+                return None
+            terms, left = container.low_rank(x, pass_)
+            if not _acts_behind(container, left, pass_, last=layer is layers[-1]):
+                return None
+        if frozen is None or not one_node(terms, x.device):
+            return None
+        parts.append(Layer(frozen, terms))
+    if not (x.requires_grad or any(f.requires_grad for part in parts for f in factors_of(part.terms))):
+        return None
+    y = gated_mlp(x, gated.activation, parts[0], parts[1], parts[2], state.silu_product)
+    if isinstance(container := layers[-1]._modules.get("graft"), Grafts):
+        y = _behind(container, y, left, pass_)
+    return y.reshape(*given.shape[:-1], y.shape[-1])
+
+
+def _behind(container: Grafts, y: Tensor, left: Mapping[str, list[Link]], pass_: Pass) -> Tensor:
+    """y through the last layer's other adapters."""
+    links = (link for name in pass_.names for link in left.get(name, ()))
+    if any(parameter.is_meta for link in links for parameter in link.adapter.parameters()):
+        raise GraftError(OFFLOADED)
+    return container.adapt(y, y, left, pass_)
+
+
+def _acts_behind(container: Grafts, left: Mapping[str, list[Link]], pass_: Pass, last: bool) -> bool:
+    """Whether adapters that are no low-rank terms leave a layer alone; at the last one they may change the output without the input."""
+    if any(name in container.sent for name in pass_.names):
+        return False
+    links = [link for name in pass_.names for link in left.get(name, ())]
+    return not links or last and all(_reads_elsewhere(link) for link in links)
+
+
+def _reads_elsewhere(link: Link) -> bool:
+    own_input = not link.remote and (link.acts_before or link.adapter.reads != "nothing")
+    return not own_input and not link.adapter.runs_host

@@ -1,0 +1,31 @@
+"""The attention mask of a call, noted in the pass in effect for the kinds that must know where sequences begin and end."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from graft.injection.state import State
+from graft.injection.substitution import register_mixin
+
+
+@register_mixin
+class NotesMask:
+    """Mixin for the root: [B, S] with 1 at real tokens, past tokens included, goes along in the pass. No mask given: all are real."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state: State = self.__dict__["graft_state"]
+        if state.current.rows is None or state.current.flat or torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)  # pyright: ignore
+        given = inspect.signature(self.graft_base.forward).bind_partial(self, *args, **kwargs).arguments
+        mask = given.get("attention_mask")
+        if mask is None:
+            tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+            past = given.get("past_key_values")
+            seen = int(past.get_seq_length()) if past is not None else 0
+            mask = None if tokens is None else torch.ones(tokens.shape[0], seen + tokens.shape[1], device=tokens.device)
+        with state.entered(replace(state.current, mask=mask, _groups={})):
+            return super().forward(*args, **kwargs)  # pyright: ignore

@@ -1,0 +1,233 @@
+"""What Graft knows of one model: its adapters, where they sit, and the pass that is in effect.
+
+One `State` belongs to one root; every grafted module refers to it. It holds names and paths, never modules of the base, so that a
+deep copy or a pickle of the model takes it along whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters.base import Adapter, AdapterConfig
+from graft.architectures.site import Site
+from graft.errors import GraftError, did_you_mean
+from graft.routing.passes import Pass, Recording
+
+MAX_ROWS = 4096
+"""Rows that a compiled graph can route."""
+BARE, NO_ROW = -1, -2
+"""Slot numbers of a row that the bare base serves, and of one that is not there."""
+SHARED = "shared"
+"""Key, with the part's number behind it, of a module that all sites of an adapter share."""
+
+
+@dataclass(eq=False)
+class Link:
+    """One adapter module at one site: where its rows of the output lie, and the input carried over from another module."""
+
+    name: str
+    adapter: Adapter
+    rows: slice | Tensor | None = None
+    remote: bool = False
+    """What the adapter reads is another module's input: that module runs `before` and leaves x here."""
+    x: Tensor | None = None
+
+    @property
+    def acts_before(self) -> bool:
+        """Whether the adapter may change the input."""
+        return type(self.adapter).before is not Adapter.before
+
+    def source(self, x: Tensor) -> Tensor:
+        """The site's input: the host's own x, or what the source module left in this forward pass."""
+        if not self.remote or self.adapter.reads == "nothing":
+            return x
+        if self.x is None:
+            raise RuntimeError(f"adapter '{self.name}': the sublayer's output came before its input")
+        return self.x
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """Where one module of an adapter sits: the site, and the key of the module in the host's container."""
+
+    site: Site
+    key: str
+    config: AdapterConfig
+
+    def module_of(self, root: nn.Module, name: str) -> Adapter:
+        """The adapter module."""
+        return part_of(root, self.site.module, name, self.key)  # pyright: ignore[reportReturnType]
+
+
+def part_of(root: nn.Module, host: str, name: str, key: str) -> nn.Module:
+    """A module of an adapter, in the container of a host; by `_modules`, since adapters may have names like "forward"."""
+    parts = root.get_submodule(f"{host}.graft".lstrip("."))._modules[name]
+    assert parts is not None and parts._modules[key] is not None
+    return parts._modules[key]  # pyright: ignore[reportReturnType]
+
+
+@dataclass(eq=False)
+class Entry:
+    """One attached adapter."""
+
+    config: AdapterConfig
+    seats: list[Seat]
+    slot: int
+    shared: list[str] = field(default_factory=list)
+    """Keys of modules that all sites share, in the root's container."""
+    aside: bool = False
+    """Whether its tensors are elsewhere for now, and empty here: no pass names it, and graphs leave it out."""
+
+
+class Recordings(dict[str, tuple[list[Tensor], list[tuple[int, int]], Recording]]):
+    """By adapter name: the weights, their versions and places in memory, and what they gave. A copy of the model begins anew."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recordings:
+        return Recordings()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recordings, ()
+
+
+@dataclass(eq=False)
+class State:
+    """The adapters of one model and the pass in effect."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    current: Pass = field(default_factory=Pass)
+    merged: str | None = None
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    """Base weights from before a merge, on the CPU, by name."""
+    trained: tuple[str, ...] = ()
+    """Adapters that require gradients."""
+    base_trainable: tuple[str, ...] = ()
+    """Base parameters that required gradients before the first attach."""
+    fired: set[int] | None = None
+    """While probing: the containers that a forward pass has reached."""
+    slots: Tensor = field(default_factory=lambda: torch.full((MAX_ROWS + 1,), BARE, dtype=torch.int32))
+    """Row -> slot number for compiled graphs; `NO_ROW` behind the last routed row."""
+    outer: list[Pass] = field(default_factory=list)
+    """The passes that open contexts will bring back, innermost last."""
+    recordings: Recordings = field(default_factory=lambda: Recordings())
+    """Keys and values of virtual tokens, kept while the weights they come from stay the same."""
+    silu_product: Callable[[Tensor, Tensor], Tensor | None] | None = None
+    """A kernel for silu(e) * u, while one is in use; None for what it does not take."""
+    recording_in_graph: tuple[str, Recording] | None = None
+    """For compiled graphs, which do not know the pass: whose virtual tokens run through the model, and `Pass.recording`."""
+
+    def entry(self, name: str) -> Entry:
+        """Look an adapter up. Raises `GraftError` with the names that exist."""
+        if name not in self.entries:
+            have = ", ".join(self.entries) or "none"
+            raise GraftError(f"no adapter '{name}' is attached.{did_you_mean(name, self.entries)} Attached: {have}")
+        return self.entries[name]
+
+    def free_slot(self) -> int:
+        """The lowest slot number not in use."""
+        used = {entry.slot for entry in self.entries.values()}
+        return next(slot for slot in range(len(used) + 1) if slot not in used)
+
+    def reroute(self, old: str, new: str | None) -> None:
+        """Follow an adapter's new name, or its end (None): in the pass in effect and in those that open contexts will bring back."""
+        self.outer = [_rerouted(pass_, old, new) for pass_ in self.outer]
+        self._put(_rerouted(self.current, old, new))
+        self.trained = tuple(
+            name for name in (new if each == old else each for each in self.trained) if name is not None
+        )
+        self.merged = new if self.merged == old else self.merged
+
+    def enter(self, pass_: Pass) -> None:
+        """Put a pass in effect, for eager modules and for compiled graphs."""
+        for name in pass_.names:
+            self.entry(name)
+        if self.merged is not None and pass_.rows != self.merged:
+            raise GraftError(
+                f"adapter '{self.merged}' is merged into the base, so the base alone and other adapters are not to be had: "
+                f"call graft.unmerge(model, '{self.merged}') first"
+            )
+        self._put(pass_)
+
+    @contextmanager
+    def entered(self, pass_: Pass) -> Iterator[None]:
+        """Put a pass in effect for a block of code; the one before comes back whatever happens."""
+        before = self.current
+        self.enter(pass_)
+        self.outer.append(before)
+        try:
+            yield
+        finally:
+            self._put(self.outer.pop())
+
+    @contextmanager
+    def carrying(self, pass_: Pass) -> Iterator[None]:
+        """Put what one forward pass has found out into the pass in effect; its routing, and so the slots of compiled graphs, stay."""
+        before, self.current = self.current, pass_
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def _put(self, pass_: Pass) -> None:
+        with torch.inference_mode(False):  # a later pass may train under the same slots
+            self.current, self.slots = pass_, self._slots_of(pass_)
+
+    def _slots_of(self, pass_: Pass) -> Tensor:
+        """A new tensor each time: a graph that ran under the last pass may still need its slots in backward."""
+        if self.merged is not None:
+            return torch.full_like(self.slots, BARE)
+        if not isinstance(pass_.rows, tuple) and not pass_.flat:
+            return torch.full_like(self.slots, BARE if pass_.rows is None else self.entries[pass_.rows].slot)
+        slots = torch.full_like(
+            self.slots, NO_ROW
+        )  # all of it for what compiled graphs cannot route: they refuse to run
+        if isinstance(pass_.rows, tuple) and not pass_.flat and len(pass_.rows) <= MAX_ROWS:
+            numbers = [BARE if name is None else self.entries[name].slot for name in pass_.rows]
+            slots[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
+        return slots
+
+    def slots_of_rows(self, num_rows: int, device: torch.device | None = None) -> Tensor:
+        """For compiled graphs: the slot number of each row of a batch [B]. The graph raises when the pass in effect has other rows."""
+        self.refuse_flat_in_graph()
+        slots = self.slots if device is None else self.slots.to(device)
+        slot_B = slots[:num_rows]
+        fits = (slot_B != NO_ROW).all() & ((slots[num_rows] == NO_ROW) | (slots[-1] != NO_ROW))
+        torch.ops.aten._assert_async.msg(fits, "graft: the batch has another number of rows than the routing names")
+        return slot_B
+
+    def refuse_flat_in_graph(self) -> None:
+        """For compiled graphs: raise when they cannot route the pass in effect at all."""
+        torch.ops.aten._assert_async.msg(
+            self.slots[0] != NO_ROW, f"graft: token-flat passes and more than {MAX_ROWS} rows do not run compiled"
+        )
+
+
+def _rerouted(pass_: Pass, old: str, new: str | None) -> Pass:
+    if old not in pass_.names:
+        return pass_
+    rows = tuple(new if name == old else name for name in pass_.rows) if isinstance(pass_.rows, tuple) else new
+    return replace(pass_, rows=rows, _groups={})
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def state_of(model: nn.Module) -> State:
+    """The state of a model that has adapters. Raises `GraftError` when it has none."""
+    state = unwrapped(model).__dict__.get("graft_state")
+    if state is None:
+        raise GraftError(f"this {type(model).__name__} has no adapters: call graft.attach or graft.load first")
+    return state

@@ -1,5 +1,0 @@
-"""Adapter folders of AdapterHub's `adapters` library (read and written against 1.3)."""
-
-from graft.interop.adapterhub.reading import detect, read
-
-__all__ = ["detect", "read"]

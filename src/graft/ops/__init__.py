@@ -1,0 +1,1 @@
+"""How it is fast: fused low-rank products, the gated MLP, cross-entropy in chunks."""

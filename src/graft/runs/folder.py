@@ -1,0 +1,225 @@
+"""The run folder: everything a run leaves behind, as files that are the truth for every reader.
+
+    config.yaml   lock.json   status.json   metrics.jsonl   events.jsonl   samples.jsonl
+    adapters/<name>/   checkpoints/<step>/   eval/<task>.<protocol-hash>/   jobs/ (see orders.py)   aside/ (jobs that wait)
+
+Files are replaced as a whole or appended line by line, so that a run killed at any moment leaves a readable folder.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graft.errors import GraftError
+from graft.utils.files import explained, new_dir, recover_dir, replace_dir_atomic, write_json_atomic
+from graft.utils.jsonl import JsonLines, read_json
+from graft.version import __version__
+
+if TYPE_CHECKING:
+    from graft.config import AnyRun, EvalConfig, RunConfig
+
+__all__ = ["JsonLines", "RunFolder", "find_runs", "new_dir", "replace_dir_atomic", "write_json_atomic"]
+
+LOCKED = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pydantic", "numpy")
+
+
+class RunFolder:
+    """One run's folder. Making the object touches nothing; `create` makes the folder.
+
+    metrics, events and samples are `JsonLines`: `append(record)`, `read()`, `keep(predicate)`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metrics = JsonLines(self.path / "metrics.jsonl")
+        self.events = JsonLines(self.path / "events.jsonl")
+        self.samples = JsonLines(self.path / "samples.jsonl")
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def config_path(self) -> Path:
+        """config.yaml, the run as it was resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def config(self) -> AnyRun:
+        """The run's configuration. Raises `GraftError` when this is not a run folder."""
+        from graft.config import load_run
+
+        return load_run(self.existing().config_path)
+
+    def jobs(self) -> dict[str, RunConfig]:
+        """The jobs of the run by name, those submitted while it trained too, each as the run that it would be alone."""
+        from graft.config import submitted
+        from graft.runs.commands import Orders
+
+        config = self.config
+        later = [order for order in Orders(self.path).journal.read() if order["do"] == "submit"]
+        return {**{order["job"]: submitted(config, order["config"]) for order in later}, **config.each()}
+
+    def eval_settings(self) -> EvalConfig:
+        """The block `eval` of all jobs. Raises `GraftError` where they have several."""
+        return self.eval_settings_of(self.jobs())
+
+    def eval_settings_of(self, jobs: Mapping[str, RunConfig]) -> EvalConfig:
+        """The same for jobs whose settings were changed since they were written."""
+        own = {name: job.eval for name, job in jobs.items()}
+        first = next(iter(own.values()))
+        differing = [name for name, settings in own.items() if settings != first]
+        if differing:
+            raise GraftError(
+                f"the jobs of {self.path} have different settings under eval ({', '.join(differing)}): evaluate them one at a "
+                f"time, with --base and --adapter {self.path}/adapters/NAME"
+            )
+        return first
+
+    def existing(self) -> RunFolder:
+        """This folder, if a run is in it; else a `GraftError` that says what is there."""
+        if not self.config_path.is_file():
+            found = (
+                "it holds no config.yaml"
+                if self.path.is_dir()
+                else "it is a file"
+                if self.path.exists()
+                else "there is no such folder"
+            )
+            raise GraftError(f"{self.path} is not a run folder: {found}")
+        return self
+
+    def create(self, overwrite: bool = False) -> RunFolder:
+        """Make the folder. One that holds a run is refused, or emptied with `overwrite`; any other must be empty."""
+        if self.path.exists() and not self.path.is_dir():
+            raise GraftError(f"{self.path} is a file: name a folder for the run")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not (self.config_path.exists() or (self.path / "status.json").exists()):
+                raise GraftError(f"{self.path} holds files that are not a run: name a new or empty folder")
+            if not overwrite:
+                raise GraftError(
+                    f"{self.path} holds a run already: continue it with 'graft resume {self.path}', replace it with "
+                    "--overwrite, or name another folder"
+                )
+            if self.read_status().get("state") == "running":
+                raise GraftError(f"the run in {self.path} is still running: stop it first")
+            shutil.rmtree(self.path)
+        with explained(self.path):
+            for folder in ("adapters", "checkpoints", "eval"):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+        return self
+
+    def write_config(self, config: AnyRun) -> None:
+        """Write config.yaml: every setting, defaults included."""
+        from graft.config import dump_run
+
+        dump_run(config, self.config_path)
+
+    def status(self, record: Mapping[str, Any]) -> None:
+        """Replace status.json by `record` and the process and time; "state" is running, finished, stopped or failed."""
+        made = {"pid": os.getpid(), "host": socket.gethostname(), "updated": datetime.now(UTC).isoformat()}
+        write_json_atomic(self.path / "status.json", {**made, **record})
+
+    def read_status(self) -> dict[str, Any]:
+        """What status.json says, empty where there is none; the state of a run whose process is gone is "killed"."""
+        path = self.path / "status.json"
+        status = read_json(path) if path.exists() else {}
+        here = status.get("host") == socket.gethostname()
+        if status.get("state") == "running" and here and not _alive(int(status.get("pid", 0))):
+            status["state"] = "killed"
+        return status
+
+    def lock(self, **facts: Any) -> None:
+        """Write lock.json: versions, platform, git revision of the working directory, the caller's facts (hashes)."""
+        made = {
+            "graft": __version__,
+            "versions": {name: importlib.metadata.version(name) for name in LOCKED},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "devices": _devices(),
+            "git": git_revision(),
+            "command": sys.argv,
+            "created": datetime.now(UTC).isoformat(),
+        }
+        write_json_atomic(self.path / "lock.json", {**made, **facts})
+
+    def read_lock(self) -> dict[str, Any]:
+        """What lock.json says; empty when there is none."""
+        path = self.path / "lock.json"
+        return read_json(path) if path.exists() else {}
+
+    def adapter_dir(self, name: str) -> Path:
+        """adapters/<name>. Write it through `new_dir`, so that it is replaced as a whole."""
+        path = self.path / "adapters" / name
+        recover_dir(path)
+        return path
+
+    def reference_dir(self, name: str) -> Path:
+        """Where the adapter lies that a job's answers are compared with, as it was when the run began."""
+        return self.path / "references" / name
+
+    def adapters(self) -> list[str]:
+        """The names of the adapters that are saved."""
+        return sorted(path.parent.name for path in (self.path / "adapters").glob("[!.]*/adapter_config.json"))
+
+    def checkpoint_dir(self, step: int) -> Path:
+        """checkpoints/<step>, six digits. Write it through `new_dir`; a folder that stands there is complete."""
+        return self.path / "checkpoints" / f"{step:06d}"
+
+    def checkpoints(self) -> list[int]:
+        """The steps of all complete checkpoints, oldest first."""
+        folder = self.path / "checkpoints"
+        return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdecimal())
+
+    def eval_dir(self, task: str, protocol_hash: str) -> Path:
+        """eval/<task>.<protocol-hash>."""
+        return self.path / "eval" / f"{task}.{protocol_hash}"
+
+
+def find_runs(folder: str | Path) -> list[RunFolder]:
+    """The runs in a folder, in its folders and in theirs, by name. Raises `GraftError` when there is no such folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise GraftError(f"there is no folder {folder} to look for runs in")
+    configs = sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + "config.yaml"))
+    return [RunFolder(path.parent) for path in configs if (path.parent / "status.json").exists()]
+
+
+def git_revision(folder: str | Path | None = None) -> dict[str, Any] | None:
+    """Commit of the checkout around a folder (the working directory) and whether files differ from it, or None."""
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        answers = [subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=10) for line in commands]
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    if any(answer.returncode for answer in answers):
+        return None
+    return {"commit": answers[0].stdout.strip(), "changed": bool(answers[1].stdout.strip())}
+
+
+def _devices() -> list[str]:
+    """Names of the GPUs, if torch is in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,207 @@
+"""What a run is made of: the base, and for each job its configuration, its data and its adapter with optimiser and schedule.
+
+All data are read before the base is loaded, so that a mistake in any job is said at once. What a job draws comes from its own seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from graft.adapters import AdapterConfig, Preset
+from graft.architectures.sites import Atlas
+from graft.attaching.active import set_active
+from graft.attaching.attach import attach
+from graft.bases import Base, load_base, load_tokenizer, own_classes
+from graft.bases.context import context_length
+from graft.bases.heads import draw_head, with_head
+from graft.bases.loading import own_task
+from graft.config import AnyRun, RunConfig, submitted
+from graft.config.jobs import REFERENCE
+from graft.data.preparing import Prepared, prepare
+from graft.errors import GraftError
+from graft.formats.loading import load
+from graft.injection.state import state_of, unwrapped
+from graft.runs.folder import RunFolder
+from graft.training.job import Job
+from graft.training.objectives import reference_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """One job and what it was made from."""
+
+    config: RunConfig
+    """The run that this job is alone."""
+    data: Prepared
+    job: Job
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of. Jobs that are submitted later join `members`."""
+
+    config: AnyRun
+    base: Base
+    members: list[Part]
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All jobs."""
+        return tuple(part.job for part in self.members)
+
+    @property
+    def data(self) -> Prepared:
+        """The data of the first job, which is all data of a run of one."""
+        return self.members[0].data
+
+    def of(self, job: Job) -> Part:
+        """What a job was made from."""
+        return next(part for part in self.members if part.job is job)
+
+    def alone(self, part: Part) -> Parts:
+        """One job as a run of its own on this base."""
+        return replace(self, config=part.config, members=[part])
+
+
+def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder | None = None) -> Parts:
+    """The parts of a run. `only`: leave out other jobs. `begun`: the run's folder where it is resumed, which then has what
+    `train.init_from` may have lost by now."""
+    each = {
+        name: _without_origin(own, name, begun) for name, own in config.each().items() if only is None or name in only
+    }
+    tokenizer, first = load_tokenizer(config.base), next(iter(each.values()), None)
+    task = first.data.base_task if first is not None else "causal"
+    kept: list[tuple[Any, Prepared]] = []
+    data: dict[str, Prepared] = {}
+    for name, own in each.items():
+        with _named(name, len(each) > 1):
+            found = next((made for settings, made in kept if settings == own.data), None)
+            data[name] = found or _data_of(own, tokenizer, config, task, next(iter(data.values()), None))
+            kept.append((own.data, data[name]))
+    base = load_base(config.base, task, next(iter(data.values())).classes if data else ())
+    parts = Parts(config, base, [])
+    for name, own in each.items():
+        with _named(name, len(each) > 1):
+            parts.members.append(_part(base, name, own, data[name], begun))
+            parts.members[-1].job.priority = config.priority(name)
+    return parts
+
+
+def recruit(parts: Parts, name: str, given: Mapping[str, Any], begun: RunFolder | None = None) -> Job:
+    """A job that is submitted to a run, from what it says itself. `begun`: the run's folder where it is resumed. Raises `GraftError` for
+    what is wrong with it."""
+    try:
+        own = submitted(parts.config, given)
+    except ValidationError as error:
+        raise GraftError(f"job '{name}': {error}") from error
+    first = parts.members[0].data if parts.members else None
+    data = _data_of(own, parts.base.tokenizer, parts.config, parts.base.task, first)
+    part = _part(parts.base, name, own, data, begun)
+    part.job.priority = int(given.get("priority", 0))
+    parts.members.append(part)
+    return part.job
+
+
+def cache_folder() -> Path:
+    """Where tokenised data are kept: $GRAFT_CACHE, else the user's cache folder."""
+    root = os.environ.get("GRAFT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graft"
+    return Path(root) / "tokens"
+
+
+@contextmanager
+def _named(name: str, needed: bool) -> Iterator[None]:
+    """Say which job a mistake belongs to, where there are several."""
+    try:
+        yield
+    except GraftError as error:
+        if not needed:
+            raise
+        raise GraftError(f"job '{name}': {error}") from error
+
+
+def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: Prepared | None) -> Prepared:
+    """A job's data, which have to suit the base that it shares with the others."""
+    if own.data.base_task != task:
+        raise GraftError(f"data.task is {own.data.task}, but the base of this run serves {task}: one run has one task")
+    if own.data.task == "preference" and own_task(own.base) == "seq2seq":
+        raise GraftError(
+            f"data.task is preference, but {own.base.model} is an encoder-decoder: preferences are learnt by causal models"
+        )
+    classes = own_classes(own.base) if task == "classification" else None
+    data = prepare(own.data, tokenizer, cache_folder(), classes=classes)
+    if first is not None and data.classes != first.classes:
+        raise GraftError(f"its classes are {data.classes}, those of the run's other jobs {first.classes}")
+    if config.scheduler.halving is not None and data.validation is None:
+        raise GraftError("scheduler.halving compares validation losses: set data.validation")
+    return data
+
+
+def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None) -> Part:
+    torch.manual_seed(own.train.seed)
+    _attach(base, name, own)
+    _refuse_too_long(base, name, data)
+    job = Job.make(base.model, name, own.train, data.train, data.validation)
+    job.reference = _reference(base, name, own, begun)
+    return Part(own, data, job)
+
+
+def _reference(base: Base, name: str, own: RunConfig, begun: RunFolder | None) -> str | None:
+    """The adapter that a job's answers are compared with, attached a second time and frozen; None is the bare base."""
+    if reference_of(own.train.objective) != "init" or own.train.init_from is None:
+        return None
+    kept = None if begun is None else begun.reference_dir(name)
+    frozen = f"{name}{REFERENCE}"
+    load(base.model, kept if kept is not None and kept.is_dir() else own.train.init_from, name=frozen)
+    set_active(base.model, name)
+    return frozen
+
+
+def _without_origin(own: RunConfig, name: str, begun: RunFolder | None) -> RunConfig:
+    if begun is None or own.train.init_from is None or name not in begun.adapters():
+        return own
+    train = own.train.model_copy(update={"init_from": str(begun.adapter_dir(name))})
+    return own.model_copy(update={"train": train})
+
+
+def _refuse_too_long(base: Base, name: str, data: Prepared) -> None:
+    """A base reads no more positions than it has; some would fail at the longest sample, others answer nonsense."""
+    room = context_length(base.model, name)
+    longest = max(int(part.widths.max()) for part in (data.train, data.validation) if part is not None and len(part))
+    if room is not None and longest > room:
+        raise GraftError(
+            f"the longest sample has {longest} tokens, but {base.name} has room for {room} under this adapter: set data.max_length "
+            f"to {room} and data.overlong to drop or truncate_prompt"
+        )
+
+
+def _attach(base: Base, name: str, config: RunConfig) -> None:
+    """A fresh adapter, with a fresh head where the base has none, or the one of `train.init_from` where it is of the same make."""
+    model = base.model
+    draw_head(model, base.fresh, config.train.seed)
+    adapter = with_head(model, config.adapter, base.fresh)
+    if isinstance(adapter, AdapterConfig):
+        adapter = adapter.tokenised(base.tokenizer)
+    if config.train.init_from is None:
+        attach(model, {name: adapter})
+        return
+    wanted = adapter.resolve(Atlas(unwrapped(model)).names()) if isinstance(adapter, Preset) else adapter
+    load(model, config.train.init_from, name=name)
+    there, here = (each.collapsed().model_dump() for each in (state_of(model).entry(name).config, wanted))
+    differing = [
+        f"{key} {there.get(key)} there, {here.get(key)} here"
+        for key in {**there, **here}
+        if there.get(key) != here.get(key)
+    ]
+    if differing:
+        raise GraftError(
+            f"train.init_from: the adapter in {config.train.init_from} is not what `adapter` says: {'; '.join(differing)}"
+        )
+    set_active(model, name)

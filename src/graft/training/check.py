@@ -1,0 +1,213 @@
+"""Everything that can go wrong with a run, before it costs an hour.
+
+Schema, base, tokenizer, template and data are read as training reads them; three samples show what is trained on; every site is named; one
+measured step on the longest batch gives memory and time; a saved adapter is loaded again and compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graft.attaching.active import set_trainable, use
+from graft.attaching.attach import detach
+from graft.attaching.parameters import parameters
+from graft.attaching.saving import save
+from graft.attaching.summary import Summary, summary
+from graft.bases import pad_id
+from graft.bases.inputs import inputs_of
+from graft.bases.memory import MemoryReport, memory_report
+from graft.config import AnyRun, RunConfig
+from graft.data.batches import padded
+from graft.data.overlap import OverlapReport, Question, overlap_reports
+from graft.data.preparing import samples_of
+from graft.formats.loading import load
+from graft.injection.state import unwrapped
+from graft.training.assembly import Parts, build
+from graft.training.batching import lay_out, longest, pass_of
+from graft.training.forward.causal import Forward
+from graft.training.forward.compiled import compile_forward
+from graft.training.forward.kernels import accelerating
+from graft.training.forward.layout import Decision, decide, laid_out
+from graft.training.forward.modes import evaluating, recomputing, set_training
+from graft.training.forward.tasks import forward_of
+from graft.training.job import Job
+from graft.training.records.progress import memory_bytes
+from graft.training.step import loss_of, sums_by_row
+
+SAMPLES_SHOWN = 3
+ADAM_BYTES = 8
+"""AdamW's two float32 moments per parameter, which the trial does not allocate."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One forward and backward pass over the longest micro-batch of the first epoch."""
+
+    tokens: int
+    longest: int
+    """Tokens of its longest sample."""
+    loss: float
+    seconds: float
+    peak_bytes: int
+    """On a GPU what was allocated at the most; else the whole process."""
+    hours: float
+    """The whole run at this speed; validation and saving come on top."""
+    kernels: str
+    """Whose kernels computed: torch's, or Liger's."""
+    compile_seconds: float | None = None
+    """Until the graph of `train.compile` was made and proved; None where none was wanted."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `graft check` found. `problems` is empty for a run that can start."""
+
+    parts: Parts
+    base: MemoryReport
+    sites: Summary
+    layout: Decision
+    trial: Trial
+    reload_difference: float
+    """Largest difference of logits between the adapter and its saved and loaded copy."""
+    overlaps: dict[str, OverlapReport]
+    """By test set: its questions that are in the training data."""
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        job = self.parts.jobs[0]
+        return {
+            "base": {"name": self.parts.base.name, "parameters": self.base.parameters, "bytes": self.base.num_bytes},
+            "template": {"name": self.parts.data.template.name, "digest": self.parts.data.template.digest},
+            "data": self.parts.data.report.to_dict(),
+            "sites": [vars(row) for row in self.sites.rows],
+            "adapter_parameters": self.sites.adapter_parameters,
+            "steps": job.steps,
+            "layout": vars(self.layout),
+            "trial": vars(self.trial),
+            "reload_difference": self.reload_difference,
+            "overlaps": {name: report.to_dict() for name, report in self.overlaps.items()},
+            "problems": list(self.problems),
+        }
+
+
+def check(config: RunConfig, against: Mapping[str, Sequence[Question]] | None = None) -> CheckReport:
+    """Check a run of one job without training it. `against`: test sets by name, whose questions must not be in the training data.
+
+    Raises `GraftError` for whatever would stop the run at its start; what would spoil it later is in `problems`.
+    """
+    return next(iter(check_each(config, against).values()))
+
+
+def check_each(config: AnyRun, against: Mapping[str, Sequence[Question]] | None = None) -> dict[str, CheckReport]:
+    """The same for every job of a run, by name, on one base."""
+    parts = build(config)
+    model = parts.base.model
+    forward = forward_of(model)
+    common = config.common()
+    wanted = "padded" if common.compile else common.layout
+    layout = decide(forward, parts.jobs, wanted, pad_id(parts.base.tokenizer, model))
+    return {part.job.name: _checked(parts.alone(part), forward, layout, against) for part in parts.members}
+
+
+def _checked(
+    parts: Parts, forward: Forward, layout: Decision, against: Mapping[str, Sequence[Question]] | None
+) -> CheckReport:
+    (part,), model = parts.members, parts.base.model
+    job, data = part.job, part.config.data
+    overlaps = overlap_reports(chain.from_iterable(samples_of(data)[0]), against) if against else {}
+    set_trainable(model, [job.name])
+    trial = _trial(parts, forward, layout)
+    difference = _reload(parts, job)
+    problems = [
+        f"the training data hold test questions of {name}: {found}" for name, found in overlaps.items() if found.pairs
+    ]
+    if difference > 1e-5:
+        problems.append(f"a saved and loaded adapter answers differently (logits by {difference:.2g})")
+    if not trial.loss < float("inf"):
+        problems.append(f"the loss of the longest batch is {trial.loss}")
+    if parts.data.report.shared:
+        problems.append(f"{parts.data.report.shared} validation samples are in the training data too")
+    sites = summary(model)
+    own = replace(
+        sites,
+        rows=tuple(row for row in sites.rows if row.adapter == job.name),
+        active=(job.name,),
+        adapter_parameters={job.name: sites.adapter_parameters[job.name]},
+    )
+    return CheckReport(parts, memory_report(model), own, layout, trial, difference, overlaps, tuple(problems))
+
+
+def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
+    """Measured on the real path; optimiser, data position and parameters stay as they are."""
+    (part,) = parts.members
+    job, train = part.job, part.config.train
+    rows = longest(job, train.token_budget, layout.layout)
+    sizes = {job.name: job.objective.size(rows)}
+    padding = pad_id(parts.base.tokenizer, parts.base.model)
+    batch = lay_out(rows, layout.layout, padding).to(forward.device)
+    with ExitStack() as stack:
+        stack.enter_context(laid_out(parts.base.model, layout.layout))
+        if train.gradient_checkpointing:
+            stack.enter_context(recomputing(parts.base.model, parts.config.base.dropout))
+        set_training(parts.base.model, [job.name], parts.config.base.dropout)
+        start, compiling = time.perf_counter(), None
+        if train.compile:
+            forward = copy.copy(forward)  # eager code serves the other jobs
+            compile_forward(forward, [job], "inductor", padding)
+            compiling = time.perf_counter() - start
+        wanted = "off" if train.compile else train.kernels
+        kernels = stack.enter_context(accelerating(forward, [job], wanted, layout.layout, padding)).kernels
+        seconds = float("inf")
+        for _ in range(2):  # the first pass also warms up
+            start = time.perf_counter()
+            losses_N = forward.losses(batch, pass_of(rows, layout.layout))
+            loss = loss_of(rows, sums_by_row(losses_N, rows), sizes)
+            loss.backward()
+            value = float(loss.detach())
+            seconds = min(seconds, time.perf_counter() - start)
+            for parameter in job.params.values():
+                parameter.grad = None
+    tokens = sum(len(row.example) for row in rows)
+    peak = memory_bytes(forward.device) + ADAM_BYTES * sum(parameter.numel() for parameter in job.params.values())
+    return Trial(
+        tokens,
+        max(len(row.example) for row in rows),
+        value,
+        seconds,
+        peak,
+        seconds / tokens * job.step_tokens * job.steps / 3600,
+        kernels,
+        compiling,
+    )
+
+
+def _reload(parts: Parts, job: Job) -> float:
+    """Save, load beside the original, compare on a sample. Fresh weights are disturbed, so that a copy that stays fresh shows."""
+    model, other = parts.base.model, f"{job.name}-reloaded"
+    kept = {name: parameter.detach().clone() for name, parameter in parameters(model, job.name)}
+    first = padded([job.train[0]], [0], pad_id(parts.base.tokenizer, model)).to(parts.base.device)
+    inputs = inputs_of(unwrapped(model), first)
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), evaluating(model):
+        for _, parameter in parameters(model, job.name):
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+        save(model, job.name, Path(folder) / "adapter")
+        load(model, Path(folder) / "adapter", name=other)
+        with use(model, job.name):
+            own = model(**inputs).logits
+        with use(model, other):
+            loaded = model(**inputs).logits
+        detach(model, other)
+        for name, parameter in parameters(model, job.name):
+            parameter.copy_(kept[name])
+    return float((own - loaded).abs().max())

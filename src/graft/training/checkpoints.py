@@ -1,0 +1,164 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped, in a folder that is whole or not there.
+
+    checkpoints/<step>/state.json               layout; per job: position, schedule, best, counters of early stopping; the scheduler
+                       <job>.safetensors        the adapter as it trains, and its optimiser's moments
+                       rng.safetensors          torch's generators
+    checkpoints/last.json  best.json            pointers to steps
+
+A folder is filled beside its place, flushed and renamed. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from graft.attaching.saving import load_training_state, training_state
+from graft.errors import GraftError
+from graft.runs.folder import RunFolder, write_json_atomic
+from graft.training.job import Job
+from graft.utils.clock import timed
+from graft.utils.files import new_dir
+from graft.utils.jsonl import read_json
+
+ADAPTER, OPTIMISER = "adapter/", "optimiser/"
+
+
+@timed("checkpoints")
+def save_checkpoint(
+    folder: RunFolder, model: nn.Module, jobs: Sequence[Job], step: int, layout: str, keep: int, **more: Any
+) -> Path:
+    """Write the state after `step` steps, point to it, and drop the oldest checkpoints beyond `keep` (never a best one).
+
+    more: further entries of state.json. A job that is set aside is linked, not written again.
+    """
+    path = folder.checkpoint_dir(step)
+    with new_dir(path) as fresh:
+        for job in jobs:
+            if job.resident:
+                write_job(model, job, fresh / f"{job.name}.safetensors")
+            else:
+                link(aside(folder, job), fresh / f"{job.name}.safetensors")
+        save_file(_generators(), fresh / "rng.safetensors")
+        state = {"step": step, "layout": layout, **more, "jobs": {job.name: job.state() for job in jobs}}
+        write_json_atomic(fresh / "state.json", state)
+    write_json_atomic(path.parent / "last.json", {"step": step})
+    best = {job.name: job.best for job in jobs if job.best is not None}
+    if best:
+        write_json_atomic(path.parent / "best.json", best)
+    _prune(folder, jobs, keep)
+    return path
+
+
+def write_job(model: nn.Module, job: Job, path: Path) -> None:
+    """All tensors of a job: its adapter as it trains, and the optimiser's moments."""
+    tensors = {ADAPTER + name: tensor for name, tensor in training_state(model, job.name).items()}
+    tensors |= {OPTIMISER + name: tensor for name, tensor in job.tensors().items()}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def aside(folder: RunFolder, job: Job) -> Path:
+    """Where the tensors of a job lie that is not in memory."""
+    return folder.path / "aside" / f"{job.name}.safetensors"
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+@timed("checkpoints")
+def verify_checkpoint(path: Path, model: nn.Module, jobs: Sequence[Job]) -> None:
+    """Open a checkpoint again and compare it with what is in memory. Raises `GraftError` naming the tensor that differs."""
+    for job in jobs:
+        stored = load_file(path / f"{job.name}.safetensors")
+        for name, tensor in training_state(model, job.name).items():
+            if not torch.equal(stored[ADAPTER + name], tensor.cpu()):
+                raise GraftError(
+                    f"the checkpoint {path} does not hold what was written: '{name}' of '{job.name}' differs. Check the disk"
+                )
+
+
+def read_state(folder: RunFolder, step: int) -> dict[str, Any]:
+    """state.json of a checkpoint."""
+    return read_json(folder.checkpoint_dir(step) / "state.json")
+
+
+def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job], step: int) -> dict[str, Any]:
+    """Put adapters, jobs and generators where a checkpoint has them; its state.json. Raises `GraftError` when it belongs to other data."""
+    path, state = folder.checkpoint_dir(step), read_state(folder, step)
+    for job in jobs:
+        own = state["jobs"].get(job.name)
+        if own is None:
+            raise GraftError(
+                f"{folder.path} cannot be resumed: it has no job '{job.name}'. Its jobs: {', '.join(state['jobs'])}"
+            )
+        for key, here in (("data", job.train.digest), ("steps", job.steps)):
+            if own[key] != here:
+                raise GraftError(
+                    f"{folder.path} cannot be resumed: the {key} of '{job.name}' changed since (then {own[key]}, now {here}). "
+                    "Undo the change, or start a new run with train.init_from"
+                )
+        stored = load_file(path / f"{job.name}.safetensors")
+        load_training_state(model, job.name, part(stored, ADAPTER))
+        job.restore(own, part(stored, OPTIMISER))
+    _set_generators(load_file(path / "rng.safetensors"))
+    return state
+
+
+@timed("checkpoints")
+def restore_adapter(folder: RunFolder, model: nn.Module, name: str, step: int) -> None:
+    """Put one adapter's tensors where a checkpoint has them."""
+    stored = load_file(folder.checkpoint_dir(step) / f"{name}.safetensors")
+    load_training_state(model, name, part(stored, ADAPTER))
+
+
+def tidy(folder: RunFolder) -> None:
+    """Remove what a killed process left half written."""
+    for place, pattern in (
+        ("checkpoints", ".*.tmp"),
+        ("checkpoints", ".*.old"),
+        ("adapters", ".*.tmp"),
+        (".", "aside"),
+    ):
+        for path in (folder.path / place).glob(pattern):
+            shutil.rmtree(path)
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _generators() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _set_generators(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            if f"cuda{index}" in states:
+                torch.cuda.set_rng_state(states[f"cuda{index}"], index)
+
+
+def _prune(folder: RunFolder, jobs: Sequence[Job], keep: int) -> None:
+    best = {job.best_at for job in jobs}
+    for step in folder.checkpoints()[:-keep]:
+        if step not in best:
+            path = folder.checkpoint_dir(step)
+            doomed = path.rename(path.with_name(f".{path.name}.old"))  # no reader meets half a folder
+            shutil.rmtree(doomed)

@@ -1,0 +1,54 @@
+"""Passes without an update, before the first step: does the longest batch fit, and what memory does a step take?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from graft.data.batches import Layout
+from graft.errors import GraftError
+from graft.training.batching import cut, lay_out, longest, pass_of
+from graft.training.forward.causal import Forward
+from graft.training.job import Job
+from graft.training.job_pool import Roster
+from graft.training.rows import Row
+from graft.training.scheduling.memory import Load, measuring
+
+
+def fullest(jobs: Sequence[Job], budget: int, layout: Layout) -> list[Row]:
+    """The fullest micro-batch that these jobs can meet together."""
+    rows = [row for job in jobs for row in longest(job, budget, layout)]
+    return max(cut(rows, budget, layout), key=lambda some: sum(len(row.example) for row in some))
+
+
+def rehearse(forward: Forward, micro: Sequence[Row], layout: Layout, pad_id: int) -> None:
+    """Forward and backward, without an update and without a trace."""
+    batch = lay_out(micro, layout, pad_id).to(forward.device)
+    with torch.random.fork_rng([forward.device] if forward.device.type == "cuda" else []):
+        (forward.losses(batch, pass_of(micro, layout)).sum() * 0.0).backward()
+
+
+def try_fullest(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout, pad_id: int) -> None:
+    """What does not fit shall fail now, not in an hour. Raises `GraftError` that says what helps."""
+    micro = fullest(jobs, budget, layout)
+    try:
+        rehearse(forward, micro, layout, pad_id)
+    except torch.OutOfMemoryError as error:
+        raise GraftError(
+            f"the longest batch ({sum(len(row.example) for row in micro):,} tokens) does not fit into the memory of "
+            f"{forward.device}: lower train.token_budget (now {budget}), set train.gradient_checkpointing: true, or lower "
+            "data.max_length"
+        ) from error
+
+
+def calibrate(forward: Forward, roster: Roster, pad_id: int) -> None:
+    """Measure the fullest batch and parts of it, so that the memory of a step is known before the first."""
+    micro = sorted(fullest(roster.live, roster.budget, roster.layout), key=lambda row: len(row.example))
+    for share in (1, 2, 4):
+        rows = sorted(micro[: -(-len(micro) // share)], key=lambda row: row.job.arrival)
+        with measuring(forward.device) as peak:
+            rehearse(forward, rows, roster.layout, pad_id)
+        roster.observe(Load.of([len(row.example) for row in rows], roster.layout == "padded"), peak.num_bytes)
+    if not roster.memory.seen:
+        raise GraftError("scheduler.memory needs measured peaks, which this system cannot give: set scheduler.resident")

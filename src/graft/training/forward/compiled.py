@@ -1,0 +1,58 @@
+"""The base as one compiled graph (`train.compile`): torch.compile around the part of the model that a step runs.
+
+A graph does not know the pass: rows find their adapters by a tensor of slots, so that other rows, jobs and routing are other data in the
+same graph, and every adapter is computed for all rows. It knows neither segments nor seeds, so batches are padded and dropout is
+refused (`config/compiling.py`). What torch cannot put into one graph is an error, never eager code in silence; and the graph has
+to give the losses and the gradient of eager code on the first samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from graft.errors import GraftError
+from graft.training.forward.causal import Forward
+from graft.training.forward.layout import PROOF_ROWS, losses_and_gradients
+from graft.training.job import Job
+
+GRAPHS = 256
+"""Graphs that torch may make of one function, past its own limit of 8: a job that comes, ends or is set aside makes another one."""
+OFF = "Set train.compile to false"
+
+
+def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, pad_id: int) -> float:
+    """Let a graph make hidden states or logits from now on; the largest difference of a token's loss on a few samples. The model is in the
+    modes of training.
+
+    Raises `GraftError` where torch cannot compile the model, and where the graph's losses or gradients are not those of eager code.
+    """
+    rows = [row for job in jobs for row in job.rows()[:PROOF_ROWS]]
+    wanted, slope = losses_and_gradients(forward, rows, "padded", pad_id)
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    if forward.way == "chunks":
+        forward.body = torch.compile(forward.body, backend=backend, dynamic=True, fullgraph=True)
+    else:
+        forward.model = torch.compile(forward.model, backend=backend, dynamic=True, fullgraph=True)  # pyright: ignore
+    try:
+        found, found_slope = losses_and_gradients(forward, rows, "padded", pad_id)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # all of torch's own: no compiler, a graph break, an operation that the backend lacks
+        first = str(error).strip().splitlines()[0]
+        raise GraftError(
+            f"train.compile: torch cannot compile this model with its adapters ({type(error).__name__}: {first}). {OFF}"
+        ) from error
+    difference, apart = float((found - wanted).abs().max()), float((found_slope - slope).norm())
+    exact = forward.root.dtype in (torch.float32, torch.float64)
+    allowed, allowed_apart = (
+        (1e-4 if exact else 1e-1) * (1.0 + float(wanted.max())),
+        (1e-3 if exact else 1e-1) * float(slope.norm()),
+    )
+    if difference <= allowed and apart <= allowed_apart:
+        return difference
+    raise GraftError(
+        f"train.compile: the token losses of the compiled model differ from its own by up to {difference:.2g} (allowed {allowed:.2g}), "
+        f"the gradients by {apart:.2g} (allowed {allowed_apart:.2g}). {OFF}"
+    )

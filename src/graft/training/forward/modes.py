@@ -1,0 +1,78 @@
+"""The modes of a model in training: the adapters' dropout on, the base's off unless asked for; blocks recomputed in backward if asked for.
+
+transformers recomputes a block (`GradientCheckpointingLayer`) only while the block is in training mode, which would also turn on
+dropout that the block itself applies. So a checkpointed block carries the mode, and its function runs it in the base's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from graft.attaching.parameters import modules_of
+from graft.errors import GraftError
+from graft.injection.state import state_of, unwrapped
+
+
+def set_training(model: nn.Module, names: Sequence[str], base_dropout: bool = False) -> None:
+    """Training mode for these adapters alone, and for the base only if its own dropout is wanted."""
+    root, state = unwrapped(model), state_of(model)
+    root.train(base_dropout)
+    for name in state.entries:
+        for _, module in modules_of(root, state, name):
+            module.train(name in names)
+    for layer in root.modules():
+        if layer.__dict__.get("_gradient_checkpointing_func") is not None:
+            layer.training = True
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for a block of code; every module's mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def recomputing(model: nn.Module, base_dropout: bool = False) -> Iterator[None]:
+    """Non-reentrant gradient checkpointing of every block. Raises `GraftError` for a model without such blocks."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [layer for layer in unwrapped(model).modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise GraftError(
+            f"{type(unwrapped(model)).__name__} has no blocks that can be recomputed: set train.gradient_checkpointing to false"
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = functools.partial(_checkpointed, layer, base_dropout)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+            layer.__dict__.pop("gradient_checkpointing", None)
+            layer.__dict__.pop("_gradient_checkpointing_func", None)
+
+
+def _checkpointed(layer: nn.Module, base_dropout: bool, function: Callable[..., Any], *args: Any) -> Any:
+    def run(*inputs: Any) -> Any:
+        before, layer.training = layer.training, base_dropout
+        try:
+            return function(*inputs)
+        finally:
+            layer.training = before
+
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=base_dropout)

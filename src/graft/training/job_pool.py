@@ -1,0 +1,134 @@
+"""The jobs of a run: who is there, who is in memory, who takes the next step, and who left.
+
+What is decided here depends on the jobs, the orders and, where memory is limited, on measured peaks; all of it is part of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft.config.scheduling import SchedulerConfig
+from graft.data.batches import Layout
+from graft.runs.folder import RunFolder
+from graft.training.batching import cut, longest
+from graft.training.job import Job
+from graft.training.offload import park, unpark
+from graft.training.scheduling.admission import admit, in_order, window
+from graft.training.scheduling.halving import Halving
+from graft.training.scheduling.memory import Load, MemoryModel, memory_limit
+
+
+class Roster:
+    """Jobs in the order of coming. `gone` holds the last record of those that failed; they have no adapter any more."""
+
+    def __init__(self, jobs: Sequence[Job], config: SchedulerConfig, budget: int) -> None:
+        self.jobs, self.config, self.budget = list(jobs), config, budget
+        for arrival, job in enumerate(self.jobs):
+            job.arrival = arrival
+        self.gone: dict[str, dict[str, Any]] = {}
+        self.halving = Halving(config.halving)
+        self.memory = MemoryModel()
+        self.limit: int | None = None
+        self.layout: Layout = "padded"
+        self._fullest: dict[tuple[str, str], Load] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.gone or any(job.name == name for job in self.jobs)
+
+    def find(self, name: str) -> Job | None:
+        """A job by name, if it has not left."""
+        return next((job for job in self.jobs if job.name == name), None)
+
+    @property
+    def live(self) -> list[Job]:
+        """The jobs that still take steps."""
+        return [job for job in self.jobs if job.ended is None]
+
+    @property
+    def resident(self) -> list[Job]:
+        """The jobs in memory."""
+        return [job for job in self.jobs if job.resident]
+
+    def add(self, job: Job) -> None:
+        """A job that comes while others train."""
+        job.arrival = 1 + max((each.arrival for each in self.jobs), default=-1)
+        self.jobs.append(job)
+
+    def measure(self, device: torch.device) -> bool:
+        """Set the limit of memory; whether there is one."""
+        self.limit = memory_limit(device, self.config.memory)
+        return self.limit is not None
+
+    def seat(self, folder: RunFolder, model: nn.Module) -> bool:
+        """Bring into memory who is admitted, and set the others aside; whether anything moved."""
+        waiting = sorted(in_order(self.live), key=self.halving.holds)
+        admitted = admit(waiting, self.config.resident, self._fits)
+        leaving = [job for job in self.resident if job not in admitted]
+        coming = [job for job in admitted if not job.resident]
+        for job in leaving:
+            park(folder, model, job)
+        for job in coming:
+            unpark(folder, model, job)
+        return bool(leaving or coming)
+
+    def next(self) -> list[Job]:
+        """The jobs in memory that take the next step, in the order of coming."""
+        ready = [job for job in in_order(self.resident) if job.ended is None and not self.halving.holds(job)]
+        chosen = window(ready, self.config.together, lambda job: max(len(row.example) for row in job.rows()))
+        return sorted(chosen, key=lambda job: job.arrival)
+
+    def load_of(self, jobs: Sequence[Job]) -> Load:
+        """The fullest micro-batch of these jobs' next step."""
+        micros = cut([row for job in jobs for row in job.rows()], self.budget, self.layout)
+        loads = [Load.of([len(row.example) for row in micro], self.layout == "padded") for micro in micros]
+        return max(loads, key=lambda load: (load.tokens, load.squares))
+
+    def observe(self, load: Load, num_bytes: int | None) -> None:
+        """A step's measured peak."""
+        if num_bytes is not None:
+            self.memory.observe(load, num_bytes - sum(job.own_bytes for job in self.resident))
+
+    def too_large(self) -> str | None:
+        """What to tell of jobs that the limit does not hold even alone; they run nonetheless, one at a time."""
+        needs = {job.name: self._predicted([job], margin=False) or 0.0 for job in self.live}
+        most = max(needs, key=lambda name: needs[name], default=None)
+        if self.limit is None or most is None or needs[most] <= self.limit:
+            return None
+        others = sum(need > self.limit for need in needs.values()) - 1
+        return (
+            f"A step of '{most}' alone takes about {needs[most] / 1e9:.2f} GB, above the {self.limit / 1e9:.2f} GB that this run may use"
+            + (f", and so do those of {others} more" if others else "")
+            + ": such a job runs by itself. Set scheduler.memory higher, or train.token_budget lower"
+        )
+
+    def _fits(self, jobs: Sequence[Job]) -> bool:
+        if self.limit is None:
+            return True
+        predicted = self._predicted(jobs, margin=any(not job.resident for job in jobs))
+        return predicted is not None and predicted <= self.limit
+
+    def _predicted(self, jobs: Sequence[Job], margin: bool) -> float | None:
+        """Peak bytes of the fullest step of these jobs."""
+        load = Load.together([self._fullest_of(job) for job in jobs], self.budget)
+        return self.memory.predict(load, sum(job.own_bytes for job in jobs), margin)
+
+    def _fullest_of(self, job: Job) -> Load:
+        key = (job.name, self.layout)
+        if key not in self._fullest:
+            lengths = [len(row.example) for row in longest(job, self.budget, self.layout)]
+            self._fullest[key] = Load.of(lengths, self.layout == "padded")
+        return self._fullest[key]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides the jobs themselves."""
+        return {"gone": self.gone, "halving": self.halving.state(), "memory": self.memory.seen}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was made."""
+        self.gone = state["gone"]
+        self.halving = Halving(self.config.halving, state["halving"])
+        self.memory = MemoryModel([tuple(each) for each in state["memory"]])

@@ -1,0 +1,51 @@
+"""Setting a job aside: its tensors go to a file of the run folder, and come back bit for bit.
+
+The adapter stays attached, with empty tensors, so nothing is built again and every parameter keeps its identity. No pass
+names a job that is set aside.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from graft.attaching.parameters import tensors
+from graft.injection.state import state_of, unwrapped
+from graft.runs.folder import RunFolder
+from graft.training.checkpoints import ADAPTER, OPTIMISER, aside, part, write_job
+from graft.training.job import Job
+from graft.training.optim import restore_optimizer
+from graft.utils.clock import timed
+from graft.utils.files import explained
+
+
+@timed("checkpoints")
+def park(folder: RunFolder, model: nn.Module, job: Job) -> None:
+    """Free a job's memory. The file is new each time: checkpoints may hold links to an older one."""
+    path = aside(folder, job)
+    fresh = path.with_name(f".{path.name}.tmp")
+    with explained(path):
+        path.parent.mkdir(exist_ok=True)
+        write_job(model, job, fresh)
+        os.replace(fresh, path)
+    for _, tensor in tensors(unwrapped(model), state_of(model), job.name):
+        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        tensor.grad = None
+    state_of(model).entries[job.name].aside = True
+    job.optimizer.state.clear()
+    job.resident = False
+
+
+@timed("checkpoints")
+def unpark(folder: RunFolder, model: nn.Module, job: Job) -> None:
+    """Bring a job back as it was."""
+    stored = load_file(aside(folder, job))
+    own = part(stored, ADAPTER)
+    for name, tensor in tensors(unwrapped(model), state_of(model), job.name):
+        tensor.data = own[name].to(tensor.device)
+    restore_optimizer(job.optimizer, list(job.params), part(stored, OPTIMISER))
+    state_of(model).entries[job.name].aside = False
+    job.resident = True

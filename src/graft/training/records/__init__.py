@@ -1,0 +1,1 @@
+"""What a run writes down: metrics, events, progress, trackers, the model card."""

@@ -1,0 +1,34 @@
+"""What a run leaves behind when a loss is not finite: the batch that did it, readable without Graft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from graft.runs.folder import RunFolder, write_json_atomic
+from graft.training.step import NonFinite
+from graft.utils.files import new_dir
+
+
+def save_evidence(folder: RunFolder, error: NonFinite, name: str = "failed_batch") -> Path:
+    """<name>/: batch.safetensors (input_ids and supervised, laid end to end; lengths) and samples.json (file and row of each)."""
+    examples = [row.example for row in error.rows]
+    path = folder.path / name
+    with new_dir(path) as fresh:
+        tensors = {
+            "input_ids": torch.cat([torch.as_tensor(example.input_ids) for example in examples]),
+            "supervised": torch.cat([torch.as_tensor(example.supervised) for example in examples]),
+            "lengths": torch.tensor([len(example.input_ids) for example in examples]),
+        }
+        save_file(tensors, fresh / "batch.safetensors")
+        samples = [
+            {"source": row.example.source, "row": row.example.row, "suspect": row in error.suspects}
+            for row in error.rows
+        ]
+        write_json_atomic(
+            fresh / "samples.json",
+            {"job": error.job.name, "step": error.job.step + 1, "what": error.what, "samples": samples},
+        )
+    return path

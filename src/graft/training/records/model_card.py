@@ -1,0 +1,104 @@
+"""The README.md of a trained adapter: what it is, what it was trained on, how it did, how to load it. Made from the run alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from graft.version import __version__
+
+if TYPE_CHECKING:
+    from graft.config import RunConfig
+    from graft.training.job import Job
+
+
+def model_card(
+    config: RunConfig, job: Job, losses: dict[str, float | None], facts: dict[str, Any], classes: int = 0
+) -> str:
+    """Markdown. `losses` by name; `facts` are lines of the table (data sizes, template, layout); `classes`: how many."""
+    model, options = CLASSES[config.data.task]
+    adapter = config.adapter.model_dump(mode="json") if isinstance(config.adapter, BaseModel) else config.adapter
+    rows = {
+        "Base": f"{config.base.model}" + (f" @ {config.base.revision}" if config.base.revision else ""),
+        "Adapter": ", ".join(
+            f"{key} {_short(value)}" for key, value in _plain(adapter).items() if value not in ({}, [], None, False)
+        ),
+        "Parameters": f"{sum(parameter.numel() for parameter in job.params.values()):,}",
+        **facts,
+        "Steps": f"{job.step} of {job.steps} ({job.epochs_done:.2f} epochs), {config.train.batch_size} samples each",
+        "Settings": _changed(config) or "all at their defaults",
+        **{name: f"{loss:.4f}" for name, loss in losses.items() if loss is not None},
+        "Versions": f"graft {__version__}, torch {importlib.metadata.version('torch')}, "
+        f"transformers {importlib.metadata.version('transformers')}",
+    }
+    table = "\n".join(f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items())
+    return f"""---
+library_name: graft
+base_model: {config.base.model}
+tags: [adapter, {_plain(adapter).get("kind", "adapter")}]
+---
+
+# {job.name}
+
+An adapter for `{config.base.model}`, trained with Graft.
+
+| | |
+|---|---|
+{table}
+
+```python
+import graft
+from transformers import {model}
+
+model = {model}.from_pretrained("{config.base.model}"{options.format(count=classes)})
+graft.load(model, "path/to/this/folder")
+```
+
+{LAST_WORDS[config.data.task]}
+"""
+
+
+CLASSES = {
+    "causal": ("AutoModelForCausalLM", ""),
+    "preference": ("AutoModelForCausalLM", ""),
+    "seq2seq": ("AutoModelForSeq2SeqLM", ""),
+    "classification": ("AutoModelForSequenceClassification", ", num_labels={count}"),
+    "regression": ("AutoModelForSequenceClassification", ", num_labels=1"),
+}
+"""Class of transformers that a base is loaded with, and the options that it needs."""
+_TEMPLATE = "The template of its prompts is saved beside it; `graft chat` and `graft eval` take it from there."
+_TASK = "What it gives is saved beside it (task.json); `graft predict` and `graft eval` take it from there."
+LAST_WORDS = {
+    "causal": _TEMPLATE,
+    "seq2seq": _TEMPLATE,
+    "classification": _TASK,
+    "regression": _TASK,
+    "preference": _TEMPLATE,
+}
+
+
+def _plain(adapter: Any) -> dict[str, Any]:
+    if isinstance(adapter, dict):
+        return adapter
+    preset = getattr(adapter, "preset", None)
+    return {"preset": preset} if preset else {"kind": str(adapter)}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, BaseModel) and hasattr(value, "kind"):
+        fields = value.model_dump()
+        return f"{fields.pop('kind')} ({', '.join(f'{name} {field}' for name, field in fields.items())})"
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _changed(config: RunConfig) -> str:
+    """The settings of data and training that are not the defaults."""
+    found = []
+    for section in (config.data, config.train):
+        for name, field in type(section).model_fields.items():
+            value = getattr(section, name)
+            if not field.is_required() and value != field.get_default(call_default_factory=True):
+                found.append(f"{name} {_short(value)}")
+    return ", ".join(found)

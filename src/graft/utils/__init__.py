@@ -1,0 +1,1 @@
+"""Files that a crash cannot halve, JSON lines, the clock."""

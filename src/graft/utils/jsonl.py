@@ -1,0 +1,81 @@
+"""JSON files that are read while others write them: one object per line, appended, and whole objects."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from graft.errors import GraftError
+from graft.utils.files import explained, to_json, write_text_atomic
+
+
+class JsonLines:
+    """One JSON object per line. A line that a killed process left unfinished is ignored, and cut before the next."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Add a line for each record, visible to readers at once. A full disk is a `GraftError`, and the file stays as it was."""
+        line = "".join(to_json(record) + "\n" for record in records).encode()
+        with explained(self.path), open(self.path, "ab+", buffering=0) as file:
+            end = _end_of_lines(file)
+            file.truncate(end)
+            try:
+                written = file.write(line)
+                while written < len(line):
+                    written += file.write(line[written:])
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def read(self) -> list[dict[str, Any]]:
+        """All finished lines; none when there is no file. Raises `GraftError` for a line that is not JSON."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        return [self._parsed(line, number) for number, line in enumerate(lines, start=1)]
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise GraftError(f"{self.path}:{number} is not a line of JSON: {error}") from error
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the other lines, all at once: what a resumed run does with the lines behind its checkpoint."""
+        if self.path.exists():
+            write_text_atomic(self.path, "".join(to_json(record) + "\n" for record in self.read() if wanted(record)))
+
+    def sync(self) -> None:
+        """Flush what was appended to the disk itself, so that it survives a power cut."""
+        if self.path.exists():
+            with explained(self.path), open(self.path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def _end_of_lines(file: Any) -> int:
+    """Position behind the last finished line."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 4096)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object. Raises `GraftError` when the file holds anything else."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GraftError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(value, dict):
+        raise GraftError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
+    return value
