@@ -27,7 +27,7 @@ from graft.adapters import kinds
 from graft.config import load_run
 from graft.errors import GraftError, require
 from graft.evaluation.evaluating import evaluate_on
-from graft.generation.loaded import assemble
+from graft.generation.loaded import load_candidates
 from graft.training import train
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -88,10 +88,10 @@ def measure(name: str, adapter: dict[str, Any], folder: Path, args: argparse.Nam
     )  # fmt: skip
     run = train(config, folder / name, quiet=True)
     steps = [line["seconds"] for line in run.metrics.read() if "loss" in line]
-    bench = assemble(run)
-    (contestant,) = bench.adapters
-    count = sum(parameter.numel() for _, parameter in graft.parameters(bench.base.model, contestant.name))
-    (result,) = evaluate_on(bench, folder / "dev.tsv", None)["results"]
+    loaded = load_candidates(run)
+    (candidate,) = loaded.adapters
+    count = sum(parameter.numel() for _, parameter in graft.parameters(loaded.base.model, candidate.name))
+    (result,) = evaluate_on(loaded, folder / "dev.tsv", None)["results"]
     return {
         "kind": name, "adapter": adapter, "parameters": count, "accuracy": result["accuracy"], "interval": result["interval"],
         "loss": result["loss"], "seconds_per_step": statistics.median(steps), "steps": len(steps), "seconds": sum(steps), "lr": lr,

@@ -103,8 +103,8 @@ def run_graft(args: argparse.Namespace, work: Path) -> Run:
     processor, lines = time.process_time() - processor, folder.metrics.read()
     losses, tokens = ([line[key] for line in lines] for key in ("loss", "tokens"))
     return {"losses": losses, "seconds": clock.seconds, "tokens": tokens, "peak": peak_bytes(), "before": before,
-            "processor": processor, "layout": engine.layout, "time": engine.ledger.clock.read(),
-            "kernels": engine.ledger.acceleration.kernels}  # fmt: skip
+            "processor": processor, "layout": engine.layout, "time": engine.recorder.clock.read(),
+            "kernels": engine.recorder.acceleration.kernels}  # fmt: skip
 
 
 def run_peft(args: argparse.Namespace, work: Path) -> Run:

@@ -62,18 +62,18 @@ def options() -> argparse.Namespace:
 
 def made(args: argparse.Namespace) -> tuple[Any, ...]:
     """Terms, input, output gradient and the frozen weight."""
-    from graft.ops.low_rank_term import LowRankTerm
-    from graft.routing.passes import Context
+    from graft.ops.low_rank_update import LowRankUpdate
+    from graft.routing.context import AdapterContext
 
     like = {"device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": getattr(torch, args.dtype)}
     num_in, num_out = map(int, args.features.split(","))
     ranks = [int(rank) for rank in args.ranks.split(",")]
     torch.manual_seed(0)
-    terms, ctx = [], Context((args.tokens,), flat=True)
+    terms, ctx = [], AdapterContext((args.tokens,), flat=True)
     for job in range(args.jobs):
         rank, rows = ranks[job % len(ranks)], slice(job * args.tokens, (job + 1) * args.tokens)
         A, B = (torch.randn(*shape, device=like["device"]) for shape in ((rank, num_in), (num_out, rank)))
-        terms.append(LowRankTerm(A, B, 1.5, 0.0, 0, ctx, rows))
+        terms.append(LowRankUpdate(A, B, 1.5, 0.0, 0, ctx, rows))
     x, grad = (torch.randn(1, args.jobs * args.tokens, size, **like) for size in (num_in, num_out))
     return terms, x, grad, torch.randn(num_out, num_in, **like)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import graft
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from tests.architectures import TYPES, UNBUILT, build, tokens
 
 WITHOUT_MLP = {"falcon_mamba", "mamba", "mamba2", "zamba", "zamba2"}
@@ -50,7 +50,7 @@ def test_lora_and_series_are_the_identity_learn_and_leave(name: str) -> None:
         before = _logits(model)
     assert torch.isfinite(before).all()
     site = "layer" if name in WITHOUT_MLP else "mlp"
-    assert ("mlp" in Atlas(model).names()) == (site == "mlp")
+    assert ("mlp" in SiteTable(model).names()) == (site == "mlp")
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "kind 'lora' at 'linear' does not adapt"

@@ -18,7 +18,7 @@ from graft.attaching.active import running, set_trainable
 from graft.injection import gated_mlp as gated_forward
 from graft.injection.gated_mlp import GatedForward
 from graft.injection.gated_proof import gated_mlps
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.architectures import build
 from tests.families.zoo import tiny
 from tests.small import small_model
@@ -152,10 +152,10 @@ def learned(model: Any, rows: tuple[str | None, ...], recomputed: bool = False) 
     """Output and every gradient of a pass with seeds."""
     ids = (torch.arange(6 * len(rows)).view(len(rows), 6) * 7) % 60 + 2
     model.zero_grad()
-    pass_ = Pass(rows, (6,) * len(rows), False, tuple(range(len(rows))))
+    context = ForwardContext(rows, (6,) * len(rows), False, tuple(range(len(rows))))
 
     def forward(ids: Tensor) -> Tensor:
-        with running(model, pass_):
+        with running(model, context):
             return model(input_ids=ids, use_cache=False).logits
 
     out = checkpoint(forward, ids, use_reentrant=False) if recomputed else forward(ids)
@@ -247,7 +247,7 @@ def test_where_it_must_not_act_the_model_s_own_forward_runs(monkeypatch: pytest.
 
     def nodes(run: Callable[[], Any] = lambda: mlp(x), rows: Any = "lora") -> tuple[int, int]:
         counts.update(gated_mlp=0, gated_product=0)
-        with running(model, Pass(rows)):
+        with running(model, ForwardContext(rows)):
             run()
         return counts["gated_mlp"], counts["gated_product"]
 
@@ -283,7 +283,7 @@ def test_dropout_of_the_mlp_s_own_keeps_its_own_forward_in_training_alone(monkey
     root = block_of(Odd("dropout"))
     graft.attach(root, {"a": graft.LoRA(rank=2, sites="mlp.gate mlp.down")})
     counts, x, mlp = counted(monkeypatch), torch.randn(1, 3, 4), root.layers[0].mlp
-    with running(root, Pass("a")):
+    with running(root, ForwardContext("a")):
         mlp.train()(x)
         assert counts["gated_mlp"] == counts["gated_product"] == 0
         mlp.eval()(x)

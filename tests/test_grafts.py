@@ -11,9 +11,9 @@ from torch import nn
 import graft
 from graft.attaching.active import running, set_trainable
 from graft.attention import flat_attention
-from graft.injection.container import Grafts
+from graft.injection.container import AdapterContainer
 from graft.injection.state import state_of
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.contract.table import base, ids, logits, pristine, randomise
 
 
@@ -73,7 +73,7 @@ def test_one_name_may_have_several_runs_of_segments_in_a_flat_batch() -> None:
     for name in "ab":
         randomise(model, name)
     x, names = ids(4, 5), ("a", None, "a", "b")
-    with flat_attention(model), running(model, Pass(names, (5,) * 4, flat=True)):
+    with flat_attention(model), running(model, ForwardContext(names, (5,) * 4, flat=True)):
         flat = logits(
             model,
             x.reshape(1, -1),
@@ -96,7 +96,7 @@ def test_segments_of_a_flat_batch_stay_apart_while_an_adapter_is_merged(family: 
         if family == "bloom"
         else {"position_ids": torch.arange(5).repeat(2)[None], "attention_mask": torch.zeros(1, 1, 1, 1)}
     )
-    with flat_attention(model), running(model, Pass("a", (5, 5), flat=True)):
+    with flat_attention(model), running(model, ForwardContext("a", (5, 5), flat=True)):
         flat = logits(model, x.reshape(1, -1), use_cache=False, **settings)
     torch.testing.assert_close(flat.view(2, 5, -1), logits(model, x), atol=1e-5, rtol=0)
 
@@ -105,12 +105,12 @@ def test_nothing_of_a_forward_pass_is_left_behind() -> None:
     model = base("llama")
     graft.attach(model, {"a": graft.Parallel(bottleneck=4, sites="attn mlp"), "b": graft.Parallel(bottleneck=4)})
     for rows in ("a", ("a", "b", None)):
-        with running(model, Pass(rows)):
+        with running(model, ForwardContext(rows)):
             logits(model, ids())
     links = [
         link
         for module in model.modules()
-        if isinstance(module, Grafts)
+        if isinstance(module, AdapterContainer)
         for table in module.links.values()
         for link in table
     ]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from graft.runs.commands import Orders
+from graft.runs.commands import CommandQueue
 
 
 def test_orders_are_taken_in_the_order_of_asking_and_once(tmp_path: Path) -> None:
-    run, user = Orders(tmp_path), Orders(tmp_path)
+    run, user = CommandQueue(tmp_path), CommandQueue(tmp_path)
     assert not run.due(0) and run.take(0) == []
     user.place("submit", "b", config={"priority": 1})
     user.place("cancel", "a")
@@ -21,11 +21,11 @@ def test_orders_are_taken_in_the_order_of_asking_and_once(tmp_path: Path) -> Non
 
 
 def test_a_resumed_run_takes_them_again_after_the_same_steps_and_new_ones_behind_them(tmp_path: Path) -> None:
-    run = Orders(tmp_path)
+    run = CommandQueue(tmp_path)
     for step, job in ((2, "a"), (5, "b"), (7, "c")):
         run.place("cancel", job)
         run.take(step)
-    again = Orders(tmp_path)
+    again = CommandQueue(tmp_path)
     again.skip(1)
     again.place("cancel", "d")
     assert not again.due(4) and again.take(4) == []
@@ -34,16 +34,16 @@ def test_a_resumed_run_takes_them_again_after_the_same_steps_and_new_ones_behind
 
 
 def test_an_order_that_was_journalled_before_a_kill_is_not_taken_twice(tmp_path: Path) -> None:
-    run = Orders(tmp_path)
+    run = CommandQueue(tmp_path)
     run.place("cancel", "a")
     order = run.placed()[0]
     run.journal.append({**order, "step": 3})  # killed before the file was taken away
-    again = Orders(tmp_path)
+    again = CommandQueue(tmp_path)
     assert [each["job"] for each in again.take(3)] == ["a"] and again.take(3) == [] and again.placed() == []
 
 
 def test_a_file_that_is_being_written_is_not_read(tmp_path: Path) -> None:
-    run = Orders(tmp_path)
+    run = CommandQueue(tmp_path)
     run.place("cancel", "a")
     (run.inbox / ".half.json.123.tmp").write_text("{")
     assert len(run.placed()) == 1 and len(run.take(0)) == 1
@@ -55,10 +55,10 @@ def test_a_file_that_is_being_written_is_not_read(tmp_path: Path) -> None:
 def test_a_file_that_is_no_order_is_taken_with_what_is_wrong_and_those_around_it_count(
     tmp_path: Path, text: str
 ) -> None:
-    orders = Orders(tmp_path)
+    orders = CommandQueue(tmp_path)
     orders.place("cancel", "a")
     (orders.inbox / "by-hand.json").write_text(text)
     taken = orders.take(3)
     assert [(order["do"], order["job"]) for order in taken] == [("cancel", "a"), ("unknown", "by-hand.json")]
     assert taken[1]["reason"] and orders.placed() == [] and not orders.due(4)
-    assert [order["do"] for order in Orders(tmp_path).take(3)] == ["cancel", "unknown"]
+    assert [order["do"] for order in CommandQueue(tmp_path).take(3)] == ["cancel", "unknown"]

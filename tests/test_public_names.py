@@ -27,6 +27,7 @@ def test_the_table_the_list_and_the_imports_for_type_checkers_agree() -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("graft"):
             typed.update({alias.name: node.module for alias in node.names})
+    assert typed.pop("__version__") == "graft.version"
     assert typed == graft._HOME
     assert sorted(graft.__all__) == sorted(graft._HOME)
     assert set(graft.__all__) <= set(dir(graft))

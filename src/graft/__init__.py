@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from graft.version import __version__
+from graft.version import __version__ as __version__
 
 # Public name -> the module that defines it. No module of this package may carry a public name: importing
 # a submodule binds it on the package and would hide the function.
@@ -90,7 +90,6 @@ __all__ = [
     "Series",
     "Stack",
     "VeRA",
-    "__version__",
     "after_step",
     "attach",
     "callback",

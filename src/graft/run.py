@@ -89,11 +89,16 @@ class Run:
         if not tasks:
             return evaluate(folder, what if isinstance(what, str | Path) else None)
         from graft.evaluation import evaluate_tasks
-        from graft.generation.loaded import assemble
+        from graft.generation.loaded import load_candidates
 
         where = folder.path / "eval"
         return evaluate_tasks(
-            assemble(folder), tasks, protocol or settings.protocol, data or settings.data, where, settings=settings
+            load_candidates(folder),
+            tasks,
+            protocol or settings.protocol,
+            data or settings.data,
+            where,
+            settings=settings,
         )
 
     def _trained(self) -> RunFolder:

@@ -80,5 +80,5 @@ def fill(model: Any, name: str, values: dict[str, Tensor]) -> None:
     places = dict(graft.parameters(model, name))
     assert set(places) == set(values), set(places) ^ set(values)
     with torch.no_grad():
-        for key, place in places.items():
-            place.copy_(values[key])
+        for key, spec in places.items():
+            spec.copy_(values[key])

@@ -11,9 +11,9 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 import graft
 from graft.adapters.kinds.compacter import Compacter, PHMLinear, Rule
 from graft.adapters.parts.tensor_train import PUBLISHED, TensorTrain, core_sizes
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 
-PLACE = Place("mlp", "sublayer", "block.mlp", 12, 8, 0, 0, torch.float64, torch.device("cpu"))
+PLACE = SiteSpec("mlp", "sublayer", "block.mlp", 12, 8, 0, 0, torch.float64, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -62,15 +62,15 @@ def test_other_widths_get_core_sizes_too(widths: tuple[int, int]) -> None:
      (768, 8, 5, 580), (2304, 8, 5, 585), (4096, 64, 8, 2720), (768, 64, 8, 1920), (768, 8, 8, 1408)],
 )  # fmt: skip
 def test_trains_are_as_large_as_published(width: int, bottleneck: int, rank: int, count: int) -> None:
-    meta = Place("x", "linear", "x", width, width, 0, 0, torch.float32, torch.device("meta"))
+    meta = SiteSpec("x", "linear", "x", width, width, 0, 0, torch.float32, torch.device("meta"))
     for widths in ((width, bottleneck), (bottleneck, width)):
         assert sum(p.numel() for p in TensorTrain(meta, *widths, rank=rank, biases=False).parameters()) == count
 
 
 def test_entries_of_a_fresh_train_have_the_published_spread() -> None:
     torch.manual_seed(0)
-    place = Place("x", "linear", "x", 64, 32, 0, 0, torch.float32, torch.device("cpu"))
-    spreads = [TensorTrain(place, 64, 32, rank=8, biases=False).weight().detach().std() for _ in range(60)]
+    spec = SiteSpec("x", "linear", "x", 64, 32, 0, 0, torch.float32, torch.device("cpu"))
+    spreads = [TensorTrain(spec, 64, 32, rank=8, biases=False).weight().detach().std() for _ in range(60)]
     assert float(torch.stack(spreads).mean()) == pytest.approx(math.sqrt(1 / 96), rel=0.1)
 
 

@@ -16,7 +16,7 @@ import graft
 from graft.attaching.active import running
 from graft.attaching.saving import training_state
 from graft.attention import flat_attention
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.adapters.oracle import case, fill
 from tests.contract.table import Row as ContractRow
 from tests.contract.table import attached, base, ids, logits, loss, randomise, same_base
@@ -211,7 +211,7 @@ def test_token_flat_rows_of_several_adapters_are_what_they_are_in_a_padded_batch
         randomise(model, name, number)
     with graft.route(model, rows):
         padded = logits(model, inputs)
-    with flat_attention(model), running(model, Pass(rows, (5, 5, 5), flat=True)):
+    with flat_attention(model), running(model, ForwardContext(rows, (5, 5, 5), flat=True)):
         flat = logits(model, inputs.view(1, -1), position_ids=torch.arange(5).repeat(3)[None], use_cache=False)
     torch.testing.assert_close(flat.view_as(padded), padded, atol=3e-5, rtol=0)
 

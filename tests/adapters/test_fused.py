@@ -12,14 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 import graft
 from graft.attaching.active import running, set_trainable
-from graft.ops.low_rank import LowRankTerm, add_low_rank, makes_its_output
-from graft.routing.passes import Context, Pass
+from graft.ops.low_rank import LowRankUpdate, add_low_rank, makes_its_output
+from graft.routing.context import AdapterContext, ForwardContext
 
 I, O, RANKS = 6, 5, (2, 3, 1)  # noqa: E741
 LENGTHS = (3, 4, 2)
 
 
-def terms(flat: bool, p: float, dtype: torch.dtype = torch.float64) -> list[LowRankTerm]:
+def terms(flat: bool, p: float, dtype: torch.dtype = torch.float64) -> list[LowRankUpdate]:
     """Three adapters, of one row each; between the second and the third a row, or two tokens, that none serves."""
     torch.manual_seed(3)
     starts = (0, 3, 9) if flat else (0, 1, 3)
@@ -27,9 +27,9 @@ def terms(flat: bool, p: float, dtype: torch.dtype = torch.float64) -> list[LowR
     for number, (rank, length) in enumerate(zip(RANKS, LENGTHS, strict=True)):
         A = torch.randn(rank, I, dtype=dtype).requires_grad_()
         B = torch.randn(O, rank, dtype=dtype).requires_grad_()
-        ctx = Context((length,) if flat else None, flat, (7 + number,))
+        ctx = AdapterContext((length,) if flat else None, flat, (7 + number,))
         rows = slice(starts[number], starts[number] + (length if flat else 1))
-        made.append(LowRankTerm(A, B, 1.5 + number, p, number, ctx, rows))
+        made.append(LowRankUpdate(A, B, 1.5 + number, p, number, ctx, rows))
     return made
 
 
@@ -40,7 +40,7 @@ def inputs(flat: bool, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tens
     return x, h
 
 
-def by_hand(x: Tensor, h: Tensor, given: list[LowRankTerm]) -> Tensor:
+def by_hand(x: Tensor, h: Tensor, given: list[LowRankUpdate]) -> Tensor:
     """Row by row, with the mask that the pass draws."""
     out = []
     for number, row in enumerate(h.flatten(0, 1).split(1)):
@@ -56,7 +56,7 @@ def by_hand(x: Tensor, h: Tensor, given: list[LowRankTerm]) -> Tensor:
     return torch.cat(out).view(h.shape)
 
 
-def leaves(x: Tensor, h: Tensor, given: list[LowRankTerm]) -> list[Tensor]:
+def leaves(x: Tensor, h: Tensor, given: list[LowRankUpdate]) -> list[Tensor]:
     return [x, h, *(factor for term in given for factor in (term.A, term.B))]
 
 
@@ -82,7 +82,7 @@ def test_gradients_pass_gradcheck(flat: bool, p: float) -> None:
 
     def run(x: Tensor, h: Tensor, *factors: Tensor) -> Tensor:
         now = [
-            LowRankTerm(A, B, t.scale, t.p, t.site, t.ctx, t.rows)
+            LowRankUpdate(A, B, t.scale, t.p, t.site, t.ctx, t.rows)
             for t, A, B in zip(given, factors[::2], factors[1::2], strict=True)
         ]
         return add_low_rank(x, h, now)
@@ -109,7 +109,7 @@ def test_an_h_that_its_maker_keeps_for_backward_is_an_error_and_never_a_wrong_gr
         out.sum().backward()
 
 
-def plain_lora(x: Tensor, h: Tensor, term: LowRankTerm) -> Tensor:
+def plain_lora(x: Tensor, h: Tensor, term: LowRankUpdate) -> Tensor:
     return h + term.plain(x)
 
 
@@ -135,7 +135,7 @@ def test_it_keeps_only_what_has_the_rank_as_its_width(p: float, share: float) ->
     torch.manual_seed(0)
     x, h = torch.randn(2, 50, 64, requires_grad=True), torch.randn(2, 50, 32, requires_grad=True)
     A, B = torch.randn(4, 64, requires_grad=True), torch.randn(32, 4, requires_grad=True)
-    term = LowRankTerm(A, B, 2.0, p, 0, Context(None, False, (1, 2)))
+    term = LowRankUpdate(A, B, 2.0, p, 0, AdapterContext(None, False, (1, 2)))
     given = (x, h, A, B)
     ours = saved_bytes(lambda: add_low_rank(x, h, [term]), given)
     plain = saved_bytes(lambda: plain_lora(x, h, term), given)
@@ -147,7 +147,7 @@ def test_bfloat16_with_masters_in_float32_is_no_further_from_the_truth_than_plai
     torch.manual_seed(0)
     x, h = torch.randn(1, 64, 32).bfloat16(), torch.randn(1, 64, 48).bfloat16()
     A, B = torch.randn(4, 32, requires_grad=True), torch.randn(48, 4, requires_grad=True)
-    term = LowRankTerm(A, B, 0.5, 0.0, 0, Context())
+    term = LowRankUpdate(A, B, 0.5, 0.0, 0, AdapterContext())
     exact = h.double() + 0.5 * (x.double() @ A.double().t()) @ B.double().t()
     ours, plain = add_low_rank(x, h, [term]), plain_lora(x, h, term)
     assert ours.dtype == torch.bfloat16
@@ -160,7 +160,7 @@ def test_bfloat16_with_masters_in_float32_is_no_further_from_the_truth_than_plai
 
 def test_without_seeds_dropout_is_torch_s_own() -> None:
     (x, h), given = inputs(False), terms(False, 0.4)
-    free = [LowRankTerm(t.A, t.B, t.scale, t.p, t.site, Context(), t.rows) for t in given]
+    free = [LowRankUpdate(t.A, t.B, t.scale, t.p, t.site, AdapterContext(), t.rows) for t in given]
     torch.manual_seed(5)
     found = add_low_rank(x, h, free)
     torch.manual_seed(5)
@@ -173,7 +173,7 @@ def test_without_seeds_dropout_is_torch_s_own() -> None:
 def test_function_transforms_take_the_plain_way() -> None:
     x, h = (tensor.detach() for tensor in inputs(True))
     term = terms(True, 0.0)[0]
-    whole = LowRankTerm(term.A, term.B, 1.0, 0.0, 0, Context())
+    whole = LowRankUpdate(term.A, term.B, 1.0, 0.0, 0, AdapterContext())
     slope = torch.func.grad(lambda x: add_low_rank(x, h, [whole]).sum())(x)
     torch.testing.assert_close(slope, (term.B @ term.A).sum(0).detach().expand_as(x))
 
@@ -222,10 +222,12 @@ def test_rows_of_several_adapters_and_of_none_equal_each_alone(flat: bool, recom
 
     def run(chosen: list[int]) -> Tensor:
         x = torch.cat([rows[row] for row in chosen], 1 if flat else 0).requires_grad_()
-        pass_ = Pass(tuple(names[row] for row in chosen), tuple(lengths[row] for row in chosen), flat, tuple(chosen))
+        context = ForwardContext(
+            tuple(names[row] for row in chosen), tuple(lengths[row] for row in chosen), flat, tuple(chosen)
+        )
 
         def forward(x: Tensor) -> Tensor:
-            with running(model, pass_):
+            with running(model, context):
                 return model(x)
 
         model.zero_grad()

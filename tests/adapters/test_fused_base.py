@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 import graft
 from graft.attaching.active import running, set_trainable
 from graft.ops import low_rank_linear as fused_base
-from graft.ops.low_rank import LowRankTerm
+from graft.ops.low_rank import LowRankUpdate
 from graft.ops.low_rank_linear import as_read, linear_low_rank
-from graft.routing.passes import Context, Pass
+from graft.routing.context import AdapterContext, ForwardContext
 from tests.small import small_model
 
 I, O = 6, 5  # noqa: E741
@@ -29,21 +29,21 @@ def layer(bias: bool = True, dtype: torch.dtype = torch.float64) -> nn.Linear:
     return nn.Linear(I, O, bias=bias, dtype=dtype).requires_grad_(False)
 
 
-def terms(p: float) -> list[LowRankTerm]:
+def terms(p: float) -> list[LowRankUpdate]:
     """Two adapters on rows of their own; the row between them has none."""
     torch.manual_seed(2)
     made = []
     for number, (rank, rows) in enumerate([(2, slice(0, 1)), (3, slice(2, 4))]):
         A = torch.randn(rank, I, dtype=torch.float64).requires_grad_()
         B = torch.randn(O, rank, dtype=torch.float64).requires_grad_()
-        ctx = Context(None, False, tuple(range(rows.stop - rows.start)))
-        made.append(LowRankTerm(A, B, 1.5 + number, p, number, ctx, rows))
+        ctx = AdapterContext(None, False, tuple(range(rows.stop - rows.start)))
+        made.append(LowRankUpdate(A, B, 1.5 + number, p, number, ctx, rows))
     return made
 
 
-def with_factors(given: Sequence[LowRankTerm], factors: Sequence[Tensor]) -> list[LowRankTerm]:
+def with_factors(given: Sequence[LowRankUpdate], factors: Sequence[Tensor]) -> list[LowRankUpdate]:
     pairs = zip(given, factors[::2], factors[1::2], strict=True)
-    return [LowRankTerm(A, B, t.scale, t.p, t.site, t.ctx, t.rows) for t, A, B in pairs]
+    return [LowRankUpdate(A, B, t.scale, t.p, t.site, t.ctx, t.rows) for t, A, B in pairs]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
@@ -85,10 +85,10 @@ def test_a_model_may_change_views_of_the_output_in_place(bias: bool) -> None:
         torch.testing.assert_close(own, other, atol=1e-12, rtol=0)
 
 
-def whole(dtype: torch.dtype = torch.float64) -> LowRankTerm:
+def whole(dtype: torch.dtype = torch.float64) -> LowRankUpdate:
     torch.manual_seed(3)
     A, B = torch.randn(2, I, dtype=dtype).requires_grad_(), torch.randn(O, 2, dtype=dtype).requires_grad_()
-    return LowRankTerm(A, B, 0.5, 0.0, 0, Context())
+    return LowRankUpdate(A, B, 0.5, 0.0, 0, AdapterContext())
 
 
 def test_the_lowest_layer_computes_no_gradient_of_its_input_and_keeps_x_once() -> None:
@@ -180,7 +180,7 @@ def test_what_is_not_a_frozen_layer_in_one_dtype_is_left_alone() -> None:
     assert linear_low_rank(layer().requires_grad_(True), x, [whole()]) is None
     assert linear_low_rank(layer(), x.float(), [whole()]) is None
     assert linear_low_rank(layer(), x.to("meta"), [whole()]) is None
-    seedless = LowRankTerm(*(getattr(whole(), name) for name in ("A", "B", "scale")), 0.1, 0, Context())
+    seedless = LowRankUpdate(*(getattr(whole(), name) for name in ("A", "B", "scale")), 0.1, 0, AdapterContext())
     assert linear_low_rank(layer(), x, [seedless]) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear_low_rank(layer(), x, [whole()]) is None
@@ -209,7 +209,7 @@ def trained(model: Any, recomputed: bool = False) -> list[Tensor]:
     model.zero_grad()
     if recomputed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    with running(model, Pass("a", (6, 6), False, (3, 4))):
+    with running(model, ForwardContext("a", (6, 6), False, (3, 4))):
         out = model(input_ids=ids, use_cache=False).logits
         out.float().square().mean().backward()
     return [out.detach(), *(p.grad.clone() for _, p in graft.parameters(model, "a"))]
@@ -261,7 +261,7 @@ def test_nothing_is_computed_or_kept_below_the_lowest_site_that_trains() -> None
     kept: list[Tensor] = []
     with (
         torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t),
-        running(model, Pass("a", (6, 6))),
+        running(model, ForwardContext("a", (6, 6))),
     ):
         embedded: list[Tensor] = []
         model.get_input_embeddings().register_forward_hook(lambda module, args, out: embedded.append(out))

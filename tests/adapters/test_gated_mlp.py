@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from graft.ops.frozen_linear import frozen_linear
 from graft.ops.gated_mlp import Layer, gated_mlp
 from graft.ops.gated_product import ACTIVATIONS, Activation, gated_product, product_gradients
-from graft.ops.low_rank import LowRankTerm
+from graft.ops.low_rank import LowRankUpdate
 from graft.ops.low_rank_linear import as_read, linear_low_rank
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 WIDE, HIGH = 6, 8
 PLAIN = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda e: F.gelu(e, approximate="tanh")}
@@ -29,9 +29,9 @@ def linears(bias: bool = False, dtype: torch.dtype = torch.float64) -> list[nn.L
     return [nn.Linear(*size, bias=bias, dtype=dtype).requires_grad_(False) for size in sizes]
 
 
-def terms(hosts: Sequence[nn.Linear], count: int, p: float, flat: bool) -> list[list[LowRankTerm]]:
+def terms(hosts: Sequence[nn.Linear], count: int, p: float, flat: bool) -> list[list[LowRankUpdate]]:
     """Of each layer, `count` adapters: one on all rows, or two on rows of their own with a row between them that has none."""
-    made: list[list[LowRankTerm]] = []
+    made: list[list[LowRankUpdate]] = []
     for number, host in enumerate(hosts):
         torch.manual_seed(2 + number)
         starts = (0, 3) if flat else (0, 2)
@@ -42,11 +42,11 @@ def terms(hosts: Sequence[nn.Linear], count: int, p: float, flat: bool) -> list[
             A = torch.randn(rank, host.in_features, dtype=host.weight.dtype).requires_grad_()
             B = torch.randn(host.out_features, rank, dtype=host.weight.dtype).requires_grad_()
             if count == 1:
-                ctx, rows = Context(LENGTHS if flat else None, flat, (1, 2, 3)), None
+                ctx, rows = AdapterContext(LENGTHS if flat else None, flat, (1, 2, 3)), None
             else:
-                ctx = Context(lengths[index : index + 1] if flat else None, flat, (index,))
+                ctx = AdapterContext(lengths[index : index + 1] if flat else None, flat, (index,))
                 rows = slice(starts[index], starts[index] + lengths[index])
-            own.append(LowRankTerm(A, B, 0.5 + index, p, 3 * number + index, ctx, rows))
+            own.append(LowRankUpdate(A, B, 0.5 + index, p, 3 * number + index, ctx, rows))
         made.append(own)
     return made
 
@@ -56,24 +56,24 @@ def source(flat: bool, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(1, 6, WIDE, dtype=dtype) if flat else torch.randn(3, 2, WIDE, dtype=dtype)
 
 
-def factors(given: list[list[LowRankTerm]]) -> list[Tensor]:
+def factors(given: list[list[LowRankUpdate]]) -> list[Tensor]:
     return [factor for own in given for term in own for factor in (term.A, term.B)]
 
 
-def with_factors(given: list[list[LowRankTerm]], new: Sequence[Tensor]) -> list[list[LowRankTerm]]:
+def with_factors(given: list[list[LowRankUpdate]], new: Sequence[Tensor]) -> list[list[LowRankUpdate]]:
     left = iter(new)
-    return [[LowRankTerm(next(left), next(left), t.scale, t.p, t.site, t.ctx, t.rows) for t in own] for own in given]
+    return [[LowRankUpdate(next(left), next(left), t.scale, t.p, t.site, t.ctx, t.rows) for t in own] for own in given]
 
 
-def ours(x: Tensor, activation: Activation, hosts: Sequence[nn.Linear], given: list[list[LowRankTerm]]) -> Tensor:
+def ours(x: Tensor, activation: Activation, hosts: Sequence[nn.Linear], given: list[list[LowRankUpdate]]) -> Tensor:
     parts = [Layer(frozen_linear(host, x), own) for host, own in zip(hosts, given, strict=True)]  # type: ignore[arg-type]
     return gated_mlp(x, activation, *parts)
 
 
-def plain(x: Tensor, activation: Activation, hosts: Sequence[nn.Linear], given: list[list[LowRankTerm]]) -> Tensor:
+def plain(x: Tensor, activation: Activation, hosts: Sequence[nn.Linear], given: list[list[LowRankUpdate]]) -> Tensor:
     """By operations that autograd knows."""
 
-    def layer(host: nn.Linear, own: list[LowRankTerm], x: Tensor) -> Tensor:
+    def layer(host: nn.Linear, own: list[LowRankUpdate], x: Tensor) -> Tensor:
         out = host(x)
         for term in own:
             if term.rows is None:
@@ -127,7 +127,7 @@ def test_without_terms_the_output_is_the_plain_one_bit_for_bit(activation: Activ
     for dtype in (torch.float32, torch.bfloat16):
         hosts = linears(dtype=dtype)
         x = source(False, dtype).requires_grad_()
-        none: list[list[LowRankTerm]] = [[], [], []]
+        none: list[list[LowRankUpdate]] = [[], [], []]
         found, wanted = ours(x, activation, hosts, none), plain(x, activation, hosts, none)
         assert torch.equal(found, wanted)
 
@@ -159,7 +159,7 @@ def test_the_gradient_of_x_is_one_sum_with_that_of_other_layers_that_read_it() -
     beside = linears()[0]
     x = source(False).requires_grad_() * 1.0
     read = as_read(x)[0]
-    term = LowRankTerm(*factors(given)[:2], 0.5, 0.0, 0, Context())
+    term = LowRankUpdate(*factors(given)[:2], 0.5, 0.0, 0, AdapterContext())
     other = linear_low_rank(beside, x, [term])
     assert other is not None
     out = ours(x, "silu", hosts, given).sum() + other.sum()

@@ -16,8 +16,8 @@ from graft.ops import low_rank as fused
 from graft.ops import low_rank_grouped as grouped
 from graft.ops.low_rank import add_low_rank
 from graft.ops.low_rank_linear import linear_low_rank
-from graft.ops.low_rank_term import LowRankTerm
-from graft.routing.passes import Context, Pass
+from graft.ops.low_rank_update import LowRankUpdate
+from graft.routing.context import AdapterContext, ForwardContext
 from tests.small import small_model
 
 I, O = 24, 16  # noqa: E741
@@ -30,7 +30,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grouped products wherever torch has any, kernel or not; how many terms each took."""
     made: list[int] = []
 
-    def noted(out: Tensor, x: Tensor, terms: Sequence[LowRankTerm]) -> list[Tensor]:
+    def noted(out: Tensor, x: Tensor, terms: Sequence[LowRankUpdate]) -> list[Tensor]:
         made.append(len(terms))
         return grouped.add_grouped_(out, x, terms)
 
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def terms(
     flat: bool, p: float = 0.0, gap: int = 0, dtype: torch.dtype = torch.float32, ranks: Sequence[int] = RANKS,
     device: str = "cpu", sizes: tuple[int, int] = (I, O),
-) -> list[LowRankTerm]:  # fmt: skip
+) -> list[LowRankUpdate]:  # fmt: skip
     """Adapters of unequal rank, scale and number of rows; before each but the first there are `gap` rows that none serves."""
     torch.manual_seed(3)
     made, start = [], 0
@@ -50,15 +50,15 @@ def terms(
         A = (torch.randn(rank, sizes[0], dtype=dtype) / rank**0.5).to(device).requires_grad_()
         B = torch.randn(sizes[1], rank, dtype=dtype).to(device).requires_grad_()
         count = length if flat else 1 + number % 2
-        ctx = Context((length,) if flat else None, flat, (7 + number,) if flat else tuple(range(count)))
+        ctx = AdapterContext((length,) if flat else None, flat, (7 + number,) if flat else tuple(range(count)))
         made.append(
-            LowRankTerm(A, B, 0.7 + number / 3, p if number % 2 else p / 2, number, ctx, slice(start, start + count))
+            LowRankUpdate(A, B, 0.7 + number / 3, p if number % 2 else p / 2, number, ctx, slice(start, start + count))
         )
         start += count + gap
     return made
 
 
-def inputs(given: Sequence[LowRankTerm], gap: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def inputs(given: Sequence[LowRankUpdate], gap: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     torch.manual_seed(4)
     rows = max(term.rows.stop for term in given) + gap  # type: ignore[union-attr]
     shape = (1, rows) if given[0].ctx.flat else (rows, 3)
@@ -66,12 +66,12 @@ def inputs(given: Sequence[LowRankTerm], gap: int, dtype: torch.dtype = torch.fl
     return x, h
 
 
-def in_float64(term: LowRankTerm) -> LowRankTerm:
+def in_float64(term: LowRankUpdate) -> LowRankUpdate:
     A, B = (factor.detach().double().requires_grad_() for factor in (term.A, term.B))
-    return LowRankTerm(A, B, term.scale, term.p, term.site, term.ctx, term.rows)
+    return LowRankUpdate(A, B, term.scale, term.p, term.site, term.ctx, term.rows)
 
 
-def by_hand(x: Tensor, h: Tensor, given: Sequence[LowRankTerm]) -> Tensor:
+def by_hand(x: Tensor, h: Tensor, given: Sequence[LowRankUpdate]) -> Tensor:
     """The rows one after another, by operations that autograd knows."""
     dim, done, out = given[0].dim, 0, []
     for term in sorted(given, key=lambda each: each.rows.start):  # type: ignore[union-attr]
@@ -81,7 +81,7 @@ def by_hand(x: Tensor, h: Tensor, given: Sequence[LowRankTerm]) -> Tensor:
     return torch.cat([*out, h.narrow(dim, done, h.shape[dim] - done)], dim)
 
 
-def leaves(x: Tensor, h: Tensor, given: Sequence[LowRankTerm]) -> list[Tensor]:
+def leaves(x: Tensor, h: Tensor, given: Sequence[LowRankUpdate]) -> list[Tensor]:
     return [x, h, *(factor for term in given for factor in (term.A, term.B))]
 
 
@@ -92,7 +92,7 @@ def learnt(out: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, of, weight.to(out))]
 
 
-def exactly(x: Tensor, h: Tensor, given: Sequence[LowRankTerm]) -> list[Tensor]:
+def exactly(x: Tensor, h: Tensor, given: Sequence[LowRankUpdate]) -> list[Tensor]:
     wide, (x, h) = [in_float64(term) for term in given], (t.detach().double().requires_grad_() for t in (x, h))
     return learnt(by_hand(x, h, wide), leaves(x, h, wide))
 
@@ -144,12 +144,12 @@ def test_bfloat16_is_as_near_the_truth_as_one_after_another(calls: list[int], mo
 def test_rows_in_any_order_and_several_runs_of_one_job_are_summed(calls: list[int]) -> None:
     given = terms(True)
     first, last = given[0], given[4]
-    runs = [last, *given[1:4], LowRankTerm(last.A, last.B, last.scale, 0.0, 0, first.ctx, first.rows)]
+    runs = [last, *given[1:4], LowRankUpdate(last.A, last.B, last.scale, 0.0, 0, first.ctx, first.rows)]
     x, h = inputs(runs, 0)
     factors = [last.A, last.B]
     found = learnt(add_low_rank(x, h, runs), [x, *factors])
     wide = [in_float64(last), *(in_float64(term) for term in given[1:4])]
-    wide.append(LowRankTerm(wide[0].A, wide[0].B, last.scale, 0.0, 0, first.ctx, first.rows))
+    wide.append(LowRankUpdate(wide[0].A, wide[0].B, last.scale, 0.0, 0, first.ctx, first.rows))
     x64, h64 = x.detach().double().requires_grad_(), h.detach().double()
     wanted = learnt(by_hand(x64, h64, wide), [x64, wide[0].A, wide[0].B])
     for own, other in zip(found, wanted, strict=True):
@@ -223,12 +223,12 @@ def test_a_model_with_rows_of_several_adapters_and_of_none_learns_as_each_alone(
 
     def gradients(chosen: list[int]) -> dict[str, Tensor]:
         batch, lengths = ids[chosen], (7,) * len(chosen)
-        pass_ = Pass(tuple(order[row] for row in chosen), lengths, flat, tuple(chosen))
+        context = ForwardContext(tuple(order[row] for row in chosen), lengths, flat, tuple(chosen))
         more: dict[str, Any] = {}
         if flat:
             batch, more = batch.view(1, -1), {"position_ids": torch.arange(7).repeat(len(chosen))[None]}
         model.zero_grad()
-        with running(model, pass_):
+        with running(model, context):
             model(input_ids=batch, use_cache=False, **more).logits.square().mean(-1).sum().backward()
         return {
             f"{name}.{key}": p.grad for name in ranks for key, p in graft.parameters(model, name) if p.grad is not None

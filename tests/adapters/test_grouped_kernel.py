@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from graft.ops import low_rank_grouped as grouped
 from graft.ops.low_rank import add_low_rank
 from graft.ops.low_rank_grouped import has_kernel, together
-from graft.ops.low_rank_term import LowRankTerm
+from graft.ops.low_rank_update import LowRankUpdate
 from tests.adapters.test_grouped import I, O, distance, inputs, learnt, leaves, terms  # noqa: E741
 
 
@@ -27,7 +27,7 @@ def test_ranks_up_to_a_tile_stand_together_and_greater_ones_by_powers_of_two(mon
     assert together(given, x[..., :20], O) == together(given, x, 12) == [[0], [1], [2], [3], [4]]
     monkeypatch.setattr(grouped, "MOST", 2)
     assert together(given[:2] * 2, x, O) == [[0, 1], [2, 3]]
-    half = LowRankTerm(given[0].A.bfloat16(), given[0].B.bfloat16(), 1.0, 0.0, 0, given[0].ctx, given[0].rows)
+    half = LowRankUpdate(given[0].A.bfloat16(), given[0].B.bfloat16(), 1.0, 0.0, 0, given[0].ctx, given[0].rows)
     assert together([given[0], half], x, O) == [[0], [1]]
 
 
@@ -65,7 +65,7 @@ def test_the_kernel_is_there_where_torch_says_so(monkeypatch: Any, changed: dict
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("gap", [0, 2])
 @pytest.mark.parametrize("place", ["whole", "odd address", "odd stride"])
-def test_what_is_multiplied_lies_as_the_kernel_asks(monkeypatch: Any, flat: bool, gap: int, place: str) -> None:
+def test_what_is_multiplied_lies_as_the_kernel_asks(monkeypatch: Any, flat: bool, gap: int, spec: str) -> None:
     """Addresses and strides of 16 bytes, which torch does not ask for on a CPU; two jagged matrices so that a group may have any length."""
     multiplied: list[tuple[int, int]] = []
 
@@ -85,9 +85,9 @@ def test_what_is_multiplied_lies_as_the_kernel_asks(monkeypatch: Any, flat: bool
     monkeypatch.setattr(grouped, "_product", product)
     given = terms(flat, 0.0, gap)
     x, h = (tensor.detach().bfloat16() for tensor in inputs(given, gap))
-    if place == "odd address":
+    if spec == "odd address":
         x = torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)
-    if place == "odd stride":
+    if spec == "odd stride":
         x = torch.cat([x, x[..., :1]], -1)[..., :-1]
     x.requires_grad_()
     out = add_low_rank(x, h, given)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Mi
 import graft
 from graft.attaching.active import running
 from graft.attention import flat_attention
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.contract.table import GROUPED, base, ids, logits, pristine, randomise
 from tests.families.zoo import batch, tiny
 
@@ -169,7 +169,7 @@ def test_a_fresh_one_changes_nothing_and_rows_padding_and_segments_do_not_mix(fa
     if family != "bloom":
         more["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None]
     tokens = torch.cat([row[:length] for row, length in zip(inputs, lengths, strict=True)])[None]
-    with flat_attention(model), running(model, Pass(names, lengths, flat=True)):
+    with flat_attention(model), running(model, ForwardContext(names, lengths, flat=True)):
         flat = logits(model, tokens, use_cache=False, **more)[0].split(lengths)
     for number, wanted in enumerate(alone):
         torch.testing.assert_close(together[number, : lengths[number]], wanted, atol=2e-4, rtol=1e-4)

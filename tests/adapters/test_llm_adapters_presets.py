@@ -64,14 +64,14 @@ def test_the_count_on_llama_7b_is_the_published_one(preset: str) -> None:
 def test_bloom_and_gptj_are_adapted_where_the_published_commands_say(family: str, preset: str) -> None:
     model = _seven_billion(family)
     graft.attach(model, {"a": f"llm-adapters/{preset}"})
-    seats = state_of(model).entry("a").seats
-    assert {seat.site.module.rsplit(".", 1)[-1] for seat in seats} == MODULES[family, preset]
+    installs = state_of(model).adapter("a").installs
+    assert {installed.site.module.rsplit(".", 1)[-1] for installed in installs} == MODULES[family, preset]
     layers = 30 if family == "bloom" else 28
-    assert len(seats) == layers * len(MODULES[family, preset])
+    assert len(installs) == layers * len(MODULES[family, preset])
     if preset == "adapterh":
-        for seat in seats:
-            before = seat.site.module.rsplit(".", 1)[-1] in BEFORE
-            assert seat.config.position == ("before" if before else "after")  # pyright: ignore
+        for installed in installs:
+            before = installed.site.module.rsplit(".", 1)[-1] in BEFORE
+            assert installed.config.position == ("before" if before else "after")  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def test_counts_on_bloom_7b_and_gptj_6b_follow_from_their_sizes(family: str, pre
 
 def test_presets_have_the_published_settings() -> None:
     model = _seven_billion("llama")
-    lora = graft.attach(model, {"a": "llm-adapters/lora"}) and state_of(model).entry("a").config
+    lora = graft.attach(model, {"a": "llm-adapters/lora"}) and state_of(model).adapter("a").config
     assert (lora.rank, lora.alpha, lora.dropout) == (32, 64.0, 0.05)  # pyright: ignore
     graft.attach(model, {"b": "llm-adapters/adapterh"})
-    for part in state_of(model).entry("b").config.parts():
+    for part in state_of(model).adapter("b").config.parts():
         assert (part.bottleneck, part.activation, part.biases, part.init, part.scale) == (
             256,
             "tanh",
@@ -104,5 +104,5 @@ def test_presets_have_the_published_settings() -> None:
             1.0,
         )  # pyright: ignore
     graft.attach(model, {"c": "llm-adapters/prefix"})
-    prefix = state_of(model).entry("c").config
+    prefix = state_of(model).adapter("c").config
     assert (prefix.tokens, prefix.init_std, prefix.positions) == (10, 1.0, "after_prefix")  # pyright: ignore

@@ -12,7 +12,7 @@ import graft
 from graft.attaching.active import running, set_trainable
 from graft.injection import gated_mlp as gated_forward
 from graft.ops.frozen_linear import FrozenLinear, frozen_linear
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.small import small_model
 
 bnb = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install 'graft-llm[quant]')")
@@ -52,7 +52,7 @@ def quantised_model(dtype: torch.dtype, dropout: float = 0.0) -> Any:
 
 def learned(model: Any) -> list[Tensor]:
     model.zero_grad()
-    with running(model, Pass("a", (6, 6), False, (3, 4))):
+    with running(model, ForwardContext("a", (6, 6), False, (3, 4))):
         out = model(input_ids=torch.arange(2, 14).view(2, 6), use_cache=False).logits
         out.float().square().mean().backward()
     return [out.detach(), *(p.grad.clone() for _, p in graft.parameters(model, "a"))]

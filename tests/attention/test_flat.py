@@ -12,7 +12,7 @@ from torch import Tensor
 import graft
 from graft.attaching.active import running
 from graft.attention import flat_attention
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.families.zoo import TABLE, WITH_INTERFACE, tiny
 
 LENGTHS = (9, 1, 7, 5)
@@ -30,7 +30,7 @@ def _flat(model: Any, family: str, rows: Any, lengths: tuple[int, ...] = LENGTHS
     more: dict[str, Any] = {"attention_mask": None if family in MASK_IS_READ else torch.zeros(1, 1, 1, 1)}
     if "position_ids" in inspect.signature(type(model).forward).parameters:
         more["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None]
-    with torch.no_grad(), flat_attention(model), running(model, Pass(rows, lengths, flat=True)):
+    with torch.no_grad(), flat_attention(model), running(model, ForwardContext(rows, lengths, flat=True)):
         return list(model(input_ids=ids, use_cache=False, **more).logits[0].split(lengths))
 
 
@@ -114,7 +114,7 @@ def test_gradients_of_a_flat_batch_are_those_of_its_sequences(family: str) -> No
     more: dict[str, Any] = {"attention_mask": None if family in MASK_IS_READ else torch.zeros(1, 1, 1, 1)}
     if "position_ids" in inspect.signature(type(model).forward).parameters:
         more["position_ids"] = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-    with flat_attention(model), running(model, Pass("both", LENGTHS, flat=True)):
+    with flat_attention(model), running(model, ForwardContext("both", LENGTHS, flat=True)):
         logits = model(input_ids=ids, use_cache=False, **more).logits[0]
         got = torch.autograd.grad((logits * torch.cat(weights)).sum(), parameters)
     for one, other in zip(got, expected, strict=True):

@@ -9,7 +9,7 @@ import graft
 from graft.attaching.active import running
 from graft.attention import flat_attention
 from graft.attention.functions import attend
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.small import small_model
 
 IDS = torch.tensor([[5, 9, 30, 7, 5, 11, 40]])
@@ -33,7 +33,7 @@ def test_a_prefix_runs_flat_in_double_precision() -> None:
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
     with torch.no_grad():
         alone = torch.cat([model(part).logits for part in IDS.split([4, 3], 1)], 1)
-        with flat_attention(model), running(model, Pass("p", lengths=(4, 3), flat=True)):
+        with flat_attention(model), running(model, ForwardContext("p", lengths=(4, 3), flat=True)):
             flat = model(IDS, position_ids=positions, attention_mask=torch.zeros(1, 1, 1, 1), use_cache=False).logits
     torch.testing.assert_close(flat, alone, atol=1e-10, rtol=0)
 

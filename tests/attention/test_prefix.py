@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 
 import graft
-from graft.architectures.language import find_sites
+from graft.architectures.language import resolve_sites
 from tests.families.zoo import TABLE, WITH_INTERFACE, batch, tiny
 
 WINDOWED = ("mistral", "gemma2", "gemma3_text")
@@ -36,7 +36,7 @@ def _with_prefix(name: str, backend: str, positions: str, tokens: int = TOKENS) 
 def _keys_values(model: Any) -> list[tuple[Tensor, Tensor]]:
     """[P, K, D] of every layer."""
     stored = {name: parameter.detach() for name, parameter in graft.parameters(model, "p")}
-    sites = find_sites(model, graft.Prefix())
+    sites = resolve_sites(model, graft.Prefix())
     return [(stored[f"{site.module}.prefix.keys"], stored[f"{site.module}.prefix.values"]) for site in sites]
 
 

@@ -18,7 +18,7 @@ from graft.attaching.active import running
 from graft.attention import flat_attention
 from graft.bases.context import context_length
 from graft.injection.state import state_of
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.contract.table import base, ids, logits, loss
 from tests.families.zoo import TABLE, WITH_INTERFACE, batch, inputs_of, tiny
 
@@ -96,7 +96,7 @@ def test_a_sliding_window_hides_a_prompt_as_it_hides_real_tokens_where_the_adapt
         parts = [inputs["input_ids"][0], inputs["input_ids"][1, :6]]
         alone = [logits(model, part[None], use_cache=False)[0] for part in parts]
     places = torch.cat([torch.arange(len(part)) for part in parts])[None]
-    with torch.no_grad(), flat_attention(model), running(model, Pass("hidden", (9, 6), flat=True)):
+    with torch.no_grad(), flat_attention(model), running(model, ForwardContext("hidden", (9, 6), flat=True)):
         flat = model(
             input_ids=torch.cat(parts)[None],
             position_ids=places,
@@ -124,7 +124,7 @@ def test_segments_of_a_flat_batch_have_their_own_prompts_or_none(family: str) ->
     more: dict[str, Any] = {"attention_mask": None if family in ("bloom", "falcon-mha") else torch.zeros(1, 1, 1, 1)}
     if family != "bloom":
         more["position_ids"] = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-    with torch.no_grad(), flat_attention(model), running(model, Pass(names, LENGTHS, flat=True)):
+    with torch.no_grad(), flat_attention(model), running(model, ForwardContext(names, LENGTHS, flat=True)):
         flat = model(input_ids=torch.cat(parts)[None], use_cache=False, **more).logits[0].split(LENGTHS)
     for name, part, got in zip(names, parts, flat, strict=True):
         with graft.use(model, name):
@@ -207,22 +207,22 @@ def test_what_was_noted_is_kept_until_a_weight_changes() -> None:
     graft.attach(model, {"a": [graft.PromptTuning(tokens=P), graft.LoRA(rank=2, sites="attn.v")]})
     state, tensors = state_of(model), dict(graft.parameters(model, "a"))
     first = logits(model, inputs)
-    kept = state.recordings["a"]
-    assert torch.equal(logits(model, inputs), first) and state.recordings["a"] is kept
+    kept = state.prompt_caches["a"]
+    assert torch.equal(logits(model, inputs), first) and state.prompt_caches["a"] is kept
     for name in tensors:
         with torch.no_grad():
             tensors[name].add_(0.3)
         changed = logits(model, inputs)
-        assert state.recordings["a"] is not kept
+        assert state.prompt_caches["a"] is not kept
         if not name.endswith("A"):  # behind a zero B, A does nothing yet
             assert not torch.allclose(changed, first, atol=1e-4)
-        kept, first = state.recordings["a"], changed
+        kept, first = state.prompt_caches["a"], changed
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
     logits(model, inputs)
-    assert state.recordings["a"] is not kept
+    assert state.prompt_caches["a"] is not kept
     graft.detach(model)
-    assert not state.recordings
+    assert not state.prompt_caches
 
 
 def test_what_was_noted_is_forgotten_when_a_fused_optimiser_changes_a_weight() -> None:

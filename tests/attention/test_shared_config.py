@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM
 
 import graft
-from graft.attention.shadow import Shadow
+from graft.attention.config_view import Shadow
 from tests.families.zoo import MODERN, TABLE, batch, tiny
 
 

@@ -17,7 +17,7 @@ from graft.bases.merged import write_merged
 from graft.config.base import BaseConfig
 from graft.data.labelling import Labelling
 from graft.errors import GraftError
-from graft.generation.loaded import assemble
+from graft.generation.loaded import load_candidates
 from tests.task_bases import save_task_base
 
 FRESH = {
@@ -114,8 +114,8 @@ def test_a_merged_classifier_is_a_plain_model_with_its_head_and_its_names(tmp_pa
     assert AutoConfig.from_pretrained(tmp_path / "merged").id2label == {0: "no", 1: "yes"}
     with torch.no_grad():
         assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
-    (contestant,) = assemble(None, BaseConfig(model=str(tmp_path / "merged"), device="cpu")).contestants
-    assert contestant.name == "base" and contestant.template.labelling == labelling  # type: ignore[attr-defined]
+    (candidate,) = load_candidates(None, BaseConfig(model=str(tmp_path / "merged"), device="cpu")).candidates
+    assert candidate.name == "base" and candidate.template.labelling == labelling  # type: ignore[attr-defined]
 
 
 def test_a_merged_encoder_decoder_answers_alike(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import pytest
 
 import graft
 from graft.cli import main
-from graft.config import load_run
-from graft.config import schema
+from graft.config import load_run, schema
 from graft.runs.folder import RunFolder
 from graft.utils.files import new_dir
 

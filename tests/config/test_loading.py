@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import graft
-from graft.config import RunConfig, SourceConfig, TrainConfig, dump_run, load_run
-from graft.config import schema
+from graft.config import RunConfig, SourceConfig, TrainConfig, dump_run, load_run, schema
 from graft.errors import GraftError
 
 RUN = """\

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import graft
-from graft.injection.container import Grafts
+from graft.injection.container import AdapterContainer
 from graft.injection.state import state_of
 from tests.contract.table import Row, attached, changes, ids, logits, loss, pristine, rows, same_base
 
@@ -66,4 +66,4 @@ def test_the_base_never_changes_in_evaluation_or_training(row: Row) -> None:
     assert same_base(model, row.family)
     assert all(p.grad is None for name, p in model.named_parameters() if "graft" not in name.split("."))
     graft.detach(model)
-    assert same_base(model, row.family) and not any(isinstance(module, Grafts) for module in model.modules())
+    assert same_base(model, row.family) and not any(isinstance(module, AdapterContainer) for module in model.modules())

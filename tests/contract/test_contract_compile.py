@@ -15,7 +15,7 @@ from torch._dynamo import config as dynamo
 import graft
 from graft.attaching.active import running, set_trainable
 from graft.attention import flat_attention
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.contract.table import ids, logits, loss, pristine, randomise
 
 HOOKS: dict[str, Any] = {
@@ -127,7 +127,7 @@ def test_token_flat_passes_do_not_mix_in_silence_in_a_compiled_graph(family: str
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
     with (
         flat_attention(model),
-        running(model, Pass(rows, (3, 4), flat=True)),
+        running(model, ForwardContext(rows, (3, 4), flat=True)),
         pytest.raises(RuntimeError, match="do not run compiled"),
     ):
         logits(compiled, ids(1), position_ids=positions, use_cache=False)

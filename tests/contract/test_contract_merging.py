@@ -18,7 +18,10 @@ def obstacle(model: nn.Module, row: Row) -> str | None:
     """Why the base's weights cannot take this adapter in, as the error says it: its kind, a layer without bias, or a shared weight."""
     if not row.config.folds:
         return "keep the adapter beside the base"
-    hosts = {seat.site.module: model.get_submodule(seat.site.module) for seat in state_of(model).entry("a").seats}
+    hosts = {
+        installed.site.module: model.get_submodule(installed.site.module)
+        for installed in state_of(model).adapter("a").installs
+    }
     learned = {name.rsplit(".", 2)[0] for name, _ in graft.parameters(model, "a") if name.endswith((".bias", ".shift"))}
     if row.config.learns_bias and any(getattr(hosts[path], "bias", None) is None for path in learned & set(hosts)):
         return "learned a bias at .* where the base has none"

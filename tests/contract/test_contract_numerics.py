@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import graft
 from graft.attaching.active import running, set_trainable
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.contract.table import PAD, Row, attached, ids, logits, loss, pristine, rows
 
 LENGTHS = (7, 3, 5)
@@ -120,7 +120,7 @@ def test_checkpointing_gives_the_same_gradients_also_when_the_context_was_left(r
     def measured() -> list[tuple[float, dict[str, Tensor]]]:
         found = []
         for names in routes:
-            with running(model, Pass(names, lengths=(7,) * 4, seeds=seeds)):
+            with running(model, ForwardContext(names, lengths=(7,) * 4, seeds=seeds)):
                 value = loss(model, inputs)
             with graft.route(model, [None, "b", "b", None]):
                 value.backward()
@@ -161,11 +161,11 @@ def test_reentrant_checkpointing_gives_the_same_gradients(row: Row) -> None:
 )
 def test_a_row_draws_the_same_dropout_in_any_company(row: Row) -> None:
     model, inputs = without_dropout_of_the_base(attached(row, None, torch.float32, "a", "b").train()), ids(3)
-    with running(model, Pass(("a", "b", "a"), (7, 7, 5), seeds=(1, 2, 3))):
+    with running(model, ForwardContext(("a", "b", "a"), (7, 7, 5), seeds=(1, 2, 3))):
         batch = logits(model, inputs)
-    with running(model, Pass("a", (5,), seeds=(3,))):
+    with running(model, ForwardContext("a", (5,), seeds=(3,))):
         torch.testing.assert_close(batch[2, :5], logits(model, inputs[2:, :5])[0], atol=2e-5, rtol=0)
-    with running(model, Pass("a", (5,), seeds=(4,))):
+    with running(model, ForwardContext("a", (5,), seeds=(4,))):
         assert not torch.allclose(batch[2, :5], logits(model, inputs[2:, :5])[0], atol=1e-3)
     with graft.use(model.eval(), None):
         assert torch.equal(logits(model, inputs), logits(pristine(row.family), inputs))

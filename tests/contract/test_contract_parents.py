@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import graft
-from graft.injection.container import Grafts
+from graft.injection.container import AdapterContainer
 from tests.contract.table import Row, attached, base, ids, logits, loss, rows
 
 FEW = "llama-lora-dropout llama-parallel-mam llama-prefix-projection llama-mam bloom-series-before-attn gpt2-lora-fused"
@@ -19,7 +19,7 @@ def modules(model: nn.Module) -> list[nn.Module]:
     return [
         inner
         for module in model.modules()
-        if isinstance(module, Grafts)
+        if isinstance(module, AdapterContainer)
         for inner in module.modules()
         if inner is not module
     ]

@@ -101,9 +101,12 @@ def written(row: Row) -> bool:
 @rows(where=written)
 def test_bottlenecks_equal_the_algebra_written_into_the_plain_base(row: Row) -> None:
     model, reference = attached(row), base(row.family)
-    for seat in state_of(model).entry("a").seats:
-        p = {name.removeprefix("f."): tensor.detach() for name, tensor in seat.module_of(model, "a").named_parameters()}
-        hook(reference, row.family, seat.site.module, seat.site.part, seat.config, p)
+    for installed in state_of(model).adapter("a").installs:
+        p = {
+            name.removeprefix("f."): tensor.detach()
+            for name, tensor in installed.module_of(model, "a").named_parameters()
+        }
+        hook(reference, row.family, installed.site.module, installed.site.part, installed.config, p)
     torch.testing.assert_close(logits(model, ids()), logits(reference, ids()), atol=3e-5, rtol=0)
 
 

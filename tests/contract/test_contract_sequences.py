@@ -80,7 +80,7 @@ class Session:
         new = self.new()
         with tempfile.TemporaryDirectory() as folder:
             graft.load(self.model, graft.save(self.model, name, f"{folder}/a"), name=new)
-        self.known[new] = (state_of(self.model).entry(new).config, self.learned(new))
+        self.known[new] = (state_of(self.model).adapter(new).config, self.learned(new))
 
     def block(self, name: str) -> None:
         which = self.random.choice([None, name])

@@ -18,7 +18,7 @@ from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.evaluation import evaluate, evaluate_on
 from graft.evaluation.datafile import evaluate_bench, evaluation_of
-from graft.generation.loaded import Bench, Contestant, assemble
+from graft.generation.loaded import Candidate, LoadedModel, load_candidates
 from graft.generation.loss import sample_losses
 from graft.generation.requests import Generated
 from tests.runs_at_hand import ROWS, make_run, write_rows
@@ -50,7 +50,7 @@ class Scripted:
     def __init__(self, answers: dict[str, tuple[str, str]]) -> None:
         self.answers_to, self.tokenizer = answers, small_tokenizer()
         base = Base(small_model(context=40), self.tokenizer, "small", torch.device("cpu"), torch.float32)
-        self.bench = Bench(base, (Contestant("base", None, template_of("plain")),), engine=self)
+        self.loaded = LoadedModel(base, (Candidate("base", None, template_of("plain")),), engine=self)
 
     def check(self, requests: Any, token_budget: int) -> int:
         return 0
@@ -73,7 +73,7 @@ def test_every_answer_has_one_outcome_and_all_are_counted(tmp_path: Path) -> Non
     )
     rows = samples(("a", "#### 3"), ("b", "8"), ("c", "8"), ("d", "8"), ("e", "1000"))
     evaluation = evaluation_of("five", rows, EvalConfig())
-    result = evaluate_bench(scripted.bench, evaluation, tmp_path)
+    result = evaluate_bench(scripted.loaded, evaluation, tmp_path)
     (found,) = result["results"]
     counts = {key: found[key] for key in ("total", "correct", "wrong", "unextractable", "no_room", "truncated")}
     assert counts == {"total": 5, "correct": 2, "wrong": 1, "unextractable": 1, "no_room": 1, "truncated": 2}
@@ -107,7 +107,7 @@ def test_texts_are_compared_whole_where_a_reference_has_no_number() -> None:
     scripted = Scripted({"a": ("Paris.", "stopped"), "b": ("3 or 4", "stopped")})
     evaluation = evaluation_of("two", samples(("a", "paris"), ("b", "4")), EvalConfig())
     assert evaluation.metric == "exact"
-    assert evaluate_bench(scripted.bench, evaluation)["results"][0]["correct"] == 1
+    assert evaluate_bench(scripted.loaded, evaluation)["results"][0]["correct"] == 1
 
 
 def test_a_run_is_evaluated_with_its_base_and_all_its_adapters_and_leaves_files(run: Path, tmp_path: Path) -> None:
@@ -128,22 +128,24 @@ def test_questions_of_a_data_file_are_looked_for_in_the_training_data(run: Path,
     result = evaluate(run, write_rows(tmp_path / "partly.jsonl", rows), settings=EvalConfig(max_new_tokens=1))
     (overlap,) = result["overlap"]
     assert (overlap["of"], overlap["questions"], overlap["exact"], overlap["near"]) == (["lora", "prefix"], 2, 1, 0)
-    first = evaluate_on(assemble(run), tmp_path / "partly.jsonl", None, settings=EvalConfig(max_new_tokens=1, limit=1))
+    first = evaluate_on(
+        load_candidates(run), tmp_path / "partly.jsonl", None, settings=EvalConfig(max_new_tokens=1, limit=1)
+    )
     assert (first["limit"], first["overlap"][0]["questions"]) == (1, 1)
 
 
 def test_the_loss_of_each_contestant_is_the_mean_over_the_tokens_of_the_answers(run: Path) -> None:
     """The reference: one sample at a time, transformers' own forward, the mask by the lengths of prompt and whole."""
-    bench = assemble(run)
-    result = evaluate_on(bench, str(run.parent / "math.jsonl"), None, settings=EvalConfig(max_new_tokens=1))
-    tokenizer = bench.base.tokenizer
-    for found, contestant in zip(result["results"], bench.contestants, strict=True):
+    loaded = load_candidates(run)
+    result = evaluate_on(loaded, str(run.parent / "math.jsonl"), None, settings=EvalConfig(max_new_tokens=1))
+    tokenizer = loaded.base.tokenizer
+    for found, candidate in zip(result["results"], loaded.candidates, strict=True):
         total, count = 0.0, 0
         for row in ROWS:
             prompt = tokenizer(row["question"])["input_ids"]
             ids = torch.tensor([prompt + tokenizer(row["answer"])["input_ids"] + [tokenizer.eos_token_id]])
-            with torch.no_grad(), graft.use(bench.base.model, contestant.adapter):
-                logits = bench.base.model(ids).logits[0, len(prompt) - 1 : -1]
+            with torch.no_grad(), graft.use(loaded.base.model, candidate.adapter):
+                logits = loaded.base.model(ids).logits[0, len(prompt) - 1 : -1]
             total += float(F.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum"))
             count += ids.shape[1] - len(prompt)
         assert found["loss_tokens"] == count and found["loss_samples"] == len(ROWS)
@@ -170,7 +172,7 @@ def test_the_held_out_rows_of_a_run_are_its_validation_data(tmp_path: Path) -> N
     assert result["task"] == "validation" and result["results"][0]["total"] == 1
     from graft.data.preparing import prepare
 
-    prepared = prepare(assemble(run).config.data, small_tokenizer())  # type: ignore[union-attr]
+    prepared = prepare(load_candidates(run).config.data, small_tokenizer())  # type: ignore[union-attr]
     assert prepared.validation is not None
     line = json.loads((Path(result["folder"]) / "answers.jsonl").read_text().splitlines()[0])
     assert line["row"] == prepared.validation[0].row
@@ -187,11 +189,11 @@ def test_samples_longer_than_the_context_are_counted_and_not_cut(tmp_path: Path)
 
 def test_the_protocol_changes_with_all_that_changes_scores(run: Path, tmp_path: Path) -> None:
     data, other = write_rows(tmp_path / "a.jsonl"), write_rows(tmp_path / "b.jsonl", ROWS[:2])
-    bench = assemble(run)
+    loaded = load_candidates(run)
 
     def name(path: Path, template: str | None = None, **options: Any) -> str:
         settings = EvalConfig(max_new_tokens=options.pop("max_new_tokens", 2), metric=options.pop("metric", "auto"))
-        chosen = bench if template is None else assemble(run, template=template)
+        chosen = loaded if template is None else load_candidates(run, template=template)
         return evaluate_on(chosen, path, None, settings=settings, **options)["protocol_hash"]
 
     names = [
@@ -221,29 +223,33 @@ def test_adapters_are_named_by_their_folders_and_refused_where_names_collide(run
     from graft.config.base import BaseConfig
 
     base = BaseConfig(model=str(run.parent / "math-base"), device="cpu")
-    assert [each.name for each in assemble(None, base, [str(folder), f"mine={folder}"]).contestants] == [
+    assert [each.name for each in load_candidates(None, base, [str(folder), f"mine={folder}"]).candidates] == [
         "base",
         "lora",
         "mine",
     ]
-    assert [each.name for each in assemble(None, base, [str(run)]).contestants] == ["base", "math-lora", "math-prefix"]
+    assert [each.name for each in load_candidates(None, base, [str(run)]).candidates] == [
+        "base",
+        "math-lora",
+        "math-prefix",
+    ]
     with pytest.raises(GraftError, match="two adapters are called 'lora'"):
-        assemble(run, None, [str(folder)])
+        load_candidates(run, None, [str(folder)])
     with pytest.raises(GraftError, match="'base' is the bare base"):
-        assemble(run, None, [f"base={folder}"])
+        load_candidates(run, None, [f"base={folder}"])
     with pytest.raises(GraftError, match="name a run folder, or a base"):
-        assemble()
+        load_candidates()
 
 
 def test_every_contestant_gets_the_template_of_its_adapter_unless_the_user_names_one(run: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", {"series": {"kind": "series", "bottleneck": 4}}, data={"template": "alpaca"})
-    bench = assemble(run, None, [str(other / "adapters" / "series")], any_base=True)
-    assert [each.template.name for each in bench.contestants] == ["plain", "plain", "plain", "alpaca"]
-    named = assemble(run, template="alpaca")
-    assert [each.template.name for each in named.contestants] == ["alpaca"] * 3
+    loaded = load_candidates(run, None, [str(other / "adapters" / "series")], any_base=True)
+    assert [each.template.name for each in loaded.candidates] == ["plain", "plain", "plain", "alpaca"]
+    named = load_candidates(run, template="alpaca")
+    assert [each.template.name for each in named.candidates] == ["alpaca"] * 3
 
 
 def test_an_adapter_of_another_base_is_refused(run: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "gpt", {"lora": ADAPTERS["lora"]}, family="gpt2")
     with pytest.raises(GraftError, match="was made for .*gpt-base.*, not for"):
-        assemble(run, None, [f"other={other / 'adapters' / 'lora'}"])
+        load_candidates(run, None, [f"other={other / 'adapters' / 'lora'}"])

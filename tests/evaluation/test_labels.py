@@ -20,7 +20,7 @@ from graft.config.base import BaseConfig
 from graft.data.labelling import Labelling
 from graft.errors import GraftError
 from graft.evaluation import evaluate, evaluate_on
-from graft.generation.loaded import assemble
+from graft.generation.loaded import load_candidates
 from graft.runs.folder import RunFolder
 from graft.training import check, train
 from tests.task_bases import labelled_rows, save_task_base
@@ -60,10 +60,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def adapter_with_random_head(run: RunFolder, folder: Path, seed: int) -> Path:
     """Another adapter for the same classes, in a folder as a run leaves it."""
-    bench = assemble(run)
-    model = bench.base.model
-    draw_head(model, bench.base.fresh, seed)
-    graft.attach(model, {"other": with_head(model, graft.Series(bottleneck=4, sites="mlp"), bench.base.fresh)})
+    loaded = load_candidates(run)
+    model = loaded.base.model
+    draw_head(model, loaded.base.fresh, seed)
+    graft.attach(model, {"other": with_head(model, graft.Series(bottleneck=4, sites="mlp"), loaded.base.fresh)})
     graft.save(model, "other", folder)
     Labelling("classification", ("neg", "pos"), ("neg", "pos")).save(folder)
     return folder
@@ -107,10 +107,12 @@ def test_adapters_with_different_heads_answer_together_what_they_answer_alone(ru
     data = write(tmp_path / "test.jsonl", labelled_rows(9))
     base = BaseConfig(model=run.config.base.model, device="cpu")
     folders = {"lora": str(run.adapter_dir("lora")), "other": str(other)}
-    together = evaluate_on(assemble(None, base, [f"{name}={path}" for name, path in folders.items()]), data, None)
+    together = evaluate_on(
+        load_candidates(None, base, [f"{name}={path}" for name, path in folders.items()]), data, None
+    )
     for result in together["results"]:
         name = result["name"]
-        (alone,) = evaluate_on(assemble(None, base, [f"{name}={folders[name]}"]), data, None)["results"]
+        (alone,) = evaluate_on(load_candidates(None, base, [f"{name}={folders[name]}"]), data, None)["results"]
         assert result["loss"] == pytest.approx(alone["loss"], abs=1e-5)
     losses = [result["loss"] for result in together["results"]]
     assert abs(losses[0] - losses[1]) > 1e-2
@@ -175,13 +177,13 @@ def test_settings_of_text_are_refused(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(GraftError, match="beams search for texts"):
         evaluate(run, write(tmp_path / "test.jsonl", labelled_rows(2)), beams=4)
     with pytest.raises(GraftError, match="a template has no effect for classification"):
-        assemble(run, template="plain")
+        load_candidates(run, template="plain")
 
 
 def test_adapters_of_different_tasks_do_not_share_a_base(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     with pytest.raises(GraftError, match="adapters of different tasks do not share a base: classification in"):
-        assemble(run, adapters=[str(tmp_path / "plain")])
+        load_candidates(run, adapters=[str(tmp_path / "plain")])
 
 
 def test_a_run_draws_a_head_for_other_classes_than_the_bases_and_saves_it(tmp_path: Path) -> None:
@@ -195,8 +197,8 @@ def test_a_run_draws_a_head_for_other_classes_than_the_bases_and_saves_it(tmp_pa
     result = evaluate(folder, tmp_path / "classification.jsonl")
     (found,) = result["results"]  # the base has no head of these classes, so it is not measured
     assert found["accuracy"] > 0.9
-    bench = assemble(
+    loaded = load_candidates(
         None, base=BaseConfig(model=run["base"]["model"], device="cpu"), adapters=[str(folder.adapter_dir("lora"))]
     )
-    again = evaluate_on(bench, tmp_path / "classification.jsonl", out=tmp_path / "again")
+    again = evaluate_on(loaded, tmp_path / "classification.jsonl", out=tmp_path / "again")
     assert [each["accuracy"] for each in again["results"]] == [found["accuracy"]]

@@ -6,7 +6,7 @@ import pytest
 
 from graft.errors import GraftError
 from graft.evaluation import tasks
-from graft.evaluation.limiting import Limits
+from graft.evaluation.limits import Limits
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from graft.bases import Base
 from graft.data.samples import Sample
 from graft.data.templates import template_of
 from graft.evaluation import preferences
-from graft.generation.loaded import Bench, Contestant
+from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.loss import sample_losses
 from tests.small import small_model, small_tokenizer
 
@@ -36,7 +36,7 @@ def pair(number: int) -> Sample:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
+def loaded() -> LoadedModel:
     """The bare base and three adapters, of which the last has a template of its own."""
     model = small_model()
     graft.attach(model, ADAPTERS)
@@ -45,12 +45,12 @@ def bench() -> Bench:
         for name in ADAPTERS:
             for _, parameter in graft.parameters(model, name):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    contestants = [Contestant("base", None, template_of("plain"))]
-    contestants += [
-        Contestant(name, name, template_of("alpaca" if name == "other" else "plain"), settings={}) for name in ADAPTERS
+    candidates = [Candidate("base", None, template_of("plain"))]
+    candidates += [
+        Candidate(name, name, template_of("alpaca" if name == "other" else "plain"), settings={}) for name in ADAPTERS
     ]
     base = Base(model, small_tokenizer(), "small", torch.device("cpu"), torch.float32)
-    return Bench(base, tuple(contestants))
+    return LoadedModel(base, tuple(candidates))
 
 
 def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str | None]:
@@ -65,37 +65,37 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str | None]:
     return counted
 
 
-def evaluated(bench: Bench, out: Path, rows: int = PAIRS) -> dict[tuple[str, int], dict[str, Any]]:
+def evaluated(loaded: LoadedModel, out: Path, rows: int = PAIRS) -> dict[tuple[str, int], dict[str, Any]]:
     samples = [pair(number) for number in range(1, rows + 1)]
-    result = preferences.evaluate_preferences(bench, "pairs", samples, out, token_budget=64)
+    result = preferences.evaluate_preferences(loaded, "pairs", samples, out, token_budget=64)
     lines = map(json.loads, Path(result["folder"], "answers.jsonl").read_text().splitlines())
     return {(line["contestant"], line["number"]): line for line in lines}
 
 
 def test_the_bare_base_is_asked_once_for_each_template(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     counted = asked(monkeypatch)
-    together = evaluated(bench, tmp_path / "all")
+    together = evaluated(loaded, tmp_path / "all")
     assert counted == {None: 2 * 2 * PAIRS, "one": 2 * PAIRS, "two": 2 * PAIRS, "other": 2 * PAIRS}
-    for contestant in bench.contestants:
-        alone = evaluated(replace(bench, contestants=(contestant,)), tmp_path / contestant.name)
+    for candidate in loaded.candidates:
+        alone = evaluated(replace(loaded, candidates=(candidate,)), tmp_path / candidate.name)
         for number in range(1, PAIRS + 1):
-            found, wanted = together[contestant.name, number], alone[contestant.name, number]
-            for key in ("logp_chosen", "logp_rejected", *(["margin"] if contestant.adapter else [])):
+            found, wanted = together[candidate.name, number], alone[candidate.name, number]
+            for key in ("logp_chosen", "logp_rejected", *(["margin"] if candidate.adapter else [])):
                 assert found[key] == pytest.approx(wanted[key], abs=1e-4), key
 
 
 def test_an_evaluation_that_is_taken_up_asks_the_base_about_what_is_left(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    first = evaluated(bench, tmp_path)
+    first = evaluated(loaded, tmp_path)
     [journal] = tmp_path.glob("*/answers.jsonl")
     lines = journal.read_text().splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["contestant"] in ("base", "one")]
     journal.write_text("".join(kept))
     counted = asked(monkeypatch)
-    again = evaluated(bench, tmp_path)
+    again = evaluated(loaded, tmp_path)
     assert counted == {None: 2 * 2 * PAIRS, "two": 2 * PAIRS, "other": 2 * PAIRS}
     for key, line in first.items():
         for number in ("logp_chosen", "logp_rejected", "margin"):

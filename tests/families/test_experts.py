@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft.architectures.language import find_sites
-from graft.architectures.sites import Atlas
+from graft.architectures.language import resolve_sites
+from graft.architectures.sites import SiteTable
 from graft.attention import flat_attention
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from tests.architectures import build
 from tests.families.zoo import tiny
 
@@ -58,14 +58,14 @@ def test_every_expert_weight_has_a_name_and_belongs_to_linear(family: str) -> No
     model = _model(family)
     held = {name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "experts" in name}
     assert held
-    sites = find_sites(model, EXPERTS)
+    sites = resolve_sites(model, EXPERTS)
     assert {f"{site.module}.{site.part}_proj" for site in sites} == held
-    assert {site for site in find_sites(model, LORA) if site.type == "experts"} >= set()
-    assert {f"{site.module}.{site.part}_proj" for site in find_sites(model, LORA) if site.type == "experts"} == held
+    assert {site for site in resolve_sites(model, LORA) if site.type == "experts"} >= set()
+    assert {f"{site.module}.{site.part}_proj" for site in resolve_sites(model, LORA) if site.type == "experts"} == held
     for site in sites:
         shape = model.get_submodule(site.module).get_parameter(f"{site.part}_proj").shape
         assert sorted((site.num_experts, site.in_features, site.out_features)) == sorted(shape)
-    assert {"experts.gate_up", "experts.down"} <= Atlas(model).names()
+    assert {"experts.gate_up", "experts.down"} <= SiteTable(model).names()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,7 +74,7 @@ def test_outputs_and_gradients_are_those_of_peft(family: str) -> None:
     bare = _logits(model)
     graft.attach(model, {"a": EXPERTS})
     assert torch.equal(_logits(model), bare)
-    names = sorted({f"{site.module.rpartition('.')[2]}.{site.part}_proj" for site in find_sites(model, EXPERTS)})
+    names = sorted({f"{site.module.rpartition('.')[2]}.{site.part}_proj" for site in resolve_sites(model, EXPERTS)})
     settings = peft.LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=names)
     theirs = peft.get_peft_model(base, settings).eval()
     _randomise(model, "a")
@@ -123,7 +123,11 @@ def test_segments_of_a_token_flat_batch_equal_each_adapter_alone() -> None:
         _randomise(model, name, seed)
     ids, lengths, names = torch.arange(3, 15)[None], (5, 4, 3), ("a", None, "b")
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    with torch.no_grad(), flat_attention(model), model.graft_state.entered(Pass(names, lengths=lengths, flat=True)):
+    with (
+        torch.no_grad(),
+        flat_attention(model),
+        model.graft_state.entered(ForwardContext(names, lengths=lengths, flat=True)),
+    ):
         flat = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     for part, name, whole in zip(ids.split(lengths, 1), names, flat.split(lengths, 1), strict=True):
         with graft.use(model, name):

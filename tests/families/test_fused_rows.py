@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 import graft
-from graft.architectures.language import find_sites
+from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
 from tests.families.zoo import tiny
 
@@ -54,7 +54,9 @@ def _rows(site: Site) -> Tensor:
 @pytest.mark.parametrize("family", FUSED)
 def test_eight_rows_in_turn_change_one_head_of_one_part_and_nothing_else(family: str, part: str) -> None:
     model = tiny(family)
-    site = find_sites(model, graft.LoRA(sites=f"attn.{part}"))[-1]  # the last layer: what changes there feeds nothing
+    site = resolve_sites(model, graft.LoRA(sites=f"attn.{part}"))[
+        -1
+    ]  # the last layer: what changes there feeds nothing
     host, attention = model.get_submodule(site.module), model.get_submodule(site.module.rsplit(".", 1)[0])
     weight = host.weight.data.T if family == "gpt2" else host.weight.data
     before = _heads_of(model, attention)
@@ -74,8 +76,8 @@ def test_eight_rows_in_turn_change_one_head_of_one_part_and_nothing_else(family:
 @pytest.mark.parametrize("family", FUSED)
 def test_the_three_parts_cover_every_row_once(family: str) -> None:
     model = tiny(family)
-    sites = [site for site in find_sites(model, graft.LoRA(sites="attn.q attn.k attn.v")) if site.layer == 0]
-    (whole,) = (site for site in find_sites(model, graft.LoRA(sites="attn.qkv@0")))
+    sites = [site for site in resolve_sites(model, graft.LoRA(sites="attn.q attn.k attn.v")) if site.layer == 0]
+    (whole,) = (site for site in resolve_sites(model, graft.LoRA(sites="attn.qkv@0")))
     rows = torch.cat([_rows(site) for site in sites])
     assert rows.sort().values.tolist() == list(range(whole.out_features))
 
@@ -95,7 +97,7 @@ def test_lora_on_a_part_is_lora_on_the_whole_with_the_other_rows_zero(family: st
         else:
             rows = {
                 site.part: _rows(site)
-                for site in find_sites(part, graft.LoRA(sites="attn.q attn.v"))
+                for site in resolve_sites(part, graft.LoRA(sites="attn.q attn.v"))
                 if site.module == host
             }
             parameter.data.zero_()

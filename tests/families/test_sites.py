@@ -9,9 +9,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import graft
 from graft.adapters import Prefix, Series
-from graft.architectures.language import find_sites
+from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from tests.families.test_sublayers import NORMS
 from tests.families.zoo import TABLE, tiny
 
@@ -82,7 +82,7 @@ class Anything(Series):
 
 
 def _sites(model: nn.Module, names: str) -> list[Site]:
-    return find_sites(model, Anything(sites=names))
+    return resolve_sites(model, Anything(sites=names))
 
 
 @pytest.mark.parametrize("family", TABLE)
@@ -107,7 +107,7 @@ def test_every_name_means_the_module_written_here(family: str) -> None:
     more = {"norm", "norm.attn", "norm.mlp", "layer", "linear", "embed", "head"} | (
         {"bias"} if family in BIASED else set()
     )
-    assert Atlas(model).names() == {*table, *parts, *more}
+    assert SiteTable(model).names() == {*table, *parts, *more}
 
 
 @pytest.mark.parametrize("family", TABLE)
@@ -119,7 +119,7 @@ def test_widths_and_heads_are_those_of_the_config(family: str) -> None:
         "falcon-mq": 1,
         **dict.fromkeys(("phi", "opt", "gpt2", "gpt_neox", "gptj", "bloom", "falcon-mha"), 4),
     }.get(family, 2)
-    for site in find_sites(model, Prefix()):
+    for site in resolve_sites(model, Prefix()):
         assert (site.num_heads, site.num_kv_heads, site.head_dim) == (4, kv_heads, 8)
     sizes = {name: site.out_features for name in ("attn.q", "attn.k", "attn.v") for site in _sites(model, name)}
     assert sizes == {"attn.q": 32, "attn.k": 8 * kv_heads, "attn.v": 8 * kv_heads}
@@ -159,7 +159,7 @@ def test_a_name_that_matches_nothing_says_what_exists(name: str, said: str) -> N
 
 def test_a_kind_says_which_sites_it_takes() -> None:
     with pytest.raises(graft.GraftError, match="takes .*linear sites; 'mlp' is a sublayer site"):
-        find_sites(tiny("llama"), graft.LoRA(sites="mlp"))
+        resolve_sites(tiny("llama"), graft.LoRA(sites="mlp"))
 
 
 @pytest.mark.parametrize("family", TABLE)

@@ -14,7 +14,7 @@ from graft.cli import build
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
 from graft.evaluation.benchmark import evaluate_task
-from graft.generation.loaded import assemble
+from graft.generation.loaded import load_candidates
 from tests.runs_at_hand import make_run
 
 pytest.importorskip("lm_eval", reason="lm-eval comes with graft-llm[eval]")
@@ -87,7 +87,7 @@ def test_every_contestant_has_its_column_with_the_numbers_of_our_own_protocol(
     found = json.loads(graft(*line, "--json"))
     assert [each["task"] for each in found["tasks"]] == ["graft_svamp", "graft_addsub"]
     task = tasks.get("SVAMP")
-    own = evaluate_task(assemble(run), task, protocols.get("llm-adapters", task), task.load(data))["results"]
+    own = evaluate_task(load_candidates(run), task, protocols.get("llm-adapters", task), task.load(data))["results"]
     for ours, theirs in zip(own, found["tasks"][0]["results"], strict=True):
         assert theirs["name"] == ours["name"]
         assert theirs["accuracy"] == theirs["metrics"]["acc,none"] == ours["accuracy"]
@@ -126,21 +126,21 @@ def test_a_killed_call_is_continued_where_a_contestant_was_finished(
         return ask(**options)
 
     monkeypatch.setattr(evaluator, "simple_evaluate", counting)
-    bench, names = assemble(run), ["choose", "again"]
+    loaded, names = load_candidates(run), ["choose", "again"]
     with pytest.raises(KeyboardInterrupt):
-        harness(bench, names, None, tmp_path / "killed", limit=3)
-    found = harness(bench, names, None, tmp_path / "killed", limit=3)
+        harness(loaded, names, None, tmp_path / "killed", limit=3)
+    found = harness(loaded, names, None, tmp_path / "killed", limit=3)
     assert asked == ["choose"] * 4 + ["again"] * 3
     assert [each["continued_from"] for each in found["tasks"]] == [6, 0]
-    whole = harness(bench, names, None, tmp_path / "whole", limit=3)
+    whole = harness(loaded, names, None, tmp_path / "whole", limit=3)
     for one, other in zip(found["tasks"], whole["tasks"], strict=True):
         assert [_timeless(each) for each in one["results"]] == [_timeless(each) for each in other["results"]]
     count = len(asked)
-    harness(bench, names, None, tmp_path / "whole", limit=3)
+    harness(loaded, names, None, tmp_path / "whole", limit=3)
     assert len(asked) == count, "nothing is asked again"
-    more = harness(bench, names, None, tmp_path / "whole", limit=4)
+    more = harness(loaded, names, None, tmp_path / "whole", limit=4)
     assert len(asked) == count + 6 and {each["total"] for each in more["tasks"][0]["results"]} == {4}
-    harness(bench, names, None, tmp_path / "whole", limit=2, overwrite=True)
+    harness(loaded, names, None, tmp_path / "whole", limit=2, overwrite=True)
     assert len(asked) == count + 12
 
 
@@ -152,24 +152,24 @@ def test_prompts_that_lm_eval_cuts_are_counted_and_impossible_lengths_are_refuse
     from graft.evaluation.lm_eval.harness import harness
 
     run = make_run(tmp_path / "short", {"lora": KINDS["lora"]}, context=300)
-    [result] = harness(assemble(run), ["graft_svamp"], data)["tasks"]
+    [result] = harness(load_candidates(run), ["graft_svamp"], data)["tasks"]
     assert [each["cut"] for each in result["results"]] == [3, 3]
     run = make_run(tmp_path / "shorter", {"lora": KINDS["lora"]}, context=256)
     with pytest.raises(GraftError, match="lets a model write 256 tokens, and the context of this base holds 256"):
-        harness(assemble(run), ["graft_svamp"], data)
+        harness(load_candidates(run), ["graft_svamp"], data)
 
 
 def test_an_unknown_task_is_named_with_the_nearest_one(run: Path) -> None:
     from graft.evaluation.lm_eval.harness import harness
 
     with pytest.raises(GraftError, match="no task 'graft_svam'. Did you mean 'graft_svamp'"):
-        harness(assemble(run), ["graft_svam"])
+        harness(load_candidates(run), ["graft_svam"])
 
 
 def test_choices_and_texts_are_kept_as_answers(run: Path, choices: Path, tmp_path: Path) -> None:
     from graft.evaluation.lm_eval.harness import harness
 
-    choose, text = harness(assemble(run), ["choose", "text"], None, tmp_path, limit=3)["tasks"]
+    choose, text = harness(load_candidates(run), ["choose", "text"], None, tmp_path, limit=3)["tasks"]
     answers = [json.loads(line) for line in (Path(choose["folder"]) / "answers.jsonl").read_text().splitlines()]
     for each in choose["results"]:
         own = [line for line in answers if line["contestant"] == each["name"]]

@@ -80,7 +80,7 @@ def test_what_peft_converted_is_a_plain_lora_of_twice_the_rank(start: str, tmp_p
     theirs.peft_config["default"].init_lora_weights = start
     theirs.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
     mine = graft.load(base("llama"), tmp_path / "converted", name="a")
-    assert {seat.config.kind for seat in state_of(mine).entry("a").seats} == {"lora"}
+    assert {installed.config.kind for installed in state_of(mine).adapter("a").installs} == {"lora"}
     assert (logits(mine, ids()) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from graft.cli import build
 from graft.errors import GraftError, MissingExtra
-from graft.generation.loaded import Bench, assemble
+from graft.generation.loaded import LoadedModel, load_candidates
 from graft.generation.requests import Decoding, Request
 from tests.runs_at_hand import make_run
 
@@ -87,8 +87,8 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
-def bench_with(tmp_path: Path, **adapters: Any) -> Bench:
-    return assemble(make_run(tmp_path / "run", adapters, context=256))
+def bench_with(tmp_path: Path, **adapters: Any) -> LoadedModel:
+    return load_candidates(make_run(tmp_path / "run", adapters, context=256))
 
 
 def asked(adapters: list[str | None]) -> list[Request]:
@@ -101,10 +101,10 @@ def asked(adapters: list[str | None]) -> list[Request]:
 def test_base_and_loras_answer_as_in_graft_and_prompts_without_room_are_not_asked(vllm: None, tmp_path: Path) -> None:
     from graft.generation.vllm import VLLM
 
-    bench = bench_with(tmp_path, small=LORA, wide={**LORA, "rank": 20, "sites": "attn.q attn.v"})
-    engine, requests = VLLM(bench), asked([None, "small", "wide"])
+    loaded = bench_with(tmp_path, small=LORA, wide={**LORA, "rank": 20, "sites": "attn.q attn.v"})
+    engine, requests = VLLM(loaded), asked([None, "small", "wide"])
     found = dict(engine.answers(requests, Decoding(12), 10**6))
-    assert found == dict(bench.answering.answers(requests, Decoding(12), 10**6))
+    assert found == dict(loaded.answering.answers(requests, Decoding(12), 10**6))
     assert {answer.reason for answer in found.values()} == {"stopped", "truncated", "no_room"}
     assert engine.name == "vllm 0.0" and engine.check(requests, 1) == 0
     [made] = LLM.made
@@ -117,7 +117,7 @@ def test_a_base_without_adapters_asks_for_no_room_for_loras(vllm: None, tmp_path
     from graft.generation.vllm import VLLM
 
     make_run(tmp_path / "run", {"lora": LORA})
-    VLLM(assemble(None, BaseConfig(model=str(tmp_path / "run-base"), device="cpu")))
+    VLLM(load_candidates(None, BaseConfig(model=str(tmp_path / "run-base"), device="cpu")))
     assert "enable_lora" not in LLM.made[0]
 
 

@@ -37,24 +37,24 @@ def slow_work(yaml: str, out: str, kill: str | None, go_on: bool) -> None:
     """The same with a pause after every step, so that another process can kill it in between."""
     from graft.training import engine
 
-    plain = engine.step_together
+    plain = engine.joint_step
 
     def slow(*given: Any) -> Any:
         time.sleep(0.05)
         return plain(*given)
 
-    engine.step_together = slow
+    engine.joint_step = slow
     work(yaml, out, kill, go_on)
 
 
 def many_work(yaml: str, out: str, late: str, kill_at: int | None, go_on: bool) -> None:
     """A run of many jobs: one more is submitted, and another ranked up, after step 5; SIGKILL before the step `kill_at`."""
     from graft.config import load_job, load_run
-    from graft.runs.commands import Orders
+    from graft.runs.commands import CommandQueue
     from graft.training import engine, resume, train
 
     torch.set_num_threads(1)
-    plain, taken = engine.step_together, [0]
+    plain, taken = engine.joint_step, [0]
 
     def counted(*given: Any) -> Any:
         taken[0] += 1
@@ -62,12 +62,12 @@ def many_work(yaml: str, out: str, late: str, kill_at: int | None, go_on: bool) 
             os.kill(os.getpid(), signal.SIGKILL)
         found = plain(*given)
         if taken[0] == 5 and not go_on:
-            Orders(Path(out)).place("priority", "third", priority=5)
+            CommandQueue(Path(out)).place("priority", "third", priority=5)
             job = load_job(late, "late", load_run(yaml))
-            Orders(Path(out)).place("submit", "late", config=job.model_dump(mode="json"))
+            CommandQueue(Path(out)).place("submit", "late", config=job.model_dump(mode="json"))
         return found
 
-    engine.step_together = counted
+    engine.joint_step = counted
     if go_on:
         resume(Path(out), quiet=True)
     else:

@@ -66,7 +66,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(engine_module, "step_together", impatient)
+    monkeypatch.setattr(engine_module, "joint_step", impatient)
     with pytest.raises(KeyboardInterrupt):
         engine.run()
     assert engine.folder.read_status()["state"] == "failed"

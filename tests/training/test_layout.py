@@ -8,15 +8,19 @@ import pytest
 import torch
 
 from graft.errors import GraftError
-from graft.ops.cross_entropy import Tail
-from graft.training.batching import cut, lay_out, pass_of
+from graft.ops.cross_entropy import LogitTransform
+from graft.training.batching import context_of, cut, lay_out
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import decide, laid_out
 from graft.training.forward.modes import set_training
 from tests.training.conftest import CONFIGS, assert_same_gradient, attach, data, gradients, job_on, tiny
 
 FLAT = [family for family in CONFIGS if family != "mpt"]
-TAILS = {"gemma2": Tail(cap=30.0), "cohere": Tail(scale=0.25), "granite": Tail(scale=0.25)}
+TAILS = {
+    "gemma2": LogitTransform(cap=30.0),
+    "cohere": LogitTransform(scale=0.25),
+    "granite": LogitTransform(scale=0.25),
+}
 
 
 def run(forward: Forward, job: Any, layout: Any, budget: int) -> tuple[float, torch.Tensor]:
@@ -27,7 +31,7 @@ def run(forward: Forward, job: Any, layout: Any, budget: int) -> tuple[float, to
     for micro in cut(rows, budget, layout):
         batch = lay_out(micro, layout, 0)
         with laid_out(forward.model, layout):
-            loss = 0.1 * forward.losses(batch, pass_of(micro, layout)).sum()
+            loss = 0.1 * forward.losses(batch, context_of(micro, layout)).sum()
             loss.backward()
         total += float(loss.detach())
     return total, gradients(job)
@@ -46,7 +50,7 @@ def test_flat_equals_padded_in_loss_and_gradient(family: str, adapter: str) -> N
     forward = Forward(model)
     decision = decide(forward, [job], "auto", pad_id=0)
     assert (decision.layout, decision.reason) == ("flat", None)
-    assert (forward.way, forward.tail) == ("chunks", TAILS.get(family, Tail()))
+    assert (forward.way, forward.tail) == ("chunks", TAILS.get(family, LogitTransform()))
     set_training(model, ["a"])
     flat, flat_gradient = run(forward, job, "flat", 40)
     padded, padded_gradient = run(forward, job, "padded", 10_000)
@@ -68,7 +72,7 @@ def test_loss_equals_the_models_own(family: str) -> None:
             wanted = float(model(input_ids=ids, labels=labels, use_cache=False).loss)
             batch = lay_out([row], layout, 0)
             with laid_out(model, layout):
-                each = forward.losses(batch, pass_of([row], layout))
+                each = forward.losses(batch, context_of([row], layout))
         assert float(each.mean()) == pytest.approx(wanted, rel=1e-5)
 
 

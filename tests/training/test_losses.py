@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graft.ops import cross_entropy as losses
-from graft.ops.cross_entropy import Tail, cross_entropy, linear_cross_entropy
+from graft.ops.cross_entropy import LogitTransform, cross_entropy, linear_cross_entropy
 
-TAILS = [Tail(), Tail(cap=3.0), Tail(scale=0.25), Tail(scale=2.0, cap=5.0)]
+TAILS = [LogitTransform(), LogitTransform(cap=3.0), LogitTransform(scale=0.25), LogitTransform(scale=2.0, cap=5.0)]
 
 
 @pytest.fixture(params=[1, 7, 1000])
@@ -28,7 +28,7 @@ def inputs() -> tuple[torch.Tensor, ...]:
 
 
 def plain(
-    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, tail: Tail
+    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, tail: LogitTransform
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits = logits * tail.scale
     logits = logits if tail.cap is None else tail.cap * torch.tanh(logits / tail.cap)
@@ -38,7 +38,7 @@ def plain(
 
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.usefixtures("_rows_per_chunk")
-def test_loss_and_gradient_equal_cross_entropy_whatever_the_chunk(tail: Tail) -> None:
+def test_loss_and_gradient_equal_cross_entropy_whatever_the_chunk(tail: LogitTransform) -> None:
     hidden, head, bias, target, weight = inputs()
     wanted, each = plain(hidden @ head.T + bias, target, weight, tail)
     (gradient,) = torch.autograd.grad(wanted, hidden)
@@ -85,7 +85,7 @@ def test_loss_of_ready_logits_equals_cross_entropy_and_leaves_them_alone() -> No
     _, _, _, target, weight = inputs()
     logits = torch.randn(20, 11).double().requires_grad_()
     before = logits.detach().clone()
-    wanted, _ = plain(logits, target, weight, Tail())
+    wanted, _ = plain(logits, target, weight, LogitTransform())
     (gradient,) = torch.autograd.grad(wanted, logits)
     total = (cross_entropy(logits, target) * weight).sum()
     total.backward()
@@ -98,7 +98,7 @@ def test_loss_without_gradient_is_the_same() -> None:
     hidden, head, bias, target, weight = inputs()
     with torch.no_grad():
         total = (linear_cross_entropy(hidden, head, bias, target) * weight).sum()
-    torch.testing.assert_close(total, plain(hidden @ head.T + bias, target, weight, Tail())[0])
+    torch.testing.assert_close(total, plain(hidden @ head.T + bias, target, weight, LogitTransform())[0])
 
 
 def test_bfloat16_input_gives_float32_losses_and_a_bfloat16_gradient() -> None:
@@ -109,7 +109,7 @@ def test_bfloat16_input_gives_float32_losses_and_a_bfloat16_gradient() -> None:
     total.backward()
     assert each.dtype == torch.float32 and low.grad is not None and low.grad.dtype == torch.bfloat16
     torch.testing.assert_close(
-        total.double(), plain(hidden @ head.T + bias, target, weight, Tail())[0], rtol=2e-2, atol=2e-2
+        total.double(), plain(hidden @ head.T + bias, target, weight, LogitTransform())[0], rtol=2e-2, atol=2e-2
     )
 
 

@@ -16,8 +16,8 @@ from graft.runs.folder import RunFolder
 from graft.training.batching import longest
 from graft.training.engine import Engine
 from graft.training.job import Job
-from graft.training.job_pool import Roster
-from graft.training.offload import park, unpark
+from graft.training.job_pool import JobPool
+from graft.training.offload import offload, reload
 from tests.training.conftest import PowerCut, attach, data, engine_for, job_on, tiny
 
 KINDS: dict[str, Any] = {
@@ -144,13 +144,13 @@ def test_a_job_that_is_set_aside_comes_back_bit_for_bit(tmp_path: Path) -> None:
     lone.run()
     before = {name: tensor.clone() for name, tensor in {**job.params, **job.tensors()}.items()}
     identities = {name: id(parameter) for name, parameter in job.params.items()}
-    park(lone.folder, model, job)
+    offload(lone.folder, model, job)
     assert (
         all(parameter.numel() == 0 for parameter in job.params.values())
         and not job.optimizer.state
         and not job.resident
     )
-    unpark(lone.folder, model, job)
+    reload(lone.folder, model, job)
     after = {**job.params, **job.tensors()}
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items()) and job.resident
     assert {name: id(parameter) for name, parameter in job.params.items()} == identities
@@ -186,9 +186,9 @@ def test_a_limit_of_memory_holds_as_many_jobs_as_the_model_of_a_step_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With peaks of a megabyte per token and room for two of three jobs, the last that came waits until it has priority."""
-    monkeypatch.setattr(Roster, "observe", lambda *_: None)
+    monkeypatch.setattr(JobPool, "observe", lambda *_: None)
     engine, _ = world(tmp_path / "run", scheduler={"memory": 0.1})
-    engine.roster.memory.seen = [(tokens, tokens, tokens * 10**6) for tokens in (1, 10, 100)]
+    engine.pool.memory.seen = [(tokens, tokens, tokens * 10**6) for tokens in (1, 10, 100)]
     tokens = {job.name: sum(len(row.example) for row in longest(job, 4096, "flat")) for job in engine.jobs}
     assert tokens["a"] + tokens["b"] <= 97 and tokens["c"] + tokens["a"] <= 97 < min(100, sum(tokens.values()))
     plain = engine.jobs[0].rows
@@ -282,7 +282,9 @@ def test_successive_halving_ends_the_worst_at_their_rung(tmp_path: Path) -> None
 
 def test_jobs_are_submitted_and_cancelled_while_others_train(tmp_path: Path) -> None:
     engine, published = world(tmp_path / "run", "ab")
-    engine.desk.recruit = lambda name, given: job_of(attach(engine.model, name, KINDS[name], seed=ord(name)), name)
+    engine.commands.build_job = lambda name, given: job_of(
+        attach(engine.model, name, KINDS[name], seed=ord(name)), name
+    )
     plain = engine.jobs[0].rows
 
     def asks() -> Any:

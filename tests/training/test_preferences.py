@@ -16,7 +16,7 @@ from graft.errors import GraftError
 from graft.evaluation import evaluate
 from graft.runs.folder import RunFolder
 from graft.training import check_each, resume, train
-from graft.training.assembly import build, recruit
+from graft.training.assembly import build, build_job
 from graft.training.start import reference_note
 from tests.small import save_small
 from tests.task_bases import save_task_base
@@ -130,7 +130,7 @@ def test_a_job_over_pairs_joins_a_run_that_writes(place: Path, tmp_path: Path) -
     pairs = {"data": {"task": "preference", "train": str(place / "pairs.jsonl")}, "train": {"objective": "ipo"}}
     made = train(load_run({**top, "jobs": {"write": {}, "late": {**pairs, "adapter": {"rank": 2}}}}), out, quiet=True)
     parts = build(run)
-    job = recruit(parts, "late", {**pairs, "adapter": {"rank": 2}})
+    job = build_job(parts, "late", {**pairs, "adapter": {"rank": 2}})
     assert job.objective.compares and job.train.digest == made.read_lock()["data"]["late"]
 
 

@@ -242,16 +242,16 @@ def test_a_run_that_ctrl_c_stops_exits_like_one(
     from graft.training import engine
 
     dump_run(configured(), tmp_path / "run.yaml")
-    plain = engine.step_together
+    plain = engine.joint_step
 
     def interrupted(*given: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return plain(*given)
 
-    monkeypatch.setattr(engine, "step_together", interrupted)
+    monkeypatch.setattr(engine, "joint_step", interrupted)
     assert call("train", tmp_path / "run.yaml", "--out", tmp_path / "run") == 130
     assert RunFolder(tmp_path / "run").adapters() == ["lora"]
-    monkeypatch.setattr(engine, "step_together", plain)
+    monkeypatch.setattr(engine, "joint_step", plain)
     assert call("resume", tmp_path / "run") == 0
     assert RunFolder(tmp_path / "run").read_status()["step"] == 3
 

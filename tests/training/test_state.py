@@ -131,14 +131,14 @@ def test_ctrl_c_saves_and_stops_and_a_resume_goes_on_to_the_same_end(
     whole = fresh(tmp_path / "whole", steps=8)
     whole.run()
     engine = fresh(tmp_path / "run", steps=8)
-    plain = engine_module.step_together
+    plain = engine_module.joint_step
 
     def interrupted(*given: Any) -> Any:
         if engine.step == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return plain(*given)
 
-    monkeypatch.setattr(engine_module, "step_together", interrupted)
+    monkeypatch.setattr(engine_module, "joint_step", interrupted)
     before = signal.getsignal(signal.SIGINT)
     said: list[str] = []
     engine.reporter.say = said.append  # type: ignore[method-assign]
@@ -146,7 +146,7 @@ def test_ctrl_c_saves_and_stops_and_a_resume_goes_on_to_the_same_end(
     assert signal.getsignal(signal.SIGINT) is before
     assert f"Stopped at step 5; all is saved. Go on with: graft resume {tmp_path / 'run'}" in said
     assert engine.folder.read_status()["state"] == "stopped" and engine.folder.checkpoints()[-1] == 5
-    monkeypatch.setattr(engine_module, "step_together", plain)
+    monkeypatch.setattr(engine_module, "joint_step", plain)
     again = fresh(tmp_path / "run", steps=8)
     assert again.run(checkpoint=5) == "finished"
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

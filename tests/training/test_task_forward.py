@@ -22,7 +22,7 @@ from graft.data.labelling import Labelling
 from graft.data.samples import Example, Sample
 from graft.data.sequences import answer_example, source_template
 from graft.errors import GraftError
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from graft.runs.folder import RunFolder
 from graft.training.engine import Engine
 from graft.training.forward.layout import decide
@@ -123,7 +123,7 @@ def test_the_loss_of_classes_is_that_of_transformers_whatever_the_padding(
     batch = padded(list(data), range(6), pad_id(base.tokenizer, base.model))
     graft.attach(base.model, {"a": with_head(base.model, graft.LoRA(rank=4, sites="linear"), base.fresh)})
     forward = forward_of(base.model)
-    losses_N = forward.losses(batch, Pass("a", lengths=batch.lengths)).detach()
+    losses_N = forward.losses(batch, ForwardContext("a", lengths=batch.lengths)).detach()
     for row, example in enumerate(data):
         ids, label = torch.as_tensor(example.input_ids)[None].long(), torch.tensor([example.label])
         kinds = {"token_type_ids": torch.as_tensor(example.types)[None].long()} if example.types is not None else {}
@@ -137,7 +137,7 @@ def test_the_loss_of_values_is_the_squared_error(folders: dict[str, Path]) -> No
     data = valued(base, 5)
     batch = padded(list(data), range(5), pad_id(base.tokenizer, base.model))
     graft.attach(base.model, {"a": with_head(base.model, graft.LoRA(rank=4, sites="linear"), base.fresh)})
-    total = forward_of(base.model).losses(batch, Pass("a", lengths=batch.lengths)).mean()
+    total = forward_of(base.model).losses(batch, ForwardContext("a", lengths=batch.lengths)).mean()
     with torch.no_grad():
         theirs = base.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids,
@@ -156,8 +156,8 @@ def test_the_loss_of_answers_is_that_of_transformers_in_chunks_of_the_head(
     forward = forward_of(base.model)
     padding = pad_id(base.tokenizer, base.model)
     batch = padded(list(data), range(5), padding)
-    assert forward.prove_head(batch, Pass("a")) == "chunks"
-    total = forward.losses(batch, Pass("a")).mean()
+    assert forward.prove_head(batch, ForwardContext("a")) == "chunks"
+    total = forward.losses(batch, ForwardContext("a")).mean()
     assert batch.answer_ids is not None and batch.answer_mask is not None
     with torch.no_grad():
         labels = batch.answer_ids.masked_fill(batch.answer_mask == 0, -100)

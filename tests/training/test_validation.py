@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from graft.training import engine as engine_module
-from graft.training.batching import lay_out, pass_of
+from graft.training.batching import context_of, lay_out
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import laid_out
 from graft.training.rows import Row
@@ -29,7 +29,7 @@ def test_validation_loss_weighs_tokens_and_ignores_dropout_and_batching() -> Non
         row = Row(job, example, index, index)
         batch = lay_out([row], "padded", 0)
         with torch.no_grad():
-            each = engine_forward.losses(batch, pass_of([row], "padded", seeded=False))
+            each = engine_forward.losses(batch, context_of([row], "padded", seeded=False))
         summed, count = summed + float(each.sum()), count + len(each)
     engine_module.set_training(model, ["a"])
     for layout, budget in (("flat", 4096), ("flat", 1), ("padded", 50)):

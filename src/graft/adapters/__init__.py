@@ -33,7 +33,7 @@ from graft.adapters.kinds.series import Series
 from graft.adapters.kinds.stack import Stack
 from graft.adapters.kinds.vera import VeRA
 from graft.adapters.presets import Preset, preset, presets
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 from graft.errors import GraftError, did_you_mean
 
 KINDS: dict[str, type[AdapterConfig]] = {
@@ -68,7 +68,7 @@ KINDS: dict[str, type[AdapterConfig]] = {
 
 __all__ = [
     "KINDS", "AdaLoRA", "Adapter", "AdapterConfig", "AttentionAdapter", "BitFit", "CannotFold", "Compacter", "DoRA", "Full", "Hadamard",
-    "Head", "IA3", "LLaMAAdapterV2", "LoHa", "LoKr", "LoRA", "LorettaAdp", "LorettaRep", "PTuning", "Parallel", "PiSSA", "Place",
+    "Head", "IA3", "LLaMAAdapterV2", "LoHa", "LoKr", "LoRA", "LorettaAdp", "LorettaRep", "PTuning", "Parallel", "PiSSA", "SiteSpec",
     "Prefix", "Preset", "PromptTuning", "ReFT", "LLaMAAdapter", "Series", "Stack", "VeRA", "kinds", "parse", "presets",
 ]  # fmt: skip
 

@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from graft.architectures.site import Place, SiteLike, SiteType
+from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
-from graft.ops.low_rank_term import LowRankTerm
-from graft.routing.passes import Context
+from graft.ops.low_rank_update import LowRankUpdate
+from graft.routing.context import AdapterContext
 
 
 class CannotFold(GraftError):
@@ -75,18 +75,18 @@ class AdapterConfig(BaseModel):
         ]
         return {name: fields[name] for name in ("kind", *shown[:2], "sites")}
 
-    def build(self, place: Place) -> Adapter:
+    def build(self, spec: SiteSpec) -> Adapter:
         """The module for one site."""
         raise NotImplementedError
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
         """Raise `GraftError` for a setting that has no effect at these sites."""
 
-    def build_shared(self, places: Sequence[Place]) -> Shared | None:
+    def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
         """A module that all sites of this adapter share (a projection, a rule), or None."""
         return None
 
-    def for_site(self, place: Place) -> AdapterConfig:
+    def for_site(self, spec: SiteSpec) -> AdapterConfig:
         """This config as it holds at one site (patterns resolved)."""
         return self
 
@@ -199,23 +199,23 @@ class Adapter(AdapterModule):
     reads_mask: ClassVar[bool] = False
     """Whether `adapt` reads `ctx.mask`, which is then noted from each call of the model."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, spec: SiteSpec) -> None:
         super().__init__()
-        self.site = place.index
+        self.site = spec.index
 
-    def seated(self, around: Surroundings) -> None:
+    def on_install(self, around: Surroundings) -> None:
         """Called once, when the module has taken its seat."""
         self.around = around
 
-    def before(self, x: Tensor, ctx: Context) -> Tensor:
+    def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:
         """The input that the base shall see. x: [..., I] -> [..., I]."""
         return x
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         """The output in place of the base's. x: [..., I], h: [..., O] -> [..., O]."""
         return h
 
-    def low_rank(self, ctx: Context, rows: slice | None = None) -> LowRankTerm | None:
+    def low_rank(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate | None:
         """What `adapt` adds to h on these rows, where that is all it does and it has low rank: such adapters are added together."""
         return None
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from graft.adapters.base import Adapter, Surroundings
 from graft.architectures.experts import PARTS, expert_sizes
-from graft.architectures.site import Place
-from graft.routing.passes import Context
+from graft.architectures.site import SiteSpec
+from graft.routing.context import AdapterContext
 
 
 class AttentionAdapter(Adapter):
@@ -23,7 +23,7 @@ class AttentionAdapter(Adapter):
     """Positions by which the real sequence is moved to the right."""
     windowed: bool = False
     """Whether a layer's sliding window hides its virtual tokens, as it hides real ones."""
-    recorded: ClassVar[bool] = False
+    cached_kv: ClassVar[bool] = False
     """Whether the keys come out of the model itself, which has shown the tokens all others."""
 
     adds_behind: bool = False
@@ -37,7 +37,7 @@ class AttentionAdapter(Adapter):
         """Keys and values [P, K, D] of P virtual tokens for K key-value heads of size D; keys are not rotated."""
         raise NotImplementedError
 
-    def beside(self, query: Tensor, scaling: float, ctx: Context) -> Tensor:
+    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext) -> Tensor:
         """A second attention, whose output is added to the module's own. query: [B, L, H, D] -> [B, L, H, D]."""
         raise NotImplementedError
 
@@ -60,18 +60,18 @@ class EmbeddingAdapter(Adapter):
 class ExpertsAdapter(Adapter):
     """An adapter of one such parameter."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self.part = place.name.rpartition(".")[2]
-        self.hidden = place.out_features if self.part == "down" else place.in_features
+    def __init__(self, spec: SiteSpec) -> None:
+        super().__init__(spec)
+        self.part = spec.name.rpartition(".")[2]
+        self.hidden = spec.out_features if self.part == "down" else spec.in_features
 
     @property
     def parameter(self) -> str:
         """The parameter's name in the module."""
         return PARTS[self.part]
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         self.transposed = expert_sizes(around.host, self.part, self.hidden)[-1]
 
     def changed(self, weight: Tensor) -> Tensor:

@@ -26,26 +26,25 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from graft.adapters.base import AdapterConfig
 from graft.architectures.blocks import layers_in, stack_of
-from graft.architectures.site import Site
-from graft.architectures.sites import Atlas
+from graft.architectures.site import Site, SiteRequest
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError, did_you_mean
 
 
-def find_sites(model: nn.Module, config: AdapterConfig) -> list[Site]:
+def resolve_sites(model: nn.Module, config: SiteRequest) -> list[Site]:
     """The sites that an adapter's `sites` names in a model, in the model's order, each once.
 
     Raises `GraftError` for a name that matches nothing, or that the kind does not take.
     """
-    atlas = Atlas(model)
+    site_table = SiteTable(model)
     wanted = (
         config.sites.split() if isinstance(config.sites, str) and not config.sites.startswith("re:") else config.sites
     )
     names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     if not names:
-        raise GraftError(f"{config.kind}: no sites given. {atlas.listing()}")
-    missed = atlas.not_adapted(config) if any(name.partition("@")[0] == "linear" for name in names) else []
+        raise GraftError(f"{config.kind}: no sites given. {site_table.listing()}")
+    missed = site_table.not_adapted(config) if any(name.partition("@")[0] == "linear" for name in names) else []
     if missed:
         warnings.warn(
             f"kind '{config.kind}' at 'linear' does not adapt {len(missed)} weights (as {missed[0]}) that this model holds as "
@@ -54,37 +53,37 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> list[Site]:
         )
     found: dict[tuple[str, str], Site] = {}
     for name in names:
-        for site in _lookup(atlas, name, config):
+        for site in _lookup(site_table, name, config):
             found.setdefault((site.module, site.part), site)
     if not found:
-        raise GraftError(f"{config.kind}: this model has none of the sites '{' '.join(names)}'. {atlas.listing()}")
+        raise GraftError(f"{config.kind}: this model has none of the sites '{' '.join(names)}'. {site_table.listing()}")
     return list(found.values())
 
 
-def _lookup(atlas: Atlas, name: str, config: AdapterConfig) -> list[Site]:
+def _lookup(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]:
     """The sites of one name, checked against what the kind takes; none for a name with a question mark that is not there."""
     optional = name.endswith("?") and not name.startswith("re:")
     name = name.removesuffix("?") if optional else name
     if name.startswith("re:"):
-        sites = _by_pattern(atlas, name[3:])
+        sites = _by_pattern(site_table, name[3:])
     else:
         base, _, span = name.partition("@")
         stack, _, rest = base.partition(".")
-        one = bool(stack) and stack in atlas.stacks
-        chosen = {stack} if one else atlas.stacks - atlas.towers
-        sites = _by_name(atlas, rest if one and stack not in atlas.towers else base, config)
+        one = bool(stack) and stack in site_table.stacks
+        chosen = {stack} if one else site_table.stacks - site_table.towers
+        sites = _by_name(site_table, rest if one and stack not in site_table.towers else base, config)
         sites = [site for site in sites if not one or stack_of(site.module) == stack]
-        if span and atlas.blocks:
-            depths = {stack: depth for stack, depth in atlas.depths().items() if stack in chosen}
+        if span and site_table.blocks:
+            depths = {stack: depth for stack, depth in site_table.depths().items() if stack in chosen}
             layers = {stack: layers_in(span, depth, max(depths.values()), name) for stack, depth in depths.items()}
             sites = [site for site in sites if site.layer in layers.get(stack_of(site.module), ())]
     if not sites and name == "bias":
         raise GraftError(
-            f"kind '{config.kind}' at 'bias': no linear layer and no norm of this model has a bias. {atlas.listing()}"
+            f"kind '{config.kind}' at 'bias': no linear layer and no norm of this model has a bias. {site_table.listing()}"
         )
     if not sites and not optional:
         raise GraftError(
-            f"site '{name}' matches nothing in this model.{did_you_mean(name, atlas.names())} {atlas.listing()}"
+            f"site '{name}' matches nothing in this model.{did_you_mean(name, site_table.names())} {site_table.listing()}"
         )
     for site in sites:
         if site.type not in config.takes and not (site.type == "norm" and "other" in config.takes):
@@ -95,25 +94,25 @@ def _lookup(atlas: Atlas, name: str, config: AdapterConfig) -> list[Site]:
     return sites
 
 
-def _by_name(atlas: Atlas, name: str, config: AdapterConfig) -> list[Site]:
+def _by_name(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]:
     if name == "linear" and "experts" in config.takes:
-        blocks = [block for block in atlas.blocks if block.stack not in atlas.towers]
-        return [*atlas.table().get(name, []), *(site for block in blocks for site in atlas.experts(block))]
+        blocks = [block for block in site_table.blocks if block.stack not in site_table.towers]
+        return [*site_table.table().get(name, []), *(site for block in blocks for site in site_table.experts(block))]
     if name.rpartition(".")[2] in ("attn", "cross") and "attention" in config.takes and "sublayer" not in config.takes:
-        return atlas.attentions().get(name, [])
+        return site_table.attentions().get(name, [])
     if name == "embed" and config.takes != {"embedding"}:
-        return atlas.tables()
-    return atlas.table().get(name, [])
+        return site_table.tables()
+    return site_table.table().get(name, [])
 
 
-def _by_pattern(atlas: Atlas, pattern: str) -> list[Site]:
+def _by_pattern(site_table: SiteTable, pattern: str) -> list[Site]:
     try:
         regex = re.compile(pattern)
     except re.error as error:
         raise GraftError(f"'re:{pattern}' is not a regular expression: {error}") from error
     return [
-        atlas.whole(f"re:{pattern}", path, module, atlas.layer_of(path))
-        for path, module in atlas.model.named_modules()
+        site_table.whole(f"re:{pattern}", path, module, site_table.layer_of(path))
+        for path, module in site_table.model.named_modules()
         if regex.fullmatch(path) and "graft" not in path.split(".")
     ]
 

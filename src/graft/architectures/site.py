@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ SiteType = Literal["linear", "sublayer", "attention", "embedding", "norm", "expe
 
 
 @dataclass(frozen=True)
-class Place:
+class SiteSpec:
     """What an adapter module is told of the site it is built for."""
 
     name: str
@@ -32,6 +32,18 @@ class Place:
     num_kv_heads: int = 0
     head_dim: int = 0
     num_experts: int = 0
+
+
+class SiteRequest(Protocol):
+    """What the site language is asked by: an adapter's config."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def sites(self) -> str | tuple[str, ...]: ...
+
+    takes: ClassVar[frozenset[SiteType]]
 
 
 class SiteLike(Protocol):

@@ -7,17 +7,16 @@ from dataclasses import replace
 
 from torch import nn
 
-from graft.adapters.base import AdapterConfig
 from graft.architectures.blocks import TOWERS, Block, blocks_of, stack_of, text_config_of
 from graft.architectures.experts import expert_parts, expert_sizes
 from graft.architectures.family import fused_rows
 from graft.architectures.layers import bypassed, is_linear, is_norm, widths
-from graft.architectures.site import Site, SiteType
+from graft.architectures.site import Site, SiteRequest, SiteType
 from graft.architectures.sizes import head_sizes, hidden_width, sublayer_widths
 from graft.errors import GraftError
 
 
-class Atlas:
+class SiteTable:
     """All sites of one model by name."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -72,7 +71,7 @@ class Atlas:
                     f"experts.{part}", "experts", block.at(relative), part, wide, high, block.number, num_experts=count
                 )
 
-    def not_adapted(self, config: AdapterConfig | None = None) -> list[str]:
+    def not_adapted(self, config: SiteRequest | None = None) -> list[str]:
         """Parameters of three dimensions in the blocks that are no convolution's and no site that a kind takes."""
         adapted = config is not None and "experts" in config.takes
         return [

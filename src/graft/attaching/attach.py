@@ -16,21 +16,21 @@ from torch import nn
 from graft.adapters import AdapterConfig, AttentionAdapter, Preset, parse
 from graft.adapters.base import to_be_filled, will_be_filled
 from graft.architectures.four_bit import allow_packing, forbid_packing
-from graft.architectures.language import find_sites
+from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.attaching.active import set_active, set_trainable
-from graft.attaching.install import place_of, take_seat
+from graft.attaching.install import install_adapter, spec_of
 from graft.attaching.parameters import tensors
 from graft.attaching.probe import probe
 from graft.attaching.trainer import SavesAdapter
 from graft.attention.cached_text import start_from_text
 from graft.attention.install import ShiftsPositions, uninstall
 from graft.errors import GraftError
-from graft.injection.container import Grafts, container_of
+from graft.injection.container import AdapterContainer, container_of
 from graft.injection.gated_mlp import NOTE, GatedForward, lead_gated
 from graft.injection.masks import NotesMask
-from graft.injection.state import SHARED, Entry, Seat, State, state_of, unwrapped
+from graft.injection.state import SHARED, AttachedAdapter, Installed, State, state_of, unwrapped
 from graft.injection.substitution import KeepsPass, hooked, restore, substitute
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -52,18 +52,18 @@ def attach(
     root = unwrapped(model)
     _refuse_foreign(root)
     state: State = root.__dict__.get("graft_state") or State()
-    atlas = Atlas(root)
-    planned = {name: _plan(root, atlas, state, name, spec) for name, spec in adapters.items()}
-    first = not state.entries
+    site_table = SiteTable(root)
+    planned = {name: _plan(root, site_table, state, name, spec) for name, spec in adapters.items()}
+    first = not state.adapters
     if first:
         _claim(root, state)
     try:
         for name, (config, parts) in planned.items():
-            _install(root, atlas, state, name, config, parts)
+            _install(root, site_table, state, name, config, parts)
         probe(root, state, tuple(planned))
     except BaseException:
         for name in planned:
-            if name in state.entries:
+            if name in state.adapters:
                 _remove(root, state, name)
         if first:
             _release(root, state)
@@ -92,15 +92,15 @@ def _check_name(name: Any) -> None:
 
 
 def _plan(
-    root: nn.Module, atlas: Atlas, state: State, name: str, spec: Any
+    root: nn.Module, site_table: SiteTable, state: State, name: str, spec: Any
 ) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
     _check_name(name)
-    if name in state.entries:
+    if name in state.adapters:
         raise GraftError(f"an adapter '{name}' is attached already: detach it first, or choose another name")
     config = parse(spec)
     if isinstance(config, Preset):
-        config = config.resolve(atlas.names())
-    parts = [(part, find_sites(root, part)) for part in config.parts()]
+        config = config.resolve(site_table.names())
+    parts = [(part, resolve_sites(root, part)) for part in config.parts()]
     for part, sites in parts:
         part.check_sites(sites)
         for site in sites:
@@ -138,33 +138,36 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _install(
     root: nn.Module,
-    atlas: Atlas,
+    site_table: SiteTable,
     state: State,
     name: str,
     config: AdapterConfig,
     parts: list[tuple[AdapterConfig, list[Site]]],
 ) -> None:
-    entry = Entry(config, [], state.free_slot())
-    state.entries[name] = entry
+    attached = AttachedAdapter(config, [], state.free_slot())
+    state.adapters[name] = attached
     taken: dict[tuple[str, str], int] = {}
     for number, (part, sites) in enumerate(parts):
-        places = [place_of(root, site, len(entry.seats) + i) for i, site in enumerate(sites)]
-        shared = part.build_shared(places)
+        specs = [spec_of(root, site, len(attached.installs) + i) for i, site in enumerate(sites)]
+        shared = part.build_shared(specs)
         if shared is not None:
             key = f"{SHARED}{number}"
             container_of(root, state).add_shared(name, key, shared.train(root.training))
-            entry.shared.append(key)
-        for site, place in zip(sites, places, strict=True):
+            attached.shared.append(key)
+        for site, spec in zip(sites, specs, strict=True):
             count = taken[site.module, site.part] = taken.get((site.module, site.part), -1) + 1
             key = f"{site.part}_{count}" if count else site.part
-            at_site = part.for_site(place)
-            adapter = at_site.build(place)
+            at_site = part.for_site(spec)
+            adapter = at_site.build(spec)
             if shared is not None:
                 adapter.share(shared)
-            take_seat(root, atlas, state, name, Seat(site, key, at_site), adapter)
-            entry.seats.append(Seat(site, key, at_site))
+            install_adapter(root, site_table, state, name, Installed(site, key, at_site), adapter)
+            attached.installs.append(Installed(site, key, at_site))
         if part.starts_from and not will_be_filled():
-            own = [(seat.site.module, seat.module_of(root, name)) for seat in entry.seats[-len(sites) :]]
+            own = [
+                (installed.site.module, installed.module_of(root, name))
+                for installed in attached.installs[-len(sites) :]
+            ]
             attending = [(root.get_submodule(path), each) for path, each in own if isinstance(each, AttentionAdapter)]
             start_from_text(root, state, part.starts_from, attending)
 
@@ -177,9 +180,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     since it was attached.
     """
     root, state = unwrapped(model), state_of(model)
-    names = tuple(state.entries) if name is None else (name,)
+    names = tuple(state.adapters) if name is None else (name,)
     for each in names:
-        state.entry(each)
+        state.adapter(each)
         if state.merged == each and state.originals:
             raise GraftError(
                 f"adapter '{each}' is merged into the base: call graft.unmerge(model, '{each}') before detach"
@@ -189,7 +192,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         state.merged = None
     for each in names:
         _remove(root, state, each)
-    if not state.entries:
+    if not state.adapters:
         _release(root, state)
 
 
@@ -202,12 +205,12 @@ def _refuse_hooked(root: nn.Module, state: State) -> None:
 
 
 def _remove(root: nn.Module, state: State, name: str) -> None:
-    state.entries.pop(name)
-    state.recordings.clear()
+    state.adapters.pop(name)
+    state.prompt_caches.clear()
     state.reroute(name, None)
     for path, module in list(root.named_modules()):
         container = module._modules.get("graft")
-        if isinstance(container, Grafts):
+        if isinstance(container, AdapterContainer):
             container.remove(name)
             if container.empty:
                 del module._modules["graft"]
@@ -233,27 +236,27 @@ def _release(root: nn.Module, state: State) -> None:
 def rename(model: nn.Module, old: str, new: str) -> None:
     """Give an adapter another name."""
     root, state = unwrapped(model), state_of(model)
-    entry = state.entry(old)
-    if new in state.entries:
-        raise GraftError(f"an adapter '{new}' is attached already; attached: {', '.join(state.entries)}")
+    attached = state.adapter(old)
+    if new in state.adapters:
+        raise GraftError(f"an adapter '{new}' is attached already; attached: {', '.join(state.adapters)}")
     _check_name(new)
     for module in root.modules():
-        if isinstance(module, Grafts):
+        if isinstance(module, AdapterContainer):
             module.rename(old, new)
         shifts = module.__dict__.get("graft_shifts", {})
         if old in shifts:
             shifts[new] = shifts.pop(old)
-    state.entries = {new if name == old else name: item for name, item in state.entries.items()}
-    assert state.entries[new] is entry
+    state.adapters = {new if name == old else name: item for name, item in state.adapters.items()}
+    assert state.adapters[new] is attached
     state.reroute(old, new)
 
 
 def copy(model: nn.Module, name: str, new: str) -> None:
     """Attach a copy of an adapter, weights and all, under another name."""
     root, state = unwrapped(model), state_of(model)
-    entry = state.entry(name)
+    attached = state.adapter(name)
     with to_be_filled():
-        attach(model, {new: entry.config})
+        attach(model, {new: attached.config})
     with torch.no_grad():
         fresh = dict(tensors(root, state, new))
         for key, tensor in tensors(root, state, name):

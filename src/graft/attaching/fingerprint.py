@@ -48,8 +48,12 @@ def fingerprint(root: nn.Module, state: State | None = None, without: Sequence[s
 
 def replaced(state: State | None) -> list[str]:
     """The modules whose weights an adapter brings whole, by path."""
-    seats = [seat for entry in state.entries.values() for seat in entry.seats] if state is not None else []
-    return sorted({seat.site.module for seat in seats if seat.config.replaces})
+    installs = (
+        [installed for attached in state.adapters.values() for installed in attached.installs]
+        if state is not None
+        else []
+    )
+    return sorted({installed.site.module for installed in installs if installed.config.replaces})
 
 
 def _digest(root: nn.Module, state: State | None, without: Sequence[str]) -> str | None:

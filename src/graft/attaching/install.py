@@ -5,74 +5,79 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from graft.adapters import Adapter, Place
+from graft.adapters import Adapter, SiteSpec
 from graft.adapters.base import Surroundings
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
 from graft.architectures.site import Site
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.attaching.probe import device_of
 from graft.attention.install import install, shift_positions
-from graft.attention.prompts import seat_prompt
+from graft.attention.prompts import install_prompt
 from graft.errors import GraftError
 from graft.injection.container import container_of
 from graft.injection.experts import RunsExperts
 from graft.injection.masks import NotesMask
-from graft.injection.state import Seat, State
+from graft.injection.state import Installed, State
 from graft.injection.substitution import GraftedCall, GraftedForward, substitute
 
 
-def place_of(root: nn.Module, site: Site, index: int) -> Place:
+def spec_of(root: nn.Module, site: Site, index: int) -> SiteSpec:
     """What the adapter module number `index` is told of its site."""
     host = root.get_submodule(site.module)
     weight = next(host.parameters(), None)
     dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
-    return Place(site.name, site.type, site.module, site.in_features, site.out_features, site.layer, index, dtype, device_of(host),
+    return SiteSpec(site.name, site.type, site.module, site.in_features, site.out_features, site.layer, index, dtype, device_of(host),
                  site.num_heads, site.num_kv_heads, site.head_dim, site.num_experts)  # fmt: skip
 
 
-def take_seat(root: nn.Module, atlas: Atlas, state: State, name: str, seat: Seat, adapter: Adapter) -> None:
+def install_adapter(
+    root: nn.Module, site_table: SiteTable, state: State, name: str, installed: Installed, adapter: Adapter
+) -> None:
     """Let an adapter module act at its site. Raises `GraftError` where the model has no way to run it."""
-    site, host = seat.site, root.get_submodule(seat.site.module)
+    site, host = installed.site, root.get_submodule(installed.site.module)
     adapter.train(host.training)
     norm = root.get_submodule(site.norm) if site.norm else None
-    projections = _projections(root, atlas, site) if isinstance(adapter, AttentionAdapter) else {}
-    adapter.seated(Surroundings(host, site.rows, norm, projections))
+    projections = _projections(root, site_table, site) if isinstance(adapter, AttentionAdapter) else {}
+    adapter.on_install(Surroundings(host, site.rows, norm, projections))
     if adapter.reads_mask:
         substitute(root, NotesMask)
-    grafts = container_of(host, state)
+    container = container_of(host, state)
     if isinstance(adapter, EmbeddingAdapter):
-        grafts.add_shared(name, seat.key, adapter)
-        seat_prompt(root, atlas, state, name, adapter)
+        container.add_shared(name, installed.key, adapter)
+        install_prompt(root, site_table, state, name, adapter)
     elif isinstance(adapter, AttentionAdapter):
-        grafts.add_attention(name, seat.key, adapter)
+        container.add_attention(name, installed.key, adapter)
         install(host, state, site.module)
         if adapter.position_shift:
-            shift_positions(root, atlas, state, name, host)
+            shift_positions(root, site_table, state, name, host)
         if adapter.adds_behind:
             container_of(projections["o"].host, state).add_behind(name, adapter)
             _run_through_grafts(projections["o"].host)
     elif isinstance(adapter, ExpertsAdapter):
-        grafts.add_experts(name, seat.key, adapter)
+        container.add_experts(name, installed.key, adapter)
         substitute(host, RunsExperts)
     else:
-        block = next((block.path for block in atlas.blocks if site.module.startswith(f"{block.path}.")), site.module)
-        grafts.in_list = any(part.isdigit() for part in site.module.removeprefix(block).split("."))
-        _around(root, state, name, seat, adapter)
+        block = next(
+            (block.path for block in site_table.blocks if site.module.startswith(f"{block.path}.")), site.module
+        )
+        container.is_expert = any(part.isdigit() for part in site.module.removeprefix(block).split("."))
+        _around(root, state, name, installed, adapter)
 
 
-def _around(root: nn.Module, state: State, name: str, seat: Seat, adapter: Adapter) -> None:
+def _around(root: nn.Module, state: State, name: str, installed: Installed, adapter: Adapter) -> None:
     """At the host, and at the module where its input is to be had."""
-    host = root.get_submodule(seat.site.module)
-    link = container_of(host, state).add(name, seat.key, adapter, seat.site.rows)
+    host = root.get_submodule(installed.site.module)
+    hosted = container_of(host, state).add(name, installed.key, adapter, installed.site.rows)
     _run_through_grafts(host)
-    wanted = seat.site.residual if adapter.reads == "residual" else seat.site.source
+    wanted = installed.site.residual if adapter.reads == "residual" else installed.site.source
     if wanted is None and adapter.reads == "residual":
         raise GraftError(
-            f"kind '{seat.config.kind}' reads the residual stream, which is not known at site '{seat.site.name}': name attn or mlp"
+            f"kind '{installed.config.kind}' reads the residual stream, which is not known at site "
+            f"'{installed.site.name}': name attn or mlp"
         )
-    if wanted is not None and wanted != seat.site.module:
+    if wanted is not None and wanted != installed.site.module:
         source = root.get_submodule(wanted)
-        container_of(source, state).send(link)
+        container_of(source, state).send(hosted)
         _run_through_grafts(source)
 
 
@@ -80,10 +85,10 @@ def _run_through_grafts(module: nn.Module) -> None:
     substitute(module, GraftedCall if "forward" in module.__dict__ else GraftedForward)
 
 
-def _projections(root: nn.Module, atlas: Atlas, site: Site) -> dict[str, Surroundings]:
+def _projections(root: nn.Module, site_table: SiteTable, site: Site) -> dict[str, Surroundings]:
     """The linear layers, or rows of one, that make an attention's queries, keys, values and output, by letter."""
-    block = next((block for block in atlas.blocks if site.module.startswith(f"{block.path}.")), None)
-    found = [] if block is None else [each for each in atlas.of_block(block) if each.type == "linear"]
+    block = next((block for block in site_table.blocks if site.module.startswith(f"{block.path}.")), None)
+    found = [] if block is None else [each for each in site_table.of_block(block) if each.type == "linear"]
     letters = {f"{site.name}.{letter}": letter for letter in "qkvo"}
     return {
         letters[each.name]: Surroundings(root.get_submodule(each.module), each.rows)

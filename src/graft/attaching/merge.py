@@ -14,8 +14,8 @@ from graft.adapters import CannotFold
 from graft.architectures.layers import is_transposed
 from graft.attaching.active import set_active, set_trainable
 from graft.errors import GraftError
-from graft.injection.state import Seat, state_of, unwrapped
-from graft.routing.passes import Pass
+from graft.injection.state import Installed, state_of, unwrapped
+from graft.routing.context import ForwardContext
 
 
 def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
@@ -27,33 +27,37 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
     Raises `CannotFold` for kinds without an equal in the weights, and `GraftError` for quantised or tied weights; nothing has then changed.
     """
     root, state = unwrapped(model), state_of(model)
-    entry = state.entry(name)
+    attached = state.adapter(name)
     if state.merged == name:
         return
     if state.merged is not None:
         raise GraftError(
             f"adapter '{state.merged}' is merged already: call graft.unmerge(model, '{state.merged}') first"
         )
-    if any(pass_.rows != name for pass_ in state.outer):
+    if any(context.rows != name for context in state.outer):
         raise GraftError(
             f"merge '{name}' outside of graft.use and graft.route blocks: what they bring back is not to be had while it is merged"
         )
-    by_host: dict[str, list[Seat]] = defaultdict(list)
-    for seat in entry.seats:
-        if not seat.config.folds:
-            raise seat.module_of(root, name).cannot_fold()
-        by_host[seat.site.module].append(seat)
-    following = {path for path, seats in by_host.items() if all(seat.module_of(root, name).follows for seat in seats)}
+    by_host: dict[str, list[Installed]] = defaultdict(list)
+    for installed in attached.installs:
+        if not installed.config.folds:
+            raise installed.module_of(root, name).cannot_fold()
+        by_host[installed.site.module].append(installed)
+    following = {
+        path
+        for path, installs in by_host.items()
+        if all(installed.module_of(root, name).follows for installed in installs)
+    }
     originals: dict[str, Tensor] = {}
     try:
-        for path, seats in by_host.items():  # one at a time: all folded weights of a large base at once need not fit
-            _fold_host(root, path, name, seats, originals, following)
+        for path, installs in by_host.items():  # one at a time: all folded weights of a large base at once need not fit
+            _fold_host(root, path, name, installs, originals, following)
     except BaseException:
         _put_back(root, originals)
         raise
     state.originals = originals if keep else {}
     state.merged = name
-    state.enter(Pass(name))
+    state.enter(ForwardContext(name))
     set_trainable(model, ())
 
 
@@ -63,7 +67,7 @@ def unmerge(model: nn.Module, name: str) -> None:
     Raises `GraftError` when the adapter is not merged or the originals were dropped.
     """
     root, state = unwrapped(model), state_of(model)
-    state.entry(name)
+    state.adapter(name)
     if state.merged != name:
         raise GraftError(f"adapter '{name}' is not merged" + (f" ('{state.merged}' is)" if state.merged else ""))
     if not state.originals:
@@ -78,14 +82,17 @@ def unmerge(model: nn.Module, name: str) -> None:
 
 @torch.no_grad()
 def _fold_host(
-    root: nn.Module, path: str, name: str, seats: list[Seat], originals: dict[str, Tensor], following: set[str]
+    root: nn.Module, path: str, name: str, installs: list[Installed], originals: dict[str, Tensor], following: set[str]
 ) -> None:
     """Fold one host's sites in, and note its original weights. A host in `following` computes with a weight that another one folds."""
     host = root.get_submodule(path)
-    if all(getattr(host, key, None) is None for key in ("weight", "bias")) or seats[0].module_of(root, name).runs_host:
-        found = _folded_whole(root, path, name, seats)
+    if (
+        all(getattr(host, key, None) is None for key in ("weight", "bias"))
+        or installs[0].module_of(root, name).runs_host
+    ):
+        found = _folded_whole(root, path, name, installs)
     else:
-        weight, bias = _folded(root, path, name, seats)
+        weight, bias = _folded(root, path, name, installs)
         found = {"bias": bias} if path in following else {"weight": weight, "bias": bias}
     for key, new in found.items():
         if new is None:
@@ -99,9 +106,9 @@ def _fold_host(
         own.copy_(new)
 
 
-def _folded_whole(root: nn.Module, path: str, name: str, seats: list[Seat]) -> dict[str, Tensor | None]:
+def _folded_whole(root: nn.Module, path: str, name: str, installs: list[Installed]) -> dict[str, Tensor | None]:
     """All parameters of a host whose adapters change the module as a whole, each its own."""
-    all_found = [seat.module_of(root, name).fold_all() for seat in seats]
+    all_found = [installed.module_of(root, name).fold_all() for installed in installs]
     found = {key: new for each in all_found for key, new in (each or {}).items()}
     if None in all_found or len(found) < sum(len(each or {}) for each in all_found):
         raise CannotFold(
@@ -116,7 +123,7 @@ def _put_back(root: nn.Module, originals: dict[str, Tensor]) -> None:
         root.get_parameter(key).copy_(original)
 
 
-def _folded(root: nn.Module, path: str, name: str, seats: list[Seat]) -> tuple[Tensor, Tensor | None]:
+def _folded(root: nn.Module, path: str, name: str, installs: list[Installed]) -> tuple[Tensor, Tensor | None]:
     """The weight and bias of one host with all its sites folded in, computed in the masters' precision."""
     host = root.get_submodule(path)
     weight = getattr(host, "weight", None)
@@ -127,10 +134,10 @@ def _folded(root: nn.Module, path: str, name: str, seats: list[Seat]) -> tuple[T
     full, bias = stored.to(dtype, copy=True), getattr(host, "bias", None)
     full_bias = None if bias is None else bias.detach().to(dtype, copy=True)
     with torch.no_grad():
-        for seat in seats:
-            rows = slice(None) if seat.site.rows is None else seat.site.rows
+        for installed in installs:
+            rows = slice(None) if installed.site.rows is None else installed.site.rows
             part_bias = None if full_bias is None else full_bias[rows]
-            new, new_bias = seat.module_of(root, name).fold(full[rows], part_bias)
+            new, new_bias = installed.module_of(root, name).fold(full[rows], part_bias)
             full[rows] = new
             if new_bias is not None and full_bias is None:
                 raise CannotFold(

@@ -15,15 +15,15 @@ from graft.injection.state import State, part_of, state_of, unwrapped
 def names(model: nn.Module) -> tuple[str, ...]:
     """The attached adapters, in the order of attaching."""
     state = unwrapped(model).__dict__.get("graft_state")
-    return () if state is None else tuple(state.entries)
+    return () if state is None else tuple(state.adapters)
 
 
 def modules_of(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, nn.Module]]:
     """(path without Graft's own part, module) of every module that is the adapter: one per site, then the shared ones."""
-    entry = state.entry(name)
-    for seat in entry.seats:
-        yield f"{seat.site.module}.{seat.key}".lstrip("."), seat.module_of(root, name)
-    for key in entry.shared:
+    attached = state.adapter(name)
+    for installed in attached.installs:
+        yield f"{installed.site.module}.{installed.key}".lstrip("."), installed.module_of(root, name)
+    for key in attached.shared:
         yield key, part_of(root, "", name, key)
 
 

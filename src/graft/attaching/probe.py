@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from graft.architectures.blocks import TOWERS, stack_of
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
-from graft.injection.container import Grafts
+from graft.injection.container import AdapterContainer
 from graft.injection.state import State
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 
 
 def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
@@ -36,15 +36,15 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
             hosts = {
                 path: module
                 for path, module in root.named_modules()
-                if isinstance(module, Grafts) and module.hosts(name)
+                if isinstance(module, AdapterContainer) and module.hosts(name)
             }
-            state.fired = set()
-            with torch.no_grad(), state.entered(Pass(name)):
+            state.reached = set()
+            with torch.no_grad(), state.entered(ForwardContext(name)):
                 root(**inputs) if isinstance(inputs, dict) else root(inputs)
             silent = [
                 path.removesuffix("graft").rstrip(".")
                 for path, module in hosts.items()
-                if id(module) not in state.fired and (not text or stack_of(path) not in TOWERS.values())
+                if id(module) not in state.reached and (not text or stack_of(path) not in TOWERS.values())
             ]
             if silent:
                 raise GraftError(
@@ -52,7 +52,7 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
                     f"({type(root.get_submodule(silent[0])).__name__}): its parent uses the weight directly. Choose other sites."
                 )
     finally:
-        state.fired = None
+        state.reached = None
         for module in training:
             module.training = True
 
@@ -79,7 +79,7 @@ def _inputs(root: Any) -> Any:
 def _encoder_states(root: Any, device: torch.device) -> dict[str, Any]:
     """For a decoder on its own: states of an encoder that is not there, without which attention over it is never called."""
     rows, takes = len(root.dummy_inputs["input_ids"]), inspect.signature(root.forward).parameters
-    sites = Atlas(root).table().get("cross.k", [])
+    sites = SiteTable(root).table().get("cross.k", [])
     if not sites or "decoder_input_ids" in takes:
         return {}
     states = torch.zeros(rows, 2, sites[0].in_features, device=device, dtype=root.dtype)

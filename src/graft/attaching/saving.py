@@ -45,7 +45,7 @@ def save_for_trainer(root: nn.Module, folder: Path, state_dict: Mapping[str, Ten
     """What a Trainer checkpoint holds of a grafted model: all adapters by their state-dict names, and their configs."""
     state = state_of(root)
     given = state_dict or root.state_dict()
-    names = {key for name in state.entries for key in _state_dict_of(root, state, name)}
+    names = {key for name in state.adapters for key in _state_dict_of(root, state, name)}
     found = {
         key.removeprefix("module."): tensor for key, tensor in given.items() if key.removeprefix("module.") in names
     }
@@ -53,19 +53,20 @@ def save_for_trainer(root: nn.Module, folder: Path, state_dict: Mapping[str, Ten
         raise GraftError(f"the state dict to save lacks tensors of the adapters: {_some(sorted(names - set(found)))}")
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(found, folder / TRAINER_WEIGHTS)
-    configs = {name: _dumped(state, name, collapsed=False) for name in state.entries}
+    configs = {name: _dumped(state, name, collapsed=False) for name in state.adapters}
     write_json_atomic(folder / CONFIG, {**_header(root, state), "adapters": configs})
 
 
 def _state_dict_of(root: nn.Module, state: State, name: str) -> dict[str, Tensor]:
     """An adapter's tensors by their names in the model's state dict."""
-    entry, found = state.entry(name), {}
-    for seat in entry.seats:
-        prefix = f"{seat.site.module}.graft.{name}.{seat.key}".lstrip(".")
+    attached, found = state.adapter(name), {}
+    for installed in attached.installs:
+        prefix = f"{installed.site.module}.graft.{name}.{installed.key}".lstrip(".")
         found |= {
-            f"{prefix}.{key}": tensor for key, tensor in seat.module_of(root, name).state_dict(keep_vars=True).items()
+            f"{prefix}.{key}": tensor
+            for key, tensor in installed.module_of(root, name).state_dict(keep_vars=True).items()
         }
-    for key in entry.shared:
+    for key in attached.shared:
         shared = part_of(root, "", name, key)
         found |= {f"graft.{name}.{key}.{inner}": tensor for inner, tensor in shared.state_dict(keep_vars=True).items()}
     return found
@@ -103,7 +104,7 @@ def copy_strictly(stored: Mapping[str, Tensor], places: Mapping[str, Tensor], or
 
 def _published(root: nn.Module, state: State, name: str) -> Iterable[tuple[str, Tensor]]:
     """What `save` writes: each site's promise, and the shared modules that a published adapter still needs."""
-    parts = state.entry(name).config.parts()
+    parts = state.adapter(name).config.parts()
     for path, module in modules_of(root, state, name):
         if isinstance(module, Adapter):
             found = module.to_save()
@@ -124,7 +125,7 @@ def _header(root: nn.Module, state: State) -> dict[str, Any]:
 
 
 def _dumped(state: State, name: str, *, collapsed: bool) -> dict[str, Any]:
-    config = state.entry(name).config
+    config = state.adapter(name).config
     return (config.collapsed() if collapsed else config).model_dump(mode="json")
 
 

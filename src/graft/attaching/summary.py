@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.attaching.parameters import names, parameters
 from graft.injection.state import state_of, unwrapped
 
@@ -58,9 +58,9 @@ def summary(model: nn.Module) -> Summary:
     rows = []
     for name in names(model):
         groups: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
-        for seat in state.entry(name).seats:
-            count = sum(p.numel() for p in seat.module_of(root, name).parameters())
-            groups[seat.config.kind, seat.site.name].append((seat.site.module, count))
+        for installed in state.adapter(name).installs:
+            count = sum(p.numel() for p in installed.module_of(root, name).parameters())
+            groups[installed.config.kind, installed.site.name].append((installed.site.module, count))
         for (kind, site), found in groups.items():
             rows.append(SummaryRow(name, kind, site, len(found), found[0][0], sum(count for _, count in found)))
     totals = {name: sum(p.numel() for _, p in parameters(model, name)) for name in names(model)}
@@ -69,5 +69,5 @@ def summary(model: nn.Module) -> Summary:
 
 def sites(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The site language on this model: every name it answers to, and the modules that the name means."""
-    table = Atlas(unwrapped(model)).table()
+    table = SiteTable(unwrapped(model)).table()
     return {name: tuple(site.module for site in found) for name, found in table.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graft.attention.alibi import Alibi, biased_mask, slopes_of
-from graft.attention.functions import attend, current_pass, needed
+from graft.attention.functions import attend, current_context, needed
 from graft.injection.substitution import register_mixin
 
 
@@ -36,7 +36,7 @@ class BloomForward:
         if layer_past is not None:
             key_BHSD, value_BHSD = layer_past.update(key_BHSD, value_BHSD, self.layer_idx)
         bias = alibi.view(-1, self.num_heads, 1, alibi.shape[-1])[..., : key_BHSD.shape[2]]
-        flat = current_pass(self).flat
+        flat = current_context(self).flat
 
         def own() -> tuple[Tensor, Tensor]:
             return _as_bloom_does(self, query_BHLD, key_BHSD, value_BHSD, alibi, attention_mask)

@@ -11,7 +11,7 @@ from torch import nn
 from graft.adapters.hooks import AttentionAdapter
 from graft.errors import GraftError
 from graft.injection.state import State
-from graft.routing.passes import Pass, Recording
+from graft.routing.context import ForwardContext, PromptCache
 
 
 def start_from_text(
@@ -25,12 +25,12 @@ def start_from_text(
     size = root.get_input_embeddings().num_embeddings
     if unknown := [number for number in ids if not 0 <= number < size]:
         raise GraftError(f"init_ids: {unknown[0]} is no row of an embedding of {size}")
-    recording: Recording = {}
+    recording: PromptCache = {}
     device = root.get_input_embeddings().weight.device
     training = [module for module in root.modules() if module.training]
     root.eval()
     try:
-        with torch.no_grad(), state.carrying(Pass(recording=recording)):
+        with torch.no_grad(), state.carrying(ForwardContext(recording=recording)):
             tokens = torch.tensor([ids], device=device)
             more = {"decoder_input_ids": tokens} if getattr(root.config, "is_encoder_decoder", False) else {}
             root(input_ids=tokens, **more)

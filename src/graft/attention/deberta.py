@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graft.attention.functions import current_pass, needed
+from graft.attention.functions import current_context, needed
 from graft.attention.virtual import virtual_tokens
 from graft.errors import GraftError
 from graft.injection.substitution import register_mixin
@@ -80,12 +80,12 @@ def _attended(
     """softmax over virtual and real tokens. query [B, H, L, D] divided by the scale, scores [B, H, L, L] with what positions add."""
     least = torch.finfo(query.dtype).min
     scores, count = scores.masked_fill(~mask.bool(), least), 0
-    pass_ = current_pass(self)
-    if pass_.flat:
+    context = current_context(self)
+    if context.flat:
         raise GraftError("DeBERTa is not causal: token-flat batches are for causal models")
     if self._modules["graft"].beside:
         raise GraftError("llama-adapter does not run in DeBERTa, whose scores depend on positions: choose kind prefix")
-    virtual = virtual_tokens(self, self.__dict__["graft_state"], pass_, query.shape[0])
+    virtual = virtual_tokens(self, self.__dict__["graft_state"], context, query.shape[0])
     if virtual is not None:
         rows = virtual.of_rows(query.shape[0], query.shape[1])
         own = (query @ rows.keys.to(query).transpose(-1, -2)).masked_fill(~rows.visible[:, None, None, :], -math.inf)

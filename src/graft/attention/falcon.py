@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from graft.attention.alibi import Alibi, biased_mask, slopes_of
-from graft.attention.functions import attend, current_pass, needed
+from graft.attention.functions import attend, current_context, needed
 from graft.injection.substitution import register_mixin
 
 
@@ -42,7 +42,7 @@ class FalconForward:
             twice = output_attentions or self.config._attn_implementation == "eager"
             # Falcon multiplies by bfloat16 slopes and scales the sum of scores and ALiBi.
             bias = Alibi(slopes_of(self.num_heads, alibi.device).bfloat16(), (2 if twice else 1) * self.inv_norm_factor)
-            if not current_pass(self).flat:
+            if not current_context(self).flat:
                 mask = _mask(
                     alibi.view(-1, self.num_heads, 1, alibi.shape[-1]) * self.inv_norm_factor, mask, query, key, twice
                 )

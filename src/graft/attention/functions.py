@@ -21,13 +21,13 @@ from graft.attention.varlen import by_varlen, serves
 from graft.attention.virtual import Virtual, virtual_tokens
 from graft.errors import GraftError
 from graft.injection.state import State
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 PREFIX = "graft_"
 """Of the names by which transformers knows these functions."""
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-NO_PASS = Pass()
+NO_PASS = ForwardContext()
 
 
 def register() -> None:
@@ -60,7 +60,7 @@ def backend_function(module: nn.Module, backend: str) -> Attend:
     return own or plain_attention
 
 
-def current_pass(module: nn.Module) -> Pass:
+def current_context(module: nn.Module) -> ForwardContext:
     """The pass in effect for an attention module; a compiled graph cannot know it, and raises for one that is token-flat."""
     state: State = module.__dict__["graft_state"]
     if not torch.compiler.is_compiling():
@@ -87,28 +87,28 @@ def attend(
     padded batch has in its mask already and a flat one does not. Returns output [B, L, H, D] and the weights, if the backend gives them.
     """
     state: State = module.__dict__["graft_state"]
-    pass_ = current_pass(module)
-    _record(module, state, pass_, key, value)
+    context = current_context(module)
+    _cache_kv(module, state, context, key, value)
     output, weights = _with_virtual_tokens(module, backend, query, key, value, mask, alibi, own, kwargs)
-    grafts: Any = module._modules.get("graft")
-    if grafts is not None and grafts.beside:
+    container: Any = module._modules.get("graft")
+    if container is not None and container.beside:
         scaling = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
-        output = grafts.add_beside(query.transpose(1, 2), scaling, output)
+        output = container.add_beside(query.transpose(1, 2), scaling, output)
     return output, weights
 
 
-def _record(module: nn.Module, state: State, pass_: Pass, key: Tensor, value: Tensor) -> None:
+def _cache_kv(module: nn.Module, state: State, context: ForwardContext, key: Tensor, value: Tensor) -> None:
     """While virtual tokens alone, or a text that some start from, run through the model: note keys and values [1, K, P, D] as they come."""
     compiling = torch.compiler.is_compiling()
-    name, recording = (state.recording_in_graph or ("", None)) if compiling else (pass_.rows, pass_.recording)
+    name, recording = (state.recording_in_graph or ("", None)) if compiling else (context.rows, context.recording)
     if recording is None:
         return
     if name is None:  # of the bare base, for adapters that start from it
         recording[module] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         return
-    grafts: Any = module._modules["graft"]
-    for adapter in grafts.attention.get(name, ()):
-        if adapter.recorded and adapter not in recording:  # recomputed blocks come by again
+    container: Any = module._modules["graft"]
+    for adapter in container.attention.get(name, ()):
+        if adapter.cached_kv and adapter not in recording:  # recomputed blocks come by again
             recording[adapter] = key[0].transpose(0, 1), value[0].transpose(0, 1)
 
 
@@ -117,10 +117,10 @@ def _with_virtual_tokens(
     own: Callable[[], tuple[Tensor, Tensor | None]] | None, kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     state: State = module.__dict__["graft_state"]
-    function, pass_ = backend_function(module, backend), current_pass(module)
-    virtual = virtual_tokens(module, state, pass_, query.shape[0])
-    if pass_.flat:
-        return _by_segments(module, backend, function, query, key, value, pass_, virtual, alibi, kwargs), None
+    function, context = backend_function(module, backend), current_context(module)
+    virtual = virtual_tokens(module, state, context, query.shape[0])
+    if context.flat:
+        return _by_segments(module, backend, function, query, key, value, context, virtual, alibi, kwargs), None
     if virtual is None:
         return function(module, query, key, value, mask, **kwargs) if own is None else own()
     if backend == "flex_attention":
@@ -182,11 +182,11 @@ def _flash_mask(mask: Tensor | None, rows: Virtual, key: Tensor) -> Tensor:
 
 
 def _by_segments(
-    module: nn.Module, backend: str, function: Attend, query: Tensor, key: Tensor, value: Tensor, pass_: Pass,
+    module: nn.Module, backend: str, function: Attend, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext,
     virtual: Virtual | None, alibi: Alibi | None, kwargs: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """Attention inside each segment of a flat batch. Splitting (not slicing) keeps the backward pass one concatenation."""
-    assert pass_.lengths is not None
+    assert context.lengths is not None
     if not getattr(module, "is_causal", True):
         raise GraftError(f"{type(module).__name__} is not causal: token-flat batches are for causal models")
     if kwargs.get("position_bias") is not None:
@@ -200,10 +200,10 @@ def _by_segments(
     }
     window, outputs = kwargs.get("sliding_window"), []
     if virtual is None and alibi is None and backend == "sdpa" and serves(query, kwargs):
-        return by_varlen(query, key, value, pass_.lengths, kwargs.get("scaling"), window)
-    rows = None if virtual is None else virtual.of_rows(len(pass_.lengths), key.shape[1])
+        return by_varlen(query, key, value, context.lengths, kwargs.get("scaling"), window)
+    rows = None if virtual is None else virtual.of_rows(len(context.lengths), key.shape[1])
     for row, (q, k, v) in enumerate(
-        zip(*(part.split(list(pass_.lengths), 2) for part in (query, key, value)), strict=True)
+        zip(*(part.split(list(context.lengths), 2) for part in (query, key, value)), strict=True)
     ):
         length = q.shape[2]
         one = None if rows is None else rows.row(row)
@@ -243,9 +243,9 @@ def plain_attention(
 
 def needed(module: Any) -> bool:
     """True for a token-flat pass, or when an adapter that takes part acts in this attention."""
-    grafts, pass_ = module._modules.get("graft"), current_pass(module)
-    table = {**getattr(grafts, "attention", {}), **getattr(grafts, "beside", {})}
+    container, context = module._modules.get("graft"), current_context(module)
+    table = {**getattr(container, "attention", {}), **getattr(container, "beside", {})}
     if torch.compiler.is_compiling():
         return bool(table)
     unmerged = module.__dict__["graft_state"].merged is None
-    return pass_.flat or pass_.recording is not None or unmerged and any(name in pass_.names for name in table)
+    return context.flat or context.recording is not None or unmerged and any(name in context.names for name in table)

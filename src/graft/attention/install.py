@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.attention.bloom import BloomForward
+from graft.attention.config_view import Shadow, shadow_of
 from graft.attention.deberta import DebertaForward, DebertaV2Forward
 from graft.attention.falcon import FalconForward
 from graft.attention.functions import BACKENDS, register
 from graft.attention.gptj import GPTJForward
 from graft.attention.relative import TABLE
-from graft.attention.shadow import Shadow, shadow_of
 from graft.attention.virtual import position_shifts
 from graft.errors import GraftError
 from graft.injection.state import State, unwrapped
@@ -107,18 +107,18 @@ def uninstall(module: nn.Module, path: str) -> None:
         module.config = config.graft_original
 
 
-def shift_positions(root: nn.Module, atlas: Atlas, state: State, name: str, host: Any) -> None:
+def shift_positions(root: nn.Module, site_table: SiteTable, state: State, name: str, host: Any) -> None:
     """Let all virtual tokens that an adapter has in `host` come before position 0, where the family has positions at all."""
     shift = sum(adapter.position_shift for adapter in host._modules["graft"].attention[name])
     block, sublayer = next(
         (block, sublayer)
-        for block in atlas.blocks
+        for block in site_table.blocks
         for sublayer, path in block.family.attentions.items()
         if root.get_submodule(block.at(path)) is host
     )
     if sublayer == "cross":
         return  # attention over the encoder knows no positions
-    first = next(each for each in atlas.blocks if each.stack == block.stack)
+    first = next(each for each in site_table.blocks if each.stack == block.stack)
     table = root.get_submodule(first.at(first.family.attentions[sublayer]))
     relative = block.family.positions == "none" and hasattr(table, TABLE)
     if shift < 0 and not relative:
@@ -160,7 +160,7 @@ def flat_attention(model: nn.Module) -> Iterator[None]:
     state: State = root.__dict__["graft_state"]
     fresh: list[tuple[str, nn.Module]] = []
     try:
-        for path in (block.at(each) for block in Atlas(root).blocks for each in block.family.attentions.values()):
+        for path in (block.at(each) for block in SiteTable(root).blocks for each in block.family.attentions.values()):
             module = root.get_submodule(path)
             if "graft_attention" not in module.__dict__:
                 install(module, state, path)

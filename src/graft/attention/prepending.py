@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from graft.attention.virtual import compiled_choice
 from graft.errors import GraftError
-from graft.injection.container import Grafts
+from graft.injection.container import AdapterContainer
 from graft.injection.state import State
 from graft.injection.substitution import register_mixin
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 
 OF_IDS = "create_position_ids_from_input_ids"
 """Of the embeddings of RoBERTa and its kin."""
@@ -79,27 +79,27 @@ class Layout:
         return output
 
 
-def layout_of(grafts: Grafts, state: State, num_rows: int, length: int) -> Layout | None:
+def layout_of(container: AdapterContainer, state: State, num_rows: int, length: int) -> Layout | None:
     """The layout of a batch under the pass in effect; None where no row has virtual tokens."""
     compiling = torch.compiler.is_compiling()
-    pass_ = Pass() if compiling else state.current
-    names = [name for name in grafts.prompts if compiling or name in pass_.names]
+    context = ForwardContext() if compiling else state.current
+    names = [name for name in container.prompts if compiling or name in context.names]
     if not names or state.merged is not None:
         return None
-    if state.fired is not None:
-        state.fired.add(id(grafts))
-    if len(behind := {each.behind_positions for name in names for each in grafts.prompts[name]}) > 1:
+    if state.reached is not None:
+        state.reached.add(id(container))
+    if len(behind := {each.behind_positions for name in names for each in container.prompts[name]}) > 1:
         raise GraftError(
             "prompts that enter at the embedding and prompts that enter at the blocks cannot share a batch"
         )
-    found = [torch.cat([each.prompt() for each in grafts.prompts[name]]) for name in names]
+    found = [torch.cat([each.prompt() for each in container.prompts[name]]) for name in names]
     most, device = max(len(each) for each in found), found[0].device
     prompts_N = torch.stack([nn.functional.pad(each, (0, 0, 0, most - len(each))) for each in (*found, found[0][:0])])
     counts_N = torch.tensor([*(len(each) for each in found), 0], device=device)
     if compiling:
         choice_B = compiled_choice(state, names, num_rows)
     else:
-        rows = pass_.row_names(num_rows)
+        rows = context.row_names(num_rows)
         choice_B = torch.tensor([names.index(name) if name in names else len(names) for name in rows], device=device)
     counts_B = counts_N[choice_B]
     place, first = torch.arange(most + length, device=device)[None], counts_B[:, None]
@@ -114,8 +114,8 @@ class PrependsPrompts:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(self.graft_base.forward).bind_partial(self, *args, **kwargs).arguments
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-        grafts, state = self._modules["graft"], self.__dict__["graft_state"]
-        layout = None if tokens is None else layout_of(grafts, state, *tokens.shape[:2])
+        container, state = self._modules["graft"], self.__dict__["graft_state"]
+        layout = None if tokens is None else layout_of(container, state, *tokens.shape[:2])
         if layout is None:
             return super().forward(*args, **kwargs)  # pyright: ignore
         given.pop("self")
@@ -165,12 +165,12 @@ class SeesLongerEncoder:
         given.pop("self")
         given |= given.pop("kwargs", {})
         encoded, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
-        grafts, state = self._modules["graft"], self.__dict__["graft_state"]
+        container, state = self._modules["graft"], self.__dict__["graft_state"]
         if encoded is None:
             return super().forward(**given)  # pyright: ignore
-        layout = layout_of(grafts, state, len(encoded), encoded.shape[1])
+        layout = layout_of(container, state, len(encoded), encoded.shape[1])
         if layout is not None:
-            layout = layout_of(grafts, state, len(encoded), encoded.shape[1] - layout.prompts.shape[1])
+            layout = layout_of(container, state, len(encoded), encoded.shape[1] - layout.prompts.shape[1])
             assert layout is not None
             if mask is not None and mask.shape[1] != layout.length:
                 raise GraftError(
@@ -181,10 +181,10 @@ class SeesLongerEncoder:
         return super().forward(**given)  # pyright: ignore
 
 
-def _longer(pass_: Pass, layout: Layout) -> Pass:
+def _longer(context: ForwardContext, layout: Layout) -> ForwardContext:
     """The pass as the blocks see it: rows are longer by their virtual tokens."""
-    lengths = pass_.lengths
+    lengths = context.lengths
     if lengths is not None:
         lengths = tuple(length + count for length, count in zip(lengths, layout.counts.tolist(), strict=True))
-    mask = None if pass_.mask is None else layout.mask(pass_.mask)
-    return replace(pass_, lengths=lengths, mask=mask, _groups={})
+    mask = None if context.mask is None else layout.mask(context.mask)
+    return replace(context, lengths=lengths, mask=mask, _groups={})

@@ -23,71 +23,75 @@ from torch import Tensor, nn
 
 from graft.adapters.hooks import EmbeddingAdapter
 from graft.architectures.blocks import Block
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.attention.install import ShiftsPositions, install, shift_positions
 from graft.attention.prepending import PrependsPrompts, SeesLongerEncoder
-from graft.attention.virtual import Recorded
+from graft.attention.virtual import CachedPrompt
 from graft.errors import GraftError
-from graft.injection.container import Grafts, container_of
+from graft.injection.container import AdapterContainer, container_of
 from graft.injection.state import State
 from graft.injection.substitution import ORDER, Substituted, substitute
-from graft.routing.passes import Pass, Recording
+from graft.routing.context import ForwardContext, PromptCache
 
 KEY = "recorded"
 """Of the module that hands out what was noted, in an attention module's container."""
 
 
-class RecordsPrompts:
+class CachesPrompts:
     """Mixin for the module that owns the blocks: runs the prompts of the adapters in the pass before the batch."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        grafts, state = self._modules["graft"], self.__dict__["graft_state"]
+        container, state = self._modules["graft"], self.__dict__["graft_state"]
         if torch.compiler.is_compiling():
-            return self._forward_in_graph(grafts, state, args, kwargs)
-        pass_: Pass = state.current
-        names = [name for name in grafts.prompts if name in pass_.names]
-        if not names or pass_.recording is not None or state.merged is not None:
+            return self._forward_in_graph(container, state, args, kwargs)
+        context: ForwardContext = state.current
+        names = [name for name in container.prompts if name in context.names]
+        if not names or context.recording is not None or state.merged is not None:
             return super().forward(*args, **kwargs)  # pyright: ignore
-        if state.fired is not None:
-            state.fired.add(id(grafts))
-        recorded: Recording = {}
+        if state.reached is not None:
+            state.reached.add(id(container))
+        cached_kv: PromptCache = {}
         for name in names:
-            recorded |= self._recorded(grafts, state, name, pass_)
-        with state.carrying(replace(pass_, recorded=recorded)):
+            cached_kv |= self._recorded(container, state, name, context)
+        with state.carrying(replace(context, cached_kv=cached_kv)):
             return super().forward(*args, **kwargs)  # pyright: ignore
 
-    def _recorded(self: Any, grafts: Grafts, state: State, name: str, pass_: Pass) -> Recording:
+    def _recorded(
+        self: Any, container: AdapterContainer, state: State, name: str, context: ForwardContext
+    ) -> PromptCache:
         """Keys and values of one adapter's prompt: noted now, or kept from before where neither gradients nor dropout are at work."""
-        weights = [*self.parameters(), *(p for each in grafts.prompts[name] for p in each.parameters())]
+        weights = [*self.parameters(), *(p for each in container.prompts[name] for p in each.parameters())]
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in weights)
         if learns or self.training:
-            state.recordings.pop(name, None)  # torch's fused optimisers change weights and not their versions
-            return self._record(grafts, state, name, pass_)
+            state.prompt_caches.pop(name, None)  # torch's fused optimisers change weights and not their versions
+            return self._cache_kv(container, state, name, context)
         versions = _versions(weights)
-        kept = state.recordings.get(name)
+        kept = state.prompt_caches.get(name)
         if kept is not None and versions is not None and kept[1] == versions:
             return kept[2]
         with torch.inference_mode(False), torch.no_grad():  # what is kept serves later passes too, which may train
-            recording = self._record(grafts, state, name, pass_)
+            recording = self._cache_kv(container, state, name, context)
         if versions is not None:
-            state.recordings[name] = weights, versions, recording
+            state.prompt_caches[name] = weights, versions, recording
         return recording
 
-    def _record(self: Any, grafts: Grafts, state: State, name: str, pass_: Pass) -> Recording:
-        recording: Recording = {}
-        seed = pass_.prompt_seed(name)
-        with state.carrying(Pass(name, seeds=None if seed is None else (seed,), recording=recording)):
-            super().forward(**_alone(self, grafts.prompts[name]))  # pyright: ignore
+    def _cache_kv(
+        self: Any, container: AdapterContainer, state: State, name: str, context: ForwardContext
+    ) -> PromptCache:
+        recording: PromptCache = {}
+        seed = context.prompt_seed(name)
+        with state.carrying(ForwardContext(name, seeds=None if seed is None else (seed,), recording=recording)):
+            super().forward(**_alone(self, container.prompts[name]))  # pyright: ignore
         return recording
 
-    def _forward_in_graph(self: Any, grafts: Grafts, state: State, args: Any, kwargs: Any) -> Any:
+    def _forward_in_graph(self: Any, container: AdapterContainer, state: State, args: Any, kwargs: Any) -> Any:
         """For compiled graphs: every adapter's prompt is run, and rows pick theirs by slot number."""
         slots, everything = state.slots, {}
-        for name, prompts in grafts.prompts.items():
-            if state.entries[name].aside:
+        for name, prompts in container.prompts.items():
+            if state.adapters[name].aside:
                 continue
-            recording: Recording = {}
-            state.recording_in_graph, state.slots = (name, recording), torch.full_like(slots, state.entries[name].slot)
+            recording: PromptCache = {}
+            state.recording_in_graph, state.slots = (name, recording), torch.full_like(slots, state.adapters[name].slot)
             super().forward(**_alone(self, prompts))  # pyright: ignore
             everything |= recording
         state.recording_in_graph, state.slots = None, slots
@@ -100,7 +104,7 @@ class RecordsPrompts:
 
 
 ORDER.insert(
-    ORDER.index(ShiftsPositions), RecordsPrompts
+    ORDER.index(ShiftsPositions), CachesPrompts
 )  # outside, so that the prompt's own pass has its positions moved too
 
 
@@ -125,13 +129,13 @@ def _versions(weights: list[Tensor]) -> list[tuple[int, int]] | None:
     return [(weight._version, weight.data_ptr()) for weight in weights]
 
 
-def seat_prompt(root: nn.Module, atlas: Atlas, state: State, name: str, adapter: EmbeddingAdapter) -> None:
+def install_prompt(root: nn.Module, site_table: SiteTable, state: State, name: str, adapter: EmbeddingAdapter) -> None:
     """Let the stacks that read the adapter's embedding take care of its prompt.
 
     Raises `GraftError` for a model without such a stack, or with layers that are no attention.
     """
     found = False
-    for blocks in _stacks(atlas):
+    for blocks in _stacks(site_table):
         crossed = any("cross" in block.family.attentions for block in blocks)
         owner = _owner_of(root, blocks[0].path)
         if owner is None or not any(p is _weight_of(adapter) for p in owner.parameters()):
@@ -148,11 +152,13 @@ def seat_prompt(root: nn.Module, atlas: Atlas, state: State, name: str, adapter:
                 f"enters: blocks is for encoders whose embeddings are one module, not for {type(owner).__name__}: use enters: embedding"
             )
         if _sees_both_ways(root, blocks[0]):
-            owner.__dict__["graft_feeds_decoder"] = any("cross" in block.family.attentions for block in atlas.blocks)
+            owner.__dict__["graft_feeds_decoder"] = any(
+                "cross" in block.family.attentions for block in site_table.blocks
+            )
             substitute(owner, PrependsPrompts)
         else:
-            _seat_recorded(root, atlas, state, name, adapter, blocks)
-            substitute(owner, RecordsPrompts)
+            _seat_recorded(root, site_table, state, name, adapter, blocks)
+            substitute(owner, CachesPrompts)
     if not found:
         raise GraftError(
             f"no stack of blocks in this {type(root).__name__} takes embeddings (inputs_embeds) in place of token ids, so virtual "
@@ -160,9 +166,9 @@ def seat_prompt(root: nn.Module, atlas: Atlas, state: State, name: str, adapter:
         )
 
 
-def _stacks(atlas: Atlas) -> list[list[Block]]:
+def _stacks(site_table: SiteTable) -> list[list[Block]]:
     stacks: dict[str, list[Block]] = {}
-    for block in atlas.blocks:
+    for block in site_table.blocks:
         stacks.setdefault(block.path.rpartition(".")[0], []).append(block)
     return list(stacks.values())
 
@@ -186,7 +192,7 @@ def _sees_both_ways(root: nn.Module, block: Block) -> bool:
 
 
 def _seat_recorded(
-    root: nn.Module, atlas: Atlas, state: State, name: str, adapter: EmbeddingAdapter, blocks: list[Block]
+    root: nn.Module, site_table: SiteTable, state: State, name: str, adapter: EmbeddingAdapter, blocks: list[Block]
 ) -> None:
     """A place in every layer for what it notes of the prompt. Several prompts of one adapter are one."""
     for block in blocks:
@@ -197,11 +203,13 @@ def _seat_recorded(
             )
         path = block.at(block.family.attentions["attn"])
         host = root.get_submodule(path)
-        grafts = container_of(host, state)
-        own = [each for each in grafts.attention.get(name, ()) if each.recorded]
+        container = container_of(host, state)
+        own = [each for each in container.attention.get(name, ()) if each.cached_kv]
         if own:
             own[0].position_shift += adapter.tokens
             continue
-        grafts.add_attention(name, KEY, Recorded(state, adapter.tokens, adapter.windowed))
+        container.add_attention(name, KEY, CachedPrompt(state, adapter.tokens, adapter.windowed))
         install(host, state, path)
-    shift_positions(root, atlas, state, name, root.get_submodule(blocks[0].at(blocks[0].family.attentions["attn"])))
+    shift_positions(
+        root, site_table, state, name, root.get_submodule(blocks[0].at(blocks[0].family.attentions["attn"]))
+    )

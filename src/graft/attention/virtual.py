@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from graft.adapters.hooks import AttentionAdapter
 from graft.errors import GraftError
 from graft.injection.state import State
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Virtual:
         return Virtual(keys, values, self.visible[cut, :seen], self.offsets[cut, :seen], True, windowed)
 
 
-class Recorded(AttentionAdapter):
+class CachedPrompt(AttentionAdapter):
     """Virtual tokens whose keys and values in this module the model itself has computed, from their embeddings."""
 
-    recorded = True
+    cached_kv = True
 
     def __init__(self, state: State, tokens: int, windowed: bool) -> None:
         nn.Module.__init__(self)
@@ -85,7 +85,7 @@ class Recorded(AttentionAdapter):
         """Of a compiled graph, which does not know the pass."""
 
     def keys_values(self) -> tuple[Tensor, Tensor]:
-        found = self.in_graph if torch.compiler.is_compiling() else (self.state.current.recorded or {}).get(self)
+        found = self.in_graph if torch.compiler.is_compiling() else (self.state.current.cached_kv or {}).get(self)
         if found is None:
             raise GraftError(
                 "virtual tokens in the embedding (prompt, p-tuning) run through the model that owns the blocks: call that model, "
@@ -94,45 +94,45 @@ class Recorded(AttentionAdapter):
         return found
 
 
-def virtual_tokens(module: nn.Module, state: State, pass_: Pass, num_rows: int) -> Virtual | None:
+def virtual_tokens(module: nn.Module, state: State, context: ForwardContext, num_rows: int) -> Virtual | None:
     """What the pass in effect adds to this module's keys and values, or None. Flat batches have one row per segment."""
-    grafts = module._modules.get("graft")
-    table: dict[str, list[AttentionAdapter]] = getattr(grafts, "attention", {})
+    container = module._modules.get("graft")
+    table: dict[str, list[AttentionAdapter]] = getattr(container, "attention", {})
     if not table or state.merged is not None:
         return None
-    if pass_.recording is not None or state.recording_in_graph is not None:
-        kept = {name: [each for each in adapters if not each.recorded] for name, adapters in table.items()}
+    if context.recording is not None or state.recording_in_graph is not None:
+        kept = {name: [each for each in adapters if not each.cached_kv] for name, adapters in table.items()}
         table = {name: adapters for name, adapters in kept.items() if adapters}
     if torch.compiler.is_compiling():
-        there = [name for name in table if not state.entries[name].aside]
+        there = [name for name in table if not state.adapters[name].aside]
         return _gathered(there, table, compiled_choice(state, there, num_rows)) if there else None
-    if state.fired is not None and any(name in pass_.names for name in grafts.attention):  # pyright: ignore
-        state.fired.add(id(grafts))
-    names = [name for name in table if name in pass_.names]
+    if state.reached is not None and any(name in context.names for name in container.attention):  # pyright: ignore
+        state.reached.add(id(container))
+    names = [name for name in table if name in context.names]
     if not names:
         return None
-    if isinstance(pass_.rows, str):
+    if isinstance(context.rows, str):
         return _gathered(names, table, None)
-    num_rows = len(pass_.lengths or ()) if pass_.flat else num_rows
-    numbers = [names.index(name) if name in names else len(names) for name in pass_.row_names(num_rows)]
+    num_rows = len(context.lengths or ()) if context.flat else num_rows
+    numbers = [names.index(name) if name in names else len(names) for name in context.row_names(num_rows)]
     device = table[names[0]][0].keys_values()[0].device
     return _gathered(names, table, torch.tensor(numbers, device=device))
 
 
 def position_shifts(
-    table: dict[str, int], state: State, pass_: Pass, num_rows: int, device: torch.device
+    table: dict[str, int], state: State, context: ForwardContext, num_rows: int, device: torch.device
 ) -> int | Tensor:
     """Positions by which each row is moved: one number, [B, 1], or [1, T] for a flat batch."""
     if torch.compiler.is_compiling():
         shifts = torch.tensor([*table.values(), 0], device=device)
         return shifts[compiled_choice(state, list(table), num_rows)][:, None]
-    if not isinstance(pass_.rows, tuple):
-        return table.get(pass_.rows or "", 0)
-    if pass_.flat:
-        assert pass_.lengths is not None
-        per_row = torch.tensor([table.get(name or "", 0) for name in pass_.rows], device=device)
-        return per_row.repeat_interleave(torch.tensor(pass_.lengths, device=device))[None]
-    return torch.tensor([table.get(name or "", 0) for name in pass_.row_names(num_rows)], device=device)[:, None]
+    if not isinstance(context.rows, tuple):
+        return table.get(context.rows or "", 0)
+    if context.flat:
+        assert context.lengths is not None
+        per_row = torch.tensor([table.get(name or "", 0) for name in context.rows], device=device)
+        return per_row.repeat_interleave(torch.tensor(context.lengths, device=device))[None]
+    return torch.tensor([table.get(name or "", 0) for name in context.row_names(num_rows)], device=device)[:, None]
 
 
 def compiled_choice(state: State, names: list[str], num_rows: int) -> Tensor:
@@ -140,7 +140,7 @@ def compiled_choice(state: State, names: list[str], num_rows: int) -> Tensor:
     slot_B = state.slots_of_rows(num_rows)
     choice = torch.full_like(slot_B, len(names))
     for number, name in enumerate(names):
-        choice = torch.where(slot_B == state.entries[name].slot, number, choice)
+        choice = torch.where(slot_B == state.adapters[name].slot, number, choice)
     return choice.long()
 
 

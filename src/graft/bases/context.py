@@ -18,7 +18,7 @@ def context_length(model: nn.Module, adapter: str | None = None) -> int | None:
         length -= _unused_positions(root)
     if length is None or adapter is None:
         return length
-    state_of(model).entry(adapter)
+    state_of(model).adapter(adapter)
     return length - sum(_taken(module, adapter) for module in root.modules())
 
 
@@ -27,8 +27,8 @@ def _taken(module: nn.Module, adapter: str) -> int:
     shift = module.__dict__.get("graft_shifts", {}).get(adapter, 0)
     if not isinstance(module, PrependsPrompts):
         return shift
-    grafts: Any = module._modules["graft"]
-    return shift + sum(each.tokens for each in grafts.prompts.get(adapter, ()) if not each.behind_positions)
+    container: Any = module._modules["graft"]
+    return shift + sum(each.tokens for each in container.prompts.get(adapter, ()) if not each.behind_positions)
 
 
 def _unused_positions(root: nn.Module) -> int:

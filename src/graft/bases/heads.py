@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from graft.adapters import AdapterConfig, Head, Preset, Stack
-from graft.architectures.language import find_sites
+from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_linear
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.injection.state import unwrapped
 
@@ -75,9 +75,9 @@ def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence
     root, left = unwrapped(model), list(fresh)
     if not left:
         return adapter
-    config = adapter.resolve(Atlas(root).names()) if isinstance(adapter, Preset) else adapter
+    config = adapter.resolve(SiteTable(root).names()) if isinstance(adapter, Preset) else adapter
     for part in config.parts():
-        for site in find_sites(root, part):
+        for site in resolve_sites(root, part):
             if site.module in left and part.replaces:
                 left.remove(site.module)
             elif site.module in fresh and site.name not in COLLECTIVE:

@@ -84,7 +84,7 @@ def write_merged(
 
 
 def _refuse_unfoldable(model: nn.Module, name: str) -> None:
-    config = state_of(model).entry(name).config
+    config = state_of(model).adapter(name).config
     stuck = sorted({part.kind for part in config.parts() if not part.folds})
     if stuck:
         raise CannotFold(
@@ -95,7 +95,7 @@ def _refuse_unfoldable(model: nn.Module, name: str) -> None:
 
 def _untie(model: Any, name: str) -> tuple[str, ...]:
     """Give each adapted module that shares its weight (an output head with the embedding) a weight of its own."""
-    hosts = {seat.site.module for seat in state_of(model).entry(name).seats}
+    hosts = {installed.site.module for installed in state_of(model).adapter(name).installs}
     shared = {weight for names in memory_report(model).tied for weight in names}
     own = tuple(sorted(f"{host}.weight" for host in hosts if f"{host}.weight" in shared))
     for path in own:

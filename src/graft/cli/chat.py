@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graft.cli.bench import (
+from graft.cli.loading import (
     Adapters,
     AnyBase,
     BaseName,
@@ -46,22 +46,22 @@ def command(
     any_base: AnyBase = False,
 ) -> None:
     """Talk to an adapter. In the conversation: /base, /adapter NAME, /reset, /help, /quit. Reads lines where stdin is no terminal."""
-    bench = load_bench(run, base, adapter, template, device, dtype, any_base)
+    loaded = load_bench(run, base, adapter, template, device, dtype, any_base)
     from graft.generation.conversation import Conversation
     from graft.generation.requests import Decoding
 
     decoding = Decoding(max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    first = bench.find(use) if use is not None else bench.contestants[min(1, len(bench.adapters))]
-    talk = Conversation(bench, first, decoding, system)
+    first = loaded.find(use) if use is not None else loaded.candidates[min(1, len(loaded.adapters))]
+    talk = Conversation(loaded, first, decoding, system)
     if prompt is not None:
         _answer(talk, prompt)
         return
     terminal = sys.stdin.isatty()
     if terminal:
         typer.echo(
-            f"{talk.contestant.name} on {bench.base.name}, template {talk.contestant.template.name}. /help lists the commands."
+            f"{talk.candidate.name} on {loaded.base.name}, template {talk.candidate.template.name}. /help lists the commands."
         )
-    while (line := _line(f"{talk.contestant.name}> ", terminal)) is not None and line.strip() != "/quit":
+    while (line := _line(f"{talk.candidate.name}> ", terminal)) is not None and line.strip() != "/quit":
         if line.startswith("/"):
             _do(talk, line.split())
         elif line.strip():
@@ -94,7 +94,7 @@ def _answer(talk: Conversation, text: str) -> None:
 
 def _do(talk: Conversation, words: list[str]) -> None:
     """One of the commands."""
-    names = [contestant.name for contestant in talk.bench.contestants]
+    names = [candidate.name for candidate in talk.loaded.candidates]
     try:
         match words:
             case ["/base"]:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from graft.cli.bench import (
+from graft.cli.common import AsJson, print_json
+from graft.cli.evaluations import show, show_absent, show_all
+from graft.cli.harness import ask_lm_eval
+from graft.cli.loading import (
     Adapters,
     AnyBase,
     BaseName,
@@ -19,14 +22,11 @@ from graft.cli.bench import (
     bar,
     load_bench,
 )
-from graft.cli.common import AsJson, print_json
-from graft.cli.evaluations import show, show_absent, show_all
-from graft.cli.harness import ask_lm_eval
 
 if TYPE_CHECKING:
     from graft.config.eval import EvalConfig
-    from graft.evaluation.limiting import Limits
-    from graft.generation.loaded import Bench
+    from graft.evaluation.limits import Limits
+    from graft.generation.loaded import LoadedModel
     from graft.generation.rows import CacheKind
 
 
@@ -108,7 +108,7 @@ def command(
 ) -> None:
     """Evaluate the bare base and all adapters, in one pass: accuracy with its interval, how answers ended, on data files the loss."""
     from graft.errors import GraftError
-    from graft.evaluation.limiting import Limits
+    from graft.evaluation.limits import Limits
 
     if run is None and data is None and tasks is None and harness is None:
         raise GraftError("name what to evaluate on: --data FILE, --tasks NAMES or --harness NAMES")
@@ -135,22 +135,22 @@ def command(
         device, dtype = "cpu", _dtype_for_vllm(run, dtype)
     elif harness is not None and cache != "dynamic":
         raise GraftError("--cache has no effect with --harness: lm-eval generates in its own way")
-    bench = _with_engine(load_bench(run, base, adapter, template, device, dtype, any_base), engine, cache)
+    loaded = _with_engine(load_bench(run, base, adapter, template, device, dtype, any_base), engine, cache)
     folder = out or (run / "eval" if run is not None else Path("eval"))
     if harness is not None:
         names = [name.strip() for name in harness.split(",")]
-        ask_lm_eval(bench, names, data or own.data, folder, limit=settings.limit, overwrite=overwrite, as_json=as_json)
+        ask_lm_eval(loaded, names, data or own.data, folder, limit=settings.limit, overwrite=overwrite, as_json=as_json)
         return
     if wanted:
         _benchmarks(
-            bench, wanted, protocol or own.protocol, data or own.data, folder, settings, limits, overwrite, as_json
+            loaded, wanted, protocol or own.protocol, data or own.data, folder, settings, limits, overwrite, as_json
         )
         return
     from graft.evaluation import evaluate_jobs
 
     with bar("Answering") as progress:
         found = evaluate_jobs(
-            bench, data, folder, settings=settings, beams=beams or 1, progress=progress, overwrite=overwrite
+            loaded, data, folder, settings=settings, beams=beams or 1, progress=progress, overwrite=overwrite
         )
     if as_json:
         print_json(found[0] if len(found) == 1 else {"evaluations": found})
@@ -204,18 +204,18 @@ def _dtype_for_vllm(run: Path | None, dtype: Dtype) -> Dtype:
     return named if named not in (None, "auto") else "bfloat16"
 
 
-def _with_engine(bench: Bench, engine: str, cache: CacheKind) -> Bench:
+def _with_engine(loaded: LoadedModel, engine: str, cache: CacheKind) -> LoadedModel:
     from dataclasses import replace
 
     if engine == "vllm":
         from graft.generation.vllm import VLLM
 
-        return replace(bench, engine=VLLM(bench))
-    from graft.generation.engines import Own
+        return replace(loaded, engine=VLLM(loaded))
+    from graft.generation.engines import LocalEngine
     from graft.generation.rows import check_cache
 
-    check_cache(bench.base.model, cache)
-    return replace(bench, engine=Own(bench.base.model, cache))
+    check_cache(loaded.base.model, cache)
+    return replace(loaded, engine=LocalEngine(loaded.base.model, cache))
 
 
 def _refuse_template(template: str | None, protocol: str) -> None:
@@ -230,7 +230,7 @@ def _refuse_template(template: str | None, protocol: str) -> None:
 
 
 def _benchmarks(
-    bench: Bench,
+    loaded: LoadedModel,
     names: list[str],
     protocol: str,
     data: str | None,
@@ -243,7 +243,7 @@ def _benchmarks(
     from graft.evaluation import evaluate_tasks
 
     found = evaluate_tasks(
-        bench, names, protocol, data, folder,
+        loaded, names, protocol, data, folder,
         settings=settings, limits=limits, overwrite=overwrite, bars=bar, each=None if as_json else show,
     )  # fmt: skip
     if as_json:

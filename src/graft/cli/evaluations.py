@@ -56,7 +56,7 @@ def show_all(results: Sequence[Mapping[str, Any]]) -> None:
 
     for side in sides(results):
         typer.echo()
-        print_table(["task", "questions", *side.contestants], side.rows(), title=f"protocol {side.protocol}")
+        print_table(["task", "questions", *side.candidates], side.rows(), title=f"protocol {side.protocol}")
 
 
 def show_absent(absent: Sequence[Mapping[str, str]]) -> None:

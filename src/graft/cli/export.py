@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from graft.cli.bench import AnyBase, Device, Dtype, Only, load_bench, one_of
 from graft.cli.foreign import BaseName, loaded_base
+from graft.cli.loading import AnyBase, Device, Dtype, Only, load_bench, one_of
 from graft.errors import GraftError
 
 
@@ -55,11 +55,11 @@ def _attached(
 ) -> tuple[Any, str]:
     """The model with the adapter on it, and the adapter's name."""
     if (source / "config.yaml").is_file():
-        bench = load_bench(source, base, None, None, device, dtype, any_base)
-        contestant = one_of(bench, use)
-        if contestant.adapter is None:
+        loaded = load_bench(source, base, None, None, device, dtype, any_base)
+        candidate = one_of(loaded, use)
+        if candidate.adapter is None:
             raise GraftError("there is no adapter to export: choose one with --use")
-        return bench.base.model, contestant.adapter
+        return loaded.base.model, candidate.adapter
     if base is None:
         raise GraftError(f"{source} is no run folder: name the adapter's base with --base")
     model = loaded_base(base, device, dtype)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graft.cli.bench import base_of, quiet
+from graft.cli.loading import base_of, quiet
 
 BaseName = Annotated[
     str | None, typer.Option("--base", help="The adapter's base, where no run names it.", show_default=False)

@@ -12,11 +12,11 @@ from graft.cli.common import print_json, print_table
 from graft.cli.evaluations import show_all, show_overlap
 
 if TYPE_CHECKING:
-    from graft.generation.loaded import Bench
+    from graft.generation.loaded import LoadedModel
 
 
 def ask_lm_eval(
-    bench: Bench,
+    loaded: LoadedModel,
     names: list[str],
     data: str | None,
     folder: Path,
@@ -32,7 +32,7 @@ def ask_lm_eval(
     from graft.evaluation.lm_eval.harness import harness
 
     each = None if as_json else _show
-    found = harness(bench, names, data, folder, limit=limit, overwrite=overwrite, each=each)
+    found = harness(loaded, names, data, folder, limit=limit, overwrite=overwrite, each=each)
     if as_json:
         print_json(found)
     else:

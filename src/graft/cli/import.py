@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.bench import Device, Dtype
 from graft.cli.foreign import BaseOnly, loaded_base
+from graft.cli.loading import Device, Dtype
 from graft.errors import GraftError
 
 

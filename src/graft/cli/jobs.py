@@ -89,17 +89,17 @@ def priority(
 
 
 def _known(run: Path) -> tuple[RunFolder, dict[str, Any], list[dict[str, Any]]]:
-    from graft.runs.commands import Orders
+    from graft.runs.commands import CommandQueue
     from graft.runs.folder import RunFolder
 
     folder = RunFolder(run).existing()
-    return folder, folder.read_status(), Orders(folder.path).placed()
+    return folder, folder.read_status(), CommandQueue(folder.path).placed()
 
 
 def _names(folder: RunFolder, status: dict[str, Any], placed: list[dict[str, Any]]) -> list[str]:
-    from graft.runs.commands import Orders
+    from graft.runs.commands import CommandQueue
 
-    taken = Orders(folder.path).journal.read()  # a run writes its status every few seconds only
+    taken = CommandQueue(folder.path).journal.read()  # a run writes its status every few seconds only
     submitted = [order["job"] for order in (*taken, *placed) if order["do"] == "submit"]
     return list(dict.fromkeys([*status.get("jobs", folder.config.each()), *submitted]))
 
@@ -119,9 +119,9 @@ def _of_live(run: Path, job: str) -> tuple[RunFolder, dict[str, Any]]:
 
 
 def _place(folder: RunFolder, status: dict[str, Any], do: str, job: str, **more: Any) -> None:
-    from graft.runs.commands import Orders
+    from graft.runs.commands import CommandQueue
 
-    Orders(folder.path).place(do, job, **more)
+    CommandQueue(folder.path).place(do, job, **more)
     when = "before the next step" if status.get("state") == "running" else f"with: graft resume {folder.path}"
     typer.echo(f"{do} {job}: takes effect {when}")
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graft.cli.bench import Adapters, AnyBase, BaseName, Device, Dtype, Only, RunFolderArgument, load_bench, one_of
 from graft.cli.common import AsJson, print_json
+from graft.cli.loading import Adapters, AnyBase, BaseName, Device, Dtype, Only, RunFolderArgument, load_bench, one_of
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
-    from graft.generation.loaded import Bench, Contestant
+    from graft.generation.loaded import Candidate, LoadedModel
 
 QUESTIONS = (
     "What is 17 plus 25?",
@@ -42,17 +42,17 @@ def command(
     """Merge an adapter into its base: write a plain Hugging Face model, load it again, and report how far its logits differ."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise GraftError(f"{to} is not empty: name a new folder for the merged model")
-    bench = load_bench(run, base, adapter, None, device, dtype, any_base)
-    contestant = one_of(bench, use)
-    if contestant.adapter is None:
+    loaded = load_bench(run, base, adapter, None, device, dtype, any_base)
+    candidate = one_of(loaded, use)
+    if candidate.adapter is None:
         raise GraftError("there is no adapter to merge: name one with --adapter FOLDER")
     from graft.bases.merged import write_merged
 
-    report = write_merged(bench.base, contestant.adapter, _prompts(bench, contestant), to, contestant.template.save)
+    report = write_merged(loaded.base, candidate.adapter, _prompts(loaded, candidate), to, candidate.template.save)
     if as_json:
         print_json(asdict(report))
         return
-    typer.echo(f"{report.adapter} merged into {bench.base.name}: {to} ({report.dtype})")
+    typer.echo(f"{report.adapter} merged into {loaded.base.name}: {to} ({report.dtype})")
     typer.echo(
         f"logits of the reloaded model differ by at most {report.max_difference:.2g} (mean {report.mean_difference:.2g}, largest logit "
         f"{report.largest_logit:.3g}) on {report.prompts} prompts; the next token is the same at {report.same_next_token:.1%} of "
@@ -62,14 +62,14 @@ def command(
         typer.echo(f"now with a weight of their own (tie_word_embeddings: false): {', '.join(report.untied)}")
 
 
-def _prompts(bench: Bench, contestant: Contestant) -> list[list[int]]:
+def _prompts(loaded: LoadedModel, candidate: Candidate) -> list[list[int]]:
     from graft.bases.context import context_length
 
-    tokenizer, room = bench.base.tokenizer, context_length(bench.base.model, contestant.adapter)
-    if bench.base.task in ("classification", "regression"):
+    tokenizer, room = loaded.base.tokenizer, context_length(loaded.base.model, candidate.adapter)
+    if loaded.base.task in ("classification", "regression"):
         from graft.data.labelling import encode_texts
 
         found = [list(encode_texts(tokenizer, [text])["input_ids"]) for text in QUESTIONS]
     else:
-        found = [contestant.template.prompt_ids([{"role": "user", "content": text}], tokenizer) for text in QUESTIONS]
+        found = [candidate.template.prompt_ids([{"role": "user", "content": text}], tokenizer) for text in QUESTIONS]
     return [ids[:room] for ids in found]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graft.cli.bench import Adapters, AnyBase, BaseName, Device, Dtype, Only, TemplateName, bar, load_bench, one_of
+from graft.cli.loading import Adapters, AnyBase, BaseName, Device, Dtype, Only, TemplateName, bar, load_bench, one_of
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
     from graft.data.samples import Message
-    from graft.generation.loaded import Bench, Contestant
+    from graft.generation.loaded import Candidate, LoadedModel
 
 
 def command(
@@ -51,32 +51,32 @@ def command(
     run, prompts = (paths[0] if len(paths) == 2 else None), paths[-1]
     if out is not None and out.exists() and not overwrite:
         raise GraftError(f"{out} exists already: name another file, or replace it with --overwrite")
-    bench = load_bench(run, base, adapter, template, device, dtype, any_base)
-    if bench.base.task in ("classification", "regression"):
+    loaded = load_bench(run, base, adapter, template, device, dtype, any_base)
+    if loaded.base.task in ("classification", "regression"):
         _refuse({"--beams": beams > 1, "--temperature": temperature > 0, "--top-p": top_p < 1})
-        _write(_labels(bench, one_of(bench, use), prompts, token_budget), out)
+        _write(_labels(loaded, one_of(loaded, use), prompts, token_budget), out)
         return
     conversations = read_prompts(prompts)
     from graft.generation.generate import generate
     from graft.generation.requests import Decoding, Request
 
-    contestant, tokenizer = one_of(bench, use), bench.base.tokenizer
-    stop = frozenset(contestant.template.stop_ids(tokenizer))
+    candidate, tokenizer = one_of(loaded, use), loaded.base.tokenizer
+    stop = frozenset(candidate.template.stop_ids(tokenizer))
     requests = [
-        Request(tuple(contestant.template.prompt_ids(messages, tokenizer)), contestant.adapter, stop)
+        Request(tuple(candidate.template.prompt_ids(messages, tokenizer)), candidate.adapter, stop)
         for _, messages in conversations
     ]
     decoding = Decoding(max_new_tokens, beams, temperature, top_p, seed)
     records: list[dict[str, Any]] = [{} for _ in requests]
     with bar("Answering") as progress:
         for done, (number, found) in enumerate(
-            generate(bench.base.model, requests, decoding, token_budget=token_budget), 1
+            generate(loaded.base.model, requests, decoding, token_budget=token_budget), 1
         ):
             row, messages = conversations[number]
             records[number] = {
                 "row": row,
                 "question": messages[-1]["content"],
-                "adapter": contestant.name,
+                "adapter": candidate.name,
                 "answer": tokenizer.decode(found.ids, skip_special_tokens=True),
                 "ended": found.reason,
                 "tokens": len(found.ids),
@@ -85,7 +85,7 @@ def command(
     _write(records, out)
     ends = [record["ended"] for record in records]
     typer.echo(
-        f"{len(ends)} prompts answered by {contestant.name}: {ends.count('stopped')} ended, {ends.count('truncated')} met the "
+        f"{len(ends)} prompts answered by {candidate.name}: {ends.count('stopped')} ended, {ends.count('truncated')} met the "
         f"limit of tokens, {ends.count('no_room')} left no room in the context",
         err=True,
     )
@@ -101,7 +101,7 @@ def _write(records: list[dict[str, Any]], out: Path | None) -> None:
         write_text_atomic(out, text)
 
 
-def _labels(bench: Bench, contestant: Contestant, path: Path, token_budget: int) -> list[dict[str, Any]]:
+def _labels(loaded: LoadedModel, candidate: Candidate, path: Path, token_budget: int) -> list[dict[str, Any]]:
     """Each text of a file with its label: lines of a .txt, or the rows of a data file, whose own labels are left out."""
     from graft.data.reading import read
     from graft.data.samples import Sample
@@ -110,10 +110,10 @@ def _labels(bench: Bench, contestant: Contestant, path: Path, token_budget: int)
     if path.suffix.lower() == ".txt":
         samples = [Sample(tuple(messages), str(path), row) for row, messages in read_prompts(path)]
     else:
-        samples = read(str(path), need_answers=False, task=bench.base.task)
+        samples = read(str(path), need_answers=False, task=loaded.base.task)
     with bar("Labelling") as progress:
-        found = predict_labels(bench, contestant, samples, token_budget=token_budget, progress=progress)
-    typer.echo(f"{len(found)} texts labelled by {contestant.name}", err=True)
+        found = predict_labels(loaded, candidate, samples, token_budget=token_budget, progress=progress)
+    typer.echo(f"{len(found)} texts labelled by {candidate.name}", err=True)
     return found
 
 

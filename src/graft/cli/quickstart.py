@@ -26,8 +26,8 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Train LoRA, series, parallel and prefix adapters on the base that ships with Graft, and measure them."""
-    from graft.cli.bench import bar, quiet
     from graft.cli.finishing import STOPPED
+    from graft.cli.loading import bar, quiet
     from graft.errors import MissingExtra
     from graft.quickstart.tour import take_tour
 

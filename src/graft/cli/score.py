@@ -24,7 +24,7 @@ def command(
     ] = None,
     output: Annotated[str | None, typer.Option("--output", help="Column of the outputs.", show_default=False)] = None,
     gold: Annotated[str | None, typer.Option("--gold", help="Column of the right answers.", show_default=False)] = None,
-    contestant: Annotated[
+    candidate: Annotated[
         str | None, typer.Option("--contestant", help="Whose answers, where FILE has several.", show_default=False)
     ] = None,
     as_json: AsJson = False,
@@ -36,7 +36,7 @@ def command(
 
     chosen = tasks.get(task)
     rules = output_protocol(protocol, chosen)
-    found = score(chosen, rules, read_outputs(file, chosen, data, output=output, gold=gold, contestant=contestant))
+    found = score(chosen, rules, read_outputs(file, chosen, data, output=output, gold=gold, candidate=candidate))
     if as_json:
         print_json(found)
     else:

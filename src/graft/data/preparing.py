@@ -15,7 +15,6 @@ from graft.data import cache
 from graft.data.datasets import TokenDataset
 from graft.data.encoding import facts_of
 from graft.data.labelling import LABELLED, Labelling
-from graft.data.notes import notes_on
 from graft.data.pairs import tokenize_pair
 from graft.data.reading import content_hash, read
 from graft.data.report import DataReport, count, duplicates, key_of
@@ -24,6 +23,7 @@ from graft.data.sequences import Source, answer_example, source_template
 from graft.data.template import Template
 from graft.data.templates import template_of
 from graft.data.tokenizing import tokenize
+from graft.data.warnings import notes_on
 from graft.errors import GraftError
 
 Outcome = Example | Rejected

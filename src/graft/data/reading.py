@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from graft.config.data import SourceConfig
+from graft.data.file_readers import KINDS, Row, rows_of
 from graft.data.labelled_shapes import LABELS, labelled_shape
-from graft.data.opening import KINDS, Row, rows_of
 from graft.data.pair_shapes import SIDES, check_pairs, pair
 from graft.data.samples import Sample
 from graft.data.shapes import RowError, detect

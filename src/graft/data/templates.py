@@ -14,10 +14,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from graft.data.builtin_templates import ALPACA, BUILT_IN
 from graft.data.chat import ChatTemplate
 from graft.data.template import FILE, JINJA, Template
-from graft.data.turns import turns_from
-from graft.data.wordings import ALPACA, BUILT_IN
+from graft.data.turn_template import turns_from
 from graft.errors import GraftError, did_you_mean
 
 

@@ -17,7 +17,7 @@ from graft.data.template import Template
 from graft.errors import GraftError
 from graft.evaluation.journal import Journal, Questions
 from graft.evaluation.protocols.base import Judgement
-from graft.generation.loaded import Bench, Contestant
+from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.requests import Decoding, Generated, Request
 
 Progress = Callable[[int, int], None]
@@ -50,7 +50,7 @@ Line = dict[str, Any]
 
 
 def answer(
-    bench: Bench,
+    loaded: LoadedModel,
     items: Sequence[Item],
     judge: Judge,
     decoding: Decoding,
@@ -65,18 +65,18 @@ def answer(
     prompt: how questions are written out for everyone; None: by each contestant's own template.
     Raises `GraftError`, naming the row, for a question that a template cannot write.
     """
-    pairs = [(contestant, item) for item in items for contestant in bench.contestants]
-    requests = [_request(bench, prompt or contestant.template, contestant.adapter, item) for contestant, item in pairs]
-    checked = bench.answering.check(requests, token_budget)
+    pairs = [(candidate, item) for item in items for candidate in loaded.candidates]
+    requests = [_request(loaded, prompt or candidate.template, candidate.adapter, item) for candidate, item in pairs]
+    checked = loaded.answering.check(requests, token_budget)
     left = [at for at, (who, item) in enumerate(pairs) if (who.name, item.number) not in journal.answers]
     done = len(pairs) - len(left)
     if progress is not None:
         progress(done, len(pairs))
-    for place, generated in bench.answering.answers([requests[at] for at in left], decoding, token_budget):
-        contestant, item = pairs[left[place]]
-        text = bench.base.tokenizer.decode(generated.ids, skip_special_tokens=True)
+    for place, generated in loaded.answering.answers([requests[at] for at in left], decoding, token_budget):
+        candidate, item = pairs[left[place]]
+        text = loaded.base.tokenizer.decode(generated.ids, skip_special_tokens=True)
         judged = Judgement(None, "no_room") if generated.reason == "no_room" else judge(item, text)
-        journal.append(line_of(contestant, item, text, judged, requests[left[place]], generated))
+        journal.append(line_of(candidate, item, text, judged, requests[left[place]], generated))
         done += 1
         if progress is not None:
             progress(done, len(pairs))
@@ -85,7 +85,7 @@ def answer(
 
 
 def line_of(
-    contestant: Contestant,
+    candidate: Candidate,
     item: Item,
     text: str,
     judged: Judgement,
@@ -94,7 +94,7 @@ def line_of(
 ) -> Line:
     """One line of answers.jsonl. Without a request: chosen by likelihood, where nothing is generated."""
     return {
-        "contestant": contestant.name,
+        "contestant": candidate.name,
         "number": item.number,
         "source": item.source,
         "row": item.row,
@@ -122,41 +122,41 @@ def questions(items: Sequence[Item]) -> Questions:
 
 
 def about(
-    bench: Bench, task: str, protocol: dict[str, Any], protocol_hash: str, prompt: Template | None = None
+    loaded: LoadedModel, task: str, protocol: dict[str, Any], protocol_hash: str, prompt: Template | None = None
 ) -> dict[str, Any]:
     """What answers belong to, as JSON values. prompt: as in `answer`."""
     return {
         "task": task,
         "protocol": protocol,
         "protocol_hash": protocol_hash,
-        "base": bench.base.identity,
-        "dtype": str(bench.base.dtype).removeprefix("torch."),
-        "engine": bench.answering.name,
-        "contestants": {each.name: _described(each, prompt) for each in bench.contestants},
+        "base": loaded.base.identity,
+        "dtype": str(loaded.base.dtype).removeprefix("torch."),
+        "engine": loaded.answering.name,
+        "contestants": {each.name: _described(each, prompt) for each in loaded.candidates},
     }
 
 
-def _described(contestant: Contestant, prompt: Template | None) -> dict[str, Any]:
+def _described(candidate: Candidate, prompt: Template | None) -> dict[str, Any]:
     """Who a contestant is, with all that made it so: what its adapter is, and how the run that it comes from trained it."""
-    template = prompt or contestant.template
+    template = prompt or candidate.template
     return {
-        "name": contestant.name,
-        "folder": None if contestant.folder is None else str(contestant.folder),
-        "digest": contestant.digest,
+        "name": candidate.name,
+        "folder": None if candidate.folder is None else str(candidate.folder),
+        "digest": candidate.digest,
         "template": {"name": template.name, "digest": template.digest[:16]},
-        "adapter": contestant.settings,
+        "adapter": candidate.settings,
         "trained": None
-        if contestant.trained is None
-        else contestant.trained.model_dump(mode="json", include={"data", "train"}),
+        if candidate.trained is None
+        else candidate.trained.model_dump(mode="json", include={"data", "train"}),
     }
 
 
 def conclude(
-    bench: Bench,
+    loaded: LoadedModel,
     items: Sequence[Item],
     head: Mapping[str, Any],
     journal: Journal,
-    score: Callable[[Contestant, list[Line]], dict[str, Any]],
+    score: Callable[[Candidate, list[Line]], dict[str, Any]],
     **facts: Any,
 ) -> dict[str, Any]:
     """The end of an evaluation: score each contestant's answers and write result.json, where there is a folder.
@@ -165,9 +165,9 @@ def conclude(
     result says. Returns what result.json holds, and its folder.
     """
     results = []
-    for contestant in bench.contestants:
-        lines = [journal.answers[contestant.name, item.number] for item in items]
-        results.append({**head["contestants"][contestant.name], **score(contestant, lines), **_produced(lines)})
+    for candidate in loaded.candidates:
+        lines = [journal.answers[candidate.name, item.number] for item in items]
+        results.append({**head["contestants"][candidate.name], **score(candidate, lines), **_produced(lines)})
     result = {
         **{key: value for key, value in head.items() if key != "contestants"},
         **facts,
@@ -190,8 +190,8 @@ def _produced(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def _request(bench: Bench, template: Template, adapter: str | None, item: Item) -> Request:
-    tokenizer = bench.base.tokenizer
+def _request(loaded: LoadedModel, template: Template, adapter: str | None, item: Item) -> Request:
+    tokenizer = loaded.base.tokenizer
     try:
         ids = template.prompt_ids(item.prompt, tokenizer)
     except GraftError as error:

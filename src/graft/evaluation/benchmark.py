@@ -27,11 +27,11 @@ from graft.evaluation.protocols import Judgement, OutputProtocol, RankProtocol
 from graft.evaluation.ranking import rank_choices
 from graft.evaluation.scoring import Output, needed, ranked, summary
 from graft.evaluation.tasks import Record, Task
-from graft.generation.loaded import Bench, Contestant
+from graft.generation.loaded import Candidate, LoadedModel
 
 
 def evaluate_task(
-    bench: Bench,
+    loaded: LoadedModel,
     task: Task,
     protocol: OutputProtocol | RankProtocol,
     records: Sequence[Record],
@@ -50,14 +50,14 @@ def evaluate_task(
     """
     needed(task)
     prompt = protocol.prompt if isinstance(protocol, OutputProtocol) else None
-    head = about(bench, task.name, protocol.content(task), protocol.digest(task), prompt)
+    head = about(loaded, task.name, protocol.content(task), protocol.digest(task), prompt)
     items = [_item(protocol, number, record) for number, record in enumerate(records, start=1)]
 
     def judge(item: Item, text: str) -> Judgement:
         assert isinstance(protocol, OutputProtocol)
         return protocol.judge(task, records[item.number - 1].gold, text)
 
-    def score(contestant: Contestant, lines: list[Line]) -> dict[str, Any]:
+    def score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
         return _scored(task, protocol, records, lines)
 
     with Journal(
@@ -65,14 +65,14 @@ def evaluate_task(
     ) as journal:
         if isinstance(protocol, RankProtocol):
             checked = rank_choices(
-                bench, task, protocol, records, items, journal, token_budget=token_budget, progress=progress
+                loaded, task, protocol, records, items, journal, token_budget=token_budget, progress=progress
             )
         else:
             checked = answer(
-                bench, items, judge, protocol.decoding(task), journal,
+                loaded, items, judge, protocol.decoding(task), journal,
                 prompt=prompt, token_budget=token_budget, progress=progress,
             )  # fmt: skip
-        return conclude(bench, items, head, journal, score, source=records[0].source, self_checked=checked, **facts)
+        return conclude(loaded, items, head, journal, score, source=records[0].source, self_checked=checked, **facts)
 
 
 def _item(protocol: OutputProtocol | RankProtocol, number: int, record: Record) -> Item:

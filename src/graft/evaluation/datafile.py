@@ -26,7 +26,7 @@ from graft.evaluation.metrics import bleu, bleu_metric
 from graft.evaluation.protocols.base import Judgement
 from graft.evaluation.scoring import outcomes
 from graft.evaluation.statistics import score_interval
-from graft.generation.loaded import Bench, Contestant
+from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.loss import sample_losses
 from graft.generation.requests import Decoding
 
@@ -47,7 +47,7 @@ class Evaluation:
     train_on: Any = "completion"
     """What counts in the loss."""
 
-    def protocol(self, contestants: Sequence[Contestant]) -> dict[str, Any]:
+    def protocol(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         """Everything that a score depends on besides the models."""
         rows = json.dumps([[item.prompt, item.reference] for item in self.items])
         return {
@@ -56,7 +56,7 @@ class Evaluation:
             "decoding": asdict(self.decoding),
             "data": hashlib.sha256(rows.encode()).hexdigest()[:16],
             "rows": len(self.items),
-            "templates": sorted({contestant.template.digest[:16] for contestant in contestants}),
+            "templates": sorted({candidate.template.digest[:16] for candidate in candidates}),
             "loss_on": self.train_on,
         }
 
@@ -101,7 +101,7 @@ def _split(sample: Sample) -> tuple[tuple[Message, ...], str]:
 
 
 def evaluate_bench(
-    bench: Bench,
+    loaded: LoadedModel,
     evaluation: Evaluation,
     out: Path | None = None,
     progress: Progress | None = None,
@@ -116,9 +116,9 @@ def evaluate_bench(
     its folder.
     """
     head = about(
-        bench, evaluation.task, evaluation.protocol(bench.contestants), protocol_hash(evaluation, bench.contestants)
+        loaded, evaluation.task, evaluation.protocol(loaded.candidates), protocol_hash(evaluation, loaded.candidates)
     )
-    written = bench.base.task == "seq2seq" and evaluation.metric == "exact"
+    written = loaded.base.task == "seq2seq" and evaluation.metric == "exact"
     if written:
         require("sacrebleu", "eval")
 
@@ -130,21 +130,21 @@ def evaluate_bench(
 
     with Journal(out, head, questions(evaluation.items), overwrite=overwrite) as journal:
         checked = answer(
-            bench, evaluation.items, judge, evaluation.decoding, journal,
+            loaded, evaluation.items, judge, evaluation.decoding, journal,
             token_budget=evaluation.token_budget, progress=progress,
         )  # fmt: skip
-        losses = _losses(bench, evaluation)
+        losses = _losses(loaded, evaluation)
 
-        def score(contestant: Contestant, lines: list[Line]) -> dict[str, Any]:
+        def score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
             shares = outcomes([judgement(line) for line in lines])
-            return {**shares, **(_bleu(lines) if written else {}), **losses[contestant.name]}
+            return {**shares, **(_bleu(lines) if written else {}), **losses[candidate.name]}
 
-        return conclude(bench, evaluation.items, head, journal, score, self_checked=checked, **facts)
+        return conclude(loaded, evaluation.items, head, journal, score, self_checked=checked, **facts)
 
 
-def protocol_hash(evaluation: Evaluation, contestants: Sequence[Contestant]) -> str:
+def protocol_hash(evaluation: Evaluation, candidates: Sequence[Candidate]) -> str:
     """Twelve digits that name the protocol."""
-    text = json.dumps(evaluation.protocol(contestants), sort_keys=True)
+    text = json.dumps(evaluation.protocol(candidates), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -156,17 +156,17 @@ def _bleu(lines: Sequence[Line]) -> dict[str, Any]:
     return {"text_bleu": score, "text_bleu_interval": None if interval is None else list(interval)}
 
 
-def _losses(bench: Bench, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+def _losses(loaded: LoadedModel, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     """Mean loss per supervised token of each contestant, over the samples that fit into its context."""
     examples: list[Example] = []
     adapters: list[str | None] = []
     rows_of: dict[str, range] = {}
-    for contestant in bench.contestants:
+    for candidate in loaded.candidates:
         start = len(examples)
-        examples += _examples(bench, evaluation, contestant)
-        rows_of[contestant.name] = range(start, len(examples))
-        adapters += [contestant.adapter] * len(rows_of[contestant.name])
-    losses = sample_losses(bench.base.model, examples, adapters, token_budget=evaluation.token_budget)
+        examples += _examples(loaded, evaluation, candidate)
+        rows_of[candidate.name] = range(start, len(examples))
+        adapters += [candidate.adapter] * len(rows_of[candidate.name])
+    losses = sample_losses(loaded.base.model, examples, adapters, token_budget=evaluation.token_budget)
     found = {}
     for name, rows in rows_of.items():
         targets = sum(examples[row].num_targets for row in rows)
@@ -175,10 +175,10 @@ def _losses(bench: Bench, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _examples(bench: Bench, evaluation: Evaluation, contestant: Contestant) -> list[Example]:
+def _examples(loaded: LoadedModel, evaluation: Evaluation, candidate: Candidate) -> list[Example]:
     """The samples as training would see them, but for those that do not fit into the context."""
-    room = context_length(bench.base.model, contestant.adapter) or UNLIMITED
-    tokenizer, template = bench.base.tokenizer, contestant.template
+    room = context_length(loaded.base.model, candidate.adapter) or UNLIMITED
+    tokenizer, template = loaded.base.tokenizer, candidate.template
     if isinstance(template, Source):
         made = [answer_example(sample, tokenizer, template, UNLIMITED, "drop") for sample in evaluation.samples]
         return [one for one in made if isinstance(one, Example) and max(one.widths) <= room]

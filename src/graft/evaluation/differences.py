@@ -52,8 +52,8 @@ def compare(first: str, second: str) -> dict[str, Any]:
         for each in (_compared(metric, a, b) for metric in metrics):
             (skipped if "reason" in each else found).append(each)
     return {
-        "first": {"given": first, "contestants": [seed[0].contestant for seed in sides[0]]},
-        "second": {"given": second, "contestants": [seed[0].contestant for seed in sides[1]]},
+        "first": {"given": first, "contestants": [seed[0].candidate for seed in sides[0]]},
+        "second": {"given": second, "contestants": [seed[0].candidate for seed in sides[1]]},
         "tasks": found,
         "settings": differing(*([one for pair in chosen for one in pair[side]] for side in (0, 1))),
         "skipped": skipped,

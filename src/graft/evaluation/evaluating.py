@@ -10,8 +10,8 @@ from typing import Any
 from graft.config.data import SourceConfig
 from graft.config.eval import EvalConfig
 from graft.config.run import RunConfig
+from graft.data.file_readers import rows_of
 from graft.data.labelling import LABELLED
-from graft.data.opening import rows_of
 from graft.data.overlap import questions_of
 from graft.data.preparing import samples_of, validation_source
 from graft.data.reading import local_files, read, read_as_found
@@ -22,13 +22,13 @@ from graft.evaluation.answering import Progress, folder_of
 from graft.evaluation.benchmark import evaluate_task
 from graft.evaluation.datafile import evaluate_bench, evaluation_of, protocol_hash
 from graft.evaluation.labels import evaluate_labels
-from graft.evaluation.limiting import Limits
+from graft.evaluation.limits import Limits
 from graft.evaluation.overlaps import known_overlaps
 from graft.evaluation.preferences import evaluate_preferences
 from graft.evaluation.questions import asked_by
 from graft.evaluation.tables import averages
 from graft.evaluation.tasks import Task
-from graft.generation.loaded import Bench, assemble
+from graft.generation.loaded import LoadedModel, load_candidates
 from graft.runs.folder import RunFolder
 
 WORKED = ("output", "completion", "response")
@@ -42,23 +42,23 @@ def evaluate(run: RunFolder | str | Path, data: str | Path | None = None, **opti
     trained on different data, {"evaluations": a list of these}. options: as `evaluate_on` takes them.
     """
     folder = (run if isinstance(run, RunFolder) else RunFolder(run)).existing()
-    found = evaluate_jobs(assemble(folder), data, folder.path / "eval", **options)
+    found = evaluate_jobs(load_candidates(folder), data, folder.path / "eval", **options)
     return found[0] if len(found) == 1 else {"evaluations": found}
 
 
 def evaluate_jobs(
-    bench: Bench, data: str | Path | SourceConfig | None, out: Path | None, **options: Any
+    loaded: LoadedModel, data: str | Path | SourceConfig | None, out: Path | None, **options: Any
 ) -> list[dict[str, Any]]:
     """`evaluate_on` for a run of several jobs: one evaluation for each of the data sets and ways that they were trained with."""
 
     def key(own: RunConfig) -> Any:
         return own.data.train_on, own.eval, own.data if data is None else None
 
-    return [evaluate_on(part, data, out, **options) for part in bench.apart(key)]
+    return [evaluate_on(part, data, out, **options) for part in loaded.apart(key)]
 
 
 def evaluate_on(
-    bench: Bench,
+    loaded: LoadedModel,
     data: str | Path | SourceConfig | None,
     out: Path | None,
     *,
@@ -71,16 +71,16 @@ def evaluate_on(
 
     An evaluation that was interrupted there goes on; overwrite: it begins anew.
     """
-    config = bench.config
+    config = loaded.config
     settings = settings or (config.eval if config is not None else EvalConfig())
-    task, samples, golds = _rows(bench, data, settings.limit)
-    if bench.base.task in LABELLED:
+    task, samples, golds = _rows(loaded, data, settings.limit)
+    if loaded.base.task in LABELLED:
         if beams > 1:
-            raise GraftError(f"beams search for texts; the base is loaded for {bench.base.task}")
+            raise GraftError(f"beams search for texts; the base is loaded for {loaded.base.task}")
         return evaluate_labels(
-            bench, task, samples[: settings.limit], out, token_budget=settings.token_budget, progress=progress,
+            loaded, task, samples[: settings.limit], out, token_budget=settings.token_budget, progress=progress,
             overwrite=overwrite, limit=settings.limit,
-            overlap=known_overlaps(bench, {task: questions_of(samples[: settings.limit])})[task],
+            overlap=known_overlaps(loaded, {task: questions_of(samples[: settings.limit])})[task],
         )  # fmt: skip
     if samples[0].rejected:
         if beams > 1:
@@ -88,15 +88,15 @@ def evaluate_on(
                 f"beams search for texts; {task} holds pairs of answers, which are compared by their likelihood"
             )
         return evaluate_preferences(
-            bench, task, samples[: settings.limit], out, token_budget=settings.token_budget, overwrite=overwrite,
-            limit=settings.limit, overlap=known_overlaps(bench, {task: questions_of(samples[: settings.limit])})[task],
+            loaded, task, samples[: settings.limit], out, token_budget=settings.token_budget, overwrite=overwrite,
+            limit=settings.limit, overlap=known_overlaps(loaded, {task: questions_of(samples[: settings.limit])})[task],
         )  # fmt: skip
     train_on = config.data.train_on if config is not None else "completion"
     evaluation = evaluation_of(task, samples, settings, golds, train_on=train_on, beams=beams)
-    folder = folder_of(out, task, protocol_hash(evaluation, bench.contestants))
-    overlap = known_overlaps(bench, {task: questions_of(evaluation.samples)})[task]
+    folder = folder_of(out, task, protocol_hash(evaluation, loaded.candidates))
+    overlap = known_overlaps(loaded, {task: questions_of(evaluation.samples)})[task]
     return evaluate_bench(
-        bench, evaluation, folder, progress, overwrite=overwrite, limit=settings.limit, overlap=overlap
+        loaded, evaluation, folder, progress, overwrite=overwrite, limit=settings.limit, overlap=overlap
     )
 
 
@@ -105,7 +105,7 @@ Bars = Callable[[str], AbstractContextManager[Progress | None]]
 
 
 def evaluate_tasks(
-    bench: Bench,
+    loaded: LoadedModel,
     names: str | Iterable[str],
     protocol: str,
     data: str | Path | None,
@@ -131,13 +131,13 @@ def evaluate_tasks(
     limits.check(tasks.select(wanted))
     chosen, absent = _present(wanted, data)
     rules = [protocols.get(protocol, task) for task in chosen]
-    loaded = [task.load(data, limits.of(task)) for task in chosen]
-    overlaps = known_overlaps(bench, {task.name: asked_by(own) for task, own in zip(chosen, loaded, strict=True)})
+    samples = [task.load(data, limits.of(task)) for task in chosen]
+    overlaps = known_overlaps(loaded, {task.name: asked_by(own) for task, own in zip(chosen, samples, strict=True)})
     results = []
-    for number, (task, rule, records) in enumerate(zip(chosen, rules, loaded, strict=True), start=1):
+    for number, (task, rule, records) in enumerate(zip(chosen, rules, samples, strict=True), start=1):
         with bars(f"{task.name} ({number} of {len(chosen)})") if bars is not None else nullcontext() as progress:
             result = evaluate_task(
-                bench, task, rule, records, out, token_budget=settings.token_budget, progress=progress,
+                loaded, task, rule, records, out, token_budget=settings.token_budget, progress=progress,
                 overwrite=overwrite, limit=limits.of(task), overlap=overlaps[task.name],
             )  # fmt: skip
         results.append(result)
@@ -168,10 +168,10 @@ def _present(names: Sequence[str], data: str | Path | None) -> tuple[list[Task],
 
 
 def _rows(
-    bench: Bench, data: str | Path | SourceConfig | None, limit: int | None
+    loaded: LoadedModel, data: str | Path | SourceConfig | None, limit: int | None
 ) -> tuple[str, list[Sample], list[str] | None]:
     """The task's name, its rows, and the right answers where the file has them apart."""
-    config = bench.config
+    config = loaded.config
     if data is not None:
         source = data if isinstance(data, SourceConfig) else SourceConfig(path=str(data), limit=limit)
     elif config is None:
@@ -179,9 +179,9 @@ def _rows(
     else:
         source = validation_source(config.data)
     if source is not None:
-        causal = bench.base.task == "causal"
-        samples, pairs = read_as_found(source) if causal else (read(source, task=bench.base.task), False)
-        own = bench.base.task in LABELLED or pairs
+        causal = loaded.base.task == "causal"
+        samples, pairs = read_as_found(source) if causal else (read(source, task=loaded.base.task), False)
+        own = loaded.base.task in LABELLED or pairs
         return Path(source.path).stem, samples, None if own else _golds(source, samples)
     assert config is not None
     _, held_out = samples_of(config.data)

@@ -159,17 +159,17 @@ def _check_about(folder: Path, about: Mapping[str, Any]) -> None:
             raise GraftError(
                 f"{folder / ANSWERS} belongs to another {name.replace('_', ' ')}: {before.get(name)}, now {about[name]}. {_WAY_OUT}"
             )
-    for name, contestant in before.get("contestants", {}).items():
+    for name, candidate in before.get("contestants", {}).items():
         now = about["contestants"].get(name)
         if now is None:
             raise GraftError(
                 f"{folder / ANSWERS} holds answers of '{name}', which is not among those asked. {_WAY_OUT}"
             )
         for what in ("digest", "template"):
-            if contestant.get(what) != now[what]:
+            if candidate.get(what) != now[what]:
                 words = "weights" if what == "digest" else what
                 raise GraftError(
-                    f"{folder / ANSWERS} holds answers of '{name}' with other {words} ({contestant.get(what)}, now {now[what]}). {_WAY_OUT}"
+                    f"{folder / ANSWERS} holds answers of '{name}' with other {words} ({candidate.get(what)}, now {now[what]}). {_WAY_OUT}"
                 )
 
 

@@ -36,12 +36,12 @@ from graft.evaluation.scoring import Output, summary
 from graft.evaluation.tasks import Task
 from graft.evaluation.tasks.wording import FixedChoices
 from graft.generation.batching import evaluating, routed
-from graft.generation.loaded import Bench, Contestant
+from graft.generation.loaded import Candidate, LoadedModel
 from graft.injection.state import unwrapped
 
 
 def evaluate_labels(
-    bench: Bench,
+    loaded: LoadedModel,
     task: str,
     samples: Sequence[Sample],
     out: Path | None,
@@ -56,52 +56,52 @@ def evaluate_labels(
     out: the folder that the result's own lies in (None: nowhere). facts: what else the result is to say.
     Returns what result.json holds, and its folder. Raises `GraftError`, naming the row, for a label that a contestant does not know.
     """
-    items = _items(bench, samples)
-    protocol = _protocol(bench, items)
+    items = _items(loaded, samples)
+    protocol = _protocol(loaded, items)
     digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
-    head = about(bench, task, protocol, digest)
+    head = about(loaded, task, protocol, digest)
     with Journal(folder_of(out, task, digest), head, questions(items), overwrite=overwrite) as journal:
         pairs = [
-            (contestant, item, sample)
-            for contestant in bench.contestants
+            (candidate, item, sample)
+            for candidate in loaded.candidates
             for item, sample in zip(items, samples, strict=True)
-            if (contestant.name, item.number) not in journal.answers
+            if (candidate.name, item.number) not in journal.answers
         ]
-        examples = [example_of(bench, contestant, sample) for contestant, _, sample in pairs]
+        examples = [example_of(loaded, candidate, sample) for candidate, _, sample in pairs]
         found = outputs(
-            bench.base.model, examples, [contestant.adapter for contestant, _, _ in pairs], pad_id(bench.base.tokenizer, bench.base.model),
+            loaded.base.model, examples, [candidate.adapter for candidate, _, _ in pairs], pad_id(loaded.base.tokenizer, loaded.base.model),
             token_budget=token_budget, progress=progress,
         )  # fmt: skip
-        for (contestant, item, _), example, output in zip(pairs, examples, found, strict=True):
-            said = described(labelling_of(contestant), output)
+        for (candidate, item, _), example, output in zip(pairs, examples, found, strict=True):
+            said = described(labelling_of(candidate), output)
             right = said["label"] == item.expected
             line = line_of(
-                contestant,
+                candidate,
                 item,
                 str(said["label"]),
                 Judgement(str(said["label"]), "correct" if right else "wrong"),
                 None,
                 None,
             )
-            journal.append({**line, **said, "loss": _loss(labelling_of(contestant), output, example.label)})
+            journal.append({**line, **said, "loss": _loss(labelling_of(candidate), output, example.label)})
         journal.sync()
 
-        def score(contestant: Contestant, lines: list[Line]) -> dict[str, Any]:
-            return _score(labelling_of(contestant), task, items, lines)
+        def score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
+            return _score(labelling_of(candidate), task, items, lines)
 
-        return conclude(bench, items, head, journal, score, self_checked=None, **facts)
+        return conclude(loaded, items, head, journal, score, self_checked=None, **facts)
 
 
-def labelling_of(contestant: Contestant) -> Labelling:
+def labelling_of(candidate: Candidate) -> Labelling:
     """What a contestant's labels mean."""
-    assert isinstance(contestant.template, LabelTemplate)
-    return contestant.template.labelling
+    assert isinstance(candidate.template, LabelTemplate)
+    return candidate.template.labelling
 
 
-def example_of(bench: Bench, contestant: Contestant, sample: Sample, need_label: bool = True) -> Example:
+def example_of(loaded: LoadedModel, candidate: Candidate, sample: Sample, need_label: bool = True) -> Example:
     """A row as the contestant reads it. Raises `GraftError`, naming it, for a text that is empty or longer than the context."""
-    room = context_length(bench.base.model, contestant.adapter)
-    found = labelling_of(contestant).example(sample, bench.base.tokenizer, room or 2**31, "drop", need_label)
+    room = context_length(loaded.base.model, candidate.adapter)
+    found = labelling_of(candidate).example(sample, loaded.base.tokenizer, room or 2**31, "drop", need_label)
     if isinstance(found, Rejected):
         why = f"has {found.length} tokens, but the context has room for {room}" if found.length else "is empty"
         raise GraftError(f"{sample.where}: the text {why}")
@@ -146,9 +146,9 @@ def described(labelling: Labelling, output: NDArray[np.float64]) -> dict[str, An
     return {"label": labelling.names[best], "probability": shown[labelling.names[best]], "probabilities": shown}
 
 
-def _items(bench: Bench, samples: Sequence[Sample]) -> list[Item]:
+def _items(loaded: LoadedModel, samples: Sequence[Sample]) -> list[Item]:
     """The rows with the label that is right, by its name."""
-    labelling = labelling_of(bench.contestants[0])
+    labelling = labelling_of(loaded.candidates[0])
     items = []
     for sample in samples:
         right = labelling.number(sample)
@@ -157,8 +157,8 @@ def _items(bench: Bench, samples: Sequence[Sample]) -> list[Item]:
     return items
 
 
-def _protocol(bench: Bench, items: Sequence[Item]) -> dict[str, Any]:
-    labelling = labelling_of(bench.contestants[0])
+def _protocol(loaded: LoadedModel, items: Sequence[Item]) -> dict[str, Any]:
+    labelling = labelling_of(loaded.candidates[0])
     rows = json.dumps([[item.prompt, item.expected] for item in items])
     return {
         "name": labelling.task,
@@ -195,25 +195,25 @@ def _no_rows(row: Any) -> Any:
 
 
 def predict_labels(
-    bench: Bench,
-    contestant: Contestant,
+    loaded: LoadedModel,
+    candidate: Candidate,
     samples: Sequence[Sample],
     *,
     token_budget: int,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Of each row its number, its texts, and the label with its probabilities, or the value."""
-    examples = [example_of(bench, contestant, sample, need_label=False) for sample in samples]
+    examples = [example_of(loaded, candidate, sample, need_label=False) for sample in samples]
     found = outputs(
-        bench.base.model, examples, [contestant.adapter] * len(examples), pad_id(bench.base.tokenizer, bench.base.model),
+        loaded.base.model, examples, [candidate.adapter] * len(examples), pad_id(loaded.base.tokenizer, loaded.base.model),
         token_budget=token_budget, progress=progress,
     )  # fmt: skip
     return [
         {
             "row": sample.row,
             "texts": texts_of(sample),
-            "adapter": contestant.name,
-            **described(labelling_of(contestant), output),
+            "adapter": candidate.name,
+            **described(labelling_of(candidate), output),
         }
         for sample, output in zip(samples, found, strict=True)
     ]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.data.opening import KINDS, rows_of
+from graft.data.file_readers import KINDS, rows_of
 from graft.errors import GraftError, did_you_mean
 from graft.evaluation.scoring import Output
 from graft.evaluation.tasks import Record, Task
@@ -31,7 +31,7 @@ def read_outputs(
     *,
     output: str | None = None,
     gold: str | None = None,
-    contestant: str | None = None,
+    candidate: str | None = None,
 ) -> list[Output]:
     """The outputs of a file with their right answers.
 
@@ -47,7 +47,7 @@ def read_outputs(
     rows = list(enumerate(rows_of(file), start=1))
     if not rows:
         raise GraftError(f"{file} holds no rows")
-    rows = _of_contestant(file, rows, contestant)
+    rows = _of_contestant(file, rows, candidate)
     output, gold = _names(file, rows[0][1], output, gold, needs_gold=data is None)
     texts = [(_text(file, number, row, output), number) for number, row in rows]
     if data is not None:
@@ -106,18 +106,18 @@ def _text(file: Path, number: int, row: dict[str, Any], name: str) -> str:
 
 
 def _of_contestant(
-    file: Path, rows: list[tuple[int, dict[str, Any]]], contestant: str | None
+    file: Path, rows: list[tuple[int, dict[str, Any]]], candidate: str | None
 ) -> list[tuple[int, dict[str, Any]]]:
     """The rows of one contestant, in the order of the data; a file without contestants stays as it is."""
     names = list(dict.fromkeys(row["contestant"] for _, row in rows if "contestant" in row))
-    if contestant is None and len(names) > 1:
+    if candidate is None and len(names) > 1:
         raise GraftError(f"{file} holds answers of {', '.join(names)}: choose one with --contestant")
-    if contestant is not None and contestant not in names:
-        near = did_you_mean(contestant, names)
+    if candidate is not None and candidate not in names:
+        near = did_you_mean(candidate, names)
         raise GraftError(
-            f"{file} holds no answers of '{contestant}'.{near} It has: {', '.join(names) or 'no contestants'}"
+            f"{file} holds no answers of '{candidate}'.{near} It has: {', '.join(names) or 'no candidates'}"
         )
     if not names:
         return rows
-    own = [(number, row) for number, row in rows if row.get("contestant") == (contestant or names[0])]
+    own = [(number, row) for number, row in rows if row.get("contestant") == (candidate or names[0])]
     return sorted(own, key=lambda pair: pair[1]["row"])  # answers stand in the order in which they came

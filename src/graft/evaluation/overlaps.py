@@ -13,25 +13,25 @@ from graft.config.data import DataConfig
 from graft.data.overlap import Question, overlap_reports
 from graft.data.preparing import samples_of
 from graft.errors import GraftError
-from graft.generation.loaded import Bench
+from graft.generation.loaded import LoadedModel
 
 
-def known_overlaps(bench: Bench, tests: Mapping[str, Sequence[Question]]) -> dict[str, list[dict[str, Any]]]:
+def known_overlaps(loaded: LoadedModel, tests: Mapping[str, Sequence[Question]]) -> dict[str, list[dict[str, Any]]]:
     """Test set -> one report for each training data that is known: `of` which adapters, and counts, or why they are unknown."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in tests}
-    for adapters, data in _trained_on(bench):
+    for adapters, data in _trained_on(loaded):
         for name, report in _reports(data, tests).items():
             found[name].append({"of": adapters, **report})
     return found
 
 
-def _trained_on(bench: Bench) -> list[tuple[list[str], DataConfig]]:
+def _trained_on(loaded: LoadedModel) -> list[tuple[list[str], DataConfig]]:
     """The adapters that share their training data, and these."""
     found: dict[str, tuple[list[str], DataConfig]] = {}
-    for contestant in bench.adapters:
-        if contestant.trained is not None:
-            data = contestant.trained.data
-            found.setdefault(data.model_dump_json(), ([], data))[0].append(contestant.name)
+    for candidate in loaded.adapters:
+        if candidate.trained is not None:
+            data = candidate.trained.data
+            found.setdefault(data.model_dump_json(), ([], data))[0].append(candidate.name)
     return list(found.values())
 
 

@@ -24,7 +24,7 @@ from graft.evaluation.answering import Item, Line, about, conclude, folder_of, j
 from graft.evaluation.journal import Journal
 from graft.evaluation.protocols.base import Judgement
 from graft.evaluation.scoring import outcomes
-from graft.generation.loaded import Bench, Contestant
+from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.loss import sample_losses
 
 UNLIMITED = 2**31
@@ -33,7 +33,7 @@ Known = dict[tuple[str, int], tuple[float, float]]
 
 
 def evaluate_preferences(
-    bench: Bench,
+    loaded: LoadedModel,
     task: str,
     samples: Sequence[Sample],
     out: Path | None,
@@ -55,21 +55,21 @@ def evaluate_preferences(
         for number, sample in enumerate(usable, start=1)
     ]
     digest = hashlib.sha256(json.dumps([key_of(sample) for sample in usable]).encode()).hexdigest()[:16]
-    templates = sorted({contestant.template.digest[:16] for contestant in bench.contestants})
+    templates = sorted({candidate.template.digest[:16] for candidate in loaded.candidates})
     protocol = {"name": "preference", "data": digest, "rows": len(items), "templates": templates}
     name = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
-    head = about(bench, task, protocol, name)
+    head = about(loaded, task, protocol, name)
     of_base: Known = {}
     with Journal(folder_of(out, task, name), head, questions(items), overwrite=overwrite) as journal:
-        for contestant in bench.contestants:
-            left = [at for at, item in enumerate(items) if (contestant.name, item.number) not in journal.answers]
-            found = _judged(bench, contestant, {at: usable[at] for at in left}, token_budget, of_base)
+        for candidate in loaded.candidates:
+            left = [at for at, item in enumerate(items) if (candidate.name, item.number) not in journal.answers]
+            found = _judged(loaded, candidate, {at: usable[at] for at in left}, token_budget, of_base)
             for at, (judged, scores) in found.items():
-                line = line_of(contestant, items[at], judged.extracted or "", judged, None, None)
+                line = line_of(candidate, items[at], judged.extracted or "", judged, None, None)
                 journal.append({**line, **scores})
         journal.sync()
         return conclude(
-            bench, items, head, journal, _score, self_checked=None, left_out=len(samples) - len(usable), **facts
+            loaded, items, head, journal, _score, self_checked=None, left_out=len(samples) - len(usable), **facts
         )
 
 
@@ -83,31 +83,31 @@ def _answer(messages: Sequence[Any]) -> str:
 
 
 def _judged(
-    bench: Bench, contestant: Contestant, samples: Mapping[int, Sample], token_budget: int, of_base: Known
+    loaded: LoadedModel, candidate: Candidate, samples: Mapping[int, Sample], token_budget: int, of_base: Known
 ) -> dict[int, tuple[Judgement, dict[str, Any]]]:
     """What a contestant says of each pair, and the numbers behind it; a pair that does not fit into the context has no room.
 
     of_base: what the bare base says of pairs, which is asked once for each template; filled here.
     """
-    room = context_length(bench.base.model, contestant.adapter) or UNLIMITED
-    template: Any = contestant.template
+    room = context_length(loaded.base.model, candidate.adapter) or UNLIMITED
+    template: Any = candidate.template
     found: dict[int, tuple[Judgement, dict[str, Any]]] = {at: (Judgement(None, "no_room"), {}) for at in samples}
     pairs: dict[int, Example] = {}
     for at, sample in samples.items():
-        made = tokenize_pair(sample, bench.base.tokenizer, template, max_length=room, overlong="drop")
+        made = tokenize_pair(sample, loaded.base.tokenizer, template, max_length=room, overlong="drop")
         if isinstance(made, Example):
             pairs[at] = made
     known = {at for at in pairs if (template.digest, at) in of_base}
     asked: list[tuple[int, str | None]] = [(at, None) for at in pairs if at not in known]
-    if contestant.adapter is not None:
-        asked += [(at, contestant.adapter) for at in pairs]
-    said = dict(zip(asked, _log_probabilities(bench, pairs, asked, token_budget), strict=True))
+    if candidate.adapter is not None:
+        asked += [(at, candidate.adapter) for at in pairs]
+    said = dict(zip(asked, _log_probabilities(loaded, pairs, asked, token_budget), strict=True))
     of_base.update({(template.digest, at): logps for (at, name), logps in said.items() if name is None})
     for at, example in pairs.items():
         base = of_base[template.digest, at]
-        chosen, rejected = said[at, contestant.adapter] if contestant.adapter is not None else base
+        chosen, rejected = said[at, candidate.adapter] if candidate.adapter is not None else base
         scores: dict[str, Any] = {"logp_chosen": chosen, "logp_rejected": rejected}
-        if contestant.adapter is not None:
+        if candidate.adapter is not None:
             scores["margin"] = chosen - rejected - base[0] + base[1]
         counts = [sequence.num_targets for sequence in example.sequences]
         right = chosen / counts[0] > rejected / counts[1]
@@ -116,16 +116,16 @@ def _judged(
 
 
 def _log_probabilities(
-    bench: Bench, pairs: Mapping[int, Example], asked: Sequence[tuple[int, str | None]], token_budget: int
+    loaded: LoadedModel, pairs: Mapping[int, Example], asked: Sequence[tuple[int, str | None]], token_budget: int
 ) -> list[tuple[float, float]]:
     """Of the chosen and of the rejected answer, for each pair and adapter that is asked."""
     sequences = [sequence for at, _ in asked for sequence in pairs[at].sequences]
     names = [name for _, name in asked for _ in SIDES]
-    losses = sample_losses(bench.base.model, sequences, names, token_budget=token_budget)
+    losses = sample_losses(loaded.base.model, sequences, names, token_budget=token_budget)
     return [(-losses[place], -losses[place + 1]) for place in range(0, len(losses), len(SIDES))]
 
 
-def _score(contestant: Contestant, lines: list[Line]) -> dict[str, Any]:
+def _score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
     scores = dict(outcomes([judgement(line) for line in lines]))
     margins = [line["margin"] for line in lines if "margin" in line]
     if margins:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from graft.data.opening import KINDS
+from graft.data.file_readers import KINDS
 from graft.data.overlap import Question, questions_of
 from graft.data.reading import read
 from graft.evaluation.tasks import select

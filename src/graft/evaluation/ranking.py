@@ -13,7 +13,7 @@ from graft.evaluation.journal import Journal
 from graft.evaluation.protocols import RankProtocol
 from graft.evaluation.tasks import Record, Task
 from graft.generation.likelihood import likelihoods, tokenized
-from graft.generation.loaded import Bench
+from graft.generation.loaded import LoadedModel
 from graft.generation.selfcheck import likelihood_check
 
 AT_ONCE = 64
@@ -21,7 +21,7 @@ AT_ONCE = 64
 
 
 def rank_choices(
-    bench: Bench,
+    loaded: LoadedModel,
     task: Task,
     protocol: RankProtocol,
     records: Sequence[Record],
@@ -35,9 +35,9 @@ def rank_choices(
 
     Raises `GraftError`, before anything is asked, for a record whose choices cannot be ranked.
     """
-    model = bench.base.model
-    choices = [_choices(bench, task, protocol, record) for record in records]
-    pairs = [(contestant, item) for item in items for contestant in bench.contestants]
+    model = loaded.base.model
+    choices = [_choices(loaded, task, protocol, record) for record in records]
+    pairs = [(candidate, item) for item in items for candidate in loaded.candidates]
     checked = likelihood_check(
         model, [choices[item.number - 1] for _, item in pairs], [who.adapter for who, _ in pairs],
         token_budget=token_budget,
@@ -49,13 +49,13 @@ def rank_choices(
         examples = [example for _, item in some for example in choices[item.number - 1]]
         adapters = [who.adapter for who, item in some for _ in choices[item.number - 1]]
         found = iter(likelihoods(model, examples, adapters, token_budget=token_budget))
-        for contestant, item in some:
+        for candidate, item in some:
             record = records[item.number - 1]
             values = [next(found) for _ in choices[item.number - 1]]
             ranking = protocol.rank(task, record, values)
             chosen = ranking.raw.extracted
             text = record.choices[task.labels.index(chosen)] if chosen is not None else ""
-            line = line_of(contestant, item, text, ranking.raw, None, None)
+            line = line_of(candidate, item, text, ranking.raw, None, None)
             normalised = {"extracted": ranking.normalised.extracted, "outcome": ranking.normalised.outcome}
             journal.append({**line, "normalised": normalised, "likelihoods": values})
         done += len(some)
@@ -65,6 +65,6 @@ def rank_choices(
     return checked
 
 
-def _choices(bench: Bench, task: Task, protocol: RankProtocol, record: Record) -> list[Example]:
+def _choices(loaded: LoadedModel, task: Task, protocol: RankProtocol, record: Record) -> list[Example]:
     asked = protocol.continuations(task, record)
-    return tokenized(bench.base.tokenizer, [(each.context, each.text) for each in asked])
+    return tokenized(loaded.base.tokenizer, [(each.context, each.text) for each in asked])

@@ -29,7 +29,7 @@ class Answered:
     task: str
     protocol: dict[str, Any]
     protocol_hash: str
-    contestant: str
+    candidate: str
     scores: dict[str, Any]
     """As result.json has them."""
     lines: dict[Question, dict[str, Any]]

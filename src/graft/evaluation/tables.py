@@ -27,7 +27,7 @@ class Side:
     results: tuple[Result, ...]
 
     @property
-    def contestants(self) -> list[str]:
+    def candidates(self) -> list[str]:
         return list(dict.fromkeys(each["name"] for result in self.results for each in result["results"]))
 
     def rows(self) -> list[list[Any]]:
@@ -35,11 +35,11 @@ class Side:
 
         Where lm-eval was asked, a row for each of a task's metrics, in lm-eval's digits; averages are of the first.
         """
-        found = [row for result in self.results for row in _rows(result, self.contestants)]
+        found = [row for result in self.results for row in _rows(result, self.candidates)]
         means = averages(self.results)
         most = max((mean["tasks"] for mean in means.values()), default=0)
         if most > 1:
-            cells = [f"{means[name]['accuracy']:.1%}" if name in means else None for name in self.contestants]
+            cells = [f"{means[name]['accuracy']:.1%}" if name in means else None for name in self.candidates]
             found.append([f"average of {most} tasks", None, *cells])
         return found
 

@@ -12,7 +12,7 @@ from graft.adapters import AdapterConfig, Stack
 from graft.architectures.blocks import stack_of
 from graft.architectures.experts import PARTS
 from graft.architectures.site import Site
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.injection.state import SHARED
 
 PATTERNED = {"rank": "rank_pattern", "alpha": "alpha_pattern"}
@@ -47,13 +47,13 @@ class Group:
 
 def composed(model: nn.Module, pieces: Sequence[Piece]) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """One config for all pieces, a stack where they differ in more than their place, and the tensors under Graft's names."""
-    atlas = Atlas(model)
+    site_table = SiteTable(model)
     groups = _grouped(pieces)
     configs = []
     for group in groups:
         names: list[str] = []
         for part in dict.fromkeys(piece.part for piece in group.pieces):
-            names += site_names(atlas, [piece.path for piece in group.pieces if piece.part == part], part)
+            names += site_names(site_table, [piece.path for piece in group.pieces if piece.part == part], part)
         sites = tuple(names) if any(name.startswith("re:") for name in names) else " ".join(names)
         configs.append(group.config.model_copy(update={"sites": sites}))
     taken: dict[tuple[str, str], int] = {}
@@ -105,10 +105,10 @@ def difference(whole: Tensor, base: Tensor) -> Tensor:
     return whole - base.detach().float().cpu() if whole.shape == base.shape else whole
 
 
-def site_names(atlas: Atlas, paths: Iterable[str], part: str = "linear") -> list[str]:
+def site_names(site_table: SiteTable, paths: Iterable[str], part: str = "linear") -> list[str]:
     """The shortest way to say these modules in the site language; a regular expression for each that has no name."""
     left, names = set(paths), []
-    for name, sites in (atlas.attentions() if part == "prefix" else atlas.table()).items():
+    for name, sites in (site_table.attentions() if part == "prefix" else site_table.table()).items():
         if name.rpartition(".")[2] in ("linear", "bias"):  # these say more than one kind of module
             continue
         for stack, own in _by_stack([site for site in sites if site.part == part]).items():
@@ -117,7 +117,7 @@ def site_names(atlas: Atlas, paths: Iterable[str], part: str = "linear") -> list
             if not chosen or any(site.module not in left for site in chosen) or (name == "norm" and chosen != own):
                 continue
             span = "" if chosen == own else "@" + ",".join(str(layer) for layer in sorted(layers, key=lambda n: n or 0))
-            said = stack and len(atlas.stacks) > 1 and not name.startswith(f"{stack}.")
+            said = stack and len(site_table.stacks) > 1 and not name.startswith(f"{stack}.")
             names.append(f"{stack}.{name}{span}" if said else f"{name}{span}")
             left -= {site.module for site in chosen}
     return names + [f"re:{re.escape(path)}" for path in sorted(left)]

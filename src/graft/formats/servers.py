@@ -122,14 +122,14 @@ def _own(pattern: dict[str, Any], path: str, usual: float) -> float:
 
 
 @torch.no_grad()
-def by_svd(root: nn.Module, seats: list[Held], rank: int) -> Folder:
+def by_svd(root: nn.Module, installs: list[Held], rank: int) -> Folder:
     """Any adapter that folds, as LoRAs of one rank: the best approximation of its difference to each weight. Notes say the error.
 
     Raises `GraftError` for adapters that do not fold or touch anything but linear layers' weights.
     """
     by_path: dict[str, list[Held]] = defaultdict(list)
-    for held in seats:
-        if not held.config.folds or held.seat.site.type != "linear":
+    for held in installs:
+        if not held.config.folds or held.installed.site.type != "linear":
             raise GraftError(
                 f"'{held.config.kind}' at '{held.path}' is no difference to a linear layer's weight: it has no equal LoRA"
             )
@@ -163,7 +163,7 @@ def _difference(host: Any, path: str, own: list[Held]) -> Tensor:
     whole, bias = weight.clone(), getattr(host, "bias", None)
     bias = None if bias is None else bias.detach().float()
     for held in own:
-        rows = slice(None) if held.seat.site.rows is None else held.seat.site.rows
+        rows = slice(None) if held.installed.site.rows is None else held.installed.site.rows
         new, new_bias = held.module.fold(whole[rows], None if bias is None else bias[rows])
         whole[rows] = new
         if new_bias is not None and (bias is None or not torch.equal(new_bias, bias[rows])):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from graft.attaching.active import running
 from graft.attaching.parameters import names
 from graft.generation.requests import Request
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def routed(model: nn.Module, rows: Sequence[str | None], mask: Tensor | None = N
     """The pass of these rows; nothing to do for a model without adapters."""
     if not names(model):
         return nullcontext()
-    return running(model, Pass(rows[0] if len(set(rows)) == 1 else tuple(rows), mask=mask))
+    return running(model, ForwardContext(rows[0] if len(set(rows)) == 1 else tuple(rows), mask=mask))
 
 
 def left_padded(requests: Sequence[Request], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,23 +10,25 @@ from tokenizers.decoders import DecodeStream
 from graft.bases.context import context_length
 from graft.data.samples import Message
 from graft.generation.generate import stream
-from graft.generation.loaded import Bench, Contestant
+from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.requests import Decoding, Request, limits
 
 
 class Conversation:
     """Turns with one answerer at a time. Switching keeps what was said."""
 
-    def __init__(self, bench: Bench, contestant: Contestant, decoding: Decoding, system: str | None = None) -> None:
-        self.bench = bench
-        self.contestant = contestant
+    def __init__(
+        self, loaded: LoadedModel, candidate: Candidate, decoding: Decoding, system: str | None = None
+    ) -> None:
+        self.loaded = loaded
+        self.candidate = candidate
         self.decoding = decoding
         self.system = system
         self.messages: list[Message] = []
 
     def switch(self, name: str) -> None:
         """Let another adapter, or the base, answer. Raises `GraftError` for a name that is not there."""
-        self.contestant = self.bench.find(name)
+        self.candidate = self.loaded.find(name)
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -37,17 +39,17 @@ class Conversation:
 
         Where the conversation fills the context the answer says so, and the question is taken back.
         """
-        tokenizer, template = self.bench.base.tokenizer, self.contestant.template.with_system(self.system)
+        tokenizer, template = self.loaded.base.tokenizer, self.candidate.template.with_system(self.system)
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         ids = template.prompt_ids(asked, tokenizer)
-        request = Request(tuple(ids), self.contestant.adapter, frozenset(template.stop_ids(tokenizer)))
-        if limits(self.bench.base.model, [request], self.decoding) == [0]:
-            room = context_length(self.bench.base.model, self.contestant.adapter)
+        request = Request(tuple(ids), self.candidate.adapter, frozenset(template.stop_ids(tokenizer)))
+        if limits(self.loaded.base.model, [request], self.decoding) == [0]:
+            room = context_length(self.loaded.base.model, self.candidate.adapter)
             yield f"[no room: {len(ids)} tokens fill the context of {room}; forget the conversation with /reset]"
             return
         answer = ""
         try:
-            for piece in as_text(stream(self.bench.base.model, request, self.decoding), tokenizer):
+            for piece in as_text(stream(self.loaded.base.model, request, self.decoding), tokenizer):
                 answer += piece
                 yield piece
         finally:

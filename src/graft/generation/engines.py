@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Own:
+class LocalEngine:
     """Graft's own generation. The cache changes the speed and not the answers, which the check proves too."""
 
     model: nn.Module

@@ -25,7 +25,7 @@ from graft.data.template import FILE, Template
 from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.formats.loading import load
-from graft.generation.engines import Engine, Own
+from graft.generation.engines import Engine, LocalEngine
 from graft.injection.state import state_of
 from graft.runs.folder import RunFolder
 
@@ -33,7 +33,7 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """The bare base, or one adapter on it."""
 
     name: str
@@ -51,11 +51,11 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Bench:
+class LoadedModel:
     """A base with its adapters attached."""
 
     base: Base
-    contestants: tuple[Contestant, ...]
+    candidates: tuple[Candidate, ...]
     """The bare base first, but for one whose head is fresh."""
     config: RunConfig | None = None
     """Of the run, where there is one."""
@@ -65,7 +65,7 @@ class Bench:
     jobs: Mapping[str, RunConfig] = field(default_factory=dict)
     """Of a run of several jobs: each as the run that it would be alone."""
 
-    def apart(self, key: Callable[[RunConfig], Any]) -> list[Bench]:
+    def apart(self, key: Callable[[RunConfig], Any]) -> list[LoadedModel]:
         """A bench for the jobs that have the same key, with the base and whoever is of no job in each; this one where all have."""
         kinds: list[Any] = []
         for own in (key(own) for own in self.jobs.values()):
@@ -73,36 +73,36 @@ class Bench:
         found = []
         for kind in kinds:
             own = {name: config for name, config in self.jobs.items() if key(config) == kind}
-            there = tuple(each for each in self.contestants if each.name in own or each.name not in self.jobs)
-            found.append(replace(self, contestants=there, config=next(iter(own.values())), jobs=own))
+            there = tuple(each for each in self.candidates if each.name in own or each.name not in self.jobs)
+            found.append(replace(self, candidates=there, config=next(iter(own.values())), jobs=own))
         return found or [self]
 
     @property
     def answering(self) -> Engine:
         """The engine, or Graft's own."""
-        return self.engine or Own(self.base.model)
+        return self.engine or LocalEngine(self.base.model)
 
     @property
-    def adapters(self) -> tuple[Contestant, ...]:
+    def adapters(self) -> tuple[Candidate, ...]:
         """All but the bare base."""
-        return tuple(each for each in self.contestants if each.adapter is not None)
+        return tuple(each for each in self.candidates if each.adapter is not None)
 
-    def find(self, name: str) -> Contestant:
+    def find(self, name: str) -> Candidate:
         """By name. Raises `GraftError` with the names that there are."""
-        for contestant in self.contestants:
-            if contestant.name == name:
-                return contestant
-        raise GraftError(f"there is no '{name}' here; there is {', '.join(each.name for each in self.contestants)}")
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise GraftError(f"there is no '{name}' here; there is {', '.join(each.name for each in self.candidates)}")
 
 
-def assemble(
+def load_candidates(
     run: str | Path | RunFolder | None = None,
     base: BaseConfig | None = None,
     adapters: Sequence[str] = (),
     template: str | None = None,
     *,
     any_base: bool = False,
-) -> Bench:
+) -> LoadedModel:
     """Load a base and its adapters: those of a run, and those in the folders named.
 
     base: in place of the run's own (and needed without a run). adapters: "FOLDER" or "NAME=FOLDER", where a folder is an
@@ -122,18 +122,18 @@ def assemble(
     chosen = _named_template(template, loaded) if template is not None else None
     templates = [chosen or _template(path, config, loaded) for _, path in found]
     of_base = chosen or (templates[0] if templates else _run_template(config, loaded))
-    contestants = (
-        [Contestant("base", None, of_base)] if not loaded.fresh else []
+    candidates = (
+        [Candidate("base", None, of_base)] if not loaded.fresh else []
     )  # a fresh head is noise without its adapter
-    contestants += [
-        Contestant(name, name, its, path, _digest(path), _settings(loaded, name), _trained_by(path))
+    candidates += [
+        Candidate(name, name, its, path, _digest(path), _settings(loaded, name), _trained_by(path))
         for (name, path), its in zip(found, templates, strict=True)
     ]
-    if not contestants:
+    if not candidates:
         raise GraftError(
             f"{loaded.name} has no head for {loaded.task}: name an adapter that brings one with --adapter FOLDER"
         )
-    return Bench(loaded, tuple(contestants), config, jobs=jobs if len(jobs) > 1 else {})
+    return LoadedModel(loaded, tuple(candidates), config, jobs=jobs if len(jobs) > 1 else {})
 
 
 def _base_for(base: BaseConfig, folders: Sequence[Path]) -> Base:
@@ -218,7 +218,7 @@ def _run_template(config: RunConfig | None, base: Base) -> Template:
 
 
 def _settings(base: Base, name: str) -> dict[str, Any]:
-    return state_of(base.model).entry(name).config.model_dump(mode="json")
+    return state_of(base.model).adapter(name).config.model_dump(mode="json")
 
 
 def _trained_by(folder: Path) -> RunConfig | None:

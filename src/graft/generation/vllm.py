@@ -19,7 +19,7 @@ from typing import Any
 
 from graft.errors import GraftError, require
 from graft.formats.exporting import export
-from graft.generation.loaded import Bench
+from graft.generation.loaded import LoadedModel
 from graft.generation.requests import Decoding, Generated, Request, limits
 from graft.injection.state import state_of
 from graft.utils.jsonl import read_json
@@ -42,23 +42,23 @@ NOT_PLAIN = {
 class VLLM:
     """vLLM with the base of a bench and its adapters. The bench's own copy of the base may lie on the CPU: it makes no answers."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         """Raises `MissingExtra` without vLLM, and `GraftError` for an adapter that it cannot serve, with the reason."""
         self._vllm: Any = require("vllm", "vllm")
         self._requests: Any = require("vllm.lora.request", "vllm")
         self.name = f"vllm {self._vllm.__version__}"
-        self._model = bench.base.model
+        self._model = loaded.base.model
         folder = Path(tempfile.mkdtemp(prefix="graft-vllm-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        names = [each.adapter for each in bench.adapters if each.adapter is not None]
-        ranks = [_exported(bench, name, folder / name) for name in names]
+        names = [each.adapter for each in loaded.adapters if each.adapter is not None]
+        ranks = [_exported(loaded, name, folder / name) for name in names]
         self._loras = {
             name: self._requests.LoRARequest(name, number, str(folder / name))
             for number, name in enumerate(names, start=1)
         }
         lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(max(ranks))} if ranks else {}
         self._llm = self._vllm.LLM(
-            model=_where(bench), dtype=str(bench.base.dtype).removeprefix("torch."), skip_tokenizer_init=True, **lora
+            model=_where(loaded), dtype=str(loaded.base.dtype).removeprefix("torch."), skip_tokenizer_init=True, **lora
         )
 
     def check(self, requests: Sequence[Request], token_budget: int) -> int:
@@ -100,10 +100,10 @@ class VLLM:
         )  # fmt: skip
 
 
-def _exported(bench: Bench, name: str, folder: Path) -> int:
+def _exported(loaded: LoadedModel, name: str, folder: Path) -> int:
     """Write a LoRA where vLLM reads it; returns its rank."""
-    model = bench.base.model
-    config = state_of(model).entry(name).config
+    model = loaded.base.model
+    config = state_of(model).adapter(name).config
     kinds = sorted({part.kind for part in config.parts()})
     merging = all(part.folds for part in config.parts())
     way_out = (
@@ -130,9 +130,9 @@ def _room_for(rank: int) -> int:
     return next(allowed for allowed in RANKS if allowed >= rank)
 
 
-def _where(bench: Bench) -> str:
+def _where(loaded: LoadedModel) -> str:
     """The folder or hub name that the base was loaded from."""
-    return str(getattr(bench.base.model.config, "_name_or_path", "") or bench.base.name)
+    return str(getattr(loaded.base.model.config, "_name_or_path", "") or loaded.base.name)
 
 
 def _answer(ids: list[int], stop_ids: frozenset[int]) -> Generated:

@@ -19,11 +19,11 @@ from graft.adapters.base import Adapter
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
 from graft.architectures.four_bit import is_four_bit
 from graft.errors import GraftError
-from graft.injection.state import Link, State
-from graft.ops.low_rank import LowRankTerm, add_low_rank, makes_its_output
+from graft.injection.state import HostedAdapter, State
+from graft.ops.low_rank import LowRankUpdate, add_low_rank, makes_its_output
 from graft.ops.low_rank_linear import linear_low_rank
-from graft.routing.passes import Context, Pass
-from graft.routing.rows import Cut, by_rows
+from graft.routing.context import AdapterContext, ForwardContext
+from graft.routing.rows import RowSplit, by_rows
 
 Base = Callable[..., Any]
 Take = Callable[[Tensor], Tensor]
@@ -32,15 +32,15 @@ INPUT_NAMES = ("hidden_states", "input", "x", "inputs", "input_ids")
 OFFLOADED = "an adapter's tensors were offloaded after attach: offload the base first, then attach"
 
 
-class Grafts(nn.Module):
+class AdapterContainer(nn.Module):
     """Container of one module's adapters: state-dict names are `<module>.graft.<adapter>.<key>.<parameter>`."""
 
     def __init__(self, state: State) -> None:
         super().__init__()
         self.state = state
-        self.links: dict[str, list[Link]] = {}
+        self.links: dict[str, list[HostedAdapter]] = {}
         """Adapters whose output is this module's."""
-        self.sent: dict[str, list[Link]] = {}
+        self.sent: dict[str, list[HostedAdapter]] = {}
         """Adapters of sublayers whose input is this module's and whose output is another's."""
         self.attention: dict[str, list[AttentionAdapter]] = {}
         """Adapters that give this attention module virtual tokens."""
@@ -54,16 +54,16 @@ class Grafts(nn.Module):
         """Whether any adapter here may change the input."""
         self._runs_host = False
         """Whether any adapter here runs this module again."""
-        self.in_list = False  # inside its block, as experts are
+        self.is_expert = False  # inside its block, as experts are
 
-    def add(self, name: str, key: str, adapter: Adapter, rows: slice | Tensor | None) -> Link:
+    def add(self, name: str, key: str, adapter: Adapter, rows: slice | Tensor | None) -> HostedAdapter:
         """Take an adapter module in. `_modules` is written directly, past nn.Module's reserved attributes, so that names are free."""
         self.add_shared(name, key, adapter)
-        link = Link(name, adapter, rows)
-        self.links.setdefault(name, []).append(link)
-        self._acts_before |= link.acts_before
+        hosted = HostedAdapter(name, adapter, rows)
+        self.links.setdefault(name, []).append(hosted)
+        self._acts_before |= hosted.acts_before
         self._runs_host |= adapter.runs_host
-        return link
+        return hosted
 
     def add_shared(self, name: str, key: str, module: nn.Module) -> None:
         """Hold a module of an adapter."""
@@ -78,7 +78,7 @@ class Grafts(nn.Module):
             self.beside.setdefault(name, []).append(adapter)
             return
         self.attention.setdefault(name, []).append(adapter)
-        self.attention[name].sort(key=lambda each: each.recorded)
+        self.attention[name].sort(key=lambda each: each.cached_kv)
 
     def add_experts(self, name: str, key: str, adapter: ExpertsAdapter) -> None:
         """Take an adapter of this module's experts in."""
@@ -87,30 +87,30 @@ class Grafts(nn.Module):
 
     def add_behind(self, name: str, adapter: Adapter) -> None:
         """Let an adapter that is held elsewhere change this module's output."""
-        self.links.setdefault(name, []).append(Link(name, adapter))
+        self.links.setdefault(name, []).append(HostedAdapter(name, adapter))
 
-    def send(self, link: Link) -> None:
+    def send(self, hosted: HostedAdapter) -> None:
         """Be the source of a sublayer's input."""
-        link.remote = True
-        self.sent.setdefault(link.name, []).append(link)
-        self._acts_before |= link.acts_before
+        hosted.remote = True
+        self.sent.setdefault(hosted.name, []).append(hosted)
+        self._acts_before |= hosted.acts_before
 
     def remove(self, name: str) -> None:
         """Drop an adapter."""
         for table in self._tables:
             table.pop(name, None)
         self._acts_before = any(
-            link.acts_before for table in (self.links, self.sent) for links in table.values() for link in links
+            hosted.acts_before for table in (self.links, self.sent) for links in table.values() for hosted in links
         )
-        self._runs_host = any(link.adapter.runs_host for links in self.links.values() for link in links)
+        self._runs_host = any(hosted.adapter.runs_host for links in self.links.values() for hosted in links)
 
     def rename(self, old: str, new: str) -> None:
         """Give an adapter another name."""
         for table in self._tables:
             if old in table:
                 table[new] = table.pop(old)  # pyright: ignore[reportArgumentType]
-        for link in (*self.links.get(new, ()), *self.sent.get(new, ())):
-            link.name = new
+        for hosted in (*self.links.get(new, ()), *self.sent.get(new, ())):
+            hosted.name = new
 
     @property
     def empty(self) -> bool:
@@ -129,35 +129,35 @@ class Grafts(nn.Module):
         """The module's forward: before, base, adapt."""
         if torch.compiler.is_compiling():
             return self._run(base, args, kwargs, None)
-        pass_ = self.state.current
-        if pass_.rows is None or self.state.merged is not None:
+        context = self.state.current
+        if context.rows is None or self.state.merged is not None:
             return base(*args, **kwargs)
-        if self.state.fired is not None:
-            self.state.fired.add(id(self))
-        if isinstance(pass_.rows, str) and pass_.rows not in self.links and pass_.rows not in self.sent:
+        if self.state.reached is not None:
+            self.state.reached.add(id(self))
+        if isinstance(context.rows, str) and context.rows not in self.links and context.rows not in self.sent:
             return base(*args, **kwargs)
         try:
-            return self._run(base, args, kwargs, pass_)
+            return self._run(base, args, kwargs, context)
         except RuntimeError as error:
             if any(p.device.type == "meta" for p in self.parameters()) and "meta" in str(error):
                 raise GraftError(OFFLOADED) from error
             raise
 
-    def _run(self, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any], pass_: Pass | None) -> Any:
+    def _run(self, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any], context: ForwardContext | None) -> Any:
         key = None if args else next(name for name in (*INPUT_NAMES, *kwargs) if name in kwargs)
         given = args[0] if key is None else kwargs[key]
-        x = by_rows(given, pass_, self.in_list)
-        new_x = self._before(x, pass_)
+        x = by_rows(given, context, self.is_expert)
+        new_x = self._before(x, context)
         if new_x is not x:
             changed = new_x.reshape(given.shape)
             if key is None:
                 args = (changed, *args[1:])
             else:
                 kwargs = {**kwargs, key: changed}
-        host = None if pass_ is None else self._linear_host()
-        terms, left = ([], self.links) if host is None else self.low_rank(new_x, pass_)
-        if host is not None and terms and (h := linear_low_rank(host, new_x, terms)) is not None:
-            return self.adapt(new_x, h, left, pass_).reshape(*given.shape[:-1], h.shape[-1])
+        host = None if context is None else self._linear_host()
+        updates, left = ([], self.links) if host is None else self.low_rank(new_x, context)
+        if host is not None and updates and (h := linear_low_rank(host, new_x, updates)) is not None:
+            return self.adapt(new_x, h, left, context).reshape(*given.shape[:-1], h.shape[-1])
         output = base(*args, **kwargs)
         if not self.links:
             return output
@@ -166,120 +166,128 @@ class Grafts(nn.Module):
                 "an adapter that trains a whole module (kind full) is at a module with several inputs or outputs: name the layers in it"
             )
         first = output[0] if isinstance(output, tuple) else output
-        if pass_ is not None and not first.is_meta:
-            self._refuse_offloaded(pass_)
-        h = by_rows(first, pass_, self.in_list)
+        if context is not None and not first.is_meta:
+            self._refuse_offloaded(context)
+        h = by_rows(first, context, self.is_expert)
         if host is None:
-            terms, left = self.low_rank(h, pass_)
-        if terms:
-            own = all(makes_its_output(link.adapter.around.host) for links in self.links.values() for link in links)
-            h = add_low_rank(new_x.to(h.dtype), h, terms, in_place=own)
-        h = self.adapt(new_x, h, left, pass_).reshape(first.shape)
+            updates, left = self.low_rank(h, context)
+        if updates:
+            own = all(makes_its_output(hosted.adapter.around.host) for links in self.links.values() for hosted in links)
+            h = add_low_rank(new_x.to(h.dtype), h, updates, in_place=own)
+        h = self.adapt(new_x, h, left, context).reshape(first.shape)
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
     def _linear_host(self) -> nn.Module | None:
         """The module, where it is a linear layer that can be one node with low-rank terms."""
-        hosts = (link.adapter.around.host for links in self.links.values() for link in links)
+        hosts = (hosted.adapter.around.host for links in self.links.values() for hosted in links)
         host = next((each for each in hosts if each._modules.get("graft") is self), None)
         return host if host is not None and (makes_its_output(host) or is_four_bit(host)) else None
 
-    def _refuse_offloaded(self, pass_: Pass) -> None:
+    def _refuse_offloaded(self, context: ForwardContext) -> None:
         """torch computes with tensors that have no data, and gives numbers that mean nothing."""
-        for name in pass_.names:
-            for link in self.links.get(name, ()):
-                if any(p is not None and p.is_meta for p in link.adapter._parameters.values()):
+        for name in context.names:
+            for hosted in self.links.get(name, ()):
+                if any(p is not None and p.is_meta for p in hosted.adapter._parameters.values()):
                     raise GraftError(OFFLOADED)
 
-    def _before(self, x: Tensor, pass_: Pass | None) -> Tensor:
+    def _before(self, x: Tensor, context: ForwardContext | None) -> Tensor:
         if self._acts_before:
-            own = {name: [link for link in links if not link.remote] for name, links in self.links.items()}
+            own = {name: [hosted for hosted in links if not hosted.remote] for name, links in self.links.items()}
             for table in (own, self.sent):
-                x = self._change(x, table, pass_, lambda link, x, ctx, **_: link.adapter.before(x, ctx))
+                x = self._change(x, table, context, lambda hosted, x, ctx, **_: hosted.adapter.before(x, ctx))
         for name, links in self.sent.items():
-            if pass_ is None or name in pass_.names:
-                for link in links:
-                    link.x = None if link.adapter.reads == "nothing" else x
+            if context is None or name in context.names:
+                for hosted in links:
+                    hosted.x = None if hosted.adapter.reads == "nothing" else x
         return x
 
-    def low_rank(self, h: Tensor, pass_: Pass | None) -> tuple[list[LowRankTerm], Mapping[str, list[Link]]]:
+    def low_rank(
+        self, h: Tensor, context: ForwardContext | None
+    ) -> tuple[list[LowRankUpdate], Mapping[str, list[HostedAdapter]]]:
         """The adapters of the pass that are nothing but a low-rank term, which one operation adds all together; and the others.
 
         h: a tensor with the rows of the pass.
         """
-        if pass_ is None:
+        if context is None:
             return [], self.links
-        everyone = [(pass_.rows, None, pass_.everything)] if isinstance(pass_.rows, str) else pass_.groups(h)
-        terms, left = [], dict(self.links)
+        everyone = [(context.rows, None, context.everything)] if isinstance(context.rows, str) else context.groups(h)
+        updates, left = [], dict(self.links)
         for name, index, ctx in everyone:
             links = self.links.get(name, ())
             if len(links) == 1 and links[0].rows is None and not isinstance(index, Tensor):
-                term = links[0].adapter.low_rank(ctx, index)
-                if term is not None:
-                    terms.append(term)
+                update = links[0].adapter.low_rank(ctx, index)
+                if update is not None:
+                    updates.append(update)
                     left.pop(name, None)
-        return terms, left if terms else self.links
+        return updates, left if updates else self.links
 
-    def adapt(self, x: Tensor, h: Tensor, table: Mapping[str, list[Link]], pass_: Pass | None) -> Tensor:
+    def adapt(
+        self, x: Tensor, h: Tensor, table: Mapping[str, list[HostedAdapter]], context: ForwardContext | None
+    ) -> Tensor:
         """h through the adapters of a table."""
 
-        def step(link: Link, h: Tensor, ctx: Context, take: Take = _whole) -> Tensor:
-            source = take(link.source(x))
-            if link.rows is None:
-                return link.adapter.adapt(source, h, ctx)
-            own = Cut([link.rows], h.shape[-1], -1)
-            return own.put(h, [link.adapter.adapt(source, own.take(h, 0), ctx)])
+        def step(hosted: HostedAdapter, h: Tensor, ctx: AdapterContext, take: Take = _whole) -> Tensor:
+            source = take(hosted.source(x))
+            if hosted.rows is None:
+                return hosted.adapter.adapt(source, h, ctx)
+            own = RowSplit([hosted.rows], h.shape[-1], -1)
+            return own.put(h, [hosted.adapter.adapt(source, own.take(h, 0), ctx)])
 
-        h = self._change(h, table, pass_, step)
+        h = self._change(h, table, context, step)
         for links in self.links.values():
-            for link in links:
-                link.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
+            for hosted in links:
+                hosted.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
         return h
 
     def add_beside(self, query_BLHD: Tensor, scaling: float, output_BLHD: Tensor) -> Tensor:
         """The module's own attention with the second attention of the adapters in the pass added."""
         if self.state.merged is not None:
             return output_BLHD
-        pass_ = None if torch.compiler.is_compiling() else self.state.current
-        if self.state.fired is not None and pass_ is not None and any(name in pass_.names for name in self.beside):
-            self.state.fired.add(id(self))
+        context = None if torch.compiler.is_compiling() else self.state.current
+        if (
+            self.state.reached is not None
+            and context is not None
+            and any(name in context.names for name in self.beside)
+        ):
+            self.state.reached.add(id(self))
 
-        def step(adapter: AttentionAdapter, h: Tensor, ctx: Context, take: Take = _whole) -> Tensor:
+        def step(adapter: AttentionAdapter, h: Tensor, ctx: AdapterContext, take: Take = _whole) -> Tensor:
             return h + adapter.beside(take(query_BLHD), scaling, ctx)
 
-        return self._change(output_BLHD, self.beside, pass_, step)
+        return self._change(output_BLHD, self.beside, context, step)
 
     def _change(
-        self, h: Tensor, table: Mapping[str, Sequence[Any]], pass_: Pass | None, step: Callable[..., Tensor]
+        self, h: Tensor, table: Mapping[str, Sequence[Any]], context: ForwardContext | None, step: Callable[..., Tensor]
     ) -> Tensor:
         """Apply `step` of each adapter of a table to its own rows of h."""
         if not table:
             return h
-        if pass_ is None:
+        if context is None:
             return self._select(h, table, step)
-        if isinstance(pass_.rows, str):
-            for link in table.get(pass_.rows, ()):
-                h = step(link, h, pass_.everything)
+        if isinstance(context.rows, str):
+            for hosted in table.get(context.rows, ()):
+                h = step(hosted, h, context.everything)
             return h
-        found = [group for group in pass_.groups(h) if table.get(group[0])]
+        found = [group for group in context.groups(h) if table.get(group[0])]
         if not found:
             return h
-        dim = 1 if pass_.flat else 0
-        cut, pieces = Cut([index for _, index, _ in found], h.shape[dim], dim), []
+        dim = 1 if context.flat else 0
+        cut, pieces = RowSplit([index for _, index, _ in found], h.shape[dim], dim), []
         for number, (name, _, ctx) in enumerate(found):
             piece = cut.take(h, number)
-            for link in table[name]:
-                piece = step(link, piece, ctx, take=functools.partial(cut.take, number=number))
+            for hosted in table[name]:
+                piece = step(hosted, piece, ctx, take=functools.partial(cut.take, number=number))
             pieces.append(piece)
         return cut.put(h, pieces)
 
     def _select(self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Callable[..., Tensor]) -> Tensor:
         """For compiled code: every adapter on all rows, selected by slot number; one graph for every routing."""
         slot_B = self.state.slots_of_rows(h.shape[0], h.device)
-        there = {name: links for name, links in table.items() if not self.state.entries[name].aside}
+        there = {name: links for name, links in table.items() if not self.state.adapters[name].aside}
         for name, links in there.items():
-            chosen = (slot_B == self.state.entries[name].slot).view((-1,) + (1,) * (h.dim() - 1))
-            for link in links:
-                h = torch.where(chosen, step(link, h, Context()), h)
+            chosen = (slot_B == self.state.adapters[name].slot).view((-1,) + (1,) * (h.dim() - 1))
+            for hosted in links:
+                h = torch.where(chosen, step(hosted, h, AdapterContext()), h)
         return h
 
 
@@ -287,10 +295,10 @@ def _whole(x: Tensor) -> Tensor:
     return x
 
 
-def container_of(module: nn.Module, state: State) -> Grafts:
+def container_of(module: nn.Module, state: State) -> AdapterContainer:
     """The container of a module's adapters, made where there is none."""
     if "graft" not in module._modules:
-        module._modules["graft"] = Grafts(state).train(module.training)
+        module._modules["graft"] = AdapterContainer(state).train(module.training)
     container = module._modules["graft"]
-    assert isinstance(container, Grafts)
+    assert isinstance(container, AdapterContainer)
     return container

@@ -21,7 +21,7 @@ from graft.adapters.hooks import ExpertsAdapter
 from graft.architectures.experts import PARTS
 from graft.errors import GraftError
 from graft.injection.substitution import register_mixin
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 
 Base = Callable[..., Any]
 
@@ -36,17 +36,17 @@ class RunsExperts:
 
 @torch.compiler.disable
 def _run(host: Any, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    grafts = host._modules["graft"]
-    state, pass_ = grafts.state, grafts.state.current
-    names = [name for name in grafts.experts if name in pass_.names]
+    container = host._modules["graft"]
+    state, context = container.state, container.state.current
+    names = [name for name in container.experts if name in context.names]
     if not names or state.merged is not None:
         return base(*args, **kwargs)
-    if state.fired is not None:
-        state.fired.add(id(grafts))
-    if isinstance(pass_.rows, str):
-        with _in_place(host, grafts.experts[pass_.rows]):
+    if state.reached is not None:
+        state.reached.add(id(container))
+    if isinstance(context.rows, str):
+        with _in_place(host, container.experts[context.rows]):
             return base(*args, **kwargs)
-    return _by_tokens(host, base, args, kwargs, pass_, grafts.experts)
+    return _by_tokens(host, base, args, kwargs, context, container.experts)
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def _by_tokens(
     base: Base,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    pass_: Pass,
+    context: ForwardContext,
     table: dict[str, list[ExpertsAdapter]],
 ) -> Tensor:
     """Each adapter's tokens in a run of their own. Tokens come as [T, I] in the order of the batch, or once per expert as [E T, I]."""
@@ -81,7 +81,7 @@ def _by_tokens(
             f"{type(host).__name__} met a tensor of shape {tuple(x.shape)}: rows cannot be routed through it"
         )
     tokens = x.shape[0] // copies
-    owner_T, names = _owners(x.view(copies, tokens, -1)[0], pass_)
+    owner_T, names = _owners(x.view(copies, tokens, -1)[0], context)
     parts: list[tuple[Tensor, Tensor]] = []
     for number, name in enumerate((None, *names)):
         index = (owner_T == number).nonzero().flatten()
@@ -97,9 +97,9 @@ def _by_tokens(
     return out.flatten(0, 1)
 
 
-def _owners(x_TI: Tensor, pass_: Pass) -> tuple[Tensor, list[str]]:
+def _owners(x_TI: Tensor, context: ForwardContext) -> tuple[Tensor, list[str]]:
     """[T] with 0 for the bare base and n for the n-th name, and the names."""
-    rows = 1 if pass_.flat else len(pass_.rows or ())
+    rows = 1 if context.flat else len(context.rows or ())
     if x_TI.shape[0] % rows:
         raise GraftError(
             f"{x_TI.shape[0]} tokens do not come from {rows} rows of one length: they cannot be routed through experts"
@@ -107,10 +107,10 @@ def _owners(x_TI: Tensor, pass_: Pass) -> tuple[Tensor, list[str]]:
     by_rows = x_TI.view(rows, -1, x_TI.shape[-1])
     owner = torch.zeros(by_rows.shape[:2], dtype=torch.long, device=x_TI.device)
     names: list[str] = []
-    for name, index, _ in pass_.groups(by_rows):
+    for name, index, _ in context.groups(by_rows):
         number = names.index(name) + 1 if name in names else len(names) + 1
         names += [name] if number > len(names) else []
-        owner[(slice(None), index) if pass_.flat else index] = number
+        owner[(slice(None), index) if context.flat else index] = number
     return owner.flatten(), names
 
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from graft.architectures.blocks import blocks_of
 from graft.errors import GraftError
-from graft.injection.container import OFFLOADED, Grafts
+from graft.injection.container import OFFLOADED, AdapterContainer
 from graft.injection.gated_proof import Gated, gated_mlps
-from graft.injection.state import Link, State
+from graft.injection.state import HostedAdapter, State
 from graft.injection.substitution import register_mixin, substitute
 from graft.ops.frozen_linear import frozen_linear
 from graft.ops.gated_mlp import Layer, gated_mlp
 from graft.ops.gated_product import gated_product
 from graft.ops.low_rank import factors_of, one_node
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from graft.routing.rows import by_rows
 
 NOTE = "graft_gated"
@@ -52,7 +52,7 @@ def lead_gated(root: nn.Module, state: State) -> None:
 def _run(host: nn.Module, state: State, gated: Gated, x: Any) -> Tensor | None:
     """The output; None where the model's own forward has to run."""
     bare = state.current.rows is None or state.merged is not None
-    if bare or state.fired is not None or not (_plain(x) and _as_proved(host, gated)):
+    if bare or state.reached is not None or not (_plain(x) and _as_proved(host, gated)):
         return None
     layers = [host._modules[name] for name in gated.layers]
     if any(layer is None for layer in layers):
@@ -90,44 +90,48 @@ def _as_one_node(
     gated: Gated, layers: tuple[nn.Module, nn.Module, nn.Module], given: Tensor, state: State
 ) -> Tensor | None:
     """All of the MLP in one operation; None where a layer is not a frozen one with low-rank terms, and where nothing is to be kept."""
-    pass_ = state.current
-    x, parts = by_rows(given, pass_), []
-    left: Mapping[str, list[Link]] = {}
+    context = state.current
+    x, parts = by_rows(given, context), []
+    left: Mapping[str, list[HostedAdapter]] = {}
     for layer in layers:
-        frozen, terms, left = None if _hooked(layer) else frozen_linear(layer, x), [], {}
-        if isinstance(container := layer._modules.get("graft"), Grafts):
-            if given.dim() == 2 and container.in_list:
+        frozen, updates, left = None if _hooked(layer) else frozen_linear(layer, x), [], {}
+        if isinstance(container := layer._modules.get("graft"), AdapterContainer):
+            if given.dim() == 2 and container.is_expert:
                 return None
-            terms, left = container.low_rank(x, pass_)
-            if not _acts_behind(container, left, pass_, last=layer is layers[-1]):
+            updates, left = container.low_rank(x, context)
+            if not _acts_behind(container, left, context, last=layer is layers[-1]):
                 return None
-        if frozen is None or not one_node(terms, x.device):
+        if frozen is None or not one_node(updates, x.device):
             return None
-        parts.append(Layer(frozen, terms))
-    if not (x.requires_grad or any(f.requires_grad for part in parts for f in factors_of(part.terms))):
+        parts.append(Layer(frozen, updates))
+    if not (x.requires_grad or any(f.requires_grad for part in parts for f in factors_of(part.updates))):
         return None
     y = gated_mlp(x, gated.activation, parts[0], parts[1], parts[2], state.silu_product)
-    if isinstance(container := layers[-1]._modules.get("graft"), Grafts):
-        y = _behind(container, y, left, pass_)
+    if isinstance(container := layers[-1]._modules.get("graft"), AdapterContainer):
+        y = _behind(container, y, left, context)
     return y.reshape(*given.shape[:-1], y.shape[-1])
 
 
-def _behind(container: Grafts, y: Tensor, left: Mapping[str, list[Link]], pass_: Pass) -> Tensor:
+def _behind(
+    container: AdapterContainer, y: Tensor, left: Mapping[str, list[HostedAdapter]], context: ForwardContext
+) -> Tensor:
     """y through the last layer's other adapters."""
-    links = (link for name in pass_.names for link in left.get(name, ()))
-    if any(parameter.is_meta for link in links for parameter in link.adapter.parameters()):
+    others = (hosted for name in context.names for hosted in left.get(name, ()))
+    if any(parameter.is_meta for hosted in others for parameter in hosted.adapter.parameters()):
         raise GraftError(OFFLOADED)
-    return container.adapt(y, y, left, pass_)
+    return container.adapt(y, y, left, context)
 
 
-def _acts_behind(container: Grafts, left: Mapping[str, list[Link]], pass_: Pass, last: bool) -> bool:
+def _acts_behind(
+    container: AdapterContainer, left: Mapping[str, list[HostedAdapter]], context: ForwardContext, last: bool
+) -> bool:
     """Whether adapters that are no low-rank terms leave a layer alone; at the last one they may change the output without the input."""
-    if any(name in container.sent for name in pass_.names):
+    if any(name in container.sent for name in context.names):
         return False
-    links = [link for name in pass_.names for link in left.get(name, ())]
-    return not links or last and all(_reads_elsewhere(link) for link in links)
+    others = [hosted for name in context.names for hosted in left.get(name, ())]
+    return not others or last and all(_reads_elsewhere(hosted) for hosted in others)
 
 
-def _reads_elsewhere(link: Link) -> bool:
-    own_input = not link.remote and (link.acts_before or link.adapter.reads != "nothing")
-    return not own_input and not link.adapter.runs_host
+def _reads_elsewhere(hosted: HostedAdapter) -> bool:
+    own_input = not hosted.remote and (hosted.acts_before or hosted.adapter.reads != "nothing")
+    return not own_input and not hosted.adapter.runs_host

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from graft.adapters.base import Adapter, AdapterConfig
 from graft.architectures.site import Site
 from graft.errors import GraftError, did_you_mean
-from graft.routing.passes import Pass, Recording
+from graft.routing.context import ForwardContext, PromptCache
 
 MAX_ROWS = 4096
 """Rows that a compiled graph can route."""
@@ -28,7 +28,7 @@ SHARED = "shared"
 
 
 @dataclass(eq=False)
-class Link:
+class HostedAdapter:
     """One adapter module at one site: where its rows of the output lie, and the input carried over from another module."""
 
     name: str
@@ -53,7 +53,7 @@ class Link:
 
 
 @dataclass(frozen=True, eq=False)
-class Seat:
+class Installed:
     """Where one module of an adapter sits: the site, and the key of the module in the host's container."""
 
     site: Site
@@ -73,11 +73,11 @@ def part_of(root: nn.Module, host: str, name: str, key: str) -> nn.Module:
 
 
 @dataclass(eq=False)
-class Entry:
+class AttachedAdapter:
     """One attached adapter."""
 
     config: AdapterConfig
-    seats: list[Seat]
+    installs: list[Installed]
     slot: int
     shared: list[str] = field(default_factory=list)
     """Keys of modules that all sites share, in the root's container."""
@@ -85,22 +85,22 @@ class Entry:
     """Whether its tensors are elsewhere for now, and empty here: no pass names it, and graphs leave it out."""
 
 
-class Recordings(dict[str, tuple[list[Tensor], list[tuple[int, int]], Recording]]):
+class PromptCaches(dict[str, tuple[list[Tensor], list[tuple[int, int]], PromptCache]]):
     """By adapter name: the weights, their versions and places in memory, and what they gave. A copy of the model begins anew."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recordings:
-        return Recordings()
+    def __deepcopy__(self, memo: dict[int, Any]) -> PromptCaches:
+        return PromptCaches()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Recordings, ()
+        return PromptCaches, ()
 
 
 @dataclass(eq=False)
 class State:
     """The adapters of one model and the pass in effect."""
 
-    entries: dict[str, Entry] = field(default_factory=dict)
-    current: Pass = field(default_factory=Pass)
+    adapters: dict[str, AttachedAdapter] = field(default_factory=dict)
+    current: ForwardContext = field(default_factory=ForwardContext)
     merged: str | None = None
     originals: dict[str, Tensor] = field(default_factory=dict)
     """Base weights from before a merge, on the CPU, by name."""
@@ -108,56 +108,56 @@ class State:
     """Adapters that require gradients."""
     base_trainable: tuple[str, ...] = ()
     """Base parameters that required gradients before the first attach."""
-    fired: set[int] | None = None
+    reached: set[int] | None = None
     """While probing: the containers that a forward pass has reached."""
     slots: Tensor = field(default_factory=lambda: torch.full((MAX_ROWS + 1,), BARE, dtype=torch.int32))
     """Row -> slot number for compiled graphs; `NO_ROW` behind the last routed row."""
-    outer: list[Pass] = field(default_factory=list)
+    outer: list[ForwardContext] = field(default_factory=list)
     """The passes that open contexts will bring back, innermost last."""
-    recordings: Recordings = field(default_factory=lambda: Recordings())
+    prompt_caches: PromptCaches = field(default_factory=lambda: PromptCaches())
     """Keys and values of virtual tokens, kept while the weights they come from stay the same."""
     silu_product: Callable[[Tensor, Tensor], Tensor | None] | None = None
     """A kernel for silu(e) * u, while one is in use; None for what it does not take."""
-    recording_in_graph: tuple[str, Recording] | None = None
-    """For compiled graphs, which do not know the pass: whose virtual tokens run through the model, and `Pass.recording`."""
+    recording_in_graph: tuple[str, PromptCache] | None = None
+    """For compiled graphs, which do not know the pass: whose virtual tokens run through the model, and `ForwardContext.recording`."""
 
-    def entry(self, name: str) -> Entry:
+    def adapter(self, name: str) -> AttachedAdapter:
         """Look an adapter up. Raises `GraftError` with the names that exist."""
-        if name not in self.entries:
-            have = ", ".join(self.entries) or "none"
-            raise GraftError(f"no adapter '{name}' is attached.{did_you_mean(name, self.entries)} Attached: {have}")
-        return self.entries[name]
+        if name not in self.adapters:
+            have = ", ".join(self.adapters) or "none"
+            raise GraftError(f"no adapter '{name}' is attached.{did_you_mean(name, self.adapters)} Attached: {have}")
+        return self.adapters[name]
 
     def free_slot(self) -> int:
         """The lowest slot number not in use."""
-        used = {entry.slot for entry in self.entries.values()}
+        used = {attached.slot for attached in self.adapters.values()}
         return next(slot for slot in range(len(used) + 1) if slot not in used)
 
     def reroute(self, old: str, new: str | None) -> None:
         """Follow an adapter's new name, or its end (None): in the pass in effect and in those that open contexts will bring back."""
-        self.outer = [_rerouted(pass_, old, new) for pass_ in self.outer]
+        self.outer = [_rerouted(context, old, new) for context in self.outer]
         self._put(_rerouted(self.current, old, new))
         self.trained = tuple(
             name for name in (new if each == old else each for each in self.trained) if name is not None
         )
         self.merged = new if self.merged == old else self.merged
 
-    def enter(self, pass_: Pass) -> None:
+    def enter(self, context: ForwardContext) -> None:
         """Put a pass in effect, for eager modules and for compiled graphs."""
-        for name in pass_.names:
-            self.entry(name)
-        if self.merged is not None and pass_.rows != self.merged:
+        for name in context.names:
+            self.adapter(name)
+        if self.merged is not None and context.rows != self.merged:
             raise GraftError(
                 f"adapter '{self.merged}' is merged into the base, so the base alone and other adapters are not to be had: "
                 f"call graft.unmerge(model, '{self.merged}') first"
             )
-        self._put(pass_)
+        self._put(context)
 
     @contextmanager
-    def entered(self, pass_: Pass) -> Iterator[None]:
+    def entered(self, context: ForwardContext) -> Iterator[None]:
         """Put a pass in effect for a block of code; the one before comes back whatever happens."""
         before = self.current
-        self.enter(pass_)
+        self.enter(context)
         self.outer.append(before)
         try:
             yield
@@ -165,29 +165,29 @@ class State:
             self._put(self.outer.pop())
 
     @contextmanager
-    def carrying(self, pass_: Pass) -> Iterator[None]:
+    def carrying(self, context: ForwardContext) -> Iterator[None]:
         """Put what one forward pass has found out into the pass in effect; its routing, and so the slots of compiled graphs, stay."""
-        before, self.current = self.current, pass_
+        before, self.current = self.current, context
         try:
             yield
         finally:
             self.current = before
 
-    def _put(self, pass_: Pass) -> None:
+    def _put(self, context: ForwardContext) -> None:
         with torch.inference_mode(False):  # a later pass may train under the same slots
-            self.current, self.slots = pass_, self._slots_of(pass_)
+            self.current, self.slots = context, self._slots_of(context)
 
-    def _slots_of(self, pass_: Pass) -> Tensor:
+    def _slots_of(self, context: ForwardContext) -> Tensor:
         """A new tensor each time: a graph that ran under the last pass may still need its slots in backward."""
         if self.merged is not None:
             return torch.full_like(self.slots, BARE)
-        if not isinstance(pass_.rows, tuple) and not pass_.flat:
-            return torch.full_like(self.slots, BARE if pass_.rows is None else self.entries[pass_.rows].slot)
+        if not isinstance(context.rows, tuple) and not context.flat:
+            return torch.full_like(self.slots, BARE if context.rows is None else self.adapters[context.rows].slot)
         slots = torch.full_like(
             self.slots, NO_ROW
         )  # all of it for what compiled graphs cannot route: they refuse to run
-        if isinstance(pass_.rows, tuple) and not pass_.flat and len(pass_.rows) <= MAX_ROWS:
-            numbers = [BARE if name is None else self.entries[name].slot for name in pass_.rows]
+        if isinstance(context.rows, tuple) and not context.flat and len(context.rows) <= MAX_ROWS:
+            numbers = [BARE if name is None else self.adapters[name].slot for name in context.rows]
             slots[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
         return slots
 
@@ -207,11 +207,11 @@ class State:
         )
 
 
-def _rerouted(pass_: Pass, old: str, new: str | None) -> Pass:
-    if old not in pass_.names:
-        return pass_
-    rows = tuple(new if name == old else name for name in pass_.rows) if isinstance(pass_.rows, tuple) else new
-    return replace(pass_, rows=rows, _groups={})
+def _rerouted(context: ForwardContext, old: str, new: str | None) -> ForwardContext:
+    if old not in context.names:
+        return context
+    rows = tuple(new if name == old else name for name in context.rows) if isinstance(context.rows, tuple) else new
+    return replace(context, rows=rows, _groups={})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

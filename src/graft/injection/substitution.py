@@ -44,17 +44,17 @@ class KeepsPass:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and self.gradient_checkpointing and self.training:  # pyright: ignore
-            pass_ = self.__dict__["graft_state"].current
-            if pass_.recorded is not None or pass_.recording is not None:
+            context = self.__dict__["graft_state"].current
+            if context.cached_kv is not None or context.recording is not None:
                 _refuse_reentrant(self)
-            kwargs["graft_pass"] = pass_
+            kwargs["graft_pass"] = context
         return super().__call__(*args, **kwargs)  # pyright: ignore
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        pass_ = kwargs.pop("graft_pass", None)
-        if pass_ is None or pass_ is self.__dict__["graft_state"].current:
+        context = kwargs.pop("graft_pass", None)
+        if context is None or context is self.__dict__["graft_state"].current:
             return super().forward(*args, **kwargs)  # pyright: ignore
-        with self.__dict__["graft_state"].entered(pass_):
+        with self.__dict__["graft_state"].entered(context):
             return super().forward(*args, **kwargs)  # pyright: ignore
 
 

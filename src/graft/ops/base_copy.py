@@ -20,7 +20,7 @@ from graft.errors import GraftError
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class Twin:
+class BaseCopy:
     """A module to run with other tensors in place of its parameters. Kept outside of any module's own children."""
 
     def __init__(self, host: nn.Module) -> None:
@@ -75,10 +75,10 @@ def refuse_several_inputs(host: nn.Module) -> None:
         )
 
 
-def table_of(host: nn.Module) -> Twin:
+def table_of(host: nn.Module) -> BaseCopy:
     """A twin of an embedding. Raises `GraftError` where its output is not linear in its table."""
     if getattr(host, "max_norm", None) is not None:
         raise GraftError(
             f"{type(host).__name__} limits the norm of its rows (max_norm), so a difference to them is not a difference of outputs"
         )
-    return Twin(host)
+    return BaseCopy(host)

@@ -26,7 +26,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Tail:
+class LogitTransform:
     """What a model does to its logits behind the head: z = cap tanh(scale z' / cap)."""
 
     scale: float = 1.0
@@ -44,20 +44,28 @@ class Tail:
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, tail: Tail = Tail()
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    logit_transform: LogitTransform = LogitTransform(),
 ) -> Tensor:
     """The loss of each token [N] of a frozen head on hidden states, in float32 or wider. The head gets no gradient."""
-    return _Losses.apply(hidden_ND, target_N, head_VD.detach(), None if bias_V is None else bias_V.detach(), tail)
+    return _Losses.apply(
+        hidden_ND, target_N, head_VD.detach(), None if bias_V is None else bias_V.detach(), logit_transform
+    )
 
 
 def cross_entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """The same for logits that are there already, in the base's dtype; float32 copies are made a chunk at a time."""
-    return _Losses.apply(logits_NV, target_N, None, None, Tail())
+    return _Losses.apply(logits_NV, target_N, None, None, LogitTransform())
 
 
 class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target_N: Tensor, head: Tensor | None, bias: Tensor | None, tail: Tail) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, target_N: Tensor, head: Tensor | None, bias: Tensor | None, logit_transform: LogitTransform
+    ) -> Tensor:
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         vocabulary = x.shape[1] if head is None else head.shape[0]
         size = max(1, CHUNK_BYTES // (vocabulary * exact.itemsize))
@@ -66,7 +74,7 @@ class _Losses(torch.autograd.Function):
         for start in range(0, x.shape[0], size):
             part = slice(start, start + size)
             own = None if grad is None else grad[part]
-            losses_N[part] = _chunk(x[part], target_N[part], head, bias, tail, exact, own)
+            losses_N[part] = _chunk(x[part], target_N[part], head, bias, logit_transform, exact, own)
         ctx.save_for_backward(grad)
         return losses_N
 
@@ -82,21 +90,23 @@ def _chunk(
     target: Tensor,
     head: Tensor | None,
     bias: Tensor | None,
-    tail: Tail,
+    logit_transform: LogitTransform,
     exact: torch.dtype,
     grad: Tensor | None,
 ) -> Tensor:
     """The losses of a chunk, and its gradient into `grad`. Its logits end here, before those of the next are made."""
     z = x.to(exact, copy=True) if head is None else F.linear(x, head, bias).to(exact)
-    losses, dz = _softmax_losses(tail.apply_(z), target, tail, grad is not None)
+    losses, dz = _softmax_losses(logit_transform.apply_(z), target, logit_transform, grad is not None)
     if grad is not None and dz is not None:
         grad.copy_(dz if head is None else dz.to(head.dtype) @ head)
     return losses
 
 
-def _softmax_losses(z: Tensor, target: Tensor, tail: Tail, need_grad: bool) -> tuple[Tensor, Tensor | None]:
+def _softmax_losses(
+    z: Tensor, target: Tensor, logit_transform: LogitTransform, need_grad: bool
+) -> tuple[Tensor, Tensor | None]:
     """Losses and, in z's own memory, the gradient before the tail. One pass of exponentials serves both."""
-    slope = tail.derivative(z) if need_grad else 1.0
+    slope = logit_transform.derivative(z) if need_grad else 1.0
     chosen = z.gather(1, target[:, None])
     highest = z.amax(1, keepdim=True)
     total = z.sub_(highest).exp_().sum(1, keepdim=True)

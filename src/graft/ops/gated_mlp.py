@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from graft.ops.frozen_linear import FrozenLinear
 from graft.ops.gated_product import Activation, SiluProduct, product, product_gradients
-from graft.ops.low_rank import LowRankTerm, add_terms_, factor_gradients, factors_of, flat
+from graft.ops.low_rank import LowRankUpdate, add_terms_, factor_gradients, factors_of, flat
 from graft.ops.low_rank_linear import InputGradient, as_read
 
 
@@ -33,12 +33,12 @@ class Layer:
     """A frozen layer and what is added to its output."""
 
     frozen: FrozenLinear
-    terms: Sequence[LowRankTerm] = field(default_factory=list)
+    updates: Sequence[LowRankUpdate] = field(default_factory=list)
 
     def output(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """l(x), and the S of each term."""
         out = self.frozen.output(x)
-        return out, add_terms_(out, x, self.terms)
+        return out, add_terms_(out, x, self.updates)
 
 
 def gated_mlp(
@@ -46,7 +46,7 @@ def gated_mlp(
 ) -> Tensor:
     """y [..., O] of x [..., I]. The terms have to be such as `fused.one_node` allows. The gradient is not differentiable again."""
     x, gradient = as_read(x)
-    factors = [factor for layer in (gate, up, down) for factor in factors_of(layer.terms)]
+    factors = [factor for layer in (gate, up, down) for factor in factors_of(layer.updates)]
     multiply = functools.partial(product, activation, silu=silu)
     return _GatedMLP.apply(x, activation, multiply, (gate, up, down), gradient, *factors)  # pyright: ignore
 
@@ -68,7 +68,7 @@ class _GatedMLP(torch.autograd.Function):
             x.shape,
         )
         stored = (layer.frozen.stored for layer in layers)
-        kept = x if gate.terms or up.terms else None  # the frozen layers alone need no input in backward
+        kept = x if gate.updates or up.updates else None  # the frozen layers alone need no input in backward
         ctx.save_for_backward(kept, e, u, *stored, *gate_lows, *up_lows, *down_lows, *factors)
         return y
 
@@ -78,20 +78,20 @@ class _GatedMLP(torch.autograd.Function):
         (grad,), (x, e, u, *rest) = grads, ctx.saved_tensors
         gate, up, down = ctx.layers
         (gate_own, up_own, down_own) = _by_layer(ctx.layers, rest[3:], ctx.needs_input_grad[5:])
-        below = ctx.gradient is not None or gate.terms or up.terms
+        below = ctx.gradient is not None or gate.updates or up.updates
         dh = torch.mm(flat(grad), down.frozen.weight(rest[2], e.dtype)).view(e.shape) if below else None
         made: list[Tensor | None] = []
         made_down: list[Tensor | None] = []
-        if down.terms:
-            made_down = factor_gradients(down.terms, grad, ctx.multiply(e, u), *down_own, dh, fresh=False)
+        if down.updates:
+            made_down = factor_gradients(down.updates, grad, ctx.multiply(e, u), *down_own, dh, fresh=False)
         if dh is not None:
             de, du = product_gradients(ctx.activation, e, u, dh, over=True)
             for layer, stored, into, own in ((gate, rest[0], de, gate_own), (up, rest[1], du, up_own)):
                 grad_x = None
                 if ctx.gradient is not None:
                     grad_x = ctx.gradient.add(flat(into), layer.frozen.weight(stored, e.dtype), ctx.shape)
-                if layer.terms:
-                    made += factor_gradients(layer.terms, into, x, *own, grad_x, fresh=False)
+                if layer.updates:
+                    made += factor_gradients(layer.updates, into, x, *own, grad_x, fresh=False)
         return None, None, None, None, None, *made, *made_down  # the gradient of x lies where `as_read` finds it
 
 
@@ -99,9 +99,9 @@ def _by_layer(
     layers: Sequence[Layer], saved: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[tuple[list[Tensor], Sequence[bool]]]:
     """What `factor_gradients` reads of each layer: the S of its terms and their factors, and which of these want gradients."""
-    lows, parts, start = sum(len(layer.terms) for layer in layers), [], 0
+    lows, parts, start = sum(len(layer.updates) for layer in layers), [], 0
     for layer in layers:
-        stop = start + len(layer.terms)
+        stop = start + len(layer.updates)
         of_terms, of_factors = slice(start, stop), slice(lows + 2 * start, lows + 2 * stop)
         parts.append(([*saved[of_terms], *saved[of_factors]], needs[2 * start : 2 * stop]))
         start = stop

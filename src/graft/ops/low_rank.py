@@ -26,35 +26,37 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from graft.ops.low_rank_grouped import add_grouped_, grouped_gradients, together
-from graft.ops.low_rank_term import LowRankTerm, flat
+from graft.ops.low_rank_update import LowRankUpdate, flat
 
 
-def add_low_rank(x: Tensor, h: Tensor, terms: Sequence[LowRankTerm], in_place: bool = False) -> Tensor:
+def add_low_rank(x: Tensor, h: Tensor, updates: Sequence[LowRankUpdate], in_place: bool = False) -> Tensor:
     """h with every term added to its rows, which no two terms share. x: [..., I] in h's dtype, h: [..., O] -> [..., O].
 
     `in_place` adds into h itself: only for an h that nobody else needs. The gradient is not differentiable again.
     """
-    if not one_node(terms, h.device):
-        for term in terms:
-            if term.rows is None:
-                h = h + term.plain(x)
+    if not one_node(updates, h.device):
+        for update in updates:
+            if update.rows is None:
+                h = h + update.plain(x)
             else:
-                at = torch.arange(term.rows.start, term.rows.stop, device=h.device)
-                h = h.index_add(1 if term.ctx.flat else 0, at, term.plain(term.of(x)))
+                at = torch.arange(update.rows.start, update.rows.stop, device=h.device)
+                h = h.index_add(1 if update.ctx.flat else 0, at, update.plain(update.of(x)))
         return h
-    return _AddLowRank.apply(x, h, terms, in_place and h.is_contiguous() and not h._is_view(), *factors_of(terms))
+    return _AddLowRank.apply(x, h, updates, in_place and h.is_contiguous() and not h._is_view(), *factors_of(updates))
 
 
-def one_node(terms: Sequence[LowRankTerm], device: torch.device) -> bool:
+def one_node(updates: Sequence[LowRankUpdate], device: torch.device) -> bool:
     """Whether terms can be computed by a node of ours: masks can be drawn again, and nobody looks into what runs."""
-    seeded = all(term.p == 0.0 or term.ctx.seeds is not None for term in terms)
-    here = all(term.A.device == term.B.device == device for term in terms)  # in place, tensors without data add nothing
+    seeded = all(update.p == 0.0 or update.ctx.seeds is not None for update in updates)
+    here = all(
+        update.A.device == update.B.device == device for update in updates
+    )  # in place, tensors without data add nothing
     return seeded and here and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
-def factors_of(terms: Sequence[LowRankTerm]) -> list[Tensor]:
+def factors_of(updates: Sequence[LowRankUpdate]) -> list[Tensor]:
     """A and B of each term."""
-    return [factor for term in terms for factor in (term.A, term.B)]
+    return [factor for update in updates for factor in (update.A, update.B)]
 
 
 def makes_its_output(host: nn.Module) -> bool:
@@ -65,52 +67,52 @@ def makes_its_output(host: nn.Module) -> bool:
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, h: Tensor, terms: Sequence[LowRankTerm], in_place: bool, *factors: Tensor
+        ctx: Any, x: Tensor, h: Tensor, updates: Sequence[LowRankUpdate], in_place: bool, *factors: Tensor
     ) -> Tensor:
         out = h if in_place else h.clone(memory_format=torch.contiguous_format)
-        lows = add_terms_(out, x, terms)
+        lows = add_terms_(out, x, updates)
         if in_place:
             ctx.mark_dirty(h)
-        ctx.terms = terms
+        ctx.updates = updates
         ctx.save_for_backward(x, *lows, *factors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        terms, (grad,), (x, *saved) = ctx.terms, grads, ctx.saved_tensors
-        covered = sum(term.of(grad).numel() for term in terms) == grad.numel()
+        updates, (grad,), (x, *saved) = ctx.updates, grads, ctx.saved_tensors
+        covered = sum(update.of(grad).numel() for update in updates) == grad.numel()
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (torch.empty if covered else torch.zeros)(x.shape, dtype=x.dtype, device=x.device)
-        made = factor_gradients(terms, grad, x, saved, ctx.needs_input_grad[4:], grad_x, fresh=True)
+        made = factor_gradients(updates, grad, x, saved, ctx.needs_input_grad[4:], grad_x, fresh=True)
         return grad_x, grad, None, None, *made
 
 
-def add_terms_(out: Tensor, x: Tensor, terms: Sequence[LowRankTerm]) -> list[Tensor]:
+def add_terms_(out: Tensor, x: Tensor, updates: Sequence[LowRankUpdate]) -> list[Tensor]:
     """Add each term to its rows of a contiguous tensor [..., O]; the S [N, R] of each, which a grouped product may have filled up to a
     greater R."""
     lows: dict[int, Tensor] = {}
-    for numbers in together(terms, x, out.shape[-1]):
-        own = [terms[number] for number in numbers]
+    for numbers in together(updates, x, out.shape[-1]):
+        own = [updates[number] for number in numbers]
         made = add_grouped_(out, x, own) if len(own) > 1 else [_add_term_(out, x, own[0])]
         lows.update(zip(numbers, made, strict=True))
-    return [lows[number] for number in range(len(terms))]
+    return [lows[number] for number in range(len(updates))]
 
 
 def factor_gradients(
-    terms: Sequence[LowRankTerm], grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool],
+    updates: Sequence[LowRankUpdate], grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool],
     grad_x: Tensor | None, fresh: bool,
 ) -> list[Tensor | None]:  # fmt: skip
     """dA and dB of each term; dx goes to its rows of grad_x: in place of what is there if `fresh`, else added.
 
     grad [..., O]; saved: the S of each term, then the factors; needs: whether each factor wants its gradient.
     """
-    lows, factors, made = saved[: len(terms)], saved[len(terms) :], list[Tensor | None]([None] * len(needs))
-    for numbers in together(terms, x, grad.shape[-1]):
+    lows, factors, made = saved[: len(updates)], saved[len(updates) :], list[Tensor | None]([None] * len(needs))
+    for numbers in together(updates, x, grad.shape[-1]):
         at = [place for number in numbers for place in (2 * number, 2 * number + 1)]
         own, wants = [factors[place] for place in at], [needs[place] for place in at]
-        here, low = [terms[number] for number in numbers], [lows[number] for number in numbers]
+        here, low = [updates[number] for number in numbers], [lows[number] for number in numbers]
         if len(here) > 1:
             found = grouped_gradients(here, grad, x, low, own, wants, grad_x, fresh)
         else:
@@ -120,24 +122,24 @@ def factor_gradients(
     return made
 
 
-def _add_term_(out: Tensor, x: Tensor, term: LowRankTerm) -> Tensor:
-    x_NI = flat(term.ctx.dropout(term.of(x), term.p, term.site))
-    low_NR = torch.mm(x_NI, term.A.to(x.dtype).t()).mul_(term.scale)
-    term.of(out).view(-1, out.shape[-1]).addmm_(low_NR, term.B.to(x.dtype).t())
+def _add_term_(out: Tensor, x: Tensor, update: LowRankUpdate) -> Tensor:
+    x_NI = flat(update.ctx.dropout(update.of(x), update.p, update.site))
+    low_NR = torch.mm(x_NI, update.A.to(x.dtype).t()).mul_(update.scale)
+    update.of(out).view(-1, out.shape[-1]).addmm_(low_NR, update.B.to(x.dtype).t())
     return low_NR
 
 
 def _term_gradients(
-    term: LowRankTerm, grad: Tensor, x: Tensor, low_NR: Tensor, factors: Sequence[Tensor], needs: Sequence[bool],
+    update: LowRankUpdate, grad: Tensor, x: Tensor, low_NR: Tensor, factors: Sequence[Tensor], needs: Sequence[bool],
     grad_x: Tensor | None, fresh: bool,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    (A, B), keep, grad_NO = factors, term.kept(x), flat(term.of(grad))
-    low_grad_NR = torch.mm(grad_NO, B.to(x.dtype)).mul_(term.scale)
-    x_NI = flat(term.of(x) if keep is None else term.of(x) * keep)
+    (A, B), keep, grad_NO = factors, update.kept(x), flat(update.of(grad))
+    low_grad_NR = torch.mm(grad_NO, B.to(x.dtype)).mul_(update.scale)
+    x_NI = flat(update.of(x) if keep is None else update.of(x) * keep)
     dA = torch.mm(low_grad_NR.t(), x_NI).to(A.dtype) if needs[0] else None
     dB = torch.mm(grad_NO.t(), low_NR).to(B.dtype) if needs[1] else None
     if grad_x is not None:
-        _add_input_gradient(term.of(grad_x).view(-1, x.shape[-1]), low_grad_NR, A.to(x.dtype), keep, fresh)
+        _add_input_gradient(update.of(grad_x).view(-1, x.shape[-1]), low_grad_NR, A.to(x.dtype), keep, fresh)
     return dA, dB
 
 

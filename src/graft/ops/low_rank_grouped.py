@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from graft.ops.low_rank_term import LowRankTerm, flat
+from graft.ops.low_rank_update import LowRankUpdate, flat
 
 TILE = 64
 """Ranks up to here cost the same."""
@@ -46,44 +46,44 @@ def has_kernel(x: Tensor) -> bool:
     return hasattr(F, "grouped_mm") and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
 
 
-def together(terms: Sequence[LowRankTerm], x: Tensor, num_out: int) -> list[list[int]]:
+def together(updates: Sequence[LowRankUpdate], x: Tensor, num_out: int) -> list[list[int]]:
     """The numbers of the terms by product: several that are one grouped product, or one by itself."""
     aligned = x.shape[-1] % MULTIPLE == 0 and num_out % MULTIPLE == 0
-    if len(terms) == 1 or not aligned or not has_kernel(x):
-        return [[number] for number in range(len(terms))]
+    if len(updates) == 1 or not aligned or not has_kernel(x):
+        return [[number] for number in range(len(updates))]
     alike: dict[object, list[int]] = {}
-    for number, term in enumerate(terms):
-        size = (max(term.A.shape[0], TILE) - 1).bit_length()
-        alike.setdefault((size, term.A.dtype, term.B.dtype), []).append(number)
+    for number, update in enumerate(updates):
+        size = (max(update.A.shape[0], TILE) - 1).bit_length()
+        alike.setdefault((size, update.A.dtype, update.B.dtype), []).append(number)
     return [each[start : start + MOST] for each in alike.values() for start in range(0, len(each), MOST)]
 
 
-def add_grouped_(out: Tensor, x: Tensor, terms: Sequence[LowRankTerm]) -> list[Tensor]:
+def add_grouped_(out: Tensor, x: Tensor, updates: Sequence[LowRankUpdate]) -> list[Tensor]:
     """Add each term to its rows of a contiguous tensor [..., O]; the S [N, R] of each."""
-    group = _Group(terms, x)
-    A_JRI, B_JOR = stacks([term.A for term in terms], [term.B for term in terms], terms, x.dtype)
-    low_MR = _product(group.dropped(x, [term.kept(x) for term in terms]), A_JRI.mT, group.ends)
+    group = _Group(updates, x)
+    A_JRI, B_JOR = stacks([update.A for update in updates], [update.B for update in updates], updates, x.dtype)
+    low_MR = _product(group.dropped(x, [update.kept(x) for update in updates]), A_JRI.mT, group.ends)
     group.put(out, _product(low_MR, B_JOR.mT, group.ends))
     return list(low_MR.split(group.counts))
 
 
 def grouped_gradients(
-    terms: Sequence[LowRankTerm], grad: Tensor, x: Tensor, lows: Sequence[Tensor], factors: Sequence[Tensor],
+    updates: Sequence[LowRankUpdate], grad: Tensor, x: Tensor, lows: Sequence[Tensor], factors: Sequence[Tensor],
     needs: Sequence[bool], grad_x: Tensor | None, fresh: bool,
 ) -> list[Tensor | None]:  # fmt: skip
     """dA and dB of each term; dx goes to its rows of grad_x: in place of what is there if `fresh`, else added.
 
     grad [..., O]; lows: what the forward pass returned; factors: A and B of each term; needs: whether each factor wants its gradient.
     """
-    group, As, Bs = _Group(terms, x), factors[::2], factors[1::2]
-    A_JRI, B_JOR = stacks(As, Bs, terms, x.dtype)
-    keeps, grad_MO = [term.kept(x) for term in terms], group.rows(grad)
+    group, As, Bs = _Group(updates, x), factors[::2], factors[1::2]
+    A_JRI, B_JOR = stacks(As, Bs, updates, x.dtype)
+    keeps, grad_MO = [update.kept(x) for update in updates], group.rows(grad)
     low_grad_MR = _product(grad_MO, B_JOR, group.ends)
     made: list[Tensor | None] = [None] * len(factors)
     if any(needs[::2]):
         dA_JRI = _product(low_grad_MR.t(), group.dropped(x, keeps), group.ends).to(As[0].dtype)
         own = [dA_RI[: len(A)] for dA_RI, A in zip(dA_JRI, As, strict=True)]
-        made[::2] = _mul(own, [term.scale for term in terms])
+        made[::2] = _mul(own, [update.scale for update in updates])
     if any(needs[1::2]):
         dB_JOR = _product(grad_MO.t(), torch.cat(list(lows)), group.ends).to(Bs[0].dtype)
         made[1::2] = [dB_OR[:, : B.shape[1]] for dB_OR, B in zip(dB_JOR, Bs, strict=True)]
@@ -102,11 +102,11 @@ def _product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
 
 
 def stacks(
-    As: Sequence[Tensor], Bs: Sequence[Tensor], terms: Sequence[LowRankTerm], dtype: torch.dtype
+    As: Sequence[Tensor], Bs: Sequence[Tensor], updates: Sequence[LowRankUpdate], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """s A [J, R, I] and B [J, O, R], ranks filled up with zeros, by one concatenation each."""
     rank = -(-max(map(len, As)) // MULTIPLE) * MULTIPLE
-    scaled = _mul(list(As), [term.scale for term in terms])
+    scaled = _mul(list(As), [update.scale for update in updates])
     A_JRI = torch.cat(list(_filled(scaled, rank, 0))).to(dtype).view(len(As), rank, -1)
     B_OJR = torch.cat(list(_filled(Bs, rank, 1)), 1).to(dtype).view(-1, len(Bs), rank)
     return A_JRI, B_OJR.transpose(0, 1)
@@ -124,20 +124,20 @@ def _filled(parts: Sequence[Tensor], size: int, dim: int) -> Iterator[Tensor]:
 class _Group:
     """Where the rows of terms lie."""
 
-    def __init__(self, terms: Sequence[LowRankTerm], x: Tensor) -> None:
-        self.terms = terms
-        self.counts = tuple(term.of(x).numel() // x.shape[-1] for term in terms)
+    def __init__(self, updates: Sequence[LowRankUpdate], x: Tensor) -> None:
+        self.updates = updates
+        self.counts = tuple(update.of(x).numel() // x.shape[-1] for update in updates)
         """Tokens of each."""
         self.ends = _ends(self.counts, x.device)
-        rows = [term.rows for term in terms if term.rows is not None]
-        gaps = len(rows) < len(terms) or any(one.stop != other.start for one, other in itertools.pairwise(rows))
+        rows = [update.rows for update in updates if update.rows is not None]
+        gaps = len(rows) < len(updates) or any(one.stop != other.start for one, other in itertools.pairwise(rows))
         self.run = None if gaps else slice(rows[0].start, rows[-1].stop)
         """All of them, where they follow one another without a gap."""
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Theirs [M, D], laid out as the kernel wants them: a view where they follow one another, else a copy."""
         if self.run is None:
-            return torch.cat([flat(term.of(tensor)) for term in self.terms])
+            return torch.cat([flat(update.of(tensor)) for update in self.updates])
         rows = flat(self._narrow(tensor, self.run))
         across, along = rows.stride()
         laid = along == 1 and across >= rows.shape[1] and across % MULTIPLE == 0 and rows.data_ptr() % 16 == 0
@@ -147,20 +147,20 @@ class _Group:
         """Theirs of x [M, I], behind dropout."""
         if all(keep is None for keep in keeps):
             return self.rows(x)
-        pairs = [(term.of(x), keep) for term, keep in zip(self.terms, keeps, strict=True)]
+        pairs = [(update.of(x), keep) for update, keep in zip(self.updates, keeps, strict=True)]
         return torch.cat([flat(own if keep is None else own * keep) for own, keep in pairs])
 
     def put(self, out: Tensor, new_MD: Tensor, fresh: bool = False) -> None:
         """Write rows [M, D] to theirs of a contiguous tensor if `fresh`, else add them."""
         if self.run is None:
-            places, new = [term.of(out) for term in self.terms], list(new_MD.split(self.counts))
+            places, new = [update.of(out) for update in self.updates], list(new_MD.split(self.counts))
         else:
             places, new = [self._narrow(out, self.run)], [new_MD]
         rows = [place.view(-1, out.shape[-1]) for place in places]
         _copy_(rows, new) if fresh else _add_(rows, new)
 
     def _narrow(self, tensor: Tensor, rows: slice) -> Tensor:
-        return tensor.narrow(self.terms[0].dim, rows.start, rows.stop - rows.start)
+        return tensor.narrow(self.updates[0].dim, rows.start, rows.stop - rows.start)
 
 
 @functools.lru_cache(maxsize=64)

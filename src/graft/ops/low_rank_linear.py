@@ -22,30 +22,30 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from graft.ops.frozen_linear import FrozenLinear, frozen_linear
-from graft.ops.low_rank import LowRankTerm, add_terms_, factor_gradients, factors_of, flat, one_node
+from graft.ops.low_rank import LowRankUpdate, add_terms_, factor_gradients, factors_of, flat, one_node
 
 
-def linear_low_rank(host: nn.Module, x: Tensor, terms: Sequence[LowRankTerm]) -> Tensor | None:
+def linear_low_rank(host: nn.Module, x: Tensor, updates: Sequence[LowRankUpdate]) -> Tensor | None:
     """The layer's output with every term added to its rows; None where layer and terms cannot be one node. x: [..., I] -> [..., O].
 
     The gradient is not differentiable again.
     """
-    layer = frozen_linear(host, x) if one_node(terms, x.device) else None
+    layer = frozen_linear(host, x) if one_node(updates, x.device) else None
     if layer is None:
         return None
     x, gradient = as_read(x)
-    return _LinearLowRank.apply(x, layer, terms, gradient, *factors_of(terms))  # pyright: ignore
+    return _LinearLowRank.apply(x, layer, updates, gradient, *factors_of(updates))  # pyright: ignore
 
 
 class _LinearLowRank(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layer: FrozenLinear, terms: Sequence[LowRankTerm], gradient: InputGradient | None,
+        ctx: Any, x: Tensor, layer: FrozenLinear, updates: Sequence[LowRankUpdate], gradient: InputGradient | None,
         *factors: Tensor,
     ) -> Tensor:  # fmt: skip
         out = layer.output(x)
-        lows = add_terms_(out, x, terms)
-        ctx.layer, ctx.terms, ctx.gradient = layer, terms, gradient
+        lows = add_terms_(out, x, updates)
+        ctx.layer, ctx.updates, ctx.gradient = layer, updates, gradient
         ctx.save_for_backward(x, layer.stored, *lows, *factors)
         return out
 
@@ -56,7 +56,7 @@ class _LinearLowRank(torch.autograd.Function):
         grad_x = None
         if ctx.gradient is not None:
             grad_x = ctx.gradient.add(flat(grad), ctx.layer.weight(stored, x.dtype), x.shape)
-        made = factor_gradients(ctx.terms, grad, x, saved, ctx.needs_input_grad[4:], grad_x, fresh=False)
+        made = factor_gradients(ctx.updates, grad, x, saved, ctx.needs_input_grad[4:], grad_x, fresh=False)
         return None, None, None, None, *made  # the gradient of x lies where `_Read` finds it
 
 

@@ -18,7 +18,7 @@ from graft.attaching.summary import summary
 from graft.config import load_run
 from graft.errors import GraftError
 from graft.evaluation.evaluating import Bars, evaluate_on
-from graft.generation.loaded import assemble
+from graft.generation.loaded import load_candidates
 from graft.quickstart.problems import generate
 from graft.runs.folder import RunFolder
 from graft.training import train
@@ -81,10 +81,10 @@ def take_tour(
     if not _ended(run):
         return None
     say(f"Asking the base and {len(JOBS)} adapters {size.heldout} new problems")
-    bench = assemble(run)
+    loaded = load_candidates(run)
     with bars("answers") as progress:
-        result = evaluate_on(bench, files["heldout"], run.path / "eval", progress=progress)
-    return Tour(result, summary(bench.base.model).adapter_parameters, run, time.perf_counter() - start)
+        result = evaluate_on(loaded, files["heldout"], run.path / "eval", progress=progress)
+    return Tour(result, summary(loaded.base.model).adapter_parameters, run, time.perf_counter() - start)
 
 
 def run_mapping(data: Path, size: Size) -> dict[str, Any]:

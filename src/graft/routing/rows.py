@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from graft.errors import GraftError
-from graft.routing.passes import Index, Pass
+from graft.routing.context import ForwardContext, Index
 
 
-class Cut:
+class RowSplit:
     """Disjoint pieces of tensors along one dimension; slices come in ascending order."""
 
     def __init__(self, indices: Sequence[Index], size: int, dim: int) -> None:
@@ -80,19 +80,25 @@ def put(x: Tensor, dim: int, indices: Sequence[Index], pieces: Sequence[Tensor])
     return x
 
 
-def by_rows(x: Tensor, pass_: Pass | None, in_list: bool = False) -> Tensor:
+def by_rows(x: Tensor, context: ForwardContext | None, is_expert: bool = False) -> Tensor:
     """[tokens, I] as [rows, length, I] where the pass knows its rows (OPT flattens batch and length before its MLP).
 
     `in_list`: x is the input of one of several modules side by side, which as experts see the tokens alone that were chosen for them.
     """
-    if pass_ is None or x.dim() != 2 or not x.is_floating_point():
+    if context is None or x.dim() != 2 or not x.is_floating_point():
         return x
-    if in_list and isinstance(pass_.rows, tuple):
+    if is_expert and isinstance(context.rows, tuple):
         raise GraftError(
             f"a list of experts hands this layer {len(x)} tokens that do not say whose they are: with adapters there, give all rows of a "
             "batch one adapter, or choose sites outside the experts"
         )
-    if pass_.flat or in_list:
-        return x.unsqueeze(0) if pass_.flat else x
-    count = len(pass_.rows) if isinstance(pass_.rows, tuple) else len(pass_.lengths) if pass_.lengths is not None else 0
+    if context.flat or is_expert:
+        return x.unsqueeze(0) if context.flat else x
+    count = (
+        len(context.rows)
+        if isinstance(context.rows, tuple)
+        else len(context.lengths)
+        if context.lengths is not None
+        else 0
+    )
     return x.view(count, -1, x.shape[-1]) if count and x.shape[0] % count == 0 else x

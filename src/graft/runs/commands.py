@@ -25,7 +25,7 @@ NEEDS: dict[str, dict[str, type]] = {"submit": {"config": dict}, "cancel": {}, "
 """What an order says besides the job, by what is to be done."""
 
 
-class Orders:
+class CommandQueue:
     """The orders of one run."""
 
     def __init__(self, folder: Path) -> None:

@@ -63,10 +63,10 @@ class RunFolder:
     def jobs(self) -> dict[str, RunConfig]:
         """The jobs of the run by name, those submitted while it trained too, each as the run that it would be alone."""
         from graft.config import submitted
-        from graft.runs.commands import Orders
+        from graft.runs.commands import CommandQueue
 
         config = self.config
-        later = [order for order in Orders(self.path).journal.read() if order["do"] == "submit"]
+        later = [order for order in CommandQueue(self.path).journal.read() if order["do"] == "submit"]
         return {**{order["job"]: submitted(config, order["config"]) for order in later}, **config.each()}
 
     def eval_settings(self) -> EvalConfig:

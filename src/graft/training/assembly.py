@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from graft.adapters import AdapterConfig, Preset
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.attaching.active import set_active
 from graft.attaching.attach import attach
 from graft.bases import Base, load_base, load_tokenizer, own_classes
@@ -35,7 +35,7 @@ from graft.training.objectives import reference_of
 
 
 @dataclass(frozen=True)
-class Part:
+class JobParts:
     """One job and what it was made from."""
 
     config: RunConfig
@@ -45,12 +45,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunParts:
     """What a run is made of. Jobs that are submitted later join `members`."""
 
     config: AnyRun
     base: Base
-    members: list[Part]
+    members: list[JobParts]
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -62,16 +62,16 @@ class Parts:
         """The data of the first job, which is all data of a run of one."""
         return self.members[0].data
 
-    def of(self, job: Job) -> Part:
+    def of(self, job: Job) -> JobParts:
         """What a job was made from."""
         return next(part for part in self.members if part.job is job)
 
-    def alone(self, part: Part) -> Parts:
+    def alone(self, part: JobParts) -> RunParts:
         """One job as a run of its own on this base."""
         return replace(self, config=part.config, members=[part])
 
 
-def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder | None = None) -> Parts:
+def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder | None = None) -> RunParts:
     """The parts of a run. `only`: leave out other jobs. `begun`: the run's folder where it is resumed, which then has what
     `train.init_from` may have lost by now."""
     each = {
@@ -87,7 +87,7 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
             data[name] = found or _data_of(own, tokenizer, config, task, next(iter(data.values()), None))
             kept.append((own.data, data[name]))
     base = load_base(config.base, task, next(iter(data.values())).classes if data else ())
-    parts = Parts(config, base, [])
+    parts = RunParts(config, base, [])
     for name, own in each.items():
         with _named(name, len(each) > 1):
             parts.members.append(_part(base, name, own, data[name], begun))
@@ -95,7 +95,7 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
     return parts
 
 
-def recruit(parts: Parts, name: str, given: Mapping[str, Any], begun: RunFolder | None = None) -> Job:
+def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFolder | None = None) -> Job:
     """A job that is submitted to a run, from what it says itself. `begun`: the run's folder where it is resumed. Raises `GraftError` for
     what is wrong with it."""
     try:
@@ -144,13 +144,13 @@ def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: P
     return data
 
 
-def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None) -> Part:
+def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None) -> JobParts:
     torch.manual_seed(own.train.seed)
     _attach(base, name, own)
     _refuse_too_long(base, name, data)
     job = Job.make(base.model, name, own.train, data.train, data.validation)
     job.reference = _reference(base, name, own, begun)
-    return Part(own, data, job)
+    return JobParts(own, data, job)
 
 
 def _reference(base: Base, name: str, own: RunConfig, begun: RunFolder | None) -> str | None:
@@ -192,9 +192,9 @@ def _attach(base: Base, name: str, config: RunConfig) -> None:
     if config.train.init_from is None:
         attach(model, {name: adapter})
         return
-    wanted = adapter.resolve(Atlas(unwrapped(model)).names()) if isinstance(adapter, Preset) else adapter
+    wanted = adapter.resolve(SiteTable(unwrapped(model)).names()) if isinstance(adapter, Preset) else adapter
     load(model, config.train.init_from, name=name)
-    there, here = (each.collapsed().model_dump() for each in (state_of(model).entry(name).config, wanted))
+    there, here = (each.collapsed().model_dump() for each in (state_of(model).adapter(name).config, wanted))
     differing = [
         f"{key} {there.get(key)} there, {here.get(key)} here"
         for key in {**there, **here}

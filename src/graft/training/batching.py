@@ -8,7 +8,7 @@ import numpy as np
 
 from graft.data import batches
 from graft.data.batches import Batch, Layout
-from graft.routing.passes import Pass
+from graft.routing.context import ForwardContext
 from graft.training.job import Job
 from graft.training.rows import Row
 from graft.utils.clock import timed
@@ -49,11 +49,11 @@ def lay_out(rows: Sequence[Row], layout: Layout, pad_id: int) -> Batch:
 
 
 @timed("batches")
-def pass_of(rows: Sequence[Row], layout: Layout, seeded: bool = True) -> Pass:
+def context_of(rows: Sequence[Row], layout: Layout, seeded: bool = True) -> ForwardContext:
     """Whose rows these are and where they lie. An encoder-decoder's rows have two lengths, so none is said: dropout then also covers
     padding, which changes nothing before it."""
     names = tuple(row.adapter for row in rows)
-    return Pass(
+    return ForwardContext(
         names[0] if len(set(names)) == 1 else names,
         lengths=None
         if any(row.example.answer is not None for row in rows)

@@ -32,8 +32,8 @@ from graft.data.overlap import OverlapReport, Question, overlap_reports
 from graft.data.preparing import samples_of
 from graft.formats.loading import load
 from graft.injection.state import unwrapped
-from graft.training.assembly import Parts, build
-from graft.training.batching import lay_out, longest, pass_of
+from graft.training.assembly import RunParts, build
+from graft.training.batching import context_of, lay_out, longest
 from graft.training.forward.causal import Forward
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
@@ -72,7 +72,7 @@ class Trial:
 class CheckReport:
     """What `graft check` found. `problems` is empty for a run that can start."""
 
-    parts: Parts
+    parts: RunParts
     base: MemoryReport
     sites: Summary
     layout: Decision
@@ -121,7 +121,7 @@ def check_each(config: AnyRun, against: Mapping[str, Sequence[Question]] | None 
 
 
 def _checked(
-    parts: Parts, forward: Forward, layout: Decision, against: Mapping[str, Sequence[Question]] | None
+    parts: RunParts, forward: Forward, layout: Decision, against: Mapping[str, Sequence[Question]] | None
 ) -> CheckReport:
     (part,), model = parts.members, parts.base.model
     job, data = part.job, part.config.data
@@ -148,7 +148,7 @@ def _checked(
     return CheckReport(parts, memory_report(model), own, layout, trial, difference, overlaps, tuple(problems))
 
 
-def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
+def _trial(parts: RunParts, forward: Forward, layout: Decision) -> Trial:
     """Measured on the real path; optimiser, data position and parameters stay as they are."""
     (part,) = parts.members
     job, train = part.job, part.config.train
@@ -171,7 +171,7 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
         seconds = float("inf")
         for _ in range(2):  # the first pass also warms up
             start = time.perf_counter()
-            losses_N = forward.losses(batch, pass_of(rows, layout.layout))
+            losses_N = forward.losses(batch, context_of(rows, layout.layout))
             loss = loss_of(rows, sums_by_row(losses_N, rows), sizes)
             loss.backward()
             value = float(loss.detach())
@@ -192,7 +192,7 @@ def _trial(parts: Parts, forward: Forward, layout: Decision) -> Trial:
     )
 
 
-def _reload(parts: Parts, job: Job) -> float:
+def _reload(parts: RunParts, job: Job) -> float:
     """Save, load beside the original, compare on a sample. Fresh weights are disturbed, so that a copy that stays fresh shows."""
     model, other = parts.base.model, f"{job.name}-reloaded"
     kept = {name: parameter.detach().clone() for name, parameter in parameters(model, job.name)}

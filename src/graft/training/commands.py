@@ -14,30 +14,30 @@ from graft.attaching.attach import detach
 from graft.attaching.parameters import names
 from graft.config.jobs import REFERENCE
 from graft.errors import GraftError
-from graft.runs.commands import Order, Orders
+from graft.runs.commands import CommandQueue, Order
 from graft.training.forward.layout import decide
 from graft.training.forward.tasks import forward_of
 from graft.training.job import FAILED, Job
-from graft.training.job_pool import Roster
-from graft.training.records.recorder import Ledger
+from graft.training.job_pool import JobPool
+from graft.training.records.recorder import Recorder
 
-Recruit = Callable[[str, Mapping[str, Any]], Job]
+BuildJob = Callable[[str, Mapping[str, Any]], Job]
 """Makes a job of its name and what it says, its adapter attached."""
 
 
-class Desk:
+class Commands:
     """Takes the orders of one run and changes its roster."""
 
     def __init__(
-        self, model: nn.Module, orders: Orders, roster: Roster, ledger: Ledger, recruit: Recruit | None, layout: str, pad_id: int
+        self, model: nn.Module, queue: CommandQueue, pool: JobPool, recorder: Recorder, build_job: BuildJob | None, layout: str, pad_id: int
     ) -> None:  # fmt: skip
-        self.model, self.orders, self.roster, self.ledger = model, orders, roster, ledger
-        self.recruit, self.layout, self.pad_id = recruit, layout, pad_id
+        self.model, self.queue, self.pool, self.recorder = model, queue, pool, recorder
+        self.build_job, self.layout, self.pad_id = build_job, layout, pad_id
 
-    def obey(self, step: int) -> None:
+    def handle(self, step: int) -> None:
         """Carry out what is due after this many steps."""
-        for order in self.orders.take(step):
-            job = self.roster.find(order["job"])
+        for order in self.queue.take(step):
+            job = self.pool.find(order["job"])
             if order["do"] == "unknown":
                 self._ignore(order, order["reason"])
             elif order["do"] == "submit":
@@ -46,37 +46,37 @@ class Desk:
                 self._ignore(order, f"there is no job '{order['job']}' that still trains")
             elif order["do"] == "cancel":
                 job.ended = "cancelled"
-                self.ledger.event("cancelled", job=job.name, step=step)
-                self.ledger.say(f"step {step}  {job.name} is cancelled")
+                self.recorder.event("cancelled", job=job.name, step=step)
+                self.recorder.say(f"step {step}  {job.name} is cancelled")
             else:
                 job.priority = order["priority"]
-                self.ledger.event("priority", job=job.name, step=step, priority=job.priority)
-                self.ledger.say(f"step {step}  {job.name} has priority {job.priority}")
+                self.recorder.event("priority", job=job.name, step=step, priority=job.priority)
+                self.recorder.say(f"step {step}  {job.name} has priority {job.priority}")
 
     def _ignore(self, order: Order, reason: str) -> None:
-        self.ledger.event("ignored", order=order, reason=reason)
-        self.ledger.say(f"'{order['do']} {order['job']}' is ignored: {reason}")
+        self.recorder.event("ignored", order=order, reason=reason)
+        self.recorder.say(f"'{order['do']} {order['job']}' is ignored: {reason}")
 
     def _enlist(self, order: Order, step: int) -> None:
-        name, recruit = order["job"], self.recruit
-        if name in self.roster or recruit is None:
-            self._ignore(order, f"there is a job '{name}' already" if recruit else "this run takes no new jobs")
+        name, build_job = order["job"], self.build_job
+        if name in self.pool or build_job is None:
+            self._ignore(order, f"there is a job '{name}' already" if build_job else "this run takes no new jobs")
             return
         try:
-            job = recruit(name, order["config"])
+            job = build_job(name, order["config"])
             decide(
                 forward_of(self.model), [job], self.layout, self.pad_id
             )  # a layout that is demanded has to hold for it
         except Exception as error:
             for each in {name, f"{name}{REFERENCE}"} & set(names(self.model)):
                 detach(self.model, each)
-            said = self.ledger.lost(step, name, error)
-            self.roster.gone[name] = {
+            said = self.recorder.lost(step, name, error)
+            self.pool.failed[name] = {
                 "state": FAILED, "step": 0, "steps": 0, "loss": None, "best": None, "ended": FAILED,
                 "priority": int(order["config"].get("priority", 0)), "error": said, "mistake": isinstance(error, GraftError),
             }  # fmt: skip
             return
-        self.roster.add(job)
-        self.ledger.reporter.total += job.steps
-        self.ledger.event("submitted", job=name, step=step, steps=job.steps)
-        self.ledger.say(f"step {step}  {name} joins with {job.steps:,} steps")
+        self.pool.add(job)
+        self.recorder.reporter.total += job.steps
+        self.recorder.event("submitted", job=name, step=step, steps=job.steps)
+        self.recorder.say(f"step {step}  {name} joins with {job.steps:,} steps")

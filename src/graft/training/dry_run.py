@@ -8,10 +8,10 @@ import torch
 
 from graft.data.batches import Layout
 from graft.errors import GraftError
-from graft.training.batching import cut, lay_out, longest, pass_of
+from graft.training.batching import context_of, cut, lay_out, longest
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
-from graft.training.job_pool import Roster
+from graft.training.job_pool import JobPool
 from graft.training.rows import Row
 from graft.training.scheduling.memory import Load, measuring
 
@@ -22,18 +22,18 @@ def fullest(jobs: Sequence[Job], budget: int, layout: Layout) -> list[Row]:
     return max(cut(rows, budget, layout), key=lambda some: sum(len(row.example) for row in some))
 
 
-def rehearse(forward: Forward, micro: Sequence[Row], layout: Layout, pad_id: int) -> None:
+def run_dry(forward: Forward, micro: Sequence[Row], layout: Layout, pad_id: int) -> None:
     """Forward and backward, without an update and without a trace."""
     batch = lay_out(micro, layout, pad_id).to(forward.device)
     with torch.random.fork_rng([forward.device] if forward.device.type == "cuda" else []):
-        (forward.losses(batch, pass_of(micro, layout)).sum() * 0.0).backward()
+        (forward.losses(batch, context_of(micro, layout)).sum() * 0.0).backward()
 
 
 def try_fullest(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout, pad_id: int) -> None:
     """What does not fit shall fail now, not in an hour. Raises `GraftError` that says what helps."""
     micro = fullest(jobs, budget, layout)
     try:
-        rehearse(forward, micro, layout, pad_id)
+        run_dry(forward, micro, layout, pad_id)
     except torch.OutOfMemoryError as error:
         raise GraftError(
             f"the longest batch ({sum(len(row.example) for row in micro):,} tokens) does not fit into the memory of "
@@ -42,13 +42,13 @@ def try_fullest(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layo
         ) from error
 
 
-def calibrate(forward: Forward, roster: Roster, pad_id: int) -> None:
+def calibrate(forward: Forward, pool: JobPool, pad_id: int) -> None:
     """Measure the fullest batch and parts of it, so that the memory of a step is known before the first."""
-    micro = sorted(fullest(roster.live, roster.budget, roster.layout), key=lambda row: len(row.example))
+    micro = sorted(fullest(pool.live, pool.budget, pool.layout), key=lambda row: len(row.example))
     for share in (1, 2, 4):
         rows = sorted(micro[: -(-len(micro) // share)], key=lambda row: row.job.arrival)
         with measuring(forward.device) as peak:
-            rehearse(forward, rows, roster.layout, pad_id)
-        roster.observe(Load.of([len(row.example) for row in rows], roster.layout == "padded"), peak.num_bytes)
-    if not roster.memory.seen:
+            run_dry(forward, rows, pool.layout, pad_id)
+        pool.observe(Load.of([len(row.example) for row in rows], pool.layout == "padded"), peak.num_bytes)
+    if not pool.memory.seen:
         raise GraftError("scheduler.memory needs measured peaks, which this system cannot give: set scheduler.resident")

@@ -16,7 +16,7 @@ from graft.utils.clock import timed
 
 
 @timed("step")
-def step_together(
+def joint_step(
     forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout, pad_id: int
 ) -> tuple[dict[str, Outcome], dict[str, Exception]]:
     """One optimiser step of all jobs: what it gave, and what went wrong, by job. Of a job that fails nothing was changed,

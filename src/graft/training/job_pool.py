@@ -16,20 +16,20 @@ from graft.data.batches import Layout
 from graft.runs.folder import RunFolder
 from graft.training.batching import cut, longest
 from graft.training.job import Job
-from graft.training.offload import park, unpark
+from graft.training.offload import offload, reload
 from graft.training.scheduling.admission import admit, in_order, window
 from graft.training.scheduling.halving import Halving
 from graft.training.scheduling.memory import Load, MemoryModel, memory_limit
 
 
-class Roster:
+class JobPool:
     """Jobs in the order of coming. `gone` holds the last record of those that failed; they have no adapter any more."""
 
     def __init__(self, jobs: Sequence[Job], config: SchedulerConfig, budget: int) -> None:
         self.jobs, self.config, self.budget = list(jobs), config, budget
         for arrival, job in enumerate(self.jobs):
             job.arrival = arrival
-        self.gone: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, dict[str, Any]] = {}
         self.halving = Halving(config.halving)
         self.memory = MemoryModel()
         self.limit: int | None = None
@@ -37,7 +37,7 @@ class Roster:
         self._fullest: dict[tuple[str, str], Load] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self.gone or any(job.name == name for job in self.jobs)
+        return name in self.failed or any(job.name == name for job in self.jobs)
 
     def find(self, name: str) -> Job | None:
         """A job by name, if it has not left."""
@@ -70,9 +70,9 @@ class Roster:
         leaving = [job for job in self.resident if job not in admitted]
         coming = [job for job in admitted if not job.resident]
         for job in leaving:
-            park(folder, model, job)
+            offload(folder, model, job)
         for job in coming:
-            unpark(folder, model, job)
+            reload(folder, model, job)
         return bool(leaving or coming)
 
     def next(self) -> list[Job]:
@@ -125,10 +125,10 @@ class Roster:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the jobs themselves."""
-        return {"gone": self.gone, "halving": self.halving.state(), "memory": self.memory.seen}
+        return {"gone": self.failed, "halving": self.halving.state(), "memory": self.memory.seen}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was made."""
-        self.gone = state["gone"]
+        self.failed = state["gone"]
         self.halving = Halving(self.config.halving, state["halving"])
         self.memory = MemoryModel([tuple(each) for each in state["memory"]])

@@ -23,7 +23,7 @@ from graft.utils.files import explained
 
 
 @timed("checkpoints")
-def park(folder: RunFolder, model: nn.Module, job: Job) -> None:
+def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     """Free a job's memory. The file is new each time: checkpoints may hold links to an older one."""
     path = aside(folder, job)
     fresh = path.with_name(f".{path.name}.tmp")
@@ -34,18 +34,18 @@ def park(folder: RunFolder, model: nn.Module, job: Job) -> None:
     for _, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         tensor.grad = None
-    state_of(model).entries[job.name].aside = True
+    state_of(model).adapters[job.name].aside = True
     job.optimizer.state.clear()
     job.resident = False
 
 
 @timed("checkpoints")
-def unpark(folder: RunFolder, model: nn.Module, job: Job) -> None:
+def reload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     """Bring a job back as it was."""
     stored = load_file(aside(folder, job))
     own = part(stored, ADAPTER)
     for name, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = own[name].to(tensor.device)
     restore_optimizer(job.optimizer, list(job.params), part(stored, OPTIMISER))
-    state_of(model).entries[job.name].aside = False
+    state_of(model).adapters[job.name].aside = False
     job.resident = True

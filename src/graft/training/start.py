@@ -14,9 +14,9 @@ from graft.config import AnyRun, RunConfig
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.errors import GraftError
 from graft.kernels import chosen
-from graft.runs.commands import Orders
+from graft.runs.commands import CommandQueue
 from graft.runs.folder import RunFolder
-from graft.training.assembly import Part, Parts, build, recruit
+from graft.training.assembly import JobParts, RunParts, build, build_job
 from graft.training.checkpoints import read_state, tidy
 from graft.training.engine import Engine
 from graft.training.job import Job
@@ -66,10 +66,10 @@ def resume(run: RunFolder | str | Path, *, quiet: bool = False) -> RunFolder:
     state = folder.read_status().get("state")
     if state == "running":
         raise GraftError(f"the run in {folder.path} is still running")
-    config, orders = folder.config, Orders(folder.path)
+    config, queue = folder.config, CommandQueue(folder.path)
     tidy(folder)
     steps = folder.checkpoints()
-    if state == "finished" and steps and folder.adapters() and not orders.placed():
+    if state == "finished" and steps and folder.adapters() and not queue.placed():
         Reporter(0, quiet=quiet).say(f"The run in {folder.path} is finished: there is nothing to go on with.")
         return folder
     last = steps[-1] if steps else 0
@@ -78,9 +78,9 @@ def resume(run: RunFolder | str | Path, *, quiet: bool = False) -> RunFolder:
     else:
         there = read_state(folder, last)
         parts = build(config, there["jobs"], folder)
-        for order in orders.journal.read()[: there["orders"]]:
+        for order in queue.journal.read()[: there["orders"]]:
             if order["do"] == "submit" and order["job"] in there["jobs"]:
-                recruit(parts, order["job"], order["config"], folder)
+                build_job(parts, order["job"], order["config"], folder)
     folder.metrics.keep(lambda line: line["step"] <= last)
     _run(parts, folder, last or None, quiet)
     return folder
@@ -90,7 +90,7 @@ def _one_or_each(values: dict[str, str]) -> str | dict[str, str]:
     return next(iter(values.values())) if len(values) == 1 else values
 
 
-def _run(parts: Parts, folder: RunFolder, checkpoint: int | None, quiet: bool) -> None:
+def _run(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool) -> None:
     config, common = parts.config, parts.config.common()
     settings = Settings(
         pad_id=pad_id(parts.base.tokenizer, parts.base.model),
@@ -121,20 +121,20 @@ def _run(parts: Parts, folder: RunFolder, checkpoint: int | None, quiet: bool) -
     engine.run(checkpoint)
 
 
-def _recruit(parts: Parts, folder: RunFolder, name: str, given: Mapping[str, Any]) -> Job:
-    job = recruit(parts, name, given)
+def _recruit(parts: RunParts, folder: RunFolder, name: str, given: Mapping[str, Any]) -> Job:
+    job = build_job(parts, name, given)
     _write_samples(folder, parts.of(job), parts.base.tokenizer)
     _keep_reference(folder, parts, job)
     return job
 
 
-def _keep_reference(folder: RunFolder, parts: Parts, job: Job) -> None:
+def _keep_reference(folder: RunFolder, parts: RunParts, job: Job) -> None:
     """references/<name>: what a job's answers are compared with, for resuming when train.init_from is no longer what it was."""
     if job.reference is not None:
         save(parts.base.model, job.reference, folder.reference_dir(job.name))
 
 
-def _announce(parts: Parts, part: Part, folder: RunFolder, reporter: Reporter, checkpoint: int | None) -> None:
+def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Reporter, checkpoint: int | None) -> None:
     job, data = part.job, part.data.report
     count = sum(parameter.numel() for parameter in job.params.values())
     held = f", {data.validation.samples:,} held out" if data.validation else ""
@@ -164,7 +164,7 @@ def reference_note(config: RunConfig) -> str | None:
 
 
 @timed("checkpoints")
-def _publish(parts: Parts, folder: RunFolder, engine: Engine, job: Job) -> None:
+def _publish(parts: RunParts, folder: RunFolder, engine: Engine, job: Job) -> None:
     """adapters/<name>: weights, config, template, model card."""
     part = parts.of(job)
     counts, template = part.data.report.train, part.data.template
@@ -176,7 +176,7 @@ def _publish(parts: Parts, folder: RunFolder, engine: Engine, job: Job) -> None:
     }
     best = f"Validation loss (step {job.best['step']:.0f}, the weights here)" if job.best else "Validation loss"
     losses = {
-        "Training loss of the last step": engine.ledger.losses.get(job.name),
+        "Training loss of the last step": engine.recorder.losses.get(job.name),
         best: job.best["loss"] if job.best else None,
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -186,7 +186,7 @@ def _publish(parts: Parts, folder: RunFolder, engine: Engine, job: Job) -> None:
     save(parts.base.model, job.name, folder.adapter_dir(job.name), extra_files=files)
 
 
-def _counted(part: Part) -> str:
+def _counted(part: JobParts) -> str:
     """How much of the data counts in the loss."""
     if len(part.data.train.labels):
         return "one label each"
@@ -195,7 +195,7 @@ def _counted(part: Part) -> str:
     return f"{part.data.report.train.targets:,} supervised ({part.config.data.train_on})"
 
 
-def _write_samples(folder: RunFolder, part: Part, tokenizer: Any) -> None:
+def _write_samples(folder: RunFolder, part: JobParts, tokenizer: Any) -> None:
     """samples.jsonl: the first three samples as the model sees them, with what is trained on."""
     for index in range(min(3, len(part.data.train))):
         example = part.data.train[index]

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from graft.data.batches import Layout
 from graft.errors import GraftError
-from graft.training.batching import cut, lay_out, pass_of
+from graft.training.batching import context_of, cut, lay_out
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
 from graft.training.objectives import Scores, Size
@@ -105,7 +105,7 @@ def make_gradients(forward: Forward, jobs: Sequence[Job], budget: int, layout: L
     done: list[Row] = []
     sums: list[Tensor] = []
     for micro in cut(rows, budget, layout):
-        losses_N = forward.losses(lay_out(micro, layout, pad_id).to(forward.device), pass_of(micro, layout))
+        losses_N = forward.losses(lay_out(micro, layout, pad_id).to(forward.device), context_of(micro, layout))
         sums_R = sums_by_row(losses_N, micro)
         loss_of(micro, sums_R, sizes).backward()
         done, sums = [*done, *micro], [*sums, sums_R.detach()]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graft.data.batches import Layout
-from graft.training.batching import cut, lay_out, pass_of
+from graft.training.batching import context_of, cut, lay_out
 from graft.training.forward.causal import Forward
 from graft.training.forward.modes import evaluating
 from graft.training.forward.tasks import LabelForward
@@ -36,13 +36,13 @@ def validation_scores(forward: Forward, job: Job, budget: int, layout: Layout, p
     with evaluating(forward.model):
         for micro in cut(rows, budget, layout):
             batch = lay_out(micro, layout, pad_id).to(forward.device)
-            pass_ = pass_of(micro, layout, seeded=False)
+            context = context_of(micro, layout, seeded=False)
             if isinstance(forward, LabelForward):
-                logits = forward.logits(batch, pass_)
+                logits = forward.logits(batch, context)
                 losses_N = forward.losses_of(logits, batch)
                 right += int((logits.argmax(-1) == batch.target_ids).sum()) if classes else 0
             else:
-                losses_N = forward.losses(batch, pass_)
+                losses_N = forward.losses(batch, context)
             done, sums = [*done, *micro], [*sums, sums_by_row(losses_N, micro).cpu()]
     scores = job.objective.scores(done, torch.cat(sums))
     if classes:

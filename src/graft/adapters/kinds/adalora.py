@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import AdapterConfig, Shared
-from graft.adapters.parts.weight_delta import Difference
-from graft.architectures.site import Place
+from graft.adapters.parts.weight_delta import WeightDelta
+from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 UNSEEN_STEPS = 3
 """Changes of the weights that count as training; one may be a trial step that is taken back."""
@@ -83,17 +83,17 @@ class AdaLoRA(AdapterConfig):
     def folds(self) -> bool:
         return True
 
-    def build(self, place: Place) -> AdaLoRAAdapter:
-        return AdaLoRAAdapter(self, place)
+    def build(self, spec: SiteSpec) -> AdaLoRAAdapter:
+        return AdaLoRAAdapter(self, spec)
 
-    def build_shared(self, places: Sequence[Place]) -> Shared | None:
+    def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
         return None if self.target_rank is None else Allocator(self)
 
     def collapsed(self) -> AdaLoRA:
         return self.model_copy(update={"target_rank": None})
 
 
-class AdaLoRAAdapter(Difference):
+class AdaLoRAAdapter(WeightDelta):
     """P [O, R] and Q [R, I] from N(0, 0.02), E [R] at zero, and which triplets are kept [R].
 
     While ranks are being given, the running means of every entry's sensitivity and its deviation go along, for exact resuming.
@@ -101,14 +101,14 @@ class AdaLoRAAdapter(Difference):
 
     kept: Tensor
 
-    def __init__(self, config: AdaLoRA, place: Place) -> None:
-        super().__init__(place, config.dropout)
-        like = {"dtype": place.dtype, "device": place.device}
+    def __init__(self, config: AdaLoRA, spec: SiteSpec) -> None:
+        super().__init__(spec, config.dropout)
+        like = {"dtype": spec.dtype, "device": spec.device}
         self.scale = config.alpha / (config.init_rank + config.epsilon)
-        self.P = nn.Parameter(torch.empty(place.out_features, config.init_rank, **like).normal_(std=0.02))
+        self.P = nn.Parameter(torch.empty(spec.out_features, config.init_rank, **like).normal_(std=0.02))
         self.E = nn.Parameter(torch.zeros(config.init_rank, **like))
-        self.Q = nn.Parameter(torch.empty(config.init_rank, place.in_features, **like).normal_(std=0.02))
-        self.register_buffer("kept", torch.ones(config.init_rank, dtype=torch.bool, device=place.device))
+        self.Q = nn.Parameter(torch.empty(config.init_rank, spec.in_features, **like).normal_(std=0.02))
+        self.register_buffer("kept", torch.ones(config.init_rank, dtype=torch.bool, device=spec.device))
         self.means = ("sensitivity", "deviation") if config.target_rank is not None else ()
         for name in self.means:
             for key in "PEQ":
@@ -127,7 +127,7 @@ class AdaLoRAAdapter(Difference):
     def difference(self) -> Tensor:
         return (self.P * torch.where(self.kept, self.E, 0.0) * self.scale) @ self.Q
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training and self.means and not torch.compiler.is_compiling():
             (shared,) = self._shared
             assert isinstance(shared, Allocator)

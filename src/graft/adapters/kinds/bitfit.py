@@ -8,13 +8,13 @@ Legend: O output features.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from graft.adapters.base import Adapter, AdapterConfig, Surroundings
 from graft.adapters.parts.scaling import OutputScaling
-from graft.architectures.site import Place, SiteType
+from graft.architectures.site import SiteSpec, SiteType
 from graft.errors import GraftError
 
 
@@ -22,7 +22,7 @@ class BitFit(AdapterConfig):
     """The biases of the base, as differences."""
 
     source = "arXiv 2106.10199"
-    takes = frozenset[SiteType]({"linear", "norm"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "norm"})
     needs = frozenset({"bias"})
     suits = "A small baseline for encoders; the base has to have biases."
 
@@ -33,18 +33,18 @@ class BitFit(AdapterConfig):
     def folds(self) -> bool:
         return True
 
-    def build(self, place: Place) -> Adapter:
-        return BitFitAdapter(place)
+    def build(self, spec: SiteSpec) -> Adapter:
+        return BitFitAdapter(spec)
 
 
 class BitFitAdapter(OutputScaling):
     """bias [O], a difference to the bias that the host has."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place, "outside", scaled=False)
-        self.path = place.module
+    def __init__(self, spec: SiteSpec) -> None:
+        super().__init__(spec, "outside", scaled=False)
+        self.path = spec.module
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         if not isinstance(around.bias(), Tensor):
             raise GraftError(f"'{self.path}' has no bias to train: name sites that have one; `bias` names them all")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from graft.adapters.base import Shared
 from graft.adapters.kinds.series import SeriesConfig
 from graft.adapters.parts.bottleneck import like
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
 
 
@@ -55,20 +55,20 @@ class Compacter(SeriesConfig):
     def starts_as_identity(self) -> bool:
         return False
 
-    def layers(self, place: Place, width_in: int, width_out: int) -> tuple[nn.Module, nn.Module]:
-        return PHMLinear(self, place, width_in, self.bottleneck), PHMLinear(self, place, self.bottleneck, width_out)
+    def layers(self, spec: SiteSpec, width_in: int, width_out: int) -> tuple[nn.Module, nn.Module]:
+        return PHMLinear(self, spec, width_in, self.bottleneck), PHMLinear(self, spec, self.bottleneck, width_out)
 
-    def build_shared(self, places: Sequence[Place]) -> Shared | None:
-        return Rule(self, places[0]) if self.share_rule else None
+    def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
+        return Rule(self, specs[0]) if self.share_rule else None
 
 
 class Rule(Shared):
     """The n matrices A_i, whole or as products left [n, n, r] right [n, r, n]."""
 
-    def __init__(self, config: Compacter, place: Place) -> None:
+    def __init__(self, config: Compacter, spec: SiteSpec) -> None:
         super().__init__()
         n, rank = config.products, config.rule_rank
-        place_like = {"dtype": place.dtype, "device": place.device}
+        place_like = {"dtype": spec.dtype, "device": spec.device}
         shapes = {"rule": (n, n, n)} if rank is None else {"left": (n, n, rank), "right": (n, rank, n)}
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, **place_like).normal_(std=config.rule_std)))
@@ -81,15 +81,15 @@ class Rule(Shared):
 class PHMLinear(nn.Module):
     """x [..., I] -> x H + b [..., O], computed in the input's dtype."""
 
-    def __init__(self, config: Compacter, place: Place, width_in: int, width_out: int) -> None:
+    def __init__(self, config: Compacter, spec: SiteSpec, width_in: int, width_out: int) -> None:
         super().__init__()
         n, rank = config.products, config.rank
         if width_in % n or width_out % n:
             raise GraftError(
-                f"compacter: {n} products must divide both widths of a layer; at '{place.module}' they are {width_in} and {width_out}"
+                f"compacter: {n} products must divide both widths of a layer; at '{spec.module}' they are {width_in} and {width_out}"
             )
-        place_like = {"dtype": place.dtype, "device": place.device}
-        self.rule = None if config.share_rule else Rule(config, place)
+        place_like = {"dtype": spec.dtype, "device": spec.device}
+        self.rule = None if config.share_rule else Rule(config, spec)
         into, out = width_in // n, width_out // n
         shapes = {"B": (n, into, out)} if rank is None else {"S": (n, into, rank), "T": (n, rank, out)}
         for name, shape in shapes.items():

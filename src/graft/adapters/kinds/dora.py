@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from graft.adapters.base import Surroundings
 from graft.adapters.kinds.lora import LoRAAdapter, LoRAFields
-from graft.architectures.site import Place
-from graft.routing.passes import Context
+from graft.architectures.site import SiteSpec
+from graft.routing.context import AdapterContext
 
 
 class DoRA(LoRAFields):
@@ -33,19 +33,19 @@ class DoRA(LoRAFields):
 
     kind: Literal["dora"] = "dora"
 
-    def build(self, place: Place) -> DoRAAdapter:
-        return DoRAAdapter(self, place)
+    def build(self, spec: SiteSpec) -> DoRAAdapter:
+        return DoRAAdapter(self, spec)
 
 
 class DoRAAdapter(LoRAAdapter):
     """LoRA's A and B, and magnitude m [O], which starts as the row norms of the frozen weight."""
 
-    def __init__(self, config: DoRA, place: Place) -> None:
-        super().__init__(config, place)
-        self.magnitude = nn.Parameter(torch.ones(place.out_features, dtype=place.dtype, device=place.device))
+    def __init__(self, config: DoRA, spec: SiteSpec) -> None:
+        super().__init__(config, spec)
+        self.magnitude = nn.Parameter(torch.ones(spec.out_features, dtype=spec.dtype, device=spec.device))
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         with torch.no_grad():
             self.magnitude.copy_(self._norm())
 
@@ -56,7 +56,7 @@ class DoRAAdapter(LoRAAdapter):
         norm = torch.addmm(weight, self.B, self.A, alpha=self.scale).norm(dim=1)
         return norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         bias = self.around.bias()
         if self.training and self.p:
             x = ctx.dropout(x, self.p, self.site).to(h.dtype)

@@ -12,17 +12,17 @@ Legend: I input features, O output features, V rows of the table, T chosen token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import Adapter, AdapterConfig, Shared, Surroundings
-from graft.architectures.site import Place, SiteLike, SiteType
+from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
-from graft.ops.base_copy import Twin, refuse_several_inputs, table_of
-from graft.routing.passes import Context
+from graft.ops.base_copy import BaseCopy, refuse_several_inputs, table_of
+from graft.routing.context import AdapterContext
 
 
 class Full(AdapterConfig):
@@ -32,7 +32,7 @@ class Full(AdapterConfig):
     naming one of the two changes that one alone, and cannot be merged into the weight that both use.
     """
 
-    takes = frozenset[SiteType]({"linear", "embedding", "norm", "other"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "embedding", "norm", "other"})
     suits = "What low-rank differences do not reach: norms, a task's head, rows of new tokens. As large as the modules it names."
 
     kind: Literal["full"] = "full"
@@ -59,14 +59,14 @@ class Full(AdapterConfig):
         if len(set(self.tokens)) != len(self.tokens) or any(token < 0 for token in self.tokens):
             raise GraftError(f"tokens: each id once and none below 0; given {list(self.tokens)}")
 
-    def build_shared(self, places: Sequence[Place]) -> Shared | None:
-        types = [place.type for place in places]
+    def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
+        types = [spec.type for spec in specs]
         return Ties() if "embedding" in types and len(types) > 1 else None
 
-    def build(self, place: Place) -> Adapter:
-        if place.type in ("linear", "embedding"):
-            return (FullRows if self.tokens else FullLinear if place.type == "linear" else FullEmbedding)(self, place)
-        return FullModule(place)
+    def build(self, spec: SiteSpec) -> Adapter:
+        if spec.type in ("linear", "embedding"):
+            return (FullRows if self.tokens else FullLinear if spec.type == "linear" else FullEmbedding)(self, spec)
+        return FullModule(spec)
 
 
 class Ties(Shared):
@@ -86,15 +86,15 @@ class FullWeight(Adapter):
 
     weight: nn.Parameter | None
 
-    def __init__(self, place: Place, rows: int, width: int) -> None:
-        super().__init__(place)
-        self.like = {"dtype": place.dtype, "device": place.device}
+    def __init__(self, spec: SiteSpec, rows: int, width: int) -> None:
+        super().__init__(spec)
+        self.like = {"dtype": spec.dtype, "device": spec.device}
         self.weight = nn.Parameter(torch.zeros(rows, width, **self.like))
         self._shared: tuple[Shared, ...] = ()
         self._holder: tuple[FullWeight, ...] = ()
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         weight = getattr(around.host, "weight", None)
         if not self._shared or weight is None:
             return
@@ -122,11 +122,11 @@ class FullWeight(Adapter):
 class FullLinear(FullWeight):
     """weight [O, I] and, where asked for, bias [O]; both start at zero."""
 
-    def __init__(self, config: Full, place: Place) -> None:
-        super().__init__(place, place.out_features, place.in_features)
-        self.bias = nn.Parameter(torch.zeros(place.out_features, **self.like)) if config.train_bias else None
+    def __init__(self, config: Full, spec: SiteSpec) -> None:
+        super().__init__(spec, spec.out_features, spec.in_features)
+        self.bias = nn.Parameter(torch.zeros(spec.out_features, **self.like)) if config.train_bias else None
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         bias = None if self.bias is None else self.bias.to(h.dtype)
         return h + F.linear(x.to(h.dtype), self.difference.to(h.dtype), bias)
 
@@ -140,31 +140,29 @@ class FullLinear(FullWeight):
 class FullEmbedding(FullWeight):
     """weight [V, O], looked up and scaled the way the base does its own table."""
 
-    def __init__(self, config: Full, place: Place) -> None:
-        super().__init__(place, place.in_features, place.out_features)
+    def __init__(self, config: Full, spec: SiteSpec) -> None:
+        super().__init__(spec, spec.in_features, spec.out_features)
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         self._twin = (table_of(around.host),)
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         return h + self._twin[0].run({"weight": self.difference}, x).to(h.dtype)
 
 
 class FullRows(FullWeight):
     """weight [T, O]: rows of a table, or of a head's weight. `start` [T, O] are the rows that they are the difference to."""
 
-    def __init__(self, config: Full, place: Place) -> None:
-        linear = place.type == "linear"
-        self.rows, width = (
-            (place.out_features, place.in_features) if linear else (place.in_features, place.out_features)
-        )
-        super().__init__(place, len(config.tokens), width)
+    def __init__(self, config: Full, spec: SiteSpec) -> None:
+        linear = spec.type == "linear"
+        self.rows, width = (spec.out_features, spec.in_features) if linear else (spec.in_features, spec.out_features)
+        super().__init__(spec, len(config.tokens), width)
         if self.rows <= max(config.tokens):
-            raise GraftError(f"tokens: there is no row {max(config.tokens)}; '{place.module}' has {self.rows} rows")
-        chosen = torch.tensor(config.tokens, device=place.device)
-        row_of = torch.full((self.rows,), len(chosen), device=place.device).scatter(
-            0, chosen, torch.arange(len(chosen), device=place.device)
+            raise GraftError(f"tokens: there is no row {max(config.tokens)}; '{spec.module}' has {self.rows} rows")
+        chosen = torch.tensor(config.tokens, device=spec.device)
+        row_of = torch.full((self.rows,), len(chosen), device=spec.device).scatter(
+            0, chosen, torch.arange(len(chosen), device=spec.device)
         )
         self.linear = linear
         self.register_buffer("chosen", chosen, persistent=False)
@@ -176,8 +174,8 @@ class FullRows(FullWeight):
     """[V] token id -> its row here; T, a row of zeros, for all others."""
     start: Tensor | None
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         frozen = around.weight()
         self.register_buffer("start", None if self._holder else frozen.detach()[self.chosen].to(**self.like))
         if not self.linear:
@@ -190,7 +188,7 @@ class FullRows(FullWeight):
         assert isinstance(holder, FullRows) and holder.start is not None
         return holder.start + self.difference
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         change = self.rows_now() - self.around.weight()[self.chosen].to(self.difference.dtype)
         if not self.linear:
             table = torch.cat([change, change.new_zeros(1, change.shape[1])])
@@ -206,14 +204,14 @@ class FullModule(Adapter):
 
     runs_host = True
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self.like, self.path = {"dtype": place.dtype, "device": place.device}, place.module
+    def __init__(self, spec: SiteSpec) -> None:
+        super().__init__(spec)
+        self.like, self.path = {"dtype": spec.dtype, "device": spec.device}, spec.module
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         refuse_several_inputs(around.host)
-        self._twin = (Twin(around.host),)
+        self._twin = (BaseCopy(around.host),)
         frozen = self._twin[0].names()
         if not frozen:
             raise GraftError(f"'{self.path}' ({type(around.host).__name__}) has no parameters to train")
@@ -237,7 +235,7 @@ class FullModule(Adapter):
             now[name] = (frozen[name].to(difference.dtype) + difference).to(frozen[name].dtype)
         return now
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         return self._twin[0].run(self.parameters_now(), x).reshape(h.shape).to(h.dtype)
 
     def fold_all(self) -> dict[str, Tensor]:

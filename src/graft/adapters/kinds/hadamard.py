@@ -13,7 +13,7 @@ from typing import Literal
 from graft.adapters.base import Adapter, AdapterConfig
 from graft.adapters.kinds.full import Full
 from graft.adapters.parts.scaling import InputScaling, OutputScaling
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
 
 
@@ -61,5 +61,5 @@ class Hadamard(AdapterConfig):
         chosen = "mlp" if self.norm == "mlp" else sublayer
         return f"{head}.norm.{chosen}{at}{layers}".removeprefix(".")
 
-    def build(self, place: Place) -> Adapter:
-        return OutputScaling(place, "outside") if self.position == "after" else InputScaling(place, shift=True)
+    def build(self, spec: SiteSpec) -> Adapter:
+        return OutputScaling(spec, "outside") if self.position == "after" else InputScaling(spec, shift=True)

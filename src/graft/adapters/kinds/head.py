@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import Adapter, AdapterConfig, Surroundings
-from graft.architectures.site import Place
-from graft.routing.passes import Context
+from graft.architectures.site import SiteSpec
+from graft.routing.context import AdapterContext
 
 
 class Head(AdapterConfig):
@@ -29,25 +29,25 @@ class Head(AdapterConfig):
     def folds(self) -> bool:
         return True
 
-    def build(self, place: Place) -> HeadAdapter:
-        return HeadAdapter(place)
+    def build(self, spec: SiteSpec) -> HeadAdapter:
+        return HeadAdapter(spec)
 
 
 class HeadAdapter(Adapter):
     """weight [O, I] and, where the base's layer has one, bias [O]."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self.place = place
+    def __init__(self, spec: SiteSpec) -> None:
+        super().__init__(spec)
+        self.spec = spec
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
-        like = {"dtype": self.place.dtype, "device": self.place.device}
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
+        like = {"dtype": self.spec.dtype, "device": self.spec.device}
         bias = around.bias()
         self.weight = nn.Parameter(around.weight().detach().to(**like, copy=True))
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(**like, copy=True))
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         bias = None if self.bias is None else self.bias.to(h.dtype)
         return F.linear(x.to(h.dtype), self.weight.to(h.dtype), bias)
 

@@ -13,7 +13,7 @@ from typing import Literal
 from graft.adapters.base import Adapter, AdapterConfig
 from graft.adapters.parts.scaling import InputScaling, OutputScaling
 from graft.adapters.parts.weight_delta import matches
-from graft.architectures.site import Place, SiteLike
+from graft.architectures.site import SiteLike, SiteSpec
 from graft.errors import GraftError
 
 
@@ -40,6 +40,6 @@ class IA3(AdapterConfig):
                     f"inputs: '{pattern}' matches none of the adapter's sites ({names}; e.g. module {sites[0].module})"
                 )
 
-    def build(self, place: Place) -> Adapter:
-        on_input = any(matches(pattern, place) for pattern in self.inputs)
-        return InputScaling(place) if on_input else OutputScaling(place)
+    def build(self, spec: SiteSpec) -> Adapter:
+        on_input = any(matches(pattern, spec) for pattern in self.inputs)
+        return InputScaling(spec) if on_input else OutputScaling(spec)

@@ -11,7 +11,7 @@ Legend: P prompts, C width of the layer, B rows, L length, H query heads, K key-
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from graft.adapters.base import AdapterConfig, Surroundings, frozen
 from graft.adapters.hooks import AttentionAdapter
 from graft.architectures.layers import is_norm
-from graft.architectures.site import Place, SiteType
+from graft.architectures.site import SiteSpec, SiteType
 from graft.errors import GraftError
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 
 class LLaMAAdapter(AdapterConfig):
     """A gated second attention over learned prompts in the topmost layers."""
 
-    takes = frozenset[SiteType]({"attention"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"attention"})
     source = "arXiv 2303.16199"
     suits = "Instruction following from a few prompts in the top layers; its gates begin at zero, so training begins at the base."
 
@@ -45,25 +45,25 @@ class LLaMAAdapter(AdapterConfig):
     """Standard deviation of the initial prompts."""
     sites: str | tuple[str, ...] = "attn@last30"
 
-    def build(self, place: Place) -> LLaMAAdapterModule:
-        return LLaMAAdapterModule(self, place)
+    def build(self, spec: SiteSpec) -> LLaMAAdapterModule:
+        return LLaMAAdapterModule(self, spec)
 
 
 class LLaMAAdapterModule(AttentionAdapter):
     """prompts [P, C] and gate [H] or [1] of one layer."""
 
-    def __init__(self, config: LLaMAAdapter, place: Place) -> None:
-        super().__init__(place)
-        like = {"dtype": place.dtype, "device": place.device}
-        self.shape, self.squash = (config.tokens, place.num_kv_heads, place.head_dim), config.squash == "tanh"
+    def __init__(self, config: LLaMAAdapter, spec: SiteSpec) -> None:
+        super().__init__(spec)
+        like = {"dtype": spec.dtype, "device": spec.device}
+        self.shape, self.squash = (config.tokens, spec.num_kv_heads, spec.head_dim), config.squash == "tanh"
         self.adds_behind = config.adds == "after_o"
         self.left: dict[int, Tensor] = {}
         """What is added behind the output projection, from there to here."""
-        self.prompts = nn.Parameter(torch.empty(config.tokens, place.in_features, **like).normal_(std=config.init_std))
-        self.gate = nn.Parameter(torch.zeros(place.num_heads if config.gate == "head" else 1, **like))
+        self.prompts = nn.Parameter(torch.empty(config.tokens, spec.in_features, **like).normal_(std=config.init_std))
+        self.gate = nn.Parameter(torch.zeros(spec.num_heads if config.gate == "head" else 1, **like))
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         name = type(around.host).__name__
         if missing := [letter for letter in ("kvo" if self.adds_behind else "kv") if letter not in around.projections]:
             raise GraftError(
@@ -93,7 +93,7 @@ class LLaMAAdapterModule(AttentionAdapter):
             keys = frozen(norm, keys.view(shape))
         return keys.view(self.shape), values.view(self.shape)
 
-    def beside(self, query: Tensor, scaling: float, ctx: Context) -> Tensor:
+    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext) -> Tensor:
         keys_PKD, values_PKD = self._keys_values(query.dtype)
         group = query.shape[2] // keys_PKD.shape[1]
         keys_PHD, values_PHD = (x.repeat_interleave(group, 1) for x in (keys_PKD, values_PKD))
@@ -106,10 +106,10 @@ class LLaMAAdapterModule(AttentionAdapter):
         self.left[_run(ctx)] = attended_BLHD.flatten(2)
         return torch.zeros_like(attended_BLHD)
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         return h + self.left.pop(_run(ctx))
 
 
-def _run(ctx: Context) -> int:
+def _run(ctx: AdapterContext) -> int:
     """Which of the pass's groups of rows this is; a compiled graph has one."""
     return 0 if torch.compiler.is_compiling() else id(ctx)

@@ -12,7 +12,7 @@ from typing import Literal
 from graft.adapters.base import Adapter, AdapterConfig
 from graft.adapters.kinds.full import Full
 from graft.adapters.parts.scaling import InputScaling, OutputScaling
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 
 
 class LLaMAAdapterV2(AdapterConfig):
@@ -39,7 +39,7 @@ class LLaMAAdapterV2(AdapterConfig):
     def parts(self) -> tuple[AdapterConfig, ...]:
         return (self.model_copy(update={"norms": False}), Full(sites="norm")) if self.norms else (self,)
 
-    def build(self, place: Place) -> Adapter:
+    def build(self, spec: SiteSpec) -> Adapter:
         if self.scale == "input":
-            return InputScaling(place, bias=True)
-        return OutputScaling(place, "inside", scaled=self.scale == "output")
+            return InputScaling(spec, bias=True)
+        return OutputScaling(spec, "inside", scaled=self.scale == "output")

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graft.adapters.parts.weight_delta import Difference, LowRank
-from graft.architectures.site import Place
+from graft.adapters.parts.weight_delta import LowRank, WeightDelta
+from graft.architectures.site import SiteSpec
 
 
 class LoHa(LowRank):
@@ -31,24 +31,24 @@ class LoHa(LowRank):
 
     kind: Literal["loha"] = "loha"
 
-    def build(self, place: Place) -> LoHaAdapter:
-        return LoHaAdapter(self, place)
+    def build(self, spec: SiteSpec) -> LoHaAdapter:
+        return LoHaAdapter(self, spec)
 
 
-class LoHaAdapter(Difference):
+class LoHaAdapter(WeightDelta):
     """w1_a and w2_a [O, R], w1_b and w2_b [R, I], all kaiming-uniform but w2_b, which starts at zero."""
 
-    def __init__(self, config: LoHa, place: Place) -> None:
-        super().__init__(place, config.dropout)
-        like = {"dtype": place.dtype, "device": place.device}
+    def __init__(self, config: LoHa, spec: SiteSpec) -> None:
+        super().__init__(spec, config.dropout)
+        like = {"dtype": spec.dtype, "device": spec.device}
         self.scale, rank = config.scale, config.rank
-        self.w1_a = nn.Parameter(torch.empty(place.out_features, rank, **like))
-        self.w1_b = nn.Parameter(torch.empty(rank, place.in_features, **like))
-        self.w2_a = nn.Parameter(torch.empty(place.out_features, rank, **like))
-        self.w2_b = nn.Parameter(torch.zeros(rank, place.in_features, **like))
+        self.w1_a = nn.Parameter(torch.empty(spec.out_features, rank, **like))
+        self.w1_b = nn.Parameter(torch.empty(rank, spec.in_features, **like))
+        self.w2_a = nn.Parameter(torch.empty(spec.out_features, rank, **like))
+        self.w2_b = nn.Parameter(torch.zeros(rank, spec.in_features, **like))
         for tensor in (self.w1_a, self.w1_b, self.w2_a):
             nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
-        self.small = rank**2 < min(place.out_features, place.in_features)
+        self.small = rank**2 < min(spec.out_features, spec.in_features)
 
     def apply_to(self, x: Tensor) -> Tensor:
         if not self.small:

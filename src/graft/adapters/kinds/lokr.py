@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graft.adapters.parts.weight_delta import Difference, LowRank
-from graft.architectures.site import Place
+from graft.adapters.parts.weight_delta import LowRank, WeightDelta
+from graft.architectures.site import SiteSpec
 
 
 class LoKr(LowRank):
@@ -36,8 +36,8 @@ class LoKr(LowRank):
     factor: int | None = Field(default=None, ge=1)
     """The first factor of each size: this where it divides, else the largest divisor below it. None: the divisor nearest the root."""
 
-    def build(self, place: Place) -> LoKrAdapter:
-        return LoKrAdapter(self, place)
+    def build(self, spec: SiteSpec) -> LoKrAdapter:
+        return LoKrAdapter(self, spec)
 
 
 def factors(size: int, wanted: int | None = None) -> tuple[int, int]:
@@ -49,23 +49,23 @@ def factors(size: int, wanted: int | None = None) -> tuple[int, int]:
     return first, size // first
 
 
-class LoKrAdapter(Difference):
+class LoKrAdapter(WeightDelta):
     """w1 [O1, I1], or w1_a [O1, R] and w1_b [R, I1]; likewise w2. The first factor starts at zero, the others kaiming-uniform."""
 
-    def __init__(self, config: LoKr, place: Place) -> None:
-        super().__init__(place, config.dropout)
+    def __init__(self, config: LoKr, spec: SiteSpec) -> None:
+        super().__init__(spec, config.dropout)
         self.scale, rank = config.scale, config.rank
-        (O1, O2), (I1, I2) = (factors(size, config.factor) for size in (place.out_features, place.in_features))
+        (O1, O2), (I1, I2) = (factors(size, config.factor) for size in (spec.out_features, spec.in_features))
         self.sizes = (I1, I2)
         whole1 = not (config.decompose_both and rank < max(O1, I1) / 2)
-        self._add("w1", O1, I1, None if whole1 else rank, place)
-        self._add("w2", O2, I2, rank if rank < max(O2, I2) / 2 else None, place)
+        self._add("w1", O1, I1, None if whole1 else rank, spec)
+        self._add("w2", O2, I2, rank if rank < max(O2, I2) / 2 else None, spec)
         nn.init.zeros_(getattr(self, "w1" if whole1 else "w1_a"))
 
-    def _add(self, name: str, rows: int, columns: int, rank: int | None, place: Place) -> None:
+    def _add(self, name: str, rows: int, columns: int, rank: int | None, spec: SiteSpec) -> None:
         shapes = {name: (rows, columns)} if rank is None else {f"{name}_a": (rows, rank), f"{name}_b": (rank, columns)}
         for key, shape in shapes.items():
-            parameter = nn.Parameter(torch.empty(shape, dtype=place.dtype, device=place.device))
+            parameter = nn.Parameter(torch.empty(shape, dtype=spec.dtype, device=spec.device))
             nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
             self.register_parameter(key, parameter)
 

@@ -9,7 +9,7 @@ Legend: I input features, O output features, R rank.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from graft.adapters.parts.lora_embedding import LoRAEmbedding
 from graft.adapters.parts.lora_experts import LoRAExperts
-from graft.adapters.parts.weight_delta import Difference, LowRank
-from graft.architectures.site import Place, SiteType
+from graft.adapters.parts.weight_delta import LowRank, WeightDelta
+from graft.architectures.site import SiteSpec, SiteType
 from graft.ops.low_rank import add_low_rank
-from graft.ops.low_rank_term import LowRankTerm
-from graft.routing.passes import Context
+from graft.ops.low_rank_update import LowRankUpdate
+from graft.routing.context import AdapterContext
 
 
 class LoRAFields(LowRank):
@@ -44,30 +44,30 @@ class LoRAFields(LowRank):
 class LoRA(LoRAFields):
     """Low-rank adaptation of linear layers, embeddings and experts: h + alpha / rank * B(A(x)). Dropout acts at linear layers alone."""
 
-    takes = frozenset[SiteType]({"linear", "embedding", "experts"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "embedding", "experts"})
     source = "arXiv 2106.09685"
     suits = "The usual first choice: small files, no cost once merged, and what every server reads."
 
     kind: Literal["lora"] = "lora"
 
-    def build(self, place: Place) -> LoRAAdapter | LoRAEmbedding | LoRAExperts:
-        if place.type == "experts":
-            return LoRAExperts(self.rank, self.scale, self.lr_ratio, place)
-        if place.type == "embedding":
-            return LoRAEmbedding(self.rank, self.scale, place)
-        return LoRAAdapter(self, place)
+    def build(self, spec: SiteSpec) -> LoRAAdapter | LoRAEmbedding | LoRAExperts:
+        if spec.type == "experts":
+            return LoRAExperts(self.rank, self.scale, self.lr_ratio, spec)
+        if spec.type == "embedding":
+            return LoRAEmbedding(self.rank, self.scale, spec)
+        return LoRAAdapter(self, spec)
 
 
-class LoRAAdapter(Difference):
+class LoRAAdapter(WeightDelta):
     """A [R, I] starts kaiming-uniform, B [O, R] at zero."""
 
-    def __init__(self, config: LoRAFields, place: Place) -> None:
-        super().__init__(place, config.dropout)
-        like = {"dtype": place.dtype, "device": place.device}
+    def __init__(self, config: LoRAFields, spec: SiteSpec) -> None:
+        super().__init__(spec, config.dropout)
+        like = {"dtype": spec.dtype, "device": spec.device}
         self.scale, self.lr_ratio = config.scale, config.lr_ratio
-        self.A = nn.Parameter(torch.empty(config.rank, place.in_features, **like))
-        self.B = nn.Parameter(torch.zeros(place.out_features, config.rank, **like))
-        self.bias = nn.Parameter(torch.zeros(place.out_features, **like)) if config.train_bias else None
+        self.A = nn.Parameter(torch.empty(config.rank, spec.in_features, **like))
+        self.B = nn.Parameter(torch.zeros(spec.out_features, config.rank, **like))
+        self.bias = nn.Parameter(torch.zeros(spec.out_features, **like)) if config.train_bias else None
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def lr_factor(self, parameter: str) -> float:
@@ -80,17 +80,17 @@ class LoRAAdapter(Difference):
     def difference(self) -> Tensor:
         return self.scale * (self.B @ self.A)
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
-        h = add_low_rank(x.to(h.dtype), h, [self.term(ctx)])
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
+        h = add_low_rank(x.to(h.dtype), h, [self.update(ctx)])
         return h if self.bias is None else h + self.bias.to(h.dtype)
 
-    def term(self, ctx: Context, rows: slice | None = None) -> LowRankTerm:
+    def update(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate:
         """What is added to h."""
-        return LowRankTerm(self.A, self.B, self.scale, self.p if self.training else 0.0, self.site, ctx, rows)
+        return LowRankUpdate(self.A, self.B, self.scale, self.p if self.training else 0.0, self.site, ctx, rows)
 
-    def low_rank(self, ctx: Context, rows: slice | None = None) -> LowRankTerm | None:
+    def low_rank(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate | None:
         whole = self.bias is None and type(self).adapt is LoRAAdapter.adapt
-        return self.term(ctx, rows) if whole else None
+        return self.update(ctx, rows) if whole else None
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weight, bias = super().fold(weight, bias)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from graft.adapters.base import Adapter, AdapterConfig
 from graft.adapters.kinds.series import SeriesConfig
 from graft.adapters.parts.tensor_train import FrozenTrain, TensorTrain
-from graft.architectures.site import Place
-from graft.routing.passes import Context
+from graft.architectures.site import SiteSpec
+from graft.routing.context import AdapterContext
 
 
 class LorettaAdp(SeriesConfig):
@@ -40,9 +40,9 @@ class LorettaAdp(SeriesConfig):
     def starts_as_identity(self) -> bool:
         return False
 
-    def layers(self, place: Place, width_in: int, width_out: int) -> tuple[nn.Module, nn.Module]:
-        down = TensorTrain(place, width_in, self.bottleneck, self.tt_rank, self.biases)
-        return down, TensorTrain(place, self.bottleneck, width_out, self.tt_rank, self.biases)
+    def layers(self, spec: SiteSpec, width_in: int, width_out: int) -> tuple[nn.Module, nn.Module]:
+        down = TensorTrain(spec, width_in, self.bottleneck, self.tt_rank, self.biases)
+        return down, TensorTrain(spec, self.bottleneck, width_out, self.tt_rank, self.biases)
 
 
 class LorettaRep(AdapterConfig):
@@ -72,22 +72,22 @@ class LorettaRep(AdapterConfig):
     def folds(self) -> bool:
         return True
 
-    def build(self, place: Place) -> LorettaRepAdapter:
-        return LorettaRepAdapter(self, place)
+    def build(self, spec: SiteSpec) -> LorettaRepAdapter:
+        return LorettaRepAdapter(self, spec)
 
 
 class LorettaRepAdapter(Adapter):
     """Trains A [I, M] and B [M, O]; with `init_residual` their start stays beside them, frozen (a few hundred numbers)."""
 
-    def __init__(self, config: LorettaRep, place: Place) -> None:
-        super().__init__(place)
+    def __init__(self, config: LorettaRep, spec: SiteSpec) -> None:
+        super().__init__(spec)
         self.scale, self.p = config.alpha / config.bottleneck, config.dropout
-        self.A = TensorTrain(place, place.in_features, config.bottleneck, config.tt_rank, biases=False)
-        self.B = TensorTrain(place, config.bottleneck, place.out_features, config.tt_rank, biases=False)
+        self.A = TensorTrain(spec, spec.in_features, config.bottleneck, config.tt_rank, biases=False)
+        self.B = TensorTrain(spec, config.bottleneck, spec.out_features, config.tt_rank, biases=False)
         trains = {"A": FrozenTrain(self.A), "B": FrozenTrain(self.B)}
         self.start = nn.ModuleDict(trains) if config.init_residual else None
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training:
             x = ctx.dropout(x, self.p, self.site)
         x = x.to(h.dtype)

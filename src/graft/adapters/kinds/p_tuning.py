@@ -8,7 +8,7 @@ Legend: P virtual tokens, D embedding width, M hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from graft.adapters.base import AdapterConfig
 from graft.adapters.hooks import EmbeddingAdapter
 from graft.adapters.kinds.prompt import PromptTuning
-from graft.architectures.site import Place, SiteLike, SiteType
+from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
 
 
 class PTuning(AdapterConfig):
     """Virtual tokens before the embedded sequence that an encoder produces."""
 
-    takes = frozenset[SiteType]({"embedding"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"embedding"})
     source = "arXiv 2103.10385"
     suits = "Prompt tuning that an encoder makes easier to train; only the prompt itself is saved."
 
@@ -50,8 +50,8 @@ class PTuning(AdapterConfig):
         if self.encoder == "mlp" and "lstm_layers" in self.model_fields_set and self.lstm_layers != 2:
             raise GraftError("lstm_layers: an MLP has none; choose encoder: lstm")
 
-    def build(self, place: Place) -> PTuningAdapter:
-        return PTuningAdapter(self, place)
+    def build(self, spec: SiteSpec) -> PTuningAdapter:
+        return PTuningAdapter(self, spec)
 
     def collapsed(self) -> PromptTuning:
         return PromptTuning(tokens=self.tokens, window=self.window, sites=self.sites)
@@ -60,11 +60,11 @@ class PTuning(AdapterConfig):
 class PTuningAdapter(EmbeddingAdapter):
     """embedding [P, D] and the encoder D -> M -> D."""
 
-    def __init__(self, config: PTuning, place: Place) -> None:
-        super().__init__(place)
+    def __init__(self, config: PTuning, spec: SiteSpec) -> None:
+        super().__init__(spec)
         self.tokens, self.windowed = config.tokens, config.window == "hides"
-        width, hidden = place.out_features, config.hidden
-        like = {"dtype": place.dtype, "device": place.device}
+        width, hidden = spec.out_features, config.hidden
+        like = {"dtype": spec.dtype, "device": spec.device}
         self.embedding = nn.Parameter(torch.empty(config.tokens, width, **like).normal_())
         self.lstm = None
         if config.encoder == "lstm":

@@ -11,9 +11,9 @@ from typing import Literal
 from torch import Tensor
 
 from graft.adapters.parts.bottleneck import BottleneckAdapter, DenseBottleneckConfig
-from graft.architectures.site import Place, SiteLike
+from graft.architectures.site import SiteLike, SiteSpec
 from graft.errors import GraftError
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 
 class Parallel(DenseBottleneckConfig):
@@ -35,16 +35,16 @@ class Parallel(DenseBottleneckConfig):
             names = ", ".join(dict.fromkeys(site.name for site in sites))
             raise GraftError(f"reads: stream is for the sublayers attn and mlp; given {names}")
 
-    def build(self, place: Place) -> ParallelAdapter:
-        return ParallelAdapter(self, place)
+    def build(self, spec: SiteSpec) -> ParallelAdapter:
+        return ParallelAdapter(self, spec)
 
 
 class ParallelAdapter(BottleneckAdapter):
     """The bottleneck leads from the site's input width to its output width."""
 
-    def __init__(self, config: Parallel, place: Place) -> None:
-        super().__init__(config, place, place.in_features, place.out_features)
+    def __init__(self, config: Parallel, spec: SiteSpec) -> None:
+        super().__init__(config, spec, spec.in_features, spec.out_features)
         self.reads = "residual" if config.reads == "stream" else "input"
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         return self.with_bias(h) + self.f(x, ctx).to(h.dtype)

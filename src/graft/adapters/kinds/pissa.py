@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from graft.adapters.base import Surroundings, will_be_filled
 from graft.adapters.kinds.lora import LoRA, LoRAAdapter, LoRAFields
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 
 class PiSSA(LoRAFields):
@@ -38,8 +38,8 @@ class PiSSA(LoRAFields):
     niter: int | None = Field(default=None, ge=0)
     """None: an exact SVD. A number: a randomised one with so many subspace iterations, quick on large weights (the paper's 4 is close)."""
 
-    def build(self, place: Place) -> PiSSAAdapter:
-        return PiSSAAdapter(self, place)
+    def build(self, spec: SiteSpec) -> PiSSAAdapter:
+        return PiSSAAdapter(self, spec)
 
     def to_lora(self) -> LoRA:
         """The plain LoRA of twice the rank that computes the same; each site's tensors come from `PiSSAAdapter.to_lora`."""
@@ -66,14 +66,14 @@ class PiSSAAdapter(LoRAAdapter):
     A0: Tensor
     B0: Tensor
 
-    def __init__(self, config: PiSSA, place: Place) -> None:
-        super().__init__(config, place)
+    def __init__(self, config: PiSSA, spec: SiteSpec) -> None:
+        super().__init__(config, spec)
         self.niter = config.niter
         self.register_buffer("A0", torch.zeros_like(self.A))
         self.register_buffer("B0", torch.zeros_like(self.B))
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         limit = min(self.B.shape[0], self.A.shape[1])
         if len(self.A) > limit:
             raise GraftError(
@@ -100,7 +100,7 @@ class PiSSAAdapter(LoRAAdapter):
         down, up = torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], 1)
         return F.linear(F.linear(x, down.to(x.dtype)) * self.scale, up.to(x.dtype))
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training and self.p:
             kept = ctx.dropout(x, self.p, self.site)
             low_R = F.linear((kept - x).to(h.dtype), self.A0.to(h.dtype))  # s B0 A0 sees x whole

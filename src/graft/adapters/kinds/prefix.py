@@ -10,7 +10,7 @@ Legend: P virtual tokens, L adapted layers, K key-value heads, D head size, E em
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from graft.adapters.base import AdapterConfig, Shared
 from graft.adapters.hooks import AttentionAdapter
 from graft.adapters.parts.starting_text import ids_of, ready
-from graft.architectures.site import Place, SiteLike, SiteType
+from graft.architectures.site import SiteLike, SiteSpec, SiteType
 
 
 class Prefix(AdapterConfig):
     """Virtual tokens in the keys and values of every layer."""
 
-    takes = frozenset[SiteType]({"attention"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"attention"})
     source = "arXiv 2101.00190"
     suits = "Steers a model without touching a weight or an activation; its tokens take room in the attention of every layer."
 
@@ -80,11 +80,11 @@ class Prefix(AdapterConfig):
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
         ready(self)
 
-    def build(self, place: Place) -> PrefixAdapter:
-        return PrefixAdapter(self, place)
+    def build(self, spec: SiteSpec) -> PrefixAdapter:
+        return PrefixAdapter(self, spec)
 
-    def build_shared(self, places: Sequence[Place]) -> Shared | None:
-        return None if self.projection is None else PrefixProjection(self, places)
+    def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
+        return None if self.projection is None else PrefixProjection(self, specs)
 
     def collapsed(self) -> Prefix:
         return self.model_copy(update={"projection": None})
@@ -93,13 +93,13 @@ class Prefix(AdapterConfig):
 class PrefixProjection(Shared):
     """The MLP of the reparametrisation: embedding [P, E], down E -> M, up M -> sum over layers of 2 K D."""
 
-    def __init__(self, config: Prefix, places: Sequence[Place]) -> None:
+    def __init__(self, config: Prefix, specs: Sequence[SiteSpec]) -> None:
         super().__init__()
         assert config.projection is not None
-        like = {"dtype": places[0].dtype, "device": places[0].device}
-        width = places[0].in_features
-        sizes = [2 * place.num_kv_heads * place.head_dim for place in places]
-        self.ends = {place.index: sum(sizes[: i + 1]) for i, place in enumerate(places)}
+        like = {"dtype": specs[0].dtype, "device": specs[0].device}
+        width = specs[0].in_features
+        sizes = [2 * spec.num_kv_heads * spec.head_dim for spec in specs]
+        self.ends = {spec.index: sum(sizes[: i + 1]) for i, spec in enumerate(specs)}
         self.embedding = nn.Parameter(torch.empty(config.tokens, width, **like).normal_(std=config.init_std))
         self.down = nn.Linear(width, config.projection, **like)
         self.up = nn.Linear(config.projection, sum(sizes), **like)
@@ -114,14 +114,14 @@ class PrefixProjection(Shared):
 class PrefixAdapter(AttentionAdapter):
     """keys and values [P, K, D] of one layer, or, with a projection, its slice of the shared MLP."""
 
-    def __init__(self, config: Prefix, place: Place) -> None:
-        super().__init__(place)
-        self.shape = (config.tokens, place.num_kv_heads, place.head_dim)
+    def __init__(self, config: Prefix, spec: SiteSpec) -> None:
+        super().__init__(spec)
+        self.shape = (config.tokens, spec.num_kv_heads, spec.head_dim)
         self.position_shift = {"zero": 0, "after_prefix": config.tokens, "moved_keys": -config.tokens}[config.positions]
         self.windowed = config.window == "hides"
         self.keys = self.values = None
         if config.projection is None:
-            like = {"dtype": place.dtype, "device": place.device}
+            like = {"dtype": spec.dtype, "device": spec.device}
             self.keys = nn.Parameter(torch.empty(self.shape, **like).normal_(std=config.init_std))
             self.values = nn.Parameter(torch.empty(self.shape, **like).normal_(std=config.init_std))
 

@@ -10,7 +10,7 @@ Legend: P virtual tokens, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from graft.adapters.base import AdapterConfig, Surroundings, frozen
 from graft.adapters.hooks import EmbeddingAdapter
 from graft.adapters.parts.starting_text import ids_of, ready
-from graft.architectures.site import Place, SiteLike, SiteType
+from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
 
 
 class PromptTuning(AdapterConfig):
     """Virtual tokens before the embedded sequence."""
 
-    takes = frozenset[SiteType]({"embedding"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"embedding"})
     source = "arXiv 2104.08691"
     suits = "Among the smallest of all; its paper finds it level with full training on very large bases only."
 
@@ -72,25 +72,25 @@ class PromptTuning(AdapterConfig):
             )
         ready(self)
 
-    def build(self, place: Place) -> PromptTuningAdapter:
-        return PromptTuningAdapter(self, place)
+    def build(self, spec: SiteSpec) -> PromptTuningAdapter:
+        return PromptTuningAdapter(self, spec)
 
 
 class PromptTuningAdapter(EmbeddingAdapter):
     """vectors [P, D]."""
 
-    def __init__(self, config: PromptTuning, place: Place) -> None:
-        super().__init__(place)
+    def __init__(self, config: PromptTuning, spec: SiteSpec) -> None:
+        super().__init__(spec)
         self.tokens, self.windowed, self.config = config.tokens, config.window == "hides", config
         self.behind_positions = config.enters == "blocks"
-        vectors_PD = torch.empty(config.tokens, place.out_features, dtype=place.dtype, device=place.device)
+        vectors_PD = torch.empty(config.tokens, spec.out_features, dtype=spec.dtype, device=spec.device)
         std = config.init_std
         self.vectors = nn.Parameter(
             vectors_PD.normal_(std=std) if config.init == "normal" else vectors_PD.uniform_(-0.5, 0.5)
         )
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         if self.config.init in ("vocabulary", "text"):
             size = int(around.host.num_embeddings)  # pyright: ignore[reportArgumentType]
             ids_P = torch.randint(size, (self.tokens,)) if self.config.init == "vocabulary" else self._text_ids(size)

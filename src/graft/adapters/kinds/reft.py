@@ -12,7 +12,7 @@ Legend: B rows, L length, S keys seen so far, T tokens of a flat batch, D hidden
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import Adapter, AdapterConfig
-from graft.architectures.site import Place, SiteType
+from graft.architectures.site import SiteSpec, SiteType
 from graft.errors import GraftError
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 
 class ReFT(AdapterConfig):
     """A low-rank intervention in the hidden states after a block."""
 
-    takes = frozenset[SiteType]({"sublayer"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"sublayer"})
     source = "arXiv 2404.03592"
     suits = "A few positions of a few layers: very small, and cheap for long sequences."
 
@@ -59,20 +59,20 @@ class ReFT(AdapterConfig):
     def starts_as_identity(self) -> bool:
         return False
 
-    def build(self, place: Place) -> ReFTAdapter:
-        return ReFTAdapter(self, place)
+    def build(self, spec: SiteSpec) -> ReFTAdapter:
+        return ReFTAdapter(self, spec)
 
 
 class Unit(nn.Module):
     """One intervention: R [r, D], W [r, D], b [r]."""
 
-    def __init__(self, config: ReFT, place: Place) -> None:
+    def __init__(self, config: ReFT, spec: SiteSpec) -> None:
         super().__init__()
-        place_like = {"dtype": place.dtype, "device": place.device}
+        place_like = {"dtype": spec.dtype, "device": spec.device}
         self.form = config.form
-        start = torch.empty(config.rank, place.out_features, **place_like)
-        self.R = nn.Parameter(nn.init.orthogonal_(start) if place.device.type != "meta" else start)
-        self.W = nn.Linear(place.out_features, config.rank, **place_like)
+        start = torch.empty(config.rank, spec.out_features, **place_like)
+        self.R = nn.Parameter(nn.init.orthogonal_(start) if spec.device.type != "meta" else start)
+        self.W = nn.Linear(spec.out_features, config.rank, **place_like)
 
     def change(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """(the change within the subspace [..., r], R [r, D]) in h's dtype."""
@@ -93,18 +93,18 @@ class ReFTAdapter(Adapter):
     reads = "nothing"
     reads_mask = True
 
-    def __init__(self, config: ReFT, place: Place) -> None:
-        super().__init__(place)
+    def __init__(self, config: ReFT, spec: SiteSpec) -> None:
+        super().__init__(spec)
         self.p = config.dropout
-        if config.rank > place.out_features:
+        if config.rank > spec.out_features:
             raise GraftError(
-                f"reft: rank {config.rank} is more than the {place.out_features} dimensions at '{place.module}'"
+                f"reft: rank {config.rank} is more than the {spec.out_features} dimensions at '{spec.module}'"
             )
         both = config.positions == "ends" and config.prefix and config.suffix and not config.tied
-        self.units = nn.ModuleList(Unit(config, place) for _ in range(2 if both else 1))
+        self.units = nn.ModuleList(Unit(config, spec) for _ in range(2 if both else 1))
         self.ends = None if config.positions == "all" else (config.prefix, config.suffix)
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         if self.ends is None:
             return h + self._changed(self.units[0], h, ctx)
         first, last = chosen_positions(h, ctx, *self.ends)
@@ -114,14 +114,14 @@ class ReFTAdapter(Adapter):
             h = torch.where(chosen[..., None], h + self._changed(unit, h, ctx), h)
         return h
 
-    def _changed(self, unit: Any, h: Tensor, ctx: Context) -> Tensor:
+    def _changed(self, unit: Any, h: Tensor, ctx: AdapterContext) -> Tensor:
         low, R = unit.change(h)
         if self.training:
             low = ctx.dropout(low, self.p, self.site)
         return low @ R
 
 
-def chosen_positions(h: Tensor, ctx: Context, prefix: int, suffix: int) -> tuple[Tensor, Tensor]:
+def chosen_positions(h: Tensor, ctx: AdapterContext, prefix: int, suffix: int) -> tuple[Tensor, Tensor]:
     """Which of h's tokens [B, L] (or [1, T]) are among the first `prefix` and the last `suffix` real ones of their sequences."""
     if torch.compiler.is_compiling():
         raise GraftError(
@@ -130,9 +130,9 @@ def chosen_positions(h: Tensor, ctx: Context, prefix: int, suffix: int) -> tuple
     length = h.shape[1]
     if ctx.flat:
         assert ctx.lengths is not None
-        place = torch.cat([torch.arange(n) for n in ctx.lengths]).to(h.device)[None]
+        spec = torch.cat([torch.arange(n) for n in ctx.lengths]).to(h.device)[None]
         total = torch.cat([torch.full((n,), n) for n in ctx.lengths]).to(h.device)[None]
-        return place < prefix, place >= total - suffix
+        return spec < prefix, spec >= total - suffix
     mask = ctx.mask
     if mask is None or mask.dim() != 2 or mask.shape[0] != h.shape[0] or mask.shape[1] < length:
         given = None if mask is None else tuple(mask.shape)
@@ -141,8 +141,8 @@ def chosen_positions(h: Tensor, ctx: Context, prefix: int, suffix: int) -> tuple
             "Call the model as a whole, or use positions: all"
         )
     mask = mask.to(h.device).long()
-    place, total = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)
+    spec, total = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)
     real = mask.bool()[:, -length:]
-    first = real & (place[:, -length:] < prefix)
-    last = real & (place[:, -length:] >= total - suffix)
+    first = real & (spec[:, -length:] < prefix)
+    last = real & (spec[:, -length:] >= total - suffix)
     return first, last if mask.shape[1] == length else torch.zeros_like(last)

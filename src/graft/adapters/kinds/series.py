@@ -16,9 +16,9 @@ from torch import Tensor
 
 from graft.adapters.base import frozen
 from graft.adapters.parts.bottleneck import BottleneckAdapter, BottleneckConfig, DenseBottleneckConfig
-from graft.architectures.site import Place, SiteLike
+from graft.architectures.site import SiteLike, SiteSpec
 from graft.errors import GraftError
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 
 class SeriesConfig(BottleneckConfig):
@@ -32,8 +32,8 @@ class SeriesConfig(BottleneckConfig):
     skip: Literal["site", "stream", "none"] = "site"
     """What f is added to: the site's output (or input), what f read, or nothing."""
 
-    def build(self, place: Place) -> SeriesAdapter:
-        return SeriesAdapter(self, place)
+    def build(self, spec: SiteSpec) -> SeriesAdapter:
+        return SeriesAdapter(self, spec)
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
         super().check_sites(sites)
@@ -63,18 +63,18 @@ class Series(SeriesConfig, DenseBottleneckConfig):
 class SeriesAdapter(BottleneckAdapter):
     """The bottleneck's width is the site's output (after) or input (before)."""
 
-    def __init__(self, config: SeriesConfig, place: Place) -> None:
-        width = place.out_features if config.position == "after" else place.in_features
-        super().__init__(config, place, width, width)
+    def __init__(self, config: SeriesConfig, spec: SiteSpec) -> None:
+        width = spec.out_features if config.position == "after" else spec.in_features
+        super().__init__(config, spec, width, width)
         self.position, self.skip = config.position, config.skip
         self.reads = "residual" if config.reads == "stream" else "nothing"
 
-    def before(self, x: Tensor, ctx: Context) -> Tensor:
+    def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:
         if self.position == "after":
             return x
         return self.f(x, ctx) if self.skip == "none" else x + self.f(x, ctx)
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         h = self.with_bias(h)
         if self.position == "before":
             return h

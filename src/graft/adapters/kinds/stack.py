@@ -5,7 +5,7 @@ AdapterH (series before gate and up, series after down) and MAM (prefix on atten
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,7 +17,9 @@ from graft.errors import GraftError
 class Stack(AdapterConfig):
     """Several adapters that live, train, save and route as one."""
 
-    takes = frozenset[SiteType]({"linear", "sublayer", "attention", "embedding", "norm", "experts", "other"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset(
+        {"linear", "sublayer", "attention", "embedding", "norm", "experts", "other"}
+    )
     suits = "Kinds that complete each other under one name: prefix and parallel (MAM), LoRA and the rows of new tokens."
 
     kind: Literal["stack"] = "stack"

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import AdapterConfig, Shared
-from graft.adapters.parts.weight_delta import Difference
-from graft.architectures.site import Place
+from graft.adapters.parts.weight_delta import WeightDelta
+from graft.architectures.site import SiteSpec
 
 
 class VeRA(AdapterConfig):
@@ -47,11 +47,11 @@ class VeRA(AdapterConfig):
     def folds(self) -> bool:
         return True
 
-    def build(self, place: Place) -> VeRAAdapter:
-        return VeRAAdapter(self, place)
+    def build(self, spec: SiteSpec) -> VeRAAdapter:
+        return VeRAAdapter(self, spec)
 
-    def build_shared(self, places: Sequence[Place]) -> Shared:
-        return VeRAProjection(self, places)
+    def build_shared(self, specs: Sequence[SiteSpec]) -> Shared:
+        return VeRAProjection(self, specs)
 
 
 class VeRAProjection(Shared):
@@ -60,28 +60,28 @@ class VeRAProjection(Shared):
     A: Tensor
     B: Tensor
 
-    def __init__(self, config: VeRA, places: Sequence[Place]) -> None:
+    def __init__(self, config: VeRA, specs: Sequence[SiteSpec]) -> None:
         super().__init__()
-        widest, highest = (max(getattr(place, size) for place in places) for size in ("in_features", "out_features"))
+        widest, highest = (max(getattr(spec, size) for spec in specs) for size in ("in_features", "out_features"))
         generator = torch.Generator().manual_seed(config.seed)
-        meta = places[0].device.type == "meta"
+        meta = specs[0].device.type == "meta"
         for name, shape in (("A", (config.rank, widest)), ("B", (highest, config.rank))):
             drawn = torch.empty(shape, device="meta" if meta else "cpu")
             if not meta:
                 nn.init.kaiming_uniform_(drawn, generator=generator)
-            drawn = drawn.to(places[0].device, places[0].dtype)
+            drawn = drawn.to(specs[0].device, specs[0].dtype)
             self.register_buffer(name, drawn, persistent=config.save_projection)
 
 
-class VeRAAdapter(Difference):
+class VeRAAdapter(WeightDelta):
     """d [R] and b [O]."""
 
-    def __init__(self, config: VeRA, place: Place) -> None:
-        super().__init__(place, config.dropout)
-        like = {"dtype": place.dtype, "device": place.device}
-        self.width, self.height = place.in_features, place.out_features
+    def __init__(self, config: VeRA, spec: SiteSpec) -> None:
+        super().__init__(spec, config.dropout)
+        like = {"dtype": spec.dtype, "device": spec.device}
+        self.width, self.height = spec.in_features, spec.out_features
         self.d = nn.Parameter(torch.full((config.rank,), config.d_initial, **like))
-        self.b = nn.Parameter(torch.zeros(place.out_features, **like))
+        self.b = nn.Parameter(torch.zeros(spec.out_features, **like))
 
     def _slices(self) -> tuple[Tensor, Tensor]:
         """A [R, I] and B [O, R]."""

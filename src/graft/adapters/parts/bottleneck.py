@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import Adapter, AdapterConfig, Shared
-from graft.architectures.site import Place, SiteLike, SiteType
+from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError, did_you_mean
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 Init = Literal["identity", "bert", "mam", "houlsby", "torch"]
 
@@ -28,7 +28,7 @@ Init = Literal["identity", "bert", "mam", "houlsby", "torch"]
 class BottleneckConfig(AdapterConfig):
     """What all bottleneck adapters have in common."""
 
-    takes = frozenset[SiteType]({"linear", "sublayer", "norm", "other"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "sublayer", "norm", "other"})
 
     bottleneck: int = Field(default=64, ge=1)
     """Width of the bottleneck."""
@@ -45,7 +45,7 @@ class BottleneckConfig(AdapterConfig):
     train_bias: bool = False
     """Also learn a difference to the bias of an adapted linear layer."""
 
-    def layers(self, place: Place, width_in: int, width_out: int) -> tuple[nn.Module, nn.Module]:
+    def layers(self, spec: SiteSpec, width_in: int, width_out: int) -> tuple[nn.Module, nn.Module]:
         """The modules down [I] -> [M] and up [M] -> [O], which compute in their input's dtype."""
         raise NotImplementedError
 
@@ -70,8 +70,8 @@ class DenseBottleneckConfig(BottleneckConfig):
     def starts_as_identity(self) -> bool:
         return self.init in ("identity", "mam")
 
-    def layers(self, place: Place, width_in: int, width_out: int) -> tuple[nn.Module, nn.Module]:
-        like = {"dtype": place.dtype, "device": place.device}
+    def layers(self, spec: SiteSpec, width_in: int, width_out: int) -> tuple[nn.Module, nn.Module]:
+        like = {"dtype": spec.dtype, "device": spec.device}
         down = Dense(width_in, self.bottleneck, bias=self.biases, **like)
         up = Dense(self.bottleneck, width_out, bias=self.biases, **like)
         if self.init != "torch":
@@ -104,12 +104,12 @@ def _initialise(down: nn.Linear, up: nn.Linear, init: Init) -> None:
 class Bottleneck(nn.Module):
     """f: [..., I] -> [..., O], computed in the input's dtype from masters of their own."""
 
-    def __init__(self, config: BottleneckConfig, place: Place, width_in: int, width_out: int) -> None:
+    def __init__(self, config: BottleneckConfig, spec: SiteSpec, width_in: int, width_out: int) -> None:
         super().__init__()
-        place_like = {"dtype": place.dtype, "device": place.device}
-        self.site, self.p = place.index, config.dropout
+        place_like = {"dtype": spec.dtype, "device": spec.device}
+        self.site, self.p = spec.index, config.dropout
         self.norm = nn.LayerNorm(width_in, **place_like) if config.norm else None
-        self.down, self.up = config.layers(place, width_in, width_out)
+        self.down, self.up = config.layers(spec, width_in, width_out)
         self.act = _activation(config.activation)
         self.norm_after = nn.LayerNorm(width_out, **place_like) if config.norm_after else None
         if isinstance(config.scale, str):
@@ -117,7 +117,7 @@ class Bottleneck(nn.Module):
         else:
             self.scale = float(config.scale)
 
-    def forward(self, u_I: Tensor, ctx: Context) -> Tensor:
+    def forward(self, u_I: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training:
             u_I = ctx.dropout(u_I, self.p, self.site)
         out_O = self.up(self.act(self.down(_normed(self.norm, u_I))))
@@ -128,12 +128,12 @@ class Bottleneck(nn.Module):
 class BottleneckAdapter(Adapter):
     """A bottleneck at one site, with the optional difference to the layer's bias."""
 
-    def __init__(self, config: BottleneckConfig, place: Place, width_in: int, width_out: int) -> None:
-        super().__init__(place)
-        self.f = Bottleneck(config, place, width_in, width_out)
-        wanted = config.train_bias and place.type == "linear"
+    def __init__(self, config: BottleneckConfig, spec: SiteSpec, width_in: int, width_out: int) -> None:
+        super().__init__(spec)
+        self.f = Bottleneck(config, spec, width_in, width_out)
+        wanted = config.train_bias and spec.type == "linear"
         self.bias = (
-            nn.Parameter(torch.zeros(place.out_features, dtype=place.dtype, device=place.device)) if wanted else None
+            nn.Parameter(torch.zeros(spec.out_features, dtype=spec.dtype, device=spec.device)) if wanted else None
         )
 
     def share(self, shared: Shared) -> None:

@@ -12,26 +12,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import Adapter, Surroundings
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 from graft.ops.base_copy import table_of
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 
 class LoRAEmbedding(Adapter):
     """A [R, V] starts at zero, B [D, R] from N(0, 1), as in PEFT: a table's rows are met one at a time."""
 
-    def __init__(self, rank: int, scale: float, place: Place) -> None:
-        super().__init__(place)
-        like = {"dtype": place.dtype, "device": place.device}
+    def __init__(self, rank: int, scale: float, spec: SiteSpec) -> None:
+        super().__init__(spec)
+        like = {"dtype": spec.dtype, "device": spec.device}
         self.scale = scale
-        self.A = nn.Parameter(torch.zeros(rank, place.in_features, **like))
-        self.B = nn.Parameter(torch.randn(place.out_features, rank, **like))
+        self.A = nn.Parameter(torch.zeros(rank, spec.in_features, **like))
+        self.B = nn.Parameter(torch.randn(spec.out_features, rank, **like))
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         self._twin = (table_of(around.host),)
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         low_R = self._twin[0].run({"weight": self.A.t()}, x).to(h.dtype)
         return h + F.linear(low_R * self.scale, self.B.to(h.dtype))
 

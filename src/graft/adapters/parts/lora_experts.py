@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.hooks import ExpertsAdapter
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 
 
 class LoRAExperts(ExpertsAdapter):
     """A [E, R, I] starts kaiming-uniform for each expert, B [E, O, R] at zero."""
 
-    def __init__(self, rank: int, scale: float, lr_ratio: float, place: Place) -> None:
-        super().__init__(place)
-        like = {"dtype": place.dtype, "device": place.device}
+    def __init__(self, rank: int, scale: float, lr_ratio: float, spec: SiteSpec) -> None:
+        super().__init__(spec)
+        like = {"dtype": spec.dtype, "device": spec.device}
         self.scale, self.lr_ratio = scale, lr_ratio
-        self.A = nn.Parameter(torch.empty(place.num_experts, rank, place.in_features, **like))
-        self.B = nn.Parameter(torch.zeros(place.num_experts, place.out_features, rank, **like))
-        nn.init.kaiming_uniform_(self.A.view(-1, place.in_features), a=math.sqrt(5))
+        self.A = nn.Parameter(torch.empty(spec.num_experts, rank, spec.in_features, **like))
+        self.B = nn.Parameter(torch.zeros(spec.num_experts, spec.out_features, rank, **like))
+        nn.init.kaiming_uniform_(self.A.view(-1, spec.in_features), a=math.sqrt(5))
 
     def lr_factor(self, parameter: str) -> float:
         return 1.0 if parameter == "A" else self.lr_ratio

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter, Surroundings
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 
 class OutputScaling(Adapter):
@@ -26,15 +26,15 @@ class OutputScaling(Adapter):
     reads = "nothing"
 
     def __init__(
-        self, place: Place, bias: Literal["none", "inside", "outside"] = "none", *, scaled: bool = True
+        self, spec: SiteSpec, bias: Literal["none", "inside", "outside"] = "none", *, scaled: bool = True
     ) -> None:
-        super().__init__(place)
-        like = {"dtype": place.dtype, "device": place.device}
+        super().__init__(spec)
+        like = {"dtype": spec.dtype, "device": spec.device}
         self.inside = bias == "inside"
-        self.scale = nn.Parameter(torch.ones(place.out_features, **like)) if scaled else None
-        self.bias = nn.Parameter(torch.zeros(place.out_features, **like)) if bias != "none" else None
+        self.scale = nn.Parameter(torch.ones(spec.out_features, **like)) if scaled else None
+        self.bias = nn.Parameter(torch.zeros(spec.out_features, **like)) if bias != "none" else None
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         bias = None if self.bias is None else self.bias.to(h.dtype)
         if bias is not None and self.inside:
             h = h + bias
@@ -59,27 +59,27 @@ class InputScaling(Adapter):
 
     reads = "nothing"
 
-    def __init__(self, place: Place, *, shift: bool = False, bias: bool = False) -> None:
-        super().__init__(place)
-        like = {"dtype": place.dtype, "device": place.device}
-        self.place = place
-        self.scale = nn.Parameter(torch.ones(place.in_features, **like))
-        self.shift = nn.Parameter(torch.zeros(place.in_features, **like)) if shift else None
-        self.bias = nn.Parameter(torch.zeros(place.out_features, **like)) if bias else None
+    def __init__(self, spec: SiteSpec, *, shift: bool = False, bias: bool = False) -> None:
+        super().__init__(spec)
+        like = {"dtype": spec.dtype, "device": spec.device}
+        self.spec = spec
+        self.scale = nn.Parameter(torch.ones(spec.in_features, **like))
+        self.shift = nn.Parameter(torch.zeros(spec.in_features, **like)) if shift else None
+        self.bias = nn.Parameter(torch.zeros(spec.out_features, **like)) if bias else None
 
-    def seated(self, around: Surroundings) -> None:
-        super().seated(around)
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
         if around.rows is not None:
             raise GraftError(
-                f"'{self.place.name}' is a slice of the fused projection '{self.place.module}', which has one input for q, k and v: "
+                f"'{self.spec.name}' is a slice of the fused projection '{self.spec.module}', which has one input for q, k and v: "
                 "scale the slice's output, or name attn.qkv"
             )
 
-    def before(self, x: Tensor, ctx: Context) -> Tensor:
+    def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:
         x = x * self.scale.to(x.dtype)
         return x if self.shift is None else x + self.shift.to(x.dtype)
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         return h if self.bias is None else h + self.bias.to(h.dtype)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from graft.architectures.site import Place
+from graft.architectures.site import SiteSpec
 
 PUBLISHED: dict[frozenset[int], tuple[int, ...]] = {
     frozenset({768, 64}): (8, 8, 12, 8, 8), frozenset({1024, 64}): (4, 8, 8, 8, 8, 4), frozenset({4096, 64}): (16, 16, 16, 4, 4, 4),
@@ -69,11 +69,11 @@ class Train(nn.Module):
 class TensorTrain(Train):
     """A train that trains. W's entries start with variance 1 / (I + O); the bias like nn.Linear's."""
 
-    def __init__(self, place: Place, width_in: int, width_out: int, rank: int, biases: bool) -> None:
+    def __init__(self, spec: SiteSpec, width_in: int, width_out: int, rank: int, biases: bool) -> None:
         super().__init__()
         self.shape = (width_in, width_out)
         sizes = core_sizes(width_in, width_out)
-        place_like = {"dtype": place.dtype, "device": place.device}
+        place_like = {"dtype": spec.dtype, "device": spec.device}
         ranks = [1, *[rank] * (len(sizes) - 1), 1]
         std = math.sqrt(1 / (width_in + width_out)) ** (1 / len(sizes))
         self.cores = nn.ParameterList(

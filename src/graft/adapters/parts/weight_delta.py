@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from graft.adapters.base import Adapter, AdapterConfig
-from graft.architectures.site import Place, SiteLike
+from graft.architectures.site import SiteLike, SiteSpec
 from graft.errors import GraftError
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 
 class LowRank(AdapterConfig):
@@ -55,9 +55,9 @@ class LowRank(AdapterConfig):
             if rank < 1:
                 raise GraftError(f"rank_pattern gives '{key}' rank {rank}: a rank is at least 1")
 
-    def for_site(self, place: Place) -> AdapterConfig:
-        rank = next((rank for key, rank in self.rank_pattern.items() if matches(key, place)), self.rank)
-        alpha = next((alpha for key, alpha in self.alpha_pattern.items() if matches(key, place)), self.alpha)
+    def for_site(self, spec: SiteSpec) -> AdapterConfig:
+        rank = next((rank for key, rank in self.rank_pattern.items() if matches(key, spec)), self.rank)
+        alpha = next((alpha for key, alpha in self.alpha_pattern.items() if matches(key, spec)), self.alpha)
         return self.model_copy(update={"rank": rank, "alpha": alpha})
 
 
@@ -67,11 +67,11 @@ def matches(pattern: str, site: SiteLike) -> bool:
     return pattern == site.name or any(re.search(rf"(^|\.)({pattern})$", path) for path in parts)
 
 
-class Difference(Adapter):
+class WeightDelta(Adapter):
     """A difference D [O, I] beside a frozen linear layer. A kind says what D is, and how it is applied without being written out."""
 
-    def __init__(self, place: Place, dropout: float) -> None:
-        super().__init__(place)
+    def __init__(self, spec: SiteSpec, dropout: float) -> None:
+        super().__init__(spec)
         self.p = dropout
 
     def apply_to(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Difference(Adapter):
         """D [O, I] in the masters' precision."""
         raise NotImplementedError
 
-    def adapt(self, x: Tensor, h: Tensor, ctx: Context) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training:
             x = ctx.dropout(x, self.p, self.site)
         return h + self.apply_to(x.to(h.dtype))

@@ -33,7 +33,7 @@ from graft.evaluation.protocols.base import Judgement
 from graft.evaluation.scoring import outcomes
 from graft.evaluation.statistics import bootstrap_interval
 from graft.evaluation.tables import averages
-from graft.generation.loaded import Bench, Contestant
+from graft.generation.loaded import Candidate, LoadedModel
 from graft.utils.files import write_json_atomic
 from graft.utils.jsonl import read_json
 
@@ -47,7 +47,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def harness(
-    bench: Bench,
+    loaded: LoadedModel,
     names: Sequence[str],
     data: str | Path | None = None,
     out: Path | None = None,
@@ -68,10 +68,10 @@ def harness(
     """
     manager = _manager(data)
     asked = {name: _Asked(manager, name, task, limit, fewshot) for name, task in _load(manager, names).items()}
-    overlaps = known_overlaps(bench, {name: each.questions() for name, each in asked.items()})
+    overlaps = known_overlaps(loaded, {name: each.questions() for name, each in asked.items()})
     results = []
     for name, one in asked.items():
-        result = _evaluated(bench, one, out, batch_size, overwrite, limit, overlaps[name])
+        result = _evaluated(loaded, one, out, batch_size, overwrite, limit, overlaps[name])
         results.append(result)
         if each is not None:
             each(result)
@@ -149,7 +149,7 @@ def _query(task: Any, doc: Any) -> str:
 
 
 def _evaluated(
-    bench: Bench,
+    loaded: LoadedModel,
     asked: _Asked,
     out: Path | None,
     batch_size: int,
@@ -161,14 +161,14 @@ def _evaluated(
     protocol = asked.protocol()
     name = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
     folder = folder_of(out, asked.name, name)
-    head = {**about(bench, asked.name, protocol, name), "engine": "lm-eval"}
-    for contestant in head["contestants"].values():
-        contestant["template"] = None  # the prompts are lm-eval's
+    head = {**about(loaded, asked.name, protocol, name), "engine": "lm-eval"}
+    for candidate in head["contestants"].values():
+        candidate["template"] = None  # the prompts are lm-eval's
     with Journal(folder, head, asked.items, overwrite=overwrite) as journal:
         scores = _finished(folder, len(asked.items), overwrite)
-        for contestant in bench.contestants:
-            if contestant.name not in scores:
-                lines, scores[contestant.name] = _ask(bench, contestant, asked, batch_size)
+        for candidate in loaded.candidates:
+            if candidate.name not in scores:
+                lines, scores[candidate.name] = _ask(loaded, candidate, asked, batch_size)
                 for line in lines:
                     if (line["contestant"], line["number"]) not in journal.answers:
                         journal.append(line)
@@ -177,7 +177,7 @@ def _evaluated(
                     write_json_atomic(folder / SCORES, scores)
         results = [
             {**head["contestants"][who.name], **_counted(who, asked, journal), **scores[who.name]}
-            for who in bench.contestants
+            for who in loaded.candidates
         ]
         result = {
             **{key: value for key, value in head.items() if key != "contestants"},
@@ -204,19 +204,19 @@ def _finished(folder: Path | None, questions: int, overwrite: bool) -> dict[str,
 
 
 def _ask(
-    bench: Bench, contestant: Contestant, asked: _Asked, batch_size: int
+    loaded: LoadedModel, candidate: Candidate, asked: _Asked, batch_size: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """lm-eval itself: the answers of one contestant to one task, and its scores."""
     from lm_eval.evaluator import simple_evaluate
 
     start = time.perf_counter()
-    model = _model(bench, batch_size)
+    model = _model(loaded, batch_size)
     if asked.new_tokens >= model.max_length:
         raise GraftError(
             f"lm-eval's task '{asked.name}' lets a model write {asked.new_tokens} tokens, and the context of this base holds "
             f"{model.max_length} with the prompt: choose another task or a base with a longer context"
         )
-    only = use(bench.base.model, contestant.adapter) if bench.adapters else nullcontext()
+    only = use(loaded.base.model, candidate.adapter) if loaded.adapters else nullcontext()
     with only:
         found: Any = simple_evaluate(
             model=model, tasks=[asked.task], num_fewshot=asked.fewshot, limit=asked.limit, task_manager=asked.manager,
@@ -232,16 +232,16 @@ def _ask(
         "seconds": round(time.perf_counter() - start, 3),
         "metrics": {key: value for key, value in found["results"][asked.name].items() if "," in key},
     }
-    return [_line(contestant, asked, sample) for sample in rows], scores
+    return [_line(candidate, asked, sample) for sample in rows], scores
 
 
-def _model(bench: Bench, batch_size: int) -> Any:
+def _model(loaded: LoadedModel, batch_size: int) -> Any:
     """lm-eval's own class for transformers models, without its warning that it was given a model and not a name."""
     log = logging.getLogger("lm_eval.models.huggingface")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        return HFLM(pretrained=bench.base.model, tokenizer=bench.base.tokenizer, batch_size=batch_size)
+        return HFLM(pretrained=loaded.base.model, tokenizer=loaded.base.tokenizer, batch_size=batch_size)
     finally:
         log.setLevel(level)
 
@@ -252,7 +252,7 @@ def _is_cut(model: Any, arguments: Sequence[Any], new_tokens: int) -> bool:
     return len(model.tok_encode(text)) > model.max_length - new_tokens
 
 
-def _line(contestant: Contestant, asked: _Asked, sample: Mapping[str, Any]) -> dict[str, Any]:
+def _line(candidate: Candidate, asked: _Asked, sample: Mapping[str, Any]) -> dict[str, Any]:
     """One line of answers.jsonl."""
     question, expected = asked.items[sample["doc_id"]]
     value = sample[sample["metrics"][0]]
@@ -264,7 +264,7 @@ def _line(contestant: Contestant, asked: _Asked, sample: Mapping[str, Any]) -> d
         said = {"answer": sample["arguments"][best][-1], "extracted": best, "likelihoods": each}
     is_judged = isinstance(value, (bool, int, float)) and value in (0, 1)
     return {
-        "contestant": contestant.name,
+        "contestant": candidate.name,
         "number": sample["doc_id"] + 1,
         "source": asked.source,
         "row": sample["doc_id"] + 1,
@@ -280,9 +280,9 @@ def _line(contestant: Contestant, asked: _Asked, sample: Mapping[str, Any]) -> d
     }
 
 
-def _counted(contestant: Contestant, asked: _Asked, journal: Journal) -> dict[str, Any]:
+def _counted(candidate: Candidate, asked: _Asked, journal: Journal) -> dict[str, Any]:
     """Accuracy and intervals, where every answer is right or wrong; else the number of questions alone."""
-    lines = [journal.answers[contestant.name, number] for number in range(1, len(asked.items) + 1)]
+    lines = [journal.answers[candidate.name, number] for number in range(1, len(asked.items) + 1)]
     if any(line["outcome"] is None for line in lines):
         return {"total": len(lines)}
     found = outcomes([Judgement(str(line["extracted"]), line["outcome"]) for line in lines])

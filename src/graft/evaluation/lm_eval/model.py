@@ -23,7 +23,7 @@ import _graft_lm_eval
 from graft.attaching.active import set_active
 from graft.config.base import BaseConfig
 from graft.errors import require
-from graft.generation.loaded import assemble
+from graft.generation.loaded import load_candidates
 
 require("lm_eval", "eval")
 
@@ -49,10 +49,10 @@ class GraftLM(HFLM):
     ) -> None:
         given = {"device": _present(device), "dtype": dtype}
         config = BaseConfig.model_validate({"model": base, **{k: v for k, v in given.items() if v is not None}})
-        bench = assemble(None, config, [adapter] if adapter else [])
-        if bench.adapters:
-            set_active(bench.base.model, bench.adapters[0].adapter)
-        super().__init__(pretrained=bench.base.model, tokenizer=bench.base.tokenizer, **options)
+        loaded = load_candidates(None, config, [adapter] if adapter else [])
+        if loaded.adapters:
+            set_active(loaded.base.model, loaded.adapters[0].adapter)
+        super().__init__(pretrained=loaded.base.model, tokenizer=loaded.base.tokenizer, **options)
 
 
 def _present(device: str | None) -> str | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from graft.data.turns import TurnTemplate
+from graft.data.turn_template import TurnTemplate
 from graft.evaluation.protocols.base import OutputProtocol, Rule, any_choice, same_text
 from graft.evaluation.tasks.base import Task
 

@@ -9,7 +9,7 @@ One raw row (test.json of google-deepmind/AQuA, a line each, and deepmind/aqua_r
 The instruction lists them as "Answer Choices: (A) 5 (√3 + 1)  (B) 6 (√3 + √2)  ...": every bracket is spaced, as published.
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 from graft.evaluation.tasks.wording import Wording

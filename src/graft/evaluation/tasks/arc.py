@@ -7,7 +7,7 @@ One raw row (allenai/ai2_arc), with three to five choices lettered or numbered:
      "answerKey": "C"}
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.multiple_choice import ANSWERS, keyed
 from graft.evaluation.tasks.rows import Hub

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from graft.data.opening import Row, rows_of
+from graft.data.file_readers import Row, rows_of
 from graft.errors import GraftError
 from graft.evaluation.tasks.rows import Hub, find, rows
 from graft.evaluation.tasks.wording import Wording

@@ -7,7 +7,7 @@ One raw row (google/boolq):
 LLM-Adapters asks without the passage: what is measured is what the model knows, not what it can read.
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 from graft.evaluation.tasks.wording import FixedChoices

@@ -16,7 +16,7 @@ import csv
 from functools import partial
 from pathlib import Path
 
-from graft.data.opening import Row, rows_of
+from graft.data.file_readers import Row, rows_of
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 from graft.evaluation.tasks.wording import FixedChoices

@@ -9,7 +9,7 @@ Rows with all references of one meaning, {"mr": .., "refs": [..]}, are read too,
 form in which LoRA's authors trained on it: "name : Blue Spice | Type : coffee shop | area : city centre".
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 

@@ -6,7 +6,7 @@ One raw row (test.jsonl, and openai/gsm8k on the hub), whose answer stands behin
      "answer": "It takes 2/2=<<2/2=1>>1 bolt of white fiber\\nSo the total amount of fabric is 2+1=<<2+1=3>>3 bolts of fabric\\n#### 3"}
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 

@@ -7,7 +7,7 @@ One raw row (Rowan/hellaswag):
      "is holding a rubik's cube.", "starts pulling up roofing on a roof."], "label": "3"}
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 from graft.evaluation.tasks.wording import Wording

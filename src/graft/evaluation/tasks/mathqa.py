@@ -10,7 +10,7 @@ The published instructions write the letters a to f of the options as capitals w
 rows are worded in the same way, so that both sources ask the same. Some rows list the options as "['a ) 61', 'b ) 62', ...]".
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task, asked_in
 from graft.evaluation.tasks.rows import Hub
 from graft.evaluation.tasks.wording import Wording

@@ -8,7 +8,7 @@ On the hub (MU-NLPC/Calc-mawps) it is split otherwise, 520 test questions: {"id"
 on the two are not comparable. 28 of the 238 stand, nearly word for word, in the training part that LLM-Adapters uses.
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 

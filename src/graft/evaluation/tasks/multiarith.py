@@ -8,7 +8,7 @@ One raw row (MultiArith.json):
 On the hub (ChilleD/MultiArith) the columns are `question` and `final_ans`, in two splits that together are the set.
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 from graft.evaluation.tasks.word_problems import repository_row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked
 from graft.evaluation.tasks.wording import Wording
 

@@ -6,7 +6,7 @@ One raw row (allenai/openbookqa, main):
      "choices": {"text": ["a marsh", "a tundra", "the plains", "a desert"], "label": ["A", "B", "C", "D"]}, "answerKey": "A"}
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.multiple_choice import ANSWERS, keyed
 from graft.evaluation.tasks.rows import Hub

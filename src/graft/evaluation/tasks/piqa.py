@@ -6,7 +6,7 @@ One raw row (baber/piqa on the hub, a copy of ybisk/piqa as plain data):
      "sol2": "Provide the guinea pig with a cage full of ...", "label": 0}
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 from graft.evaluation.tasks.wording import Wording

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from graft.data.opening import KINDS, Row, rows_of
+from graft.data.file_readers import KINDS, Row, rows_of
 from graft.errors import GraftError, did_you_mean
 
 

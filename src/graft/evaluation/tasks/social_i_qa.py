@@ -6,7 +6,7 @@ One raw row (lighteval/siqa on the hub, a copy of allenai/social_i_qa as plain d
      "answerA": "make a new plan", "answerB": "Go home and see Riley", "answerC": "Find somewhere to go", "label": "3"}
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.multiple_choice import ANSWERS
 from graft.evaluation.tasks.rows import Hub

@@ -6,7 +6,7 @@ One raw row (SVAMP.json, and ChilleD/SVAMP on the hub, whose two splits together
      "Question": "How many books does he have in total?", "Equation": "( 56.0 * 9.0 )", "Answer": 504.0, "Type": "Multiplication"}
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 

@@ -6,7 +6,7 @@ One raw row (allenai/winogrande, winogrande_xl):
      "option2": "Maria", "answer": "2"}
 """
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 from graft.evaluation.tasks.wording import Wording

@@ -7,7 +7,7 @@ AddSub, MultiArith and SingleEq were published in one raw format, that of the MA
 
 from __future__ import annotations
 
-from graft.data.opening import Row
+from graft.data.file_readers import Row
 from graft.evaluation.tasks.base import Asked, Task
 from graft.evaluation.tasks.rows import Hub
 

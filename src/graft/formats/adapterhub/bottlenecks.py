@@ -45,7 +45,7 @@ def read_bottleneck(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
         )
     flags = {"attn": "mh_adapter", "cross": "cross_adapter", "mlp": "output_adapter"}
     names = [name for name, flag in flags.items() if config.get(flag)]
-    if "attn" in names and "cross" in file.atlas.names() and "cross" not in names and _has_cross(file):
+    if "attn" in names and "cross" in file.site_table.names() and "cross" not in names and _has_cross(file):
         names.append("cross")
     sites = file.sublayers(*names, leave_out=tuple(config.get("leave_out") or ()))
     read = _compacter if config.get("phm_layer") else _dense

@@ -75,9 +75,9 @@ def _places(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def write_head(root: nn.Module, seats: Sequence[Held], folder: Folder, about: dict[str, Any]) -> None:
+def write_head(root: nn.Module, installs: Sequence[Held], folder: Folder, about: dict[str, Any]) -> None:
     """A head of two layers beside an adapter; a layer that the base brings (BERT's pooler) is written as the base has it."""
-    places, held_at = _places(root), {held.path: held.module for held in seats}
+    places, held_at = _places(root), {held.path: held.module for held in installs}
     if not places or not set(held_at) <= set(places):
         raise GraftError(
             f"AdapterHub's classification head is a layer, tanh and a layer on the first token; {type(root).__name__} has another one here "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.architectures.layers import is_transposed
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.adapterhub.places import REVERSED, differing, model_type, refuse
 from graft.formats.peft.folder import Folder, Held
@@ -21,31 +21,32 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_lora(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+def write_lora(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
     """LoRA of one rank and alpha."""
-    config: Any = seats[0].config
+    config: Any = installs[0].config
     refuse("LoRA", {
-        "ranks or settings that differ between sites": differing(seats),
-        "alpha / sqrt(rank)": config.rslora, "biases": config.train_bias, **_places(root, seats),
+        "ranks or settings that differ between sites": differing(installs),
+        "alpha / sqrt(rank)": config.rslora, "biases": config.train_bias, **_places(root, installs),
     })  # fmt: skip
     for letter in "AB":
-        tensors = _by_module(root, seats, lambda held, letter=letter: getattr(held.module, letter))
+        tensors = _by_module(root, installs, lambda held, letter=letter: getattr(held.module, letter))
         folder.tensors |= {f"{path}.loras.{name}.lora_{letter}": tensor for path, tensor in tensors.items()}
-    return {**COMMON, **_flags(root, seats), "r": config.rank, "alpha": config.alpha, "dropout": config.dropout, "composition_mode": "add",
+    return {**COMMON, **_flags(root, installs), "r": config.rank,
+            "alpha": config.alpha, "dropout": config.dropout, "composition_mode": "add",
             "init_weights": "lora"}  # fmt: skip
 
 
 @torch.no_grad()
-def write_dora(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+def write_dora(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
     """DoRA where the library's form has an equal: its gain g = m / ||W + B A|| acts on the layer's bias too."""
-    config: Any = seats[0].config
+    config: Any = installs[0].config
     refuse("DoRA", {
-        "ranks or settings that differ between sites": differing(seats), "alpha / sqrt(rank)": config.rslora,
+        "ranks or settings that differ between sites": differing(installs), "alpha / sqrt(rank)": config.rslora,
         "slices of a fused projection or transposed layers": any(
-            held.seat.site.rows is not None or is_transposed(root.get_submodule(held.path)) for held in seats
-        ), **_places(root, seats),
+            held.installed.site.rows is not None or is_transposed(root.get_submodule(held.path)) for held in installs
+        ), **_places(root, installs),
     })  # fmt: skip
-    for held in seats:
+    for held in installs:
         host, module = root.get_submodule(held.path), held.module
         weight, delta = host.weight.detach().float(), (module.B @ module.A).float()  # pyright: ignore[reportCallIssue]
         gain = module.magnitude / (weight + module.scale * delta).norm(dim=1)
@@ -57,7 +58,8 @@ def write_dora(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str
             f"{prefix}lora_B": module.B,
             f"{prefix}m.weight": magnitude[:, None],
         }
-    return {**COMMON, **_flags(root, seats), "r": config.rank, "alpha": config.alpha, "dropout": config.dropout, "composition_mode": "add",
+    return {**COMMON, **_flags(root, installs), "r": config.rank,
+            "alpha": config.alpha, "dropout": config.dropout, "composition_mode": "add",
             "init_weights": "lora", "use_dora": True}  # fmt: skip
 
 
@@ -72,18 +74,19 @@ def _refuse_bias(host: Any, module: Any, gain: Tensor, path: str) -> None:
         )
 
 
-def write_ia3(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+def write_ia3(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
     """Factors on outputs."""
     refuse("(IA)3", {
         "factors on the input of a layer (set inputs: [] and name the layer before it)": any(
-            held.module.scale.numel() != held.seat.site.out_features or type(held.module).__name__ == "InputScaling" for held in seats
-        ), **_places(root, seats),
+            held.module.scale.numel() != held.installed.site.out_features or type(held.module).__name__ == "InputScaling"
+            for held in installs
+        ), **_places(root, installs),
     })  # fmt: skip
-    tensors = _by_module(root, seats, lambda held: held.module.scale[:, None])
+    tensors = _by_module(root, installs, lambda held: held.module.scale[:, None])
     folder.tensors |= {f"{path}.loras.{name}.lora_B": tensor for path, tensor in tensors.items()}
     return {
         **COMMON,
-        **_flags(root, seats),
+        **_flags(root, installs),
         "r": 1,
         "alpha": 1,
         "dropout": 0.0,
@@ -97,14 +100,14 @@ def _layers(root: nn.Module) -> tuple[str, str]:
     return ("mlp.down", "mlp.up") if model_type(root) in REVERSED else ("mlp.up", "mlp.down")
 
 
-def _places(root: nn.Module, seats: Sequence[Held]) -> dict[str, bool]:
+def _places(root: nn.Module, installs: Sequence[Held]) -> dict[str, bool]:
     """What is wrong with the places, for `refuse`."""
-    names, table = {held.seat.site.name for held in seats}, Atlas(root).table()
+    names, table = {held.installed.site.name for held in installs}, SiteTable(root).table()
     letters = [f"{part}.{letter}" for part in ("attn", "cross") for letter in "qkv"]
     allowed = [name for name in (*letters, *_layers(root)) if name in table]
     attentions = {frozenset(name[-1] for name in names if name.startswith(f"{part}.")) for part in ("attn", "cross")
                   if f"{part}.q" in table}  # fmt: skip
-    held_at = {name: [held.path for held in seats if held.seat.site.name == name] for name in names}
+    held_at = {name: [held.path for held in installs if held.installed.site.name == name] for name in names}
     outside = bool(names - set(allowed))
     return {
         f"sites other than {', '.join(allowed)}": outside,
@@ -115,21 +118,21 @@ def _places(root: nn.Module, seats: Sequence[Held]) -> dict[str, bool]:
     }  # fmt: skip
 
 
-def _flags(root: nn.Module, seats: Sequence[Held]) -> dict[str, Any]:
-    names = {held.seat.site.name for held in seats}
+def _flags(root: nn.Module, installs: Sequence[Held]) -> dict[str, Any]:
+    names = {held.installed.site.name for held in installs}
     intermediate, output = _layers(root)
     matrices = sorted({name[-1] for name in names if name.split(".")[0] in ("attn", "cross")}, key="qkv".index)
     return {"attn_matrices": matrices or ["q", "v"], "selfattn_lora": bool(matrices), "intermediate_lora": intermediate in names,
             "output_lora": output in names}  # fmt: skip
 
 
-def _by_module(root: nn.Module, seats: Sequence[Held], of: Any) -> dict[str, Tensor]:
+def _by_module(root: nn.Module, installs: Sequence[Held], of: Any) -> dict[str, Tensor]:
     """One tensor for each module; slices of a fused projection one after another, in the order q, k, v."""
     by_path: dict[str, list[Held]] = defaultdict(list)
-    for held in seats:
+    for held in installs:
         by_path[held.path].append(held)
     found = {}
     for path, own in by_path.items():
-        own.sort(key=lambda held: "qkv".find(held.seat.site.name[-1]))
+        own.sort(key=lambda held: "qkv".find(held.installed.site.name[-1]))
         found[path] = of(own[0]) if len(own) == 1 else torch.cat([of(held) for held in own])
     return found

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters import IA3, DoRA, LoRA, Prefix, PromptTuning, ReFT
-from graft.architectures.language import find_sites
+from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_transposed
 from graft.architectures.site import Site
 from graft.errors import GraftError
@@ -40,7 +40,7 @@ def _linears(file: HubFile, config: Mapping[str, Any]) -> Iterator[tuple[Site, s
         wanted += [f"{part}.{letter}" for part in ("attn", "cross") for letter in matrices]
     if config["intermediate_lora"] or config["output_lora"]:  # the library's LLaMA has its intermediate one at mlp.down
         wanted += ["mlp.up", "mlp.gate", "mlp.down"]
-    table, leave_out = file.atlas.table(), config.get("leave_out") or ()
+    table, leave_out = file.site_table.table(), config.get("leave_out") or ()
     for name in wanted:
         sites = [site for site in table.get(name, []) if site.layer not in leave_out]
         if not any(_has(file, f"{site.module}.loras.{file.name}.") for site in sites):
@@ -117,7 +117,7 @@ def read_prefix(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
     """Keys and values of every layer, computed from the reparametrisation where the file has one; positions start at 0."""
     if config.get("use_gating"):
         raise GraftError(f"{file.folder} has gates (use_gating), which Graft has no kind for")
-    if len(file.atlas.stacks) > 1:
+    if len(file.site_table.stacks) > 1:
         places = {"encoder_prefix": "encoder.attn", "self_prefix": "decoder.attn", "cross_prefix": "decoder.cross"}
     else:
         places = {"self_prefix": "attn"}
@@ -129,7 +129,7 @@ def read_prefix(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
     for part, place in places.items():
         if part != "self_prefix" and not config.get(part, True):
             continue
-        sites = find_sites(file.model, prefix.model_copy(update={"sites": place}))
+        sites = resolve_sites(file.model, prefix.model_copy(update={"sites": place}))
         keys = [key for key in file.left if f".{part}." in key and f".{file.name}." in key]
         flat = _computed(file, part, keys, prefix.tokens)
         slots = flat.view(prefix.tokens, 2 * len(sites), sites[0].num_kv_heads, sites[0].head_dim).transpose(0, 1)
@@ -172,7 +172,7 @@ def read_reft(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
     units = ["0"] if tied else [str(number) for number, length in enumerate((prefix, suffix)) if length]
     layers = config.get("layers", "all")
     pieces = []
-    for block in file.atlas.blocks:
+    for block in file.site_table.blocks:
         if layers != "all" and block.number not in layers:
             continue
         tensors: dict[str, Tensor] = {}
@@ -206,7 +206,7 @@ def read_prompt(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
         )
     tail = f"prompt_tuning.prompt_tunings.{file.name}.prompt_embedding.weight"
     vectors = file.take(next((name for name in file.left if name.endswith(tail)), tail))
-    embedding = file.atlas.end("embed")
+    embedding = file.site_table.end("embed")
     if embedding is None:
         raise GraftError(f"{file.folder} holds virtual tokens, and this base has no embedding of tokens")
     # behind the position embeddings of BERT and its kin; T5, DeBERTa-v2 and causal models have none in front of their blocks

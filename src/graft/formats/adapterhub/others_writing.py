@@ -12,35 +12,35 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.kinds.reft import orthonormal_rows
-from graft.architectures.language import find_sites
-from graft.architectures.sites import Atlas
+from graft.architectures.language import resolve_sites
+from graft.architectures.sites import SiteTable
 from graft.formats.adapterhub.places import BEHIND, DENSE, differing, model_type, outer, refuse
 from graft.formats.peft.folder import Folder, Held
 
 
 @torch.no_grad()
-def write_prefix(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+def write_prefix(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
     """Keys and values themselves (flat), a projection folded away. The library stores them once per layer too, which it does not read."""
-    config: Any = seats[0].config
+    config: Any = installs[0].config
     positions = "moved_keys" if model_type(root) in BEHIND else "zero"
     parts = (
         {"encoder_prefix": "encoder.attn", "self_prefix": "decoder.attn", "cross_prefix": "decoder.cross"}
-        if len(Atlas(root).stacks) > 1
+        if len(SiteTable(root).stacks) > 1
         else {"self_prefix": "attn"}
     )
     sites = {
-        part: [site.module for site in find_sites(root, config.model_copy(update={"sites": place}))]
+        part: [site.module for site in resolve_sites(root, config.model_copy(update={"sites": place}))]
         for part, place in parts.items()
     }
-    paths = [held.path for held in seats]
+    paths = [held.path for held in installs]
     present = {part: [path for path in own if path in paths] for part, own in sites.items()}
     refuse("prefix tuning", {
-        "settings that differ between sites": differing(seats),
+        "settings that differ between sites": differing(installs),
         f"positions: {config.positions} (on this base it computes positions: {positions})": config.positions != positions,
         "some layers only": any(own and own != sites[part] for part, own in present.items()) or len(paths) != len(set(paths)),
         "an encoder-decoder whose decoder has none": not present["self_prefix"],
     })  # fmt: skip
-    by_path = {held.path: held for held in seats}
+    by_path = {held.path: held for held in installs}
     for part, own in present.items():
         if own:
             slots = [half for path in own for half in by_path[path].module.keys_values()]
@@ -55,9 +55,9 @@ def write_prefix(root: nn.Module, seats: Sequence[Held], folder: Folder, name: s
 
 
 @torch.no_grad()
-def write_prompt(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+def write_prompt(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
     """The prompt, P-tuning's as its encoder makes it."""
-    (held,) = seats
+    (held,) = installs
     refuse("prompt tuning", {
         f"a base of type {model_type(root)}, where the library has none": model_type(root) not in DENSE,
         "virtual tokens with positions of their own (it computes enters: blocks)": not held.module.behind_positions,
@@ -69,18 +69,18 @@ def write_prompt(root: nn.Module, seats: Sequence[Held], folder: Folder, name: s
 
 
 @torch.no_grad()
-def write_reft(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+def write_reft(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
     """LoReFT and NoReFT, with what torch's orthogonal parametrisation keeps of R."""
-    config: Any = seats[0].config
-    blocks = {block.path: block.number for block in Atlas(root).blocks}
+    config: Any = installs[0].config
+    blocks = {block.path: block.number for block in SiteTable(root).blocks}
     refuse("ReFT", {
-        "settings that differ between sites": differing(seats),
+        "settings that differ between sites": differing(installs),
         "direft, of which its file forgets that it is": config.form == "direft", "positions: all": config.positions == "all",
-        "sites other than layer": any(held.path not in blocks for held in seats),
+        "sites other than layer": any(held.path not in blocks for held in installs),
         f"a base of type {model_type(root)}, as far as is known here": model_type(root) in BEHIND,
     })  # fmt: skip
     numbers = _units(config.prefix, config.suffix, config.tied)
-    for held in seats:
+    for held in installs:
         for place in range(
             1 if config.tied else 2
         ):  # a unit for positions that it never changes is a copy of the other
@@ -90,7 +90,7 @@ def write_reft(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str
             folder.tensors |= {
                 f"{prefix}projection.{end}": tensor for end, tensor in _projection(unit, config.form).items()
             }
-    layers = sorted(blocks[held.path] for held in seats)
+    layers = sorted(blocks[held.path] for held in installs)
     return {"architecture": "reft", "layers": "all" if layers == sorted(blocks.values()) else layers, "prefix_positions": config.prefix,
             "suffix_positions": config.suffix, "r": config.rank, "orthogonality": config.form == "loreft", "tied_weights": config.tied,
             "dropout": config.dropout, "non_linearity": None, "dtype": None, "init_weights_seed": None, "output_reft": True}  # fmt: skip

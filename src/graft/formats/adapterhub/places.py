@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.peft.folder import Held
 
@@ -43,9 +43,9 @@ def outer(root: nn.Module) -> str:
 
 def bottleneck_prefix(root: nn.Module, held: Held, name: str) -> str:
     """How the names of a bottleneck's tensors begin."""
-    kind, site = model_type(root), held.seat.site
+    kind, site = model_type(root), held.installed.site
     if kind in CONTAINERS:
-        block = next(block.path for block in Atlas(root).blocks if site.module.startswith(f"{block.path}."))
+        block = next(block.path for block in SiteTable(root).blocks if site.module.startswith(f"{block.path}."))
         return f"{block}.{'attention' if site.part == 'attn' else 'output'}_adapters.adapters.{name}."
     if kind in DENSE:
         return f"{site.module.rpartition('.')[0]}.adapters.{name}."
@@ -53,17 +53,17 @@ def bottleneck_prefix(root: nn.Module, held: Held, name: str) -> str:
     return f"{head}.layer.{number}.adapters.{name}."
 
 
-def left_out(root: nn.Module, seats: Sequence[Held], names: Sequence[str]) -> list[int]:
+def left_out(root: nn.Module, installs: Sequence[Held], names: Sequence[str]) -> list[int]:
     """Layers without an adapter, where the others have one at every site of these names.
 
     Raises `GraftError` for gaps in a layer: the library would put a fresh adapter there.
     """
-    atlas, paths = Atlas(root), {held.path for held in seats}
-    every = [site for name in names for site in atlas.table().get(name, [])]
+    site_table, paths = SiteTable(root), {held.path for held in installs}
+    every = [site for name in names for site in site_table.table().get(name, [])]
     layers = {site.layer for site in every if site.module in paths}
     gaps = [site.module for site in every if site.layer in layers and site.module not in paths]
-    missing = sorted({block.number for block in atlas.blocks} - {layer for layer in layers if layer is not None})
-    if gaps or (missing and len(atlas.stacks) > 1):
+    missing = sorted({block.number for block in site_table.blocks} - {layer for layer in layers if layer is not None})
+    if gaps or (missing and len(site_table.stacks) > 1):
         where = gaps[0] if gaps else f"layers {missing}"
         raise GraftError(
             f"AdapterHub leaves out whole layers alone, and in encoder-decoders none here; this adapter leaves out '{where}', where the "
@@ -72,9 +72,9 @@ def left_out(root: nn.Module, seats: Sequence[Held], names: Sequence[str]) -> li
     return missing
 
 
-def differing(seats: Sequence[Held]) -> bool:
+def differing(installs: Sequence[Held]) -> bool:
     """Whether settings differ between sites."""
-    return len({held.config.model_copy(update={"sites": ""}).model_dump_json() for held in seats}) > 1
+    return len({held.config.model_copy(update={"sites": ""}).model_dump_json() for held in installs}) > 1
 
 
 def refuse(what: str, wrong: dict[str, Any]) -> None:

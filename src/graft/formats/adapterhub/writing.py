@@ -53,7 +53,7 @@ def write(root: nn.Module, state: State, name: str) -> Folder:
         )
     config: Any = root.config
     folder, kind = Folder(notes=[NOTE]), model_type(root)
-    configs = [WRITERS[each](root, seats, folder, name) for each, seats in by_kind.items()]
+    configs = [WRITERS[each](root, installs, folder, name) for each, installs in by_kind.items()]
     about = {"hidden_size": config.hidden_size, "model_class": type(root).__name__, "model_name": getattr(config, "_name_or_path", None),
              "model_type": kind, "name": name, "version": "adapters.1.3.0"}  # fmt: skip
     whole = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
@@ -64,41 +64,43 @@ def write(root: nn.Module, state: State, name: str) -> Folder:
     return folder
 
 
-def _series(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
-    return _bottleneck(root, seats, folder, name, beside=False)
+def _series(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+    return _bottleneck(root, installs, folder, name, beside=False)
 
 
-def _parallel(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
-    return _bottleneck(root, seats, folder, name, beside=True)
+def _parallel(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+    return _bottleneck(root, installs, folder, name, beside=True)
 
 
-def _bottleneck(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str, beside: bool) -> dict[str, Any]:
-    config: Any = seats[0].config
-    fields = _common(root, seats, beside)
+def _bottleneck(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str, beside: bool) -> dict[str, Any]:
+    config: Any = installs[0].config
+    fields = _common(root, installs, beside)
     refuse(
         "bottlenecks", {"bottlenecks without biases": not config.biases, "biases of adapted layers": config.train_bias}
     )
-    for held in seats:
+    for held in installs:
         _bottleneck_tensors(held, bottleneck_prefix(root, held, name), folder)
     inits = {"mam": "mam_adapter", "houlsby": "houlsby"}
     return {**fields, "init_weights": inits.get(config.init, "bert")}
 
 
-def _common(root: nn.Module, seats: Sequence[Held], beside: bool) -> dict[str, Any]:
+def _common(root: nn.Module, installs: Sequence[Held], beside: bool) -> dict[str, Any]:
     """The fields of bottlenecks and of Compacter. Raises `GraftError` for what they cannot say."""
-    config: Any = seats[0].config
-    reads = {held.config.reads for held in seats}
+    config: Any = installs[0].config
+    reads = {held.config.reads for held in installs}
     refuse("bottlenecks", {
-        "settings that differ between sites": differing(seats),
-        "sites other than attn, cross and mlp": any(held.seat.site.name.split(".")[-1] not in ("attn", "cross", "mlp") for held in seats),
+        "settings that differ between sites": differing(installs),
+        "sites other than attn, cross and mlp": any(
+            held.installed.site.name.split(".")[-1] not in ("attn", "cross", "mlp") for held in installs
+        ),
         "a bottleneck before a sublayer": getattr(config, "position", "after") != "after",
         "a bottleneck that is added to nothing": getattr(config, "skip", "site") == "none",
         f"reads: stream at the mlp of a {model_type(root)}, whose stream it takes behind the attention": (
-            model_type(root) in STREAM_GOES_ON and "stream" in reads and any(held.seat.site.part == "mlp" for held in seats)
+            model_type(root) in STREAM_GOES_ON and "stream" in reads and any(held.installed.site.part == "mlp" for held in installs)
         ),
-        "a parallel bottleneck on the sublayer's own input (reads: site)": beside and reads != {"stream"} and not _same_input(seats),
+        "a parallel bottleneck on the sublayer's own input (reads: site)": beside and reads != {"stream"} and not _same_input(installs),
     })  # fmt: skip
-    names = {held.seat.site.name.split(".")[-1] for held in seats}
+    names = {held.installed.site.name.split(".")[-1] for held in installs}
     backwards = {theirs_to: theirs for theirs, theirs_to in ACTIVATIONS.items() if theirs != "gelu_orig"}
     hidden = int(root.config.hidden_size)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return {
@@ -106,7 +108,7 @@ def _common(root: nn.Module, seats: Sequence[Held], beside: bool) -> dict[str, A
         "reduction_factor": hidden / config.bottleneck, "non_linearity": backwards.get(config.activation, config.activation),
         "scaling": config.scale, "dropout": config.dropout, "ln_before": config.norm, "ln_after": config.norm_after,
         "is_parallel": beside, "original_ln_before": not beside and config.reads == "stream", "original_ln_after": True,
-        "residual_before_ln": getattr(config, "skip", "site") != "stream", "leave_out": left_out(root, seats, sorted(names)),
+        "residual_before_ln": getattr(config, "skip", "site") != "stream", "leave_out": left_out(root, installs, sorted(names)),
     }  # fmt: skip
 
 
@@ -126,13 +128,13 @@ def _bottleneck_tensors(held: Held, prefix: str, folder: Folder) -> None:
         folder.tensors[f"{prefix}scaling"] = own["scale"]
 
 
-def _same_input(seats: Sequence[Held]) -> bool:
+def _same_input(installs: Sequence[Held]) -> bool:
     """Whether every sublayer's input is the residual stream itself (post-norm families)."""
-    return all(held.seat.site.source == held.seat.site.residual for held in seats)
+    return all(held.installed.site.source == held.installed.site.residual for held in installs)
 
 
-def _compacter(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
-    config: Any = seats[0].config
+def _compacter(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
+    config: Any = installs[0].config
     ranks = {rank for rank in (config.rank, config.rule_rank) if rank is not None}
     refuse("Compacter", {
         "norms": config.norm or config.norm_after, "a learned scale": isinstance(config.scale, str),
@@ -142,18 +144,18 @@ def _compacter(root: nn.Module, seats: Sequence[Held], folder: Folder, name: str
     ends = {"S": "W_left", "T": "W_right", "B": "W", "bias": "b"} | {
         f"rule.{ours}": theirs for ours, theirs in rules.items()
     }
-    for held in seats:
+    for held in installs:
         prefix = bottleneck_prefix(root, held, name)
         for ours, tensor in held.module.f.named_parameters():
             side, _, end = ours.partition(".")
             folder.tensors[f"{prefix}{ {'down': 'adapter_down.0', 'up': 'adapter_up'}[side] }.{ends[end]}"] = tensor
     if config.share_rule:
-        (rule,) = seats[0].module._shared
+        (rule,) = installs[0].module._shared
         folder.tensors |= {
             f"{outer(root)}shared_parameters.{name}.{rules[ours]}": own for ours, own in rule.named_parameters()
         }
     return {
-        **_common(root, seats, beside=False), "phm_layer": True, "phm_dim": config.products, "phm_rank": ranks.pop() if ranks else 1,
+        **_common(root, installs, beside=False), "phm_layer": True, "phm_dim": config.products, "phm_rank": ranks.pop() if ranks else 1,
         "factorized_phm_W": config.rank is not None, "factorized_phm_rule": config.rule_rank is not None,
         "shared_phm_rule": config.share_rule, "phm_init_range": config.rule_std, "phm_bias": config.biases, "init_weights": "bert",
     }  # fmt: skip

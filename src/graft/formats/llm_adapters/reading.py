@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters import AdapterConfig, Full, LoRA, Parallel, Prefix, PromptTuning, Series, Stack
-from graft.architectures.language import find_sites
+from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_linear, widths
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.foreign import CONFIG, Checkpoint, read_config
 
@@ -139,7 +139,7 @@ def _position(path: str) -> Any:
 def _read_prefix(file: Checkpoint, model: nn.Module) -> tuple[AdapterConfig, dict[str, Tensor]]:
     flat = file.take("prompt_embeddings")
     prefix = Prefix(tokens=file.field("num_virtual_tokens"), init_std=1.0, positions="after_prefix")
-    sites = find_sites(model, prefix)
+    sites = resolve_sites(model, prefix)
     heads, head_dim, layers = sites[0].num_kv_heads, sites[0].head_dim, len(sites)
     wanted = (prefix.tokens, 2 * layers * heads * head_dim)
     if flat.numel() and tuple(flat.shape) != wanted:
@@ -151,7 +151,7 @@ def _read_prefix(file: Checkpoint, model: nn.Module) -> tuple[AdapterConfig, dic
         return prefix, {}
     slots = flat.view(prefix.tokens, 2 * layers, heads, head_dim).transpose(0, 1)  # [2 L, P, H, D]
     keys, values = slots[0::2], slots[1::2]
-    if getattr(Atlas(model).text_config, "model_type", None) == "bloom":
+    if getattr(SiteTable(model).text_config, "model_type", None) == "bloom":
         keys, values = slots[:layers], slots[layers:]
         keys = keys.reshape(layers, heads, head_dim, prefix.tokens).permute(0, 3, 1, 2)
     return prefix, {
@@ -164,7 +164,7 @@ def _read_prefix(file: Checkpoint, model: nn.Module) -> tuple[AdapterConfig, dic
 def _read_prompt(file: Checkpoint, model: nn.Module) -> tuple[AdapterConfig, dict[str, Tensor]]:
     vectors = file.take("prompt_embeddings")
     prompt = PromptTuning(tokens=file.field("num_virtual_tokens"))
-    (site,) = find_sites(model, prompt)
+    (site,) = resolve_sites(model, prompt)
     wanted = (prompt.tokens, site.out_features)
     if vectors.numel() and tuple(vectors.shape) != wanted:
         raise GraftError(
@@ -202,8 +202,8 @@ def _composed(file: Checkpoint, model: nn.Module, parts: Mapping[str, Part]) -> 
     groups: dict[str, tuple[AdapterConfig, list[str]]] = {}
     for path, (part, _) in parts.items():
         groups.setdefault(f"{part.kind} {part.model_dump_json()}", (part, []))[1].append(path)
-    atlas = Atlas(model)
-    configs = [part.model_copy(update={"sites": _site_names(atlas, paths)}) for part, paths in groups.values()]
+    site_table = SiteTable(model)
+    configs = [part.model_copy(update={"sites": _site_names(site_table, paths)}) for part, paths in groups.values()]
     tensors = {f"{path}.linear.{name}": tensor for path, (_, own) in parts.items() for name, tensor in own.items()}
     return configs[0] if len(configs) == 1 else Stack(adapters=tuple(configs)), tensors
 
@@ -234,12 +234,12 @@ def _difference(whole: Tensor, base: Any) -> Tensor:
     return whole - base.detach().float().cpu() if whole.shape == base.shape else whole
 
 
-def _site_names(atlas: Atlas, paths: Iterable[str]) -> str | tuple[str, ...]:
+def _site_names(site_table: SiteTable, paths: Iterable[str]) -> str | tuple[str, ...]:
     """The shortest way to say these modules in the site language; a regular expression for each that has no name."""
     left = set(paths)
     by_name: dict[str, dict[str, int]] = {}
-    for block in atlas.blocks:
-        for site in atlas.of_block(block):
+    for block in site_table.blocks:
+        for site in site_table.of_block(block):
             if site.type == "linear" and site.rows is None and site.layer is not None:
                 by_name.setdefault(site.name, {})[site.module] = site.layer
     names = []
@@ -248,7 +248,7 @@ def _site_names(atlas: Atlas, paths: Iterable[str]) -> str | tuple[str, ...]:
         if chosen:
             names.append(name if len(chosen) == len(modules) else f"{name}@{','.join(map(str, chosen))}")
             left -= set(modules)
-    head = atlas.end("head")
+    head = site_table.end("head")
     if head is not None and head.module in left:
         names.append("head")
         left.remove(head.module)

@@ -51,25 +51,25 @@ def _spread(P: Tensor, E: Tensor, Q: Tensor, kept: Tensor) -> dict[str, Tensor]:
     return {**whole, "kept": kept}
 
 
-def write_adalora(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
+def write_adalora(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
     """The kept triplets alone, as PEFT does after its last choice."""
-    config: Any = seats[0].config
-    paths = [held.path for held in seats]
-    if any(held.seat.site.rows is not None for held in seats) or len(set(paths)) < len(paths):
+    config: Any = installs[0].config
+    paths = [held.path for held in installs]
+    if any(held.installed.site.rows is not None for held in installs) or len(set(paths)) < len(paths):
         raise GraftError("PEFT's AdaLoRA holds one adapter for a whole layer; this one acts on slices, or twice on one")
     if config.epsilon != 1e-5:
         raise GraftError(
             f"PEFT divides alpha by the rank plus 1e-5, this adapter by the rank plus {config.epsilon:g}: it cannot say that"
         )
     pattern: dict[str, list[bool]] = {}
-    for held in seats:
+    for held in installs:
         module, kept = held.module, held.module.kept
         pattern[f"{held.path}.lora_E"] = kept.tolist()
         folder.tensors |= {f"{held.path}.lora_A": module.Q[kept], f"{held.path}.lora_B": module.P[:, kept],
                            f"{held.path}.lora_E": module.E[kept][:, None]}  # fmt: skip
     total = sum(sum(kept) for kept in pattern.values())
     folder.config |= {
-        "peft_type": "ADALORA", "init_r": config.init_rank, "target_r": max(1, total // len(seats)), "lora_alpha": config.alpha,
+        "peft_type": "ADALORA", "init_r": config.init_rank, "target_r": max(1, total // len(installs)), "lora_alpha": config.alpha,
         "lora_dropout": config.dropout, "tinit": 0, "tfinal": 0, "deltaT": 1, "beta1": config.beta1, "beta2": config.beta2,
         "orth_reg_weight": config.orthogonality, "total_step": 1, "rank_pattern": pattern, "bias": "none", "init_lora_weights": True,
         "fan_in_fan_out": any(is_transposed(root.get_submodule(path)) for path in paths), **shortest_names(root, paths),

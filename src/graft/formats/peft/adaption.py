@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from graft.adapters import LLaMAAdapter
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.foreign import Checkpoint
@@ -41,9 +41,9 @@ def read_adaption(file: Checkpoint, model: nn.Module) -> list[Piece]:
     ]
 
 
-def write_adaption(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
+def write_adaption(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
     """Raises `GraftError` for gates, layers and families that PEFT's kind has not."""
-    model_type, config = _type_of(root), seats[0].config
+    model_type, config = _type_of(root), installs[0].config
     if model_type not in TARGETS:
         raise GraftError(
             f"PEFT has adaption prompts for {', '.join(TARGETS)} only; this base is a {model_type or type(root).__name__}"
@@ -56,16 +56,16 @@ def write_adaption(root: nn.Module, seats: Sequence[Held], folder: Folder) -> No
         raise GraftError(
             f"PEFT's adaption prompts on {model_type} compute {said}; this adapter has {', '.join(differing)}"
         )
-    layers, count = sorted(held.seat.site.layer or 0 for held in seats), len(Atlas(root).blocks)
+    layers, count = sorted(held.installed.site.layer or 0 for held in installs), len(SiteTable(root).blocks)
     if layers != list(range(count - len(layers), count)):
         own = ", ".join(map(str, layers))
         raise GraftError(f"PEFT's adaption prompts sit in the topmost layers; this adapter has layers {own} of {count}")
     folder.config |= {"peft_type": "ADAPTION_PROMPT", "adapter_len": config.tokens, "adapter_layers": len(layers),
                       "target_modules": TARGETS[model_type]}  # fmt: skip
-    for held in seats:
+    for held in installs:
         folder.tensors[held.path + PROMPT] = held.module.prompts[None]
         folder.tensors[held.path + GATE] = held.module.gate
 
 
 def _type_of(model: nn.Module) -> str:
-    return getattr(Atlas(model).text_config, "model_type", "")
+    return getattr(SiteTable(model).text_config, "model_type", "")

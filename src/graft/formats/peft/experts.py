@@ -26,7 +26,7 @@ from graft.adapters import LoRA
 from graft.architectures.experts import PARTS, expert_parts
 from graft.architectures.layers import is_linear, is_transposed
 from graft.architectures.site import Site
-from graft.architectures.sites import Atlas
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError, did_you_mean
 from graft.formats.composing import Piece
 from graft.formats.foreign import Checkpoint
@@ -45,12 +45,12 @@ def parameter_pieces(file: Checkpoint, model: nn.Module, settings: dict[str, Any
         if not any(matches(key, name) for key in every):
             near = did_you_mean(name.rpartition(".")[2], {key.rpartition(".")[2] for key in every})
             raise GraftError(f"{file.folder}: target parameter '{name}' is not in this base.{near}")
-    atlas, pieces = Atlas(model), []
+    site_table, pieces = SiteTable(model), []
     for path, module in own_modules(model) if wanted else ():
         own = [key for key in _names(path, module) if any(matches(key, name) for name in wanted)]
         for number, key in enumerate(own):
             prefix = path + ".base_layer" * (len(own) - 1 - number)
-            pieces.append(_piece(file, atlas, module, key, prefix, settings))
+            pieces.append(_piece(file, site_table, module, key, prefix, settings))
     return pieces
 
 
@@ -68,7 +68,9 @@ def matches(key: str, name: str) -> bool:
     return key == name or key.endswith(f".{name}")
 
 
-def _piece(file: Checkpoint, atlas: Atlas, module: nn.Module, key: str, prefix: str, settings: dict[str, Any]) -> Piece:
+def _piece(
+    file: Checkpoint, site_table: SiteTable, module: nn.Module, key: str, prefix: str, settings: dict[str, Any]
+) -> Piece:
     path, _, parameter = key.rpartition(".")
     A, B = (file.take(f"{prefix}.lora_{side}.weight") for side in "AB")
     config = LoRA(
@@ -79,7 +81,7 @@ def _piece(file: Checkpoint, atlas: Atlas, module: nn.Module, key: str, prefix: 
     if is_linear(module) and not is_transposed(module) and parameter == "weight":
         return Piece(path, config, {"A": A, "B": B})
     part = next((part for part in expert_parts(module) if PARTS[part] == parameter), None)
-    site = None if part is None else expert_site(atlas, path, part)
+    site = None if part is None else expert_site(site_table, path, part)
     if part is None or site is None:
         raise GraftError(
             f"{file.folder}: target parameter '{key}' is neither the weight of a linear layer nor that of experts: Graft has no site there"
@@ -89,9 +91,9 @@ def _piece(file: Checkpoint, atlas: Atlas, module: nn.Module, key: str, prefix: 
     return Piece(path, config, _experts_tensors(file, module, key, site, A, B), part)
 
 
-def expert_site(atlas: Atlas, path: str, part: str) -> Site | None:
+def expert_site(site_table: SiteTable, path: str, part: str) -> Site | None:
     """The site of one part of a module of experts."""
-    every = [site for sites in atlas.table().values() for site in sites if site.type == "experts"]
+    every = [site for sites in site_table.table().values() for site in sites if site.type == "experts"]
     return next((site for site in every if (site.module, site.part) == (path, part)), None)
 
 
@@ -132,10 +134,10 @@ def _stored_in_first(module: nn.Module, site: Site) -> bool:
 
 
 @torch.no_grad()
-def write_parameters(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
+def write_parameters(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
     """Names and tensors of LoRAs on experts, in the layout of PEFT from 0.19 on."""
-    held_at = {(held.path, held.seat.site.part): held for held in seats}
-    if len(held_at) < len(seats):
+    held_at = {(held.path, held.installed.site.part): held for held in installs}
+    if len(held_at) < len(installs):
         raise GraftError("PEFT holds one LoRA for a weight of experts; this adapter is a stack with several there")
     wanted = {f"{path}.{PARTS[part]}" for path, part in held_at}
     folder.config["target_parameters"] = _shortest(root, wanted)
@@ -146,7 +148,7 @@ def write_parameters(root: nn.Module, seats: Sequence[Held], folder: Folder) -> 
             part = next(part for part, name in PARTS.items() if key == f"{path}.{name}")
             held = held_at[path, part]
             A, B = held.module.A, held.module.B
-            if _says_transposed(module) != _stored_in_first(module, held.seat.site):
+            if _says_transposed(module) != _stored_in_first(module, held.installed.site):
                 A, B = B.transpose(1, 2), A.transpose(1, 2)
             prefix = path + ".base_layer" * (len(own) - 1 - number)
             folder.tensors[f"{prefix}.lora_A.weight"] = A.flatten(0, 1)

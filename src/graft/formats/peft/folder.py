@@ -8,25 +8,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graft.injection.state import Seat
+from graft.injection.state import Installed
 
 
 @dataclass
 class Held:
     """One seat of an adapter: where it sits, and its module."""
 
-    seat: Seat
+    installed: Installed
     module: Any
 
     @property
     def path(self) -> str:
         """The host's path."""
-        return self.seat.site.module
+        return self.installed.site.module
 
     @property
     def config(self) -> Any:
         """The config at this site."""
-        return self.seat.config
+        return self.installed.config
 
 
 @dataclass

@@ -23,15 +23,15 @@ from graft.formats.peft.folder import Folder, Held
 from graft.formats.peft.naming import patterns, shortest_names
 
 
-def write_lora(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
+def write_lora(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
     """LoRA, DoRA, and PiSSA as a LoRA of twice the rank."""
-    experts = [held for held in seats if held.seat.site.type == "experts"]
+    experts = [held for held in installs if held.installed.site.type == "experts"]
     by_module: dict[str, list[Held]] = defaultdict(list)
-    for held in seats:
-        if held.seat.site.type != "experts":
+    for held in installs:
+        if held.installed.site.type != "experts":
             by_module[held.path].append(held)
     pairs = {path: _pair(root.get_submodule(path), own) for path, own in by_module.items()}
-    dora = seats[0].config.kind == "dora"
+    dora = installs[0].config.kind == "dora"
     at_experts = {f"{held.path}.{held.module.parameter}": held.config for held in experts}
     rank, rank_pattern = patterns(
         {path: pair.A.shape[0] for path, pair in pairs.items()} | {key: own.rank for key, own in at_experts.items()}
@@ -49,7 +49,7 @@ def write_lora(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
         raise GraftError(
             "PEFT's lora_bias holds for all layers of a folder; this adapter learns biases at some of them"
         )
-    dropout = max(held.config.dropout for held in seats)
+    dropout = max(held.config.dropout for held in installs)
     if experts and biases:
         raise GraftError(
             "PEFT's LoRAs on experts do not go with lora_bias: train without train_bias, or keep Graft's format"
@@ -91,12 +91,12 @@ class Pair:
 
 
 @torch.no_grad()
-def _pair(host: Any, seats: Sequence[Held]) -> Pair:
+def _pair(host: Any, installs: Sequence[Held]) -> Pair:
     """One LoRA for all that an adapter has at a module: as it is where it is alone, else blocks side by side, the scales in B."""
-    parts = [(_tensors(held), held) for held in seats]
+    parts = [(_tensors(held), held) for held in installs]
     (own, held), *others = parts
     config: Any = held.config.to_lora() if held.config.kind == "pissa" else held.config
-    if not others and held.seat.site.rows is None:
+    if not others and held.installed.site.rows is None:
         bias = own.get("bias")
         return Pair(own["A"], own["B"], config.alpha, config.rslora, None if bias is None else bias / held.module.scale,
                     own.get("magnitude", torch.empty(0)))  # fmt: skip
@@ -108,7 +108,7 @@ def _pair(host: Any, seats: Sequence[Held]) -> Pair:
     blocks = []
     for tensors, each in parts:
         block = torch.zeros(out, tensors["B"].shape[1], dtype=tensors["B"].dtype)
-        rows = slice(None) if each.seat.site.rows is None else each.seat.site.rows
+        rows = slice(None) if each.installed.site.rows is None else each.installed.site.rows
         block[rows] = each.module.scale * tensors["B"].cpu()
         blocks.append(block)
     B = torch.cat(blocks, 1)
@@ -121,10 +121,10 @@ def _tensors(held: Held) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def write_wholes(root: nn.Module, seats: Sequence[Held], folder: Folder, alone: bool) -> None:
+def write_wholes(root: nn.Module, installs: Sequence[Held], folder: Folder, alone: bool) -> None:
     """Full modules as PEFT's modules_to_save, rows of tokens as its trainable tokens."""
     names, tokens = [], {}
-    for held in seats:
+    for held in installs:
         host = root.get_submodule(held.path)
         if getattr(held.config, "tokens", ()):
             if held.module.follows is None:

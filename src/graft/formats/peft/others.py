@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters import IA3, Full, Prefix, PromptTuning
-from graft.architectures.language import find_sites
-from graft.architectures.sites import Atlas
+from graft.architectures.language import resolve_sites
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.composing import Piece, difference
 from graft.formats.foreign import Checkpoint
@@ -55,7 +55,7 @@ def read_tokens(file: Checkpoint, model: nn.Module) -> list[Piece]:
 def read_prompt(file: Checkpoint, model: nn.Module) -> list[Piece]:
     """Prompt tuning and P-tuning, which is stored as the prompt that its encoder made."""
     vectors, tokens = file.take("prompt_embeddings"), file.field("num_virtual_tokens")
-    embedding = Atlas(model).end("embed")
+    embedding = SiteTable(model).end("embed")
     if embedding is None:
         raise GraftError(f"{file.folder} holds virtual tokens, and this base has no embedding of tokens")
     window: Any = "hides"
@@ -70,10 +70,10 @@ def read_prefix(file: Checkpoint, model: nn.Module) -> list[Piece]:
     Of an encoder-decoder, slots four to a layer, taken around again; half of them stood for attention over the encoder and are not used.
     """
     flat, tokens = file.take("prompt_embeddings"), file.field("num_virtual_tokens")
-    stride = 4 if "decoder" in Atlas(model).stacks and len(Atlas(model).stacks) > 1 else 2
+    stride = 4 if "decoder" in SiteTable(model).stacks and len(SiteTable(model).stacks) > 1 else 2
     prefix = Prefix(tokens=tokens, init_std=1.0, positions="after_prefix", window="hides",
                     sites="decoder.attn" if stride == 4 else "attn")  # fmt: skip
-    sites = find_sites(model, prefix)
+    sites = resolve_sites(model, prefix)
     heads, head_dim = sites[0].num_kv_heads, sites[0].head_dim
     wanted = (tokens, 2 * len(sites) * heads * head_dim)
     if not flat.numel():

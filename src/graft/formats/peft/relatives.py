@@ -35,20 +35,20 @@ def read_vera(file: Checkpoint, model: nn.Module) -> list[Piece]:
     ]
 
 
-def write_vera(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
+def write_vera(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
     """VeRA. The shared matrices have no module in their names."""
-    config: Any = seats[0].config
-    _whole_modules(seats, "VeRA")
+    config: Any = installs[0].config
+    _whole_modules(installs, "VeRA")
     folder.config |= {
         "peft_type": "VERA", "r": config.rank, "vera_dropout": config.dropout, "d_initial": config.d_initial, "bias": "none",
         "projection_prng_key": config.seed, "save_projection": config.save_projection, "init_weights": True,
-        "fan_in_fan_out": _transposed(root, seats), **shortest_names(root, [held.path for held in seats]),
+        "fan_in_fan_out": _transposed(root, installs), **shortest_names(root, [held.path for held in installs]),
     }  # fmt: skip
-    for held in seats:
+    for held in installs:
         own = dict(held.module.named_parameters())
         folder.tensors |= {f"{held.path}.{theirs}": own[ours] for ours, theirs in VERA.items()}
     if config.save_projection:
-        (shared,) = seats[0].module._shared
+        (shared,) = installs[0].module._shared
         folder.beside |= {f"base_model.vera_{name}": getattr(shared, name) for name in "AB"}
 
 
@@ -91,40 +91,40 @@ def _fields(file: Checkpoint, path: str) -> dict[str, Any]:
     }
 
 
-def write_loha(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
+def write_loha(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
     """LoHa."""
-    _write_products(root, seats, folder, "LOHA", "hada_")
+    _write_products(root, installs, folder, "LOHA", "hada_")
 
 
-def write_lokr(root: nn.Module, seats: Sequence[Held], folder: Folder) -> None:
+def write_lokr(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
     """LoKr."""
-    config: Any = seats[0].config
-    _write_products(root, seats, folder, "LOKR", "lokr_")
+    config: Any = installs[0].config
+    _write_products(root, installs, folder, "LOKR", "lokr_")
     folder.config |= {"decompose_both": config.decompose_both, "decompose_factor": config.factor or -1}
 
 
-def _write_products(root: nn.Module, seats: Sequence[Held], folder: Folder, kind: str, mark: str) -> None:
-    _whole_modules(seats, kind)
-    if _transposed(root, seats):
+def _write_products(root: nn.Module, installs: Sequence[Held], folder: Folder, kind: str, mark: str) -> None:
+    _whole_modules(installs, kind)
+    if _transposed(root, installs):
         raise GraftError(f"PEFT has no {kind} for transposed layers (GPT-2's Conv1D)")
-    ranks, alphas = ({held.path: getattr(held.config, name) for held in seats} for name in ("rank", "alpha"))
+    ranks, alphas = ({held.path: getattr(held.config, name) for held in installs} for name in ("rank", "alpha"))
     rank, rank_pattern = patterns(ranks)
     alpha, alpha_pattern = patterns(alphas)
-    if any(held.config.dropout for held in seats):
+    if any(held.config.dropout for held in installs):
         folder.notes.append(f"dropout is not written: PEFT's {kind} has none on its input")
     folder.config |= {"peft_type": kind, "r": rank, "alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern,
-                      "init_weights": True, **shortest_names(root, [held.path for held in seats])}  # fmt: skip
-    for held in seats:
+                      "init_weights": True, **shortest_names(root, [held.path for held in installs])}  # fmt: skip
+    for held in installs:
         folder.tensors |= {f"{held.path}.{mark}{name}": tensor for name, tensor in held.module.named_parameters()}
 
 
-def _whole_modules(seats: Sequence[Held], kind: str) -> None:
-    paths = [held.path for held in seats]
-    if any(held.seat.site.rows is not None for held in seats) or len(set(paths)) < len(paths):
+def _whole_modules(installs: Sequence[Held], kind: str) -> None:
+    paths = [held.path for held in installs]
+    if any(held.installed.site.rows is not None for held in installs) or len(set(paths)) < len(paths):
         raise GraftError(
             f"PEFT's {kind} holds one adapter for a whole layer; this one acts on slices of a fused layer, or twice on one"
         )
 
 
-def _transposed(root: nn.Module, seats: Sequence[Held]) -> bool:
-    return any(is_transposed(root.get_submodule(held.path)) for held in seats)
+def _transposed(root: nn.Module, installs: Sequence[Held]) -> bool:
+    return any(is_transposed(root.get_submodule(held.path)) for held in installs)

@@ -39,7 +39,7 @@ WRITERS: Mapping[str, Writer] = {
 
 def held_by(root: nn.Module, state: State, name: str) -> list[Held]:
     """Every seat of an adapter with its module."""
-    return [Held(seat, seat.module_of(root, name)) for seat in state.entry(name).seats]
+    return [Held(installed, installed.module_of(root, name)) for installed in state.adapter(name).installs]
 
 
 def write(root: nn.Module, state: State, name: str) -> Folder:
@@ -56,12 +56,12 @@ def write(root: nn.Module, state: State, name: str) -> Folder:
         )
     if not by_kind and not wholes:
         raise GraftError(f"adapter '{name}' has nothing to export")
-    for kind, seats in by_kind.items():
+    for kind, installs in by_kind.items():
         if kind not in WRITERS:
             raise GraftError(
                 f"PEFT has no kind that computes what '{kind}' does. It can hold: {', '.join(sorted(WRITERS))}"
             )
-        WRITERS[kind](root, seats, folder)
+        WRITERS[kind](root, installs, folder)
     if wholes:
         write_wholes(root, wholes, folder, alone=not by_kind)
     folder.config["base_model_name_or_path"] = getattr(getattr(root, "config", None), "_name_or_path", None) or None

@@ -31,7 +31,7 @@ def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, pad_id:
     rows = [row for job in jobs for row in job.rows()[:PROOF_ROWS]]
     wanted, slope = losses_and_gradients(forward, rows, "padded", pad_id)
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-    if forward.way == "chunks":
+    if forward.head_mode == "chunks":
         forward.body = torch.compile(forward.body, backend=backend, dynamic=True, fullgraph=True)
     else:
         forward.model = torch.compile(forward.model, backend=backend, dynamic=True, fullgraph=True)  # pyright: ignore

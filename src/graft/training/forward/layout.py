@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from graft.attention import flat_attention
 from graft.data.batches import Layout
 from graft.errors import GraftError
-from graft.training.batching import lay_out, pass_of
+from graft.training.batching import context_of, lay_out
 from graft.training.forward.causal import Forward
 from graft.training.forward.modes import evaluating
 from graft.training.job import Job
@@ -40,7 +40,7 @@ def decide(forward: Forward, jobs: Sequence[Job], wanted: str, pad_id: int) -> D
     rows = proof_rows(jobs)
     with evaluating(forward.model):
         one = rows[:1]
-        forward.prove_head(lay_out(one, "padded", pad_id).to(forward.device), pass_of(one, "padded", seeded=False))
+        forward.prove_head(lay_out(one, "padded", pad_id).to(forward.device), context_of(one, "padded", seeded=False))
         if wanted == "padded" or (wanted == "auto" and not forward.runs_flat):
             return Decision("padded")
         if not forward.runs_flat:
@@ -103,7 +103,7 @@ def _compare(forward: Forward, rows: Sequence[Row], pad_id: int) -> Decision:
 def token_losses(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: int) -> Tensor:
     """The loss of each supervised token of some rows in one pass, in float64 and without seeds."""
     batch = lay_out(rows, layout, pad_id).to(forward.device)
-    return forward.losses(batch, pass_of(rows, layout, seeded=False)).double()
+    return forward.losses(batch, context_of(rows, layout, seeded=False)).double()
 
 
 def losses_and_gradients(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ def set_training(model: nn.Module, names: Sequence[str], base_dropout: bool = Fa
     """Training mode for these adapters alone, and for the base only if its own dropout is wanted."""
     root, state = unwrapped(model), state_of(model)
     root.train(base_dropout)
-    for name in state.entries:
+    for name in state.adapters:
         for _, module in modules_of(root, state, name):
             module.train(name in names)
     for layer in root.modules():

@@ -18,9 +18,9 @@ from graft.attaching.active import running
 from graft.bases.inputs import inputs_of
 from graft.data.batches import Batch
 from graft.injection.state import unwrapped
-from graft.ops.cross_entropy import Tail, cross_entropy
-from graft.routing.passes import Pass
-from graft.training.forward.causal import Forward, Way
+from graft.ops.cross_entropy import LogitTransform, cross_entropy
+from graft.routing.context import ForwardContext
+from graft.training.forward.causal import Forward, HeadMode
 
 
 class LabelForward(Forward):
@@ -31,16 +31,16 @@ class LabelForward(Forward):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.root: Any = unwrapped(model)
-        self.way: Way = "whole"
-        self.tail = Tail()
+        self.head_mode: HeadMode = "whole"
+        self.logit_transform = LogitTransform()
 
-    def logits(self, batch: Batch, pass_: Pass) -> Tensor:
+    def logits(self, batch: Batch, context: ForwardContext) -> Tensor:
         """[B, C] for classes, [B, 1] for values."""
-        with running(self.model, pass_):
+        with running(self.model, context):
             return self.model(**inputs_of(self.root, batch)).logits
 
-    def losses(self, batch: Batch, pass_: Pass) -> Tensor:
-        return self.losses_of(self.logits(batch, pass_), batch)
+    def losses(self, batch: Batch, context: ForwardContext) -> Tensor:
+        return self.losses_of(self.logits(batch, context), batch)
 
     def losses_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """The same of logits that are there already."""
@@ -49,9 +49,9 @@ class LabelForward(Forward):
         exact = torch.promote_types(logits.dtype, torch.float32)
         return (logits[:, 0].to(exact) - batch.target_ids.to(exact)).square()
 
-    def prove_head(self, batch: Batch, pass_: Pass) -> Way:
+    def prove_head(self, batch: Batch, context: ForwardContext) -> HeadMode:
         """The model's own forward makes the logits: a row has few."""
-        return self.way
+        return self.head_mode
 
 
 class AnswerForward(Forward):

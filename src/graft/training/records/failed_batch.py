@@ -12,7 +12,7 @@ from graft.training.step import NonFinite
 from graft.utils.files import new_dir
 
 
-def save_evidence(folder: RunFolder, error: NonFinite, name: str = "failed_batch") -> Path:
+def save_failed_batch(folder: RunFolder, error: NonFinite, name: str = "failed_batch") -> Path:
     """<name>/: batch.safetensors (input_ids and supervised, laid end to end; lengths) and samples.json (file and row of each)."""
     examples = [row.example for row in error.rows]
     path = folder.path / name

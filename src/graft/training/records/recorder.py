@@ -15,7 +15,7 @@ from graft.errors import GraftError
 from graft.runs.folder import RunFolder
 from graft.training.forward.kernels import Acceleration
 from graft.training.job import Job
-from graft.training.job_pool import Roster
+from graft.training.job_pool import JobPool
 from graft.training.records.progress import Reporter, memory_bytes
 from graft.training.records.trackers import Tracker
 from graft.training.step import Outcome
@@ -25,13 +25,13 @@ from graft.utils.clock import Clock, described, timed
 STATUS_SECONDS = 5.0
 
 
-class Ledger:
+class Recorder:
     """The books of one run."""
 
     def __init__(
-        self, folder: RunFolder, roster: Roster, reporter: Reporter, trackers: Sequence[Tracker], log_every: int
+        self, folder: RunFolder, pool: JobPool, reporter: Reporter, trackers: Sequence[Tracker], log_every: int
     ) -> None:
-        self.folder, self.roster, self.reporter = folder, roster, reporter
+        self.folder, self.pool, self.reporter = folder, pool, reporter
         self.trackers, self.log_every = list(trackers), log_every
         self.losses: dict[str, float] = {}
         self.acceleration = Acceleration()
@@ -53,7 +53,7 @@ class Ledger:
         shared = {"tokens_per_second": tokens / seconds, "seconds": seconds, "memory_bytes": self._peak}
         shown: dict[str, Any] = {}
         lines: list[dict[str, Any]] = []
-        for job in (each for each in self.roster.jobs if each.name in outcomes):
+        for job in (each for each in self.pool.jobs if each.name in outcomes):
             metrics = {"epoch": round(job.epochs_done, 4), **outcomes[job.name].metrics, **shared}
             self.losses[job.name] = metrics["loss"]
             if job.step == 1 or job.ended or step % self.log_every == 0:
@@ -62,9 +62,9 @@ class Ledger:
             shown = shown or metrics
         if lines:  # one write for all jobs
             self.folder.metrics.append(*lines)
-        if len(self.roster.jobs) > 1:
+        if len(self.pool.jobs) > 1:
             shown = {**shown, "losses": {name: outcome.loss for name, outcome in outcomes.items()}}
-        self.reporter.step(sum(job.step for job in self.roster.jobs), shown)
+        self.reporter.step(sum(job.step for job in self.pool.jobs), shown)
 
     @timed("books")
     def record(self, step: int, job: Job, metrics: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ class Ledger:
         self._track(step, job, metrics)
 
     def _track(self, step: int, job: Job, metrics: Mapping[str, Any]) -> None:
-        prefix = f"{job.name}/" if len(self.roster.jobs) > 1 else ""
+        prefix = f"{job.name}/" if len(self.pool.jobs) > 1 else ""
         for tracker in self.trackers:
             tracker.log(step, {prefix + name: number for name, number in metrics.items()})
 
@@ -117,7 +117,7 @@ class Ledger:
         if state == "running" and time.monotonic() - self._status_at < STATUS_SECONDS:
             return
         self._status_at = time.monotonic()
-        jobs = {job.name: self.standing(job) for job in self.roster.jobs} | self.roster.gone
+        jobs = {job.name: self.standing(job) for job in self.pool.jobs} | self.pool.failed
         speed = self._tokens / self._seconds if self._seconds else None
         self.folder.status(
             {

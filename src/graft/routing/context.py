@@ -1,7 +1,7 @@
 """What one forward pass knows beyond its tensors: whose rows these are, where each sequence lies, and the dropout seeds.
 
 A row is a sequence: an entry of a padded batch, or a segment of a token-flat batch (all tokens laid end to end in one entry).
-A `Pass` is immutable; `use`, `route` and the training engine exchange it, and a checkpointed block keeps the one it first ran with,
+A `ForwardContext` is immutable; `use`, `route` and the training engine exchange it. A checkpointed block keeps the one it first ran with,
 so that recomputation in backward sees the same routing and draws the same dropout.
 
 Legend: B rows, L padded length, T tokens of a flat batch, D features.
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from graft.errors import GraftError
 
 Index = slice | Tensor
-Recording = dict[nn.Module, tuple[Tensor, Tensor]]
+PromptCache = dict[nn.Module, tuple[Tensor, Tensor]]
 """Keys and values [P, K, D] of P virtual tokens for K key-value heads of size D, by who gives them to an attention module."""
 
 
 @dataclass(frozen=True, eq=False)
-class Context:
+class AdapterContext:
     """The part of a pass that one adapter sees: its own rows only."""
 
     lengths: tuple[int, ...] | None = None
@@ -82,7 +82,7 @@ def _mix(seed: int, site: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class ForwardContext:
     """One forward pass. `rows` is one adapter name (or None) for all rows, or one entry per row."""
 
     rows: str | None | tuple[str | None, ...] = None
@@ -92,11 +92,11 @@ class Pass:
     prompt_seeds: Mapping[str, int] | None = None
     """One dropout seed per adapter for its virtual tokens, which run once for all its rows; without it that of its first row."""
     mask: Tensor | None = None
-    recorded: Recording | None = None
+    cached_kv: PromptCache | None = None
     """Of the virtual tokens that stand in the embedding: the keys and values that the model gave them in this pass."""
-    recording: Recording | None = None
+    recording: PromptCache | None = None
     """Set while virtual tokens alone run through the model: where attention leaves their keys and values."""
-    _groups: dict[tuple[int, int], list[tuple[str, Index, Context]]] = field(default_factory=dict, repr=False)
+    _groups: dict[tuple[int, int], list[tuple[str, Index, AdapterContext]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.flat and self.lengths is None:
@@ -114,9 +114,9 @@ class Pass:
         return frozenset(name for name in rows if name is not None)
 
     @cached_property
-    def everything(self) -> Context:
+    def everything(self) -> AdapterContext:
         """The context of all rows together."""
-        return Context(self.lengths, self.flat, self.seeds, self.mask)
+        return AdapterContext(self.lengths, self.flat, self.seeds, self.mask)
 
     def prompt_seed(self, name: str) -> int | None:
         """What dropout on an adapter's virtual tokens is seeded by; None draws from torch's global generator."""
@@ -138,7 +138,7 @@ class Pass:
             )
         return tuple(name for name in self.rows for _ in range(copies))
 
-    def groups(self, x: Tensor) -> list[tuple[str, Index, Context]]:
+    def groups(self, x: Tensor) -> list[tuple[str, Index, AdapterContext]]:
         """(adapter name, index of its rows, their context) for a batch x; the index is along dimension 1 when flat, else 0."""
         size = x.shape[1] if self.flat else x.shape[0]
         key = (size, x.device.index or 0)
@@ -147,7 +147,7 @@ class Pass:
                 self._groups[key] = self._flat_groups(x) if self.flat else self._padded_groups(x)
         return self._groups[key]
 
-    def _flat_groups(self, x: Tensor) -> list[tuple[str, Index, Context]]:
+    def _flat_groups(self, x: Tensor) -> list[tuple[str, Index, AdapterContext]]:
         assert self.lengths is not None
         if x.shape[0] != 1 or x.shape[1] != sum(self.lengths):
             raise GraftError(f"a token-flat pass of {sum(self.lengths)} tokens met a tensor of shape {tuple(x.shape)}")
@@ -156,13 +156,15 @@ class Pass:
             stop = start + sum(self.lengths[first:last])
             if (name := names[first]) is not None:
                 seeds = self.seeds[first:last] if self.seeds is not None else None
-                groups.append((name, slice(start, stop), Context(self.lengths[first:last], True, seeds, self.mask)))
+                groups.append(
+                    (name, slice(start, stop), AdapterContext(self.lengths[first:last], True, seeds, self.mask))
+                )
             start = stop
         return groups
 
-    def _padded_groups(self, x: Tensor) -> list[tuple[str, Index, Context]]:
+    def _padded_groups(self, x: Tensor) -> list[tuple[str, Index, AdapterContext]]:
         names = self.row_names(x.shape[0])
-        groups: list[tuple[str, Index, Context]] = []
+        groups: list[tuple[str, Index, AdapterContext]] = []
         for name in dict.fromkeys(name for name in names if name is not None):
             chosen = [row for row, other in enumerate(names) if other == name]
             contiguous = chosen == list(range(chosen[0], chosen[-1] + 1))
@@ -173,7 +175,7 @@ class Pass:
                 (
                     name,
                     index,
-                    Context(
+                    AdapterContext(
                         pick(self.lengths) if self.lengths is not None else None,
                         False,
                         pick(self.seeds) if self.seeds is not None else None,

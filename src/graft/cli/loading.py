@@ -13,7 +13,7 @@ from graft.errors import GraftError
 
 if TYPE_CHECKING:
     from graft.config.base import BaseConfig
-    from graft.generation.loaded import Bench, Contestant
+    from graft.generation.loaded import Candidate, LoadedModel
 
 RunFolderArgument = Annotated[
     Path | None, typer.Argument(metavar="RUN", help="A run folder (or give --base).", show_default=False)
@@ -51,12 +51,12 @@ def load_bench(
     device: str | None = None,
     dtype: str | None = None,
     any_base: bool = False,
-) -> Bench:
+) -> LoadedModel:
     """Load what the arguments name. The options change the run's own base where there is a run."""
     quiet()
-    from graft.generation.loaded import assemble
+    from graft.generation.loaded import load_candidates
 
-    return assemble(run, base_of(run, base, device, dtype), adapters or (), template, any_base=any_base)
+    return load_candidates(run, base_of(run, base, device, dtype), adapters or (), template, any_base=any_base)
 
 
 def base_of(run: Path | None, base: str | None, device: str | None, dtype: str | None) -> BaseConfig | None:
@@ -80,15 +80,15 @@ def base_of(run: Path | None, base: str | None, device: str | None, dtype: str |
         ) from error
 
 
-def one_of(bench: Bench, name: str | None) -> Contestant:
+def one_of(loaded: LoadedModel, name: str | None) -> Candidate:
     """The adapter of that name; without a name the only one, or the base where there is none."""
     if name is not None:
-        return bench.find(name)
-    if len(bench.adapters) > 1:
+        return loaded.find(name)
+    if len(loaded.adapters) > 1:
         raise GraftError(
-            f"there are several adapters: choose with --use {', '.join(each.name for each in bench.adapters)}"
+            f"there are several adapters: choose with --use {', '.join(each.name for each in loaded.adapters)}"
         )
-    return bench.contestants[-1]
+    return loaded.candidates[-1]
 
 
 def quiet() -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from graft.routing.passes import Context
+from graft.routing.context import AdapterContext
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankTerm:
+class LowRankUpdate:
     """s B A dropout(x) on some rows. Terms at one module have rows of their own: no two share one."""
 
     A: Tensor
@@ -25,7 +25,7 @@ class LowRankTerm:
     p: float
     """Of dropout; 0 outside of training."""
     site: int
-    ctx: Context
+    ctx: AdapterContext
     rows: slice | None = None
     """Which rows, along dimension 1 in a flat pass and 0 else; None is all."""
 

@@ -12,7 +12,7 @@ plain: prompt and completion with nothing added; further turns are joined by a l
 
 from __future__ import annotations
 
-from graft.data.turns import TurnTemplate
+from graft.data.turn_template import TurnTemplate
 
 _TASK = "Below is an instruction that describes a task"
 _WRITE = "Write a response that appropriately completes the request."
