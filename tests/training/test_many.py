@@ -194,8 +194,8 @@ def test_a_limit_of_memory_holds_as_many_jobs_as_the_model_of_a_step_says(
     plain = engine.jobs[0].rows
 
     def asks() -> Any:
-        if engine.jobs[0].step == 2 and not engine.orders.placed() and not engine.orders.done:
-            engine.orders.place("priority", "c", priority=1)
+        if engine.jobs[0].step == 2 and not engine.queue.placed() and not engine.queue.done:
+            engine.queue.place("priority", "c", priority=1)
         return plain()
 
     engine.jobs[0].rows = asks  # type: ignore[method-assign]
@@ -213,7 +213,7 @@ def test_a_job_with_a_higher_priority_sets_another_aside_and_it_comes_back(tmp_p
 
     def asks() -> Any:
         if one.step == 3 and other.priority == 0:
-            engine.orders.place("priority", "b", priority=2)
+            engine.queue.place("priority", "b", priority=2)
         return plain()
 
     one.rows = asks  # type: ignore[method-assign]
@@ -234,8 +234,8 @@ def test_a_preempted_job_is_resumed_from_a_checkpoint_bit_for_bit(tmp_path: Path
             plain = engine.jobs[0].rows
 
             def asks() -> Any:
-                if engine.jobs[0].step == 3 and not engine.orders.placed() and not engine.orders.done:
-                    engine.orders.place("priority", "b", priority=2)
+                if engine.jobs[0].step == 3 and not engine.queue.placed() and not engine.queue.done:
+                    engine.queue.place("priority", "b", priority=2)
                 return plain()
 
             engine.jobs[0].rows = asks  # type: ignore[method-assign]
@@ -288,13 +288,13 @@ def test_jobs_are_submitted_and_cancelled_while_others_train(tmp_path: Path) -> 
     plain = engine.jobs[0].rows
 
     def asks() -> Any:
-        if engine.jobs[0].step == 2 and not engine.orders.done and not engine.orders.placed():
-            engine.orders.place("submit", "c", config={})
-            engine.orders.place("submit", "b", config={})
-            engine.orders.place("cancel", "b")
-            engine.orders.place("cancel", "nobody")
-            engine.orders.place("submit", "z", config={})
-            (engine.orders.inbox / "by-hand.json").write_text("{")
+        if engine.jobs[0].step == 2 and not engine.queue.done and not engine.queue.placed():
+            engine.queue.place("submit", "c", config={})
+            engine.queue.place("submit", "b", config={})
+            engine.queue.place("cancel", "b")
+            engine.queue.place("cancel", "nobody")
+            engine.queue.place("submit", "z", config={})
+            (engine.queue.inbox / "by-hand.json").write_text("{")
         return plain()
 
     engine.jobs[0].rows = asks  # type: ignore[method-assign]
