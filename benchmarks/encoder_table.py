@@ -23,7 +23,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 import graft
-from graft.adapters import kinds
+from graft.adapters.registry import kinds
 from graft.config import load_run
 from graft.errors import GraftError, require
 from graft.evaluation.evaluating import evaluate_on

@@ -11,7 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 
 import graft
-from graft.adapters import AdapterConfig, kinds, parse
+from graft.adapters.base import AdapterConfig
+from graft.adapters.parsing import parse
+from graft.adapters.registry import kinds
 from graft.cli.catalogue import card_of, cards, pages, settings_of
 from tests.contract.table import base
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from graft.adapters import presets
+from graft.adapters.presets import presets
 from tests.task_bases import labelled_rows, save_task_base
 from tests.walk import QUICK, furnish, graft_command
 

@@ -3,11 +3,14 @@
 The public names are imported on first use, so that `import graft` and `graft --help` do not import torch.
 """
 
+# ruff: noqa: F401  the imports at the end serve type checkers and editors
+
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from graft.adapters.registry import built_in_classes
 from graft.version import __version__ as __version__
 
 # Public name -> the module that defines it. No module of this package may carry a public name: importing
@@ -29,90 +32,19 @@ _HOME = {
     "merge": "graft.attaching.merge",
     "unmerge": "graft.attaching.merge",
     "export": "graft.formats.exporting",
+    "kinds": "graft.adapters.registry",
+    "presets": "graft.adapters.presets",
+    "register": "graft.adapters.registry",
     "load": "graft.formats.loading",
     "save": "graft.attaching.saving",
     "sites": "graft.attaching.summary",
     "summary": "graft.attaching.summary",
-    "AdaLoRA": "graft.adapters",
-    "BitFit": "graft.adapters",
-    "Hadamard": "graft.adapters",
-    "IA3": "graft.adapters",
-    "LLaMAAdapterV2": "graft.adapters",
-    "Compacter": "graft.adapters",
-    "DoRA": "graft.adapters",
-    "Full": "graft.adapters",
-    "Head": "graft.adapters",
-    "LoHa": "graft.adapters",
-    "LoKr": "graft.adapters",
-    "LoRA": "graft.adapters",
-    "LorettaAdp": "graft.adapters",
-    "LorettaRep": "graft.adapters",
-    "Parallel": "graft.adapters",
-    "PiSSA": "graft.adapters",
-    "Prefix": "graft.adapters",
-    "PTuning": "graft.adapters",
-    "PromptTuning": "graft.adapters",
-    "LLaMAAdapter": "graft.adapters",
-    "ReFT": "graft.adapters",
-    "Series": "graft.adapters",
-    "Stack": "graft.adapters",
-    "kinds": "graft.adapters",
-    "VeRA": "graft.adapters",
-    "presets": "graft.adapters",
     "Run": "graft.run",
     "GraftError": "graft.errors",
+    **built_in_classes(),
 }
 
-__all__ = [
-    "AdaLoRA",
-    "BitFit",
-    "Compacter",
-    "DoRA",
-    "Full",
-    "GraftError",
-    "Hadamard",
-    "Head",
-    "IA3",
-    "LLaMAAdapterV2",
-    "LoHa",
-    "LoKr",
-    "LoRA",
-    "LorettaAdp",
-    "LorettaRep",
-    "PTuning",
-    "Parallel",
-    "PiSSA",
-    "Prefix",
-    "LLaMAAdapter",
-    "PromptTuning",
-    "ReFT",
-    "Run",
-    "Series",
-    "Stack",
-    "VeRA",
-    "after_step",
-    "attach",
-    "callback",
-    "copy",
-    "detach",
-    "export",
-    "kinds",
-    "load",
-    "merge",
-    "names",
-    "parameter_groups",
-    "parameters",
-    "penalty",
-    "presets",
-    "rename",
-    "route",
-    "save",
-    "set_active",
-    "sites",
-    "summary",
-    "unmerge",
-    "use",
-]
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -128,34 +60,31 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from graft.adapters import (
-        IA3,
-        AdaLoRA,
-        BitFit,
-        Compacter,
-        DoRA,
-        Full,
-        Hadamard,
-        Head,
-        LLaMAAdapter,
-        LLaMAAdapterV2,
-        LoHa,
-        LoKr,
-        LoRA,
-        LorettaAdp,
-        LorettaRep,
-        Parallel,
-        PiSSA,
-        Prefix,
-        PromptTuning,
-        PTuning,
-        ReFT,
-        Series,
-        Stack,
-        VeRA,
-        kinds,
-        presets,
-    )
+    from graft.adapters.kinds.adalora import AdaLoRA
+    from graft.adapters.kinds.bitfit import BitFit
+    from graft.adapters.kinds.compacter import Compacter
+    from graft.adapters.kinds.dora import DoRA
+    from graft.adapters.kinds.full import Full
+    from graft.adapters.kinds.hadamard import Hadamard
+    from graft.adapters.kinds.head import Head
+    from graft.adapters.kinds.ia3 import IA3
+    from graft.adapters.kinds.llama_adapter import LLaMAAdapter
+    from graft.adapters.kinds.llama_adapter_v2 import LLaMAAdapterV2
+    from graft.adapters.kinds.loha import LoHa
+    from graft.adapters.kinds.lokr import LoKr
+    from graft.adapters.kinds.lora import LoRA
+    from graft.adapters.kinds.loretta import LorettaAdp, LorettaRep
+    from graft.adapters.kinds.p_tuning import PTuning
+    from graft.adapters.kinds.parallel import Parallel
+    from graft.adapters.kinds.pissa import PiSSA
+    from graft.adapters.kinds.prefix import Prefix
+    from graft.adapters.kinds.prompt import PromptTuning
+    from graft.adapters.kinds.reft import ReFT
+    from graft.adapters.kinds.series import Series
+    from graft.adapters.kinds.stack import Stack
+    from graft.adapters.kinds.vera import VeRA
+    from graft.adapters.presets import presets
+    from graft.adapters.registry import kinds, register
     from graft.attaching.active import route, set_active, use
     from graft.attaching.attach import attach, copy, detach, rename
     from graft.attaching.merge import merge, unmerge

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft.adapters import CannotFold
+from graft.adapters.base import CannotFold
 from tests.adapters.oracle import case, fill
 from tests.adapters.references import Twins
 from tests.adapters.test_full import steps

@@ -39,7 +39,9 @@ from transformers import (
 )
 
 import graft
-from graft.adapters import AdapterConfig, Preset, parse
+from graft.adapters.base import AdapterConfig
+from graft.adapters.parsing import parse
+from graft.adapters.presets import Preset
 from tests.contract.variants import OF_FAMILY, VARIANTS
 
 VOCABULARY, PAD = 61, 0

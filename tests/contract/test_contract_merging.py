@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import graft
-from graft.adapters import CannotFold
+from graft.adapters.base import CannotFold
 from graft.injection.state import state_of
 from tests.contract.table import Row, attached, base, base_tensors, ids, logits, randomise, rows, same_base
 

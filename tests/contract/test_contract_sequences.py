@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import graft
-from graft.adapters import CannotFold
+from graft.adapters.base import CannotFold
 from graft.attaching.saving import load_training_state, training_state
 from graft.injection.state import state_of
 from tests.contract.table import base, ids, logits, loss, pristine, randomise, same_base

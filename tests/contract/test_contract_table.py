@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import graft
-from graft.adapters import kinds
+from graft.adapters.registry import kinds
 from tests.contract.table import CAUSAL, DEFAULT, FAMILIES, ROWS, Row, applies, base, rows, same_base
 from tests.contract.variants import OF_FAMILY, VARIANTS
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import graft
-from graft.adapters import AdapterConfig
+from graft.adapters.base import AdapterConfig
 from graft.generation.generate import generate
 from graft.generation.requests import Decoding, Generated, Request
 from tests.small import small_model

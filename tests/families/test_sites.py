@@ -8,7 +8,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import graft
-from graft.adapters import Prefix, Series
+from graft.adapters.kinds.prefix import Prefix
+from graft.adapters.kinds.series import Series
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
 from graft.architectures.sites import SiteTable

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from graft.adapters.base import AdapterConfig
+from graft.adapters.registry import kind_class
 from graft.errors import GraftError, did_you_mean
 
 _BOTTLENECK = {"bottleneck": 256, "activation": "tanh", "biases": False, "init": "bert"}
@@ -64,13 +65,10 @@ class Preset(BaseModel):
 
     def resolve(self, site_names: frozenset[str]) -> AdapterConfig:
         """The config for a model that has these sites."""
-        from graft.adapters import parse
-
         entry = _PRESETS[self.preset]
         filled = [self._filled(part, site_names) for part in (entry if isinstance(entry, list) else [entry])]
-        config = parse(filled if len(filled) > 1 else filled[0])
-        assert isinstance(config, AdapterConfig)
-        return config
+        parts = tuple(kind_class(part["kind"]).model_validate(part) for part in filled)
+        return parts[0] if len(parts) == 1 else kind_class("stack").model_validate({"adapters": parts})
 
     def _filled(self, part: Mapping[str, Any], site_names: frozenset[str]) -> dict[str, Any]:
         own = _fields_of(part["kind"])
@@ -98,9 +96,7 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Preset:
 
 
 def _fields_of(kind: str) -> set[str]:
-    from graft.adapters import KINDS
-
-    return set(KINDS[kind].model_fields) - {"kind"}
+    return set(kind_class(kind).model_fields) - {"kind"}
 
 
 def presets() -> tuple[str, ...]:

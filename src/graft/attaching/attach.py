@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from graft.adapters import AdapterConfig, AttentionAdapter, Preset, parse
-from graft.adapters.base import to_be_filled, will_be_filled
+from graft.adapters.base import AdapterConfig, to_be_filled, will_be_filled
+from graft.adapters.hooks import AttentionAdapter
+from graft.adapters.parsing import parse
+from graft.adapters.presets import Preset
 from graft.architectures.four_bit import allow_packing, forbid_packing
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from graft.adapters import Adapter, SiteSpec
-from graft.adapters.base import Surroundings
+from graft.adapters.base import Adapter, Surroundings
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
-from graft.architectures.site import Site
+from graft.architectures.site import Site, SiteSpec
 from graft.architectures.sites import SiteTable
 from graft.attaching.probe import device_of
 from graft.attention.install import install, shift_positions

@@ -10,7 +10,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import CannotFold
+from graft.adapters.base import CannotFold
 from graft.architectures.layers import is_transposed
 from graft.attaching.active import set_active, set_trainable
 from graft.errors import GraftError

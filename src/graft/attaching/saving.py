@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from graft.adapters import Adapter
+from graft.adapters.base import Adapter
+from graft.adapters.registry import entries, readable
 from graft.attaching.fingerprint import fingerprint
 from graft.attaching.parameters import modules_of, tensors
 from graft.errors import GraftError
@@ -25,16 +26,24 @@ def save(model: nn.Module, name: str, folder: str | Path, *, extra_files: Mappin
     """Write one adapter to a folder, atomically; the files are opened again and compared before the folder takes its place.
 
     Reparametrisations are folded away (a prefix's projection). extra_files: name -> text, put beside (template, model card).
-    Raises `GraftError` when the folder holds something else, or the disk is full.
+    Raises `GraftError` when the folder holds something else, the disk is full, or `load` could not read the adapter's kind.
     """
     root, state, folder = unwrapped(model), state_of(model), Path(folder)
+    if (reason := readable(state.adapter(name).config)) is not None:
+        raise GraftError(f"adapter '{name}' could not be loaded again: {reason}")
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise GraftError(f"{folder} is not empty and holds no adapter: choose another folder")
     saved = dict(_published(root, state, name))
     with new_dir(folder) as fresh:
         _write_weights(saved, fresh / WEIGHTS)
         write_json_atomic(
-            fresh / CONFIG, {**_header(root, state), "name": name, "adapter": _dumped(state, name, collapsed=True)}
+            fresh / CONFIG,
+            {
+                **_header(root, state),
+                **_foreign_kinds(state, name),
+                "name": name,
+                "adapter": _dumped(state, name, collapsed=True),
+            },
         )
         for file, text in (extra_files or {}).items():
             (fresh / file).write_text(text, encoding="utf-8")
@@ -122,6 +131,14 @@ def _header(root: nn.Module, state: State) -> dict[str, Any]:
         "graft_version": __version__,
         "base": fingerprint(root, state),
     }
+
+
+def _foreign_kinds(state: State, name: str) -> dict[str, dict[str, str]]:
+    """Where the kinds that are not Graft's own come from, so that a reader without them can say what is missing."""
+    known = entries()
+    found = {part.kind: known[part.kind] for part in state.adapter(name).config.parts()}
+    foreign = {kind: f"{entry.target} ({entry.origin})" for kind, entry in found.items() if entry.origin != "graft"}
+    return {"kinds": foreign} if foreign else {}
 
 
 def _dumped(state: State, name: str, *, collapsed: bool) -> dict[str, Any]:

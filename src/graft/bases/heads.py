@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.adapters import AdapterConfig, Head, Preset, Stack
+from graft.adapters.base import AdapterConfig
+from graft.adapters.kinds.head import Head
+from graft.adapters.kinds.stack import Stack
+from graft.adapters.presets import Preset
 from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_linear
 from graft.architectures.sites import SiteTable

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import CannotFold
+from graft.adapters.base import CannotFold
 from graft.attaching.active import use
 from graft.attaching.attach import detach
 from graft.attaching.merge import merge

@@ -9,8 +9,9 @@ import inspect
 import sys
 from dataclasses import dataclass
 
-from graft.adapters import KINDS, parse
 from graft.adapters.base import AdapterConfig
+from graft.adapters.parsing import parse
+from graft.adapters.registry import BUILT_IN, entries, kind_class, kinds
 
 _INTRODUCTION = """# Adapter kinds
 
@@ -43,6 +44,8 @@ class Card:
     needs: str
     """Site names that a model must have."""
     source: str
+    origin: str
+    """Where it comes from: "graft", an installed package, or "registered"."""
 
 
 def card_of(kind: str) -> Card:
@@ -55,12 +58,22 @@ def card_of(kind: str) -> Card:
     else:
         sites, identity = " ".join(sorted(cls.takes)), "yes" if config.starts_as_identity else "no"
     names = config.sites if isinstance(config.sites, str) else " ".join(config.sites)
-    return Card(kind, _summary(cls), sites, names, identity, folds, " ".join(sorted(cls.needs)), cls.source)
+    return Card(
+        kind,
+        _summary(cls),
+        sites,
+        names,
+        identity,
+        folds,
+        " ".join(sorted(cls.needs)),
+        cls.source,
+        entries()[kind].origin,
+    )
 
 
 def cards() -> tuple[Card, ...]:
     """Every kind, in the order of the registry."""
-    return tuple(card_of(kind) for kind in KINDS)
+    return tuple(card_of(kind) for kind in kinds())
 
 
 def settings_of(kind: str) -> dict[str, tuple[str, str]]:
@@ -80,7 +93,7 @@ def equation_of(kind: str) -> str:
 
 def pages() -> dict[str, str]:
     """Name of a file in docs/adapters -> its text: README.md with the table, and a page for each kind."""
-    return {"README.md": _overview(), **{f"{kind}.md": _page_of(kind) for kind in KINDS}}
+    return {"README.md": _overview(), **{f"{kind}.md": _page_of(kind) for kind in BUILT_IN}}
 
 
 def _overview() -> str:
@@ -98,7 +111,7 @@ def _overview() -> str:
 
 def _page_of(kind: str) -> str:
     """What the kind's file says, when to use it, a YAML that is valid as it stands, and every setting."""
-    cls, card = KINDS[kind], card_of(kind)
+    cls, card = kind_class(kind), card_of(kind)
     said = {
         "sites": card.sites,
         "starts as identity": card.identity,
@@ -116,7 +129,7 @@ def _page_of(kind: str) -> str:
 
 
 def _config(kind: str) -> AdapterConfig:
-    config = parse({"kind": kind}) if kind not in KINDS else parse(KINDS[kind].example())
+    config = parse(kind_class(kind).example())
     assert isinstance(config, AdapterConfig)
     return config
 

@@ -74,7 +74,6 @@ def parameters_on(model: str) -> dict[str, int | str | None]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     import graft
-    from graft.adapters import KINDS
     from graft.errors import GraftError
 
     try:
@@ -85,7 +84,7 @@ def parameters_on(model: str) -> dict[str, int | str | None]:
     with torch.device("meta"):
         base = cls.from_config(config)
     found: dict[str, int | str | None] = {}
-    for kind, adapter in KINDS.items():
+    for kind, adapter in graft.kinds().items():
         try:
             graft.attach(base, {"a": adapter.example()})
         except GraftError as error:

@@ -145,7 +145,7 @@ def _tasks(as_json: bool) -> None:
 
 
 def _presets(as_json: bool) -> None:
-    from graft.adapters import presets
+    from graft.adapters.presets import presets
 
     if as_json:
         print_json(list(presets()))
@@ -154,7 +154,7 @@ def _presets(as_json: bool) -> None:
 
 
 def _kinds(as_json: bool) -> None:
-    from graft.adapters import kinds
+    from graft.adapters.registry import kinds
 
     if as_json:
         print_json({name: kind.model_json_schema() for name, kind in kinds().items()})

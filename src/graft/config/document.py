@@ -142,7 +142,7 @@ def _name_key(path: KeyPath, name: str) -> str | None:
     if place in (("data", "train"), ("data", "validation")):
         return "path"
     if place == ("adapter",):
-        from graft.adapters import kinds
+        from graft.adapters.registry import kinds
 
         return "kind" if name in kinds() else "preset"
     return None

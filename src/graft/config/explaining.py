@@ -114,7 +114,7 @@ def _explain_adapter(cause: GraftError | ValidationError, document: Document, pa
     """Adapters are validated by their kind: find the key that it complains about."""
     detail = cause if isinstance(cause, ValidationError) else cause.__cause__
     if isinstance(detail, ValidationError):
-        from graft.adapters import kinds
+        from graft.adapters.registry import kinds
 
         model = next((kind for kind in kinds().values() if kind.__name__ == detail.title), None)
         if model is not None:
@@ -130,7 +130,8 @@ def _at(data: Any, path: KeyPath) -> Any:
 
 def _culprit(value: Any) -> KeyPath:
     """The path, below an adapter that was refused, of the key to blame: an unknown kind, preset or field."""
-    from graft.adapters import kinds, parse
+    from graft.adapters.parsing import parse
+    from graft.adapters.registry import kinds
 
     if isinstance(value, list):
         for index, part in enumerate(value):

@@ -170,7 +170,7 @@ def _adapter(top: Any, own: Any) -> dict[str, Any]:
 
 def _spelt(adapter: Any) -> dict[str, Any]:
     """The mapping that a name of a kind or preset stands for."""
-    from graft.adapters import kinds
+    from graft.adapters.registry import kinds
 
     if isinstance(adapter, str):
         return {"kind" if adapter in kinds() else "preset": adapter}
@@ -179,7 +179,8 @@ def _spelt(adapter: Any) -> dict[str, Any]:
 
 def _adapter_values(value: Any) -> Any:
     """Plain values of an adapter: complete where it stands for itself, as written where it changes another."""
-    from graft.adapters import Preset, parse
+    from graft.adapters.parsing import parse
+    from graft.adapters.presets import Preset
 
     if not is_whole(value):
         return value

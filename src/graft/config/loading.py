@@ -118,7 +118,8 @@ def dump_run(config: AnyRun, path: str | Path) -> None:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a run's YAML, with one alternative per adapter kind."""
-    from graft.adapters import kinds, presets
+    from graft.adapters.presets import presets
+    from graft.adapters.registry import kinds
 
     root = RunConfig.model_json_schema()
     alternatives: list[dict[str, Any]] = [{"type": "string", "enum": list(presets())}]

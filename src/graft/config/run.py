@@ -29,7 +29,7 @@ else:  # validated by graft.adapters, which needs torch: imported when an adapte
 
 
 def _parse_adapter(value: Any) -> Any:
-    from graft.adapters import parse
+    from graft.adapters.parsing import parse
 
     return parse(value)
 
@@ -55,7 +55,7 @@ class RunConfig(Section):
 
     def each(self) -> dict[str, RunConfig]:
         """The jobs by name: this one, called like its kind or the last part of its preset."""
-        from graft.adapters import Preset
+        from graft.adapters.presets import Preset
 
         adapter: Any = self.adapter
         return {
@@ -72,7 +72,7 @@ class RunConfig(Section):
 
     @field_serializer("adapter")
     def _adapter_as_written(self, value: Any) -> Any:
-        from graft.adapters import Preset
+        from graft.adapters.presets import Preset
 
         return {"preset": value.preset, **value.changes} if isinstance(value, Preset) else value.model_dump(mode="json")
 
@@ -109,7 +109,7 @@ COMPILED_TASKS = ("causal", "preference")
 
 def why_not_compiled(config: RunConfig) -> str | None:
     """What of a run's settings `train.compile` does not go with, and what to do; None where nothing stands against it."""
-    from graft.adapters import Preset
+    from graft.adapters.presets import Preset
 
     if config.data.task not in COMPILED_TASKS:
         return f"data.task {config.data.task}: it is for {' and '.join(COMPILED_TASKS)}"

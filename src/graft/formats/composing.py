@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from graft.adapters import AdapterConfig, Stack
+from graft.adapters.base import AdapterConfig
+from graft.adapters.kinds.stack import Stack
 from graft.architectures.blocks import stack_of
 from graft.architectures.experts import PARTS
 from graft.architectures.site import Site

@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graft.adapters import AdapterConfig, Head, LoRA
+from graft.adapters.base import AdapterConfig
+from graft.adapters.kinds.head import Head
+from graft.adapters.kinds.lora import LoRA
 from graft.architectures.layers import is_linear
 from graft.errors import GraftError
 from graft.formats.composing import Piece, composed

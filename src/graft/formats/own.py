@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from graft.adapters import parse
 from graft.adapters.base import to_be_filled
+from graft.adapters.parsing import parse
+from graft.adapters.registry import entries
 from graft.attaching.attach import Model, attach, detach
 from graft.attaching.fingerprint import check_base
 from graft.attaching.parameters import tensors
@@ -26,6 +27,12 @@ from graft.injection.state import state_of, unwrapped
 
 def load_own(model: Model, folder: Path, header: Mapping[str, Any], name: str | None, any_base: bool) -> Model:
     """Attach the adapter of a folder that Graft wrote. header: what `read_header` gave of it."""
+    for kind, source in header.get("kinds", {}).items():
+        if kind not in entries():
+            raise GraftError(
+                f"{folder} holds an adapter of kind '{kind}', which Graft does not have: it comes from {source}. Install that package, "
+                "or call graft.register with its config class, first"
+            )
     root = unwrapped(model)
     check_base(header["base"], root, root.__dict__.get("graft_state"), str(folder)) if not any_base else None
     if "adapters" in header:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from graft.adapters import AdapterConfig, Preset
+from graft.adapters.base import AdapterConfig
+from graft.adapters.presets import Preset
 from graft.architectures.sites import SiteTable
 from graft.attaching.active import set_active
 from graft.attaching.attach import attach

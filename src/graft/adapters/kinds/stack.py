@@ -31,7 +31,7 @@ class Stack(AdapterConfig):
     @field_validator("adapters", mode="before")
     @classmethod
     def _parse(cls, value: Any) -> tuple[AdapterConfig, ...]:
-        from graft.adapters import parse
+        from graft.adapters.parsing import parse
 
         configs = [parse(part) for part in value]
         if presets := [config for config in configs if not isinstance(config, AdapterConfig)]:

@@ -14,7 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from graft.adapters import AdapterConfig, Compacter, Parallel, Series
+from graft.adapters.base import AdapterConfig
+from graft.adapters.kinds.compacter import Compacter
+from graft.adapters.kinds.parallel import Parallel
+from graft.adapters.kinds.series import Series
 from graft.errors import GraftError
 from graft.formats.adapterhub.file import HubFile
 from graft.formats.adapterhub.places import STREAM_GOES_ON

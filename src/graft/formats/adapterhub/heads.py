@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import Head
+from graft.adapters.kinds.head import Head
 from graft.errors import GraftError
 from graft.formats.adapterhub.file import HubFile
 from graft.formats.composing import Piece

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import IA3, DoRA, LoRA, Prefix, PromptTuning, ReFT
+from graft.adapters.kinds.dora import DoRA
+from graft.adapters.kinds.ia3 import IA3
+from graft.adapters.kinds.lora import LoRA
+from graft.adapters.kinds.prefix import Prefix
+from graft.adapters.kinds.prompt import PromptTuning
+from graft.adapters.kinds.reft import ReFT
 from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_transposed
 from graft.architectures.site import Site

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graft.adapters import AdapterConfig
+from graft.adapters.base import AdapterConfig
 from graft.errors import GraftError
 from graft.formats.adapterhub.bottlenecks import read_bottleneck, shared_rule
 from graft.formats.adapterhub.file import HubFile

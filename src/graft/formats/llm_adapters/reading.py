@@ -29,7 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import AdapterConfig, Full, LoRA, Parallel, Prefix, PromptTuning, Series, Stack
+from graft.adapters.base import AdapterConfig
+from graft.adapters.kinds.full import Full
+from graft.adapters.kinds.lora import LoRA
+from graft.adapters.kinds.parallel import Parallel
+from graft.adapters.kinds.prefix import Prefix
+from graft.adapters.kinds.prompt import PromptTuning
+from graft.adapters.kinds.series import Series
+from graft.adapters.kinds.stack import Stack
 from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_linear, widths
 from graft.architectures.sites import SiteTable

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import AdaLoRA
+from graft.adapters.kinds.adalora import AdaLoRA
 from graft.architectures.layers import is_transposed
 from graft.errors import GraftError
 from graft.formats.composing import Piece

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from graft.adapters import LLaMAAdapter
+from graft.adapters.kinds.llama_adapter import LLaMAAdapter
 from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.composing import Piece

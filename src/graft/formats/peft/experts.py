@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import LoRA
+from graft.adapters.kinds.lora import LoRA
 from graft.architectures.experts import PARTS, expert_parts
 from graft.architectures.layers import is_linear, is_transposed
 from graft.architectures.site import Site

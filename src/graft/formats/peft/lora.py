@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import BitFit, DoRA, Full, LoRA
+from graft.adapters.kinds.bitfit import BitFit
+from graft.adapters.kinds.dora import DoRA
+from graft.adapters.kinds.full import Full
+from graft.adapters.kinds.lora import LoRA
 from graft.architectures.layers import is_linear
 from graft.errors import GraftError
 from graft.formats.composing import Piece, difference

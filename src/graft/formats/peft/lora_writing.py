@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import Adapter
+from graft.adapters.base import Adapter
 from graft.architectures.layers import is_transposed
 from graft.errors import GraftError
 from graft.formats.peft.experts import write_parameters

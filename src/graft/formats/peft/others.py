@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import IA3, Full, Prefix, PromptTuning
+from graft.adapters.kinds.full import Full
+from graft.adapters.kinds.ia3 import IA3
+from graft.adapters.kinds.prefix import Prefix
+from graft.adapters.kinds.prompt import PromptTuning
 from graft.architectures.language import resolve_sites
 from graft.architectures.sites import SiteTable
 from graft.errors import GraftError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from graft.adapters import AdapterConfig
+from graft.adapters.base import AdapterConfig
 from graft.errors import GraftError
 from graft.formats.composing import Piece, composed
 from graft.formats.foreign import CONFIG, Checkpoint, read_config

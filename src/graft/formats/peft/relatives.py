@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from graft.adapters import LoHa, LoKr, VeRA
+from graft.adapters.kinds.loha import LoHa
+from graft.adapters.kinds.lokr import LoKr
+from graft.adapters.kinds.vera import VeRA
 from graft.architectures.layers import is_transposed
 from graft.errors import GraftError
 from graft.formats.composing import Piece

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters import PiSSA
-from graft.adapters.kinds.pissa import split
+from graft.adapters.kinds.pissa import PiSSA, split
 from graft.architectures.layers import is_linear, is_transposed
 from graft.errors import GraftError
 from graft.formats.composing import Piece

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from graft.adapters import AdapterConfig
+from graft.adapters.base import AdapterConfig
 from graft.errors import GraftError
 from graft.formats.peft.adalora import write_adalora
 from graft.formats.peft.adaption import write_adaption
