@@ -111,13 +111,13 @@ def test_nothing_of_a_forward_pass_is_left_behind() -> None:
         link
         for module in model.modules()
         if isinstance(module, AdapterContainer)
-        for table in module.links.values()
+        for table in module.hooks.adapt.values()
         for link in table
     ]
     assert len(links) == 6 and all(link.x is None for link in links)
 
 
-@pytest.mark.parametrize("name", ["forward", "eval", "lora", "weight", "graft", "links", "0", "a-b"])
+@pytest.mark.parametrize("name", ["forward", "eval", "lora", "weight", "graft", "hooks", "0", "a-b"])
 def test_any_word_may_be_an_adapters_name(name: str) -> None:
     model, x = grafted(name, "other"), torch.randn(2, 6)
     assert {f"{layer}.graft.{each}.linear.{part}" for layer in "01" for each in (name, "other") for part in "AB"} == {

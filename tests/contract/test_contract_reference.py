@@ -102,10 +102,7 @@ def written(row: Row) -> bool:
 def test_bottlenecks_equal_the_algebra_written_into_the_plain_base(row: Row) -> None:
     model, reference = attached(row), base(row.family)
     for installed in state_of(model).adapter("a").installs:
-        p = {
-            name.removeprefix("f."): tensor.detach()
-            for name, tensor in installed.module_of(model, "a").named_parameters()
-        }
+        p = {name.removeprefix("f."): tensor.detach() for name, tensor in installed.module.named_parameters()}
         hook(reference, row.family, installed.site.module, installed.site.part, installed.config, p)
     torch.testing.assert_close(logits(model, ids()), logits(reference, ids()), atol=3e-5, rtol=0)
 

@@ -16,6 +16,7 @@ import graft
 from graft.architectures.blocks import stack_of
 from graft.architectures.language import resolve_sites
 from graft.architectures.sites import SiteTable
+from graft.injection.state import site_table_of
 from tests.families.zoo import ENCODERS, inputs_of, tiny
 
 SELF = "attention.self"
@@ -94,7 +95,7 @@ class Anything(graft.Series):
 
 def _by_stack(model: Any, name: str) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
-    for site in resolve_sites(model, Anything(sites=name)):
+    for site in resolve_sites(site_table_of(model), Anything(sites=name)):
         found.setdefault(site.module.rpartition(f".{site.layer}.")[0] or site.module.rpartition(".")[0], []).append(
             site
         )
@@ -106,7 +107,7 @@ def test_every_name_means_the_module_written_here(family: str) -> None:
     model = tiny(family)
     tables = EXPECTED[family]
     for name in {name for table in tables.values() for name in table}:
-        found = resolve_sites(model, Anything(sites=name))
+        found = resolve_sites(site_table_of(model), Anything(sites=name))
         wanted = [
             (home, i, table[name].rpartition(" -> ")) for home, table in tables.items() if name in table for i in (0, 1)
         ]
@@ -127,7 +128,7 @@ def test_the_stream_and_what_the_sublayers_add_make_the_block(family: str) -> No
     model = tiny(family)
     layers, sublayers = (
         _by_stack(model, "layer"),
-        resolve_sites(model, Anything(sites="attn mlp" + " cross" * (family in TWO_STACKS))),
+        resolve_sites(site_table_of(model), Anything(sites="attn mlp" + " cross" * (family in TWO_STACKS))),
     )
     seen: dict[str, Tensor] = {}
 
@@ -166,7 +167,7 @@ def test_stacks_are_told_apart_and_count_their_own_layers(family: str) -> None:
     model = tiny(family)
 
     def modules(names: str) -> list[str]:
-        return [site.module for site in resolve_sites(model, Anything(sites=names))]
+        return [site.module for site in resolve_sites(site_table_of(model), Anything(sites=names))]
 
     assert modules("attn") == modules("encoder.attn") + modules("decoder.attn")
     assert {stack_of(path) for path in modules("decoder.linear decoder.norm")} == {"decoder"}

@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 import graft
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
+from graft.injection.state import site_table_of
 from tests.families.zoo import tiny
 
 SEEN: dict[str, Tensor] = {}
@@ -54,7 +55,7 @@ def _rows(site: Site) -> Tensor:
 @pytest.mark.parametrize("family", FUSED)
 def test_eight_rows_in_turn_change_one_head_of_one_part_and_nothing_else(family: str, part: str) -> None:
     model = tiny(family)
-    site = resolve_sites(model, graft.LoRA(sites=f"attn.{part}"))[
+    site = resolve_sites(site_table_of(model), graft.LoRA(sites=f"attn.{part}"))[
         -1
     ]  # the last layer: what changes there feeds nothing
     host, attention = model.get_submodule(site.module), model.get_submodule(site.module.rsplit(".", 1)[0])
@@ -76,8 +77,12 @@ def test_eight_rows_in_turn_change_one_head_of_one_part_and_nothing_else(family:
 @pytest.mark.parametrize("family", FUSED)
 def test_the_three_parts_cover_every_row_once(family: str) -> None:
     model = tiny(family)
-    sites = [site for site in resolve_sites(model, graft.LoRA(sites="attn.q attn.k attn.v")) if site.layer == 0]
-    (whole,) = (site for site in resolve_sites(model, graft.LoRA(sites="attn.qkv@0")))
+    sites = [
+        site
+        for site in resolve_sites(site_table_of(model), graft.LoRA(sites="attn.q attn.k attn.v"))
+        if site.layer == 0
+    ]
+    (whole,) = (site for site in resolve_sites(site_table_of(model), graft.LoRA(sites="attn.qkv@0")))
     rows = torch.cat([_rows(site) for site in sites])
     assert rows.sort().values.tolist() == list(range(whole.out_features))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 import graft
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
+from graft.injection.state import site_table_of
 from tests.families.test_sublayers import NORMS
 from tests.families.zoo import ENDS, OTHERS, TABLE, batch, tiny
 
@@ -53,9 +54,10 @@ def _tensors(model: Any, sites: list[Site]) -> dict[str, Tensor]:
 
 
 def _check(model: Any) -> None:
-    layers = {site.layer: site for site in resolve_sites(model, graft.Series(sites="layer"))}
+    layers = {site.layer: site for site in resolve_sites(site_table_of(model), graft.Series(sites="layer"))}
     attn, mlp = (
-        {site.layer: site for site in resolve_sites(model, graft.Series(sites=name))} for name in ("attn", "mlp")
+        {site.layer: site for site in resolve_sites(site_table_of(model), graft.Series(sites=name))}
+        for name in ("attn", "mlp")
     )
     seen = _tensors(model, [*layers.values(), *attn.values(), *mlp.values()])
     for number, layer in layers.items():
@@ -85,7 +87,10 @@ def test_the_stream_and_what_the_sublayers_add_make_the_block(family: str) -> No
 
 def test_opt_with_norms_behind_the_addition() -> None:
     model = tiny("opt", do_layer_norm_before=False)
-    assert resolve_sites(model, graft.Series(sites="attn"))[0].norm == "model.decoder.layers.0.self_attn_layer_norm"
+    assert (
+        resolve_sites(site_table_of(model), graft.Series(sites="attn"))[0].norm
+        == "model.decoder.layers.0.self_attn_layer_norm"
+    )
     _check(model)
 
 
@@ -93,7 +98,7 @@ def test_opt_with_norms_behind_the_addition() -> None:
 def test_the_norm_of_a_sublayer_is_the_one_that_is_known(family: str) -> None:
     model = tiny(family)
     for name, expected in zip(("norm.attn", "norm.mlp"), KNOWN[family], strict=True):
-        sites = resolve_sites(model, _Norms(sites=name))
+        sites = resolve_sites(site_table_of(model), _Norms(sites=name))
         assert {site.type for site in sites} == {"norm"}
         assert all(site.module.endswith(expected) for site in sites)
 
@@ -104,6 +109,6 @@ class _Norms(graft.Series):
 
 def test_bloom_whose_residual_is_the_norms_output() -> None:
     model = tiny("bloom", **{**ENDS, "apply_residual_connection_post_layernorm": True})
-    for site in resolve_sites(model, graft.Series(sites="attn mlp")):
+    for site in resolve_sites(site_table_of(model), graft.Series(sites="attn mlp")):
         assert site.residual == site.source
         assert site.norm is None

@@ -13,6 +13,7 @@ from graft.adapters.kinds.series import Series
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
 from graft.architectures.sites import SiteTable
+from graft.injection.state import site_table_of
 from tests.families.test_sublayers import NORMS
 from tests.families.zoo import TABLE, tiny
 
@@ -83,7 +84,7 @@ class Anything(Series):
 
 
 def _sites(model: nn.Module, names: str) -> list[Site]:
-    return resolve_sites(model, Anything(sites=names))
+    return resolve_sites(site_table_of(model), Anything(sites=names))
 
 
 @pytest.mark.parametrize("family", TABLE)
@@ -120,7 +121,7 @@ def test_widths_and_heads_are_those_of_the_config(family: str) -> None:
         "falcon-mq": 1,
         **dict.fromkeys(("phi", "opt", "gpt2", "gpt_neox", "gptj", "bloom", "falcon-mha"), 4),
     }.get(family, 2)
-    for site in resolve_sites(model, Prefix()):
+    for site in resolve_sites(site_table_of(model), Prefix()):
         assert (site.num_heads, site.num_kv_heads, site.head_dim) == (4, kv_heads, 8)
     sizes = {name: site.out_features for name in ("attn.q", "attn.k", "attn.v") for site in _sites(model, name)}
     assert sizes == {"attn.q": 32, "attn.k": 8 * kv_heads, "attn.v": 8 * kv_heads}

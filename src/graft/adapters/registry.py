@@ -165,9 +165,7 @@ def _declared_kind(config: Any) -> str:
     from graft.adapters.base import AdapterConfig
 
     if not (isinstance(config, type) and issubclass(config, AdapterConfig)):
-        raise GraftError(
-            f"a kind is a subclass of graft.adapters.base.AdapterConfig; given {config!r}"
-        )
+        raise GraftError(f"a kind is a subclass of graft.adapters.base.AdapterConfig; given {config!r}")
     kind = config.model_fields["kind"].default
     if not isinstance(kind, str) or not kind:
         raise GraftError(f'{config.__name__} does not name its kind: declare `kind: Literal["my-kind"] = "my-kind"`')

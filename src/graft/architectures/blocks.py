@@ -11,6 +11,7 @@ from torch import nn
 from graft.architectures.family import Family
 from graft.architectures.layers import is_linear
 from graft.architectures.table import family_of
+from graft.architectures.walk import base_modules
 from graft.errors import GraftError
 
 TOWERS = {"vision": "vision", "visual": "vision", "image": "vision", "img": "vision", "audio": "audio"}
@@ -44,7 +45,7 @@ def blocks_of(model: nn.Module) -> list[Block]:
     config = text_config_of(model)
     model_type, hidden = getattr(config, "model_type", None), getattr(config, "hidden_size", None) or 0
     found: list[Block] = []
-    for path, module in model.named_modules():
+    for path, module in base_modules(model):
         if (
             not isinstance(module, nn.ModuleList)
             or not len(module)
@@ -65,7 +66,7 @@ def _is_layer(module: nn.Module, family: Family) -> bool:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     said = isinstance(module, GradientCheckpointingLayer) or "Attention" in type(module).__name__
-    return any(is_linear(each) for each in module.modules()) and (said or bool(family.sublayers))
+    return any(is_linear(each) for _, each in base_modules(module)) and (said or bool(family.sublayers))
 
 
 def stack_of(path: str) -> str:

@@ -24,20 +24,18 @@ import re
 import warnings
 from collections.abc import Sequence
 
-from torch import nn
-
 from graft.architectures.blocks import layers_in, stack_of
 from graft.architectures.site import Site, SiteRequest
 from graft.architectures.sites import SiteTable
+from graft.architectures.walk import base_modules
 from graft.errors import GraftError, did_you_mean
 
 
-def resolve_sites(model: nn.Module, config: SiteRequest) -> list[Site]:
-    """The sites that an adapter's `sites` names in a model, in the model's order, each once.
+def resolve_sites(site_table: SiteTable, config: SiteRequest) -> list[Site]:
+    """Return the sites that an adapter's `sites` names in a model, in the model's order, each once.
 
     Raises `GraftError` for a name that matches nothing, or that the kind does not take.
     """
-    site_table = SiteTable(model)
     wanted = (
         config.sites.split() if isinstance(config.sites, str) and not config.sites.startswith("re:") else config.sites
     )
@@ -74,7 +72,7 @@ def _lookup(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]
         sites = _by_name(site_table, rest if one and stack not in site_table.towers else base, config)
         sites = [site for site in sites if not one or stack_of(site.module) == stack]
         if span and site_table.blocks:
-            depths = {stack: depth for stack, depth in site_table.depths().items() if stack in chosen}
+            depths = {stack: depth for stack, depth in site_table.depths.items() if stack in chosen}
             layers = {stack: layers_in(span, depth, max(depths.values()), name) for stack, depth in depths.items()}
             sites = [site for site in sites if site.layer in layers.get(stack_of(site.module), ())]
     if not sites and name == "bias":
@@ -97,12 +95,12 @@ def _lookup(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]
 def _by_name(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]:
     if name == "linear" and "experts" in config.takes:
         blocks = [block for block in site_table.blocks if block.stack not in site_table.towers]
-        return [*site_table.table().get(name, []), *(site for block in blocks for site in site_table.experts(block))]
+        return [*site_table.by_name.get(name, []), *(site for block in blocks for site in site_table.experts(block))]
     if name.rpartition(".")[2] in ("attn", "cross") and "attention" in config.takes and "sublayer" not in config.takes:
-        return site_table.attentions().get(name, [])
+        return site_table.attentions.get(name, [])
     if name == "embed" and config.takes != {"embedding"}:
         return site_table.tables()
-    return site_table.table().get(name, [])
+    return site_table.by_name.get(name, [])
 
 
 def _by_pattern(site_table: SiteTable, pattern: str) -> list[Site]:
@@ -112,8 +110,8 @@ def _by_pattern(site_table: SiteTable, pattern: str) -> list[Site]:
         raise GraftError(f"'re:{pattern}' is not a regular expression: {error}") from error
     return [
         site_table.whole(f"re:{pattern}", path, module, site_table.layer_of(path))
-        for path, module in site_table.model.named_modules()
-        if regex.fullmatch(path) and "graft" not in path.split(".")
+        for path, module in base_modules(site_table.model)
+        if regex.fullmatch(path)
     ]
 
 

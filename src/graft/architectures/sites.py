@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 from torch import nn
 
@@ -13,6 +15,7 @@ from graft.architectures.family import fused_rows
 from graft.architectures.layers import bypassed, is_linear, is_norm, widths
 from graft.architectures.site import Site, SiteRequest, SiteType
 from graft.architectures.sizes import head_sizes, hidden_width, sublayer_widths
+from graft.architectures.walk import base_modules
 from graft.errors import GraftError
 
 
@@ -21,6 +24,7 @@ class SiteTable:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._modules = [module for _, module in base_modules(model)]
         self.text_config = text_config_of(model)
         self.blocks = blocks_of(model)
         self.stacks = frozenset(block.stack for block in self.blocks)
@@ -28,7 +32,13 @@ class SiteTable:
         self.towers = self.stacks & towers if self.stacks - towers else frozenset()
         """The stacks for images and sound beside a language model, which only their own names mean."""
 
-    def table(self) -> dict[str, list[Site]]:
+    def fits(self) -> bool:
+        """Whether the base still has the modules that the table was read from."""
+        now = [module for _, module in base_modules(self.model)]
+        return len(now) == len(self._modules) and all(map(operator.is_, now, self._modules))
+
+    @cached_property
+    def by_name(self) -> dict[str, list[Site]]:
         """Every name this model answers to, with its sites."""
         table: dict[str, list[Site]] = {}
         for block in self.blocks:
@@ -48,24 +58,25 @@ class SiteTable:
 
     def names(self) -> frozenset[str]:
         """Every name this model answers to."""
-        return frozenset(self.table())
+        return frozenset(self.by_name)
 
     def listing(self) -> str:
         """For error messages: what exists."""
         names = " ".join(sorted(self.names()))
         if not self.blocks:
             return f"No transformer blocks were recognised in this model ({names or 'no other sites'}); name modules by re:PATTERN."
-        counts = [f"{stack} layers 0 to {count - 1}".strip() for stack, count in self.depths().items()]
+        counts = [f"{stack} layers 0 to {count - 1}".strip() for stack, count in self.depths.items()]
         return f"This model has: {names} ({', '.join(counts)}); or re:PATTERN over module names."
 
+    @cached_property
     def depths(self) -> dict[str, int]:
         """Layers of each stack."""
         return {stack: 1 + max(b.number for b in self.blocks if b.stack == stack) for stack in sorted(self.stacks)}
 
     def experts(self, block: Block) -> Iterator[Site]:
         """The weights of a block's experts, part by part."""
-        for relative, module in block.module.named_modules():
-            for part in expert_parts(module) if "graft" not in relative.split(".") else ():
+        for relative, module in base_modules(block.module):
+            for part in expert_parts(module):
                 count, wide, high, _ = expert_sizes(module, part, hidden_width(block))
                 yield Site(
                     f"experts.{part}", "experts", block.at(relative), part, wide, high, block.number, num_experts=count
@@ -74,17 +85,21 @@ class SiteTable:
     def not_adapted(self, config: SiteRequest | None = None) -> list[str]:
         """Parameters of three dimensions in the blocks that are no convolution's and no site that a kind takes."""
         adapted = config is not None and "experts" in config.takes
+        return [name for name, of_experts in self._three_dimensional if not (adapted and of_experts)]
+
+    @cached_property
+    def _three_dimensional(self) -> list[tuple[str, bool]]:
+        """(name, whether it is a weight of experts that a kind can take) of each such parameter."""
         return [
-            f"{block.at(path)}.{name}".removesuffix(".")
+            (f"{block.at(path)}.{name}".removesuffix("."), bool(expert_parts(module)))
             for block in self.blocks
-            for path, module in block.module.named_modules()
+            for path, module in base_modules(block.module)
             if not isinstance(module, nn.modules.conv._ConvNd)
-            and "graft" not in path.split(".")
-            and not (adapted and expert_parts(module))
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.dim() == 3
         ]
 
+    @cached_property
     def attentions(self) -> dict[str, list[Site]]:
         """The attention modules by name, for the kinds that act inside them."""
         found: dict[str, list[Site]] = {}
@@ -125,30 +140,22 @@ class SiteTable:
         """Every linear layer of the blocks that is called; a weight that the model reads by itself takes no adapter."""
         for block in self.blocks:
             named = {block.at(relative): name for name, relative in block.family.linears.items()}
-            for relative, module in block.module.named_modules():
+            for relative, module in base_modules(block.module):
                 parent, _, last = relative.rpartition(".")
-                if (
-                    is_linear(module)
-                    and "graft" not in relative.split(".")
-                    and not bypassed(block.module.get_submodule(parent), last)
-                ):
+                if is_linear(module) and not bypassed(block.module.get_submodule(parent), last):
                     path = block.at(relative)
                     yield self.whole(named.get(path, "linear"), path, module, block.number)
 
     def norms(self) -> Iterator[Site]:
         """Every norm of the model, in the blocks and outside."""
-        for path, module in self.model.named_modules():
-            if is_norm(module) and "graft" not in path.split("."):
+        for path, module in base_modules(self.model):
+            if is_norm(module):
                 yield self.whole("norm", path, module, self.layer_of(path))
 
     def biased(self) -> Iterator[Site]:
         """Every linear layer and norm that has a bias."""
-        for path, module in self.model.named_modules():
-            if (
-                (is_linear(module) or is_norm(module))
-                and module._parameters.get("bias") is not None
-                and "graft" not in path.split(".")
-            ):
+        for path, module in base_modules(self.model):
+            if (is_linear(module) or is_norm(module)) and module._parameters.get("bias") is not None:
                 yield self.whole("bias", path, module, self.layer_of(path))
 
     def _attention(self, block: Block, name: str) -> Site:
@@ -166,7 +173,7 @@ class SiteTable:
             module = None
         if module is None or not (isinstance(module, nn.Embedding) if name == "embed" else is_linear(module)):
             return None  # ViT's embeddings are patches; MusicGen has a list of heads
-        path = next((path for path, other in self.model.named_modules() if other is module), None)
+        path = next((path for path, other in base_modules(self.model) if other is module), None)
         return None if path is None else self.whole(name, path, module, None)
 
     def heads(self) -> Iterator[Site]:
@@ -177,8 +184,8 @@ class SiteTable:
             yield head
         elif isinstance(inner, nn.Module):
             inside = set(inner.modules())
-            for path, module in self.model.named_modules():
-                if module not in inside and is_linear(module) and "graft" not in path.split("."):
+            for path, module in base_modules(self.model):
+                if module not in inside and is_linear(module):
                     yield self.whole("head", path, module, None)
 
     def tables(self) -> list[Site]:
@@ -187,7 +194,7 @@ class SiteTable:
         if listed is None or not listed.module.endswith("shared"):
             return [] if listed is None else [listed]
         weight = self.model.get_submodule(listed.module).weight
-        found = [path for path, module in self.model.named_modules()
+        found = [path for path, module in base_modules(self.model)
                  if isinstance(module, nn.Embedding) and module.weight is weight and path != listed.module]  # fmt: skip
         return [replace(listed, module=path) for path in found] or [listed]
 

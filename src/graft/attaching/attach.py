@@ -21,6 +21,7 @@ from graft.architectures.four_bit import allow_packing, forbid_packing
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
 from graft.architectures.sites import SiteTable
+from graft.architectures.walk import CONTAINER, base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.attaching.install import install_adapter, spec_of
 from graft.attaching.parameters import tensors
@@ -52,16 +53,17 @@ def attach(
     forward does not reach; the model is then as it was before.
     """
     root = unwrapped(model)
-    _refuse_foreign(root)
     state: State = root.__dict__.get("graft_state") or State()
-    site_table = SiteTable(root)
-    planned = {name: _plan(root, site_table, state, name, spec) for name, spec in adapters.items()}
+    if state.site_table is None or not state.site_table.fits():
+        _refuse_foreign(root)
+        state.site_table, state.proved = SiteTable(root), set()
+    planned = {name: _plan(state.site_table, state, name, spec) for name, spec in adapters.items()}
     first = not state.adapters
     if first:
         _claim(root, state)
     try:
         for name, (config, parts) in planned.items():
-            _install(root, site_table, state, name, config, parts)
+            _install(root, state, name, config, parts)
         probe(root, state, tuple(planned))
     except BaseException:
         for name in planned:
@@ -78,7 +80,7 @@ def attach(
 
 
 def _refuse_foreign(root: nn.Module) -> None:
-    for module in (root, *root.modules()):
+    for _, module in base_modules(root):
         if hasattr(module, "base_layer") or hasattr(module, "peft_config") and not hasattr(module, "graft_base"):
             raise GraftError(
                 "this model is already wrapped by PEFT: unload it (model.unload()) or load a fresh base, then attach"
@@ -94,7 +96,7 @@ def _check_name(name: Any) -> None:
 
 
 def _plan(
-    root: nn.Module, site_table: SiteTable, state: State, name: str, spec: Any
+    site_table: SiteTable, state: State, name: str, spec: Any
 ) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
     _check_name(name)
     if name in state.adapters:
@@ -102,7 +104,7 @@ def _plan(
     config = parse(spec)
     if isinstance(config, Preset):
         config = config.resolve(site_table.names())
-    parts = [(part, resolve_sites(root, part)) for part in config.parts()]
+    parts = [(part, resolve_sites(site_table, part)) for part in config.parts()]
     for part, sites in parts:
         part.check_sites(sites)
         for site in sites:
@@ -115,7 +117,7 @@ def _plan(
 
 def _claim(root: nn.Module, state: State) -> None:
     """Make the root ours and freeze it, remembering which parameters could train."""
-    for module in root.modules():
+    for _, module in base_modules(root):
         if "graft_state" in module.__dict__:
             raise GraftError("a part of this model has adapters of its own: detach those first, or attach to that part")
     forbid_packing(root)
@@ -125,11 +127,12 @@ def _claim(root: nn.Module, state: State) -> None:
         parameter.requires_grad_(False)
     if hasattr(root, "save_pretrained"):
         substitute(root, SavesAdapter)
-    for module in root.modules():
+    for _, module in base_modules(root):
         if _is_layer(module):
             module.__dict__["graft_state"] = state
             substitute(module, KeepsPass)
-    lead_gated(root, state)
+    assert state.site_table is not None
+    lead_gated(state.site_table.blocks, state)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -139,23 +142,17 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _install(
-    root: nn.Module,
-    site_table: SiteTable,
-    state: State,
-    name: str,
-    config: AdapterConfig,
-    parts: list[tuple[AdapterConfig, list[Site]]],
+    root: nn.Module, state: State, name: str, config: AdapterConfig, parts: list[tuple[AdapterConfig, list[Site]]]
 ) -> None:
-    attached = AttachedAdapter(config, [], state.free_slot())
-    state.adapters[name] = attached
+    attached = state.adapters[name] = AttachedAdapter(config, state.free_slot())
     taken: dict[tuple[str, str], int] = {}
     for number, (part, sites) in enumerate(parts):
         specs = [spec_of(root, site, len(attached.installs) + i) for i, site in enumerate(sites)]
         shared = part.build_shared(specs)
         if shared is not None:
             key = f"{SHARED}{number}"
-            container_of(root, state).add_shared(name, key, shared.train(root.training))
-            attached.shared.append(key)
+            container_of(root, state).hold(name, key, shared.train(root.training))
+            attached.shared[key] = shared
         for site, spec in zip(sites, specs, strict=True):
             count = taken[site.module, site.part] = taken.get((site.module, site.part), -1) + 1
             key = f"{site.part}_{count}" if count else site.part
@@ -163,13 +160,11 @@ def _install(
             adapter = at_site.build(spec)
             if shared is not None:
                 adapter.share(shared)
-            install_adapter(root, site_table, state, name, Installed(site, key, at_site), adapter)
-            attached.installs.append(Installed(site, key, at_site))
+            installed = Installed(site, key, at_site, adapter)
+            install_adapter(root, state, name, installed)
+            attached.installs.append(installed)
         if part.starts_from and not will_be_filled():
-            own = [
-                (installed.site.module, installed.module_of(root, name))
-                for installed in attached.installs[-len(sites) :]
-            ]
+            own = [(each.site.module, each.module) for each in attached.installs[-len(sites) :]]
             attending = [(root.get_submodule(path), each) for path, each in own if isinstance(each, AttentionAdapter)]
             start_from_text(root, state, part.starts_from, attending)
 
@@ -199,7 +194,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 
 
 def _refuse_hooked(root: nn.Module, state: State) -> None:
-    for path, module in root.named_modules():
+    for path, module in base_modules(root):
         if hooked(module):
             raise GraftError(
                 f"module '{path}' was hooked after attach (its instance has a forward of its own): remove that hook before detach"
@@ -210,12 +205,12 @@ def _remove(root: nn.Module, state: State, name: str) -> None:
     state.adapters.pop(name)
     state.prompt_caches.clear()
     state.reroute(name, None)
-    for path, module in list(root.named_modules()):
-        container = module._modules.get("graft")
+    for path, module in list(base_modules(root)):
+        container = module._modules.get(CONTAINER)
         if isinstance(container, AdapterContainer):
             container.remove(name)
             if container.empty:
-                del module._modules["graft"]
+                del module._modules[CONTAINER]
                 uninstall(module, path)
                 restore(module, path, keep=OF_THE_MODEL)
                 if module is not root and not isinstance(module, OF_THE_MODEL):
@@ -226,7 +221,7 @@ def _remove(root: nn.Module, state: State, name: str) -> None:
 def _release(root: nn.Module, state: State) -> None:
     """Undo `_claim`."""
     allow_packing(root)
-    for path, module in root.named_modules():
+    for path, module in base_modules(root):
         uninstall(module, path)
         restore(module, path)
         for key in ("graft_state", "graft_shifts", "graft_positions", "graft_feeds_decoder", NOTE):
@@ -242,9 +237,10 @@ def rename(model: nn.Module, old: str, new: str) -> None:
     if new in state.adapters:
         raise GraftError(f"an adapter '{new}' is attached already; attached: {', '.join(state.adapters)}")
     _check_name(new)
-    for module in root.modules():
-        if isinstance(module, AdapterContainer):
-            module.rename(old, new)
+    for _, module in base_modules(root):
+        container = module._modules.get(CONTAINER)
+        if isinstance(container, AdapterContainer):
+            container.rename(old, new)
         shifts = module.__dict__.get("graft_shifts", {})
         if old in shifts:
             shifts[new] = shifts.pop(old)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from graft.adapters.base import Adapter, Surroundings
+from graft.adapters.base import Surroundings
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
 from graft.architectures.site import Site, SiteSpec
 from graft.architectures.sites import SiteTable
@@ -13,7 +13,7 @@ from graft.attaching.probe import device_of
 from graft.attention.install import install, shift_positions
 from graft.attention.prompts import install_prompt
 from graft.errors import GraftError
-from graft.injection.container import container_of
+from graft.injection.container import AdapterContainer, container_of
 from graft.injection.experts import RunsExperts
 from graft.injection.masks import NotesMask
 from graft.injection.state import Installed, State
@@ -29,11 +29,10 @@ def spec_of(root: nn.Module, site: Site, index: int) -> SiteSpec:
                  site.num_heads, site.num_kv_heads, site.head_dim, site.num_experts)  # fmt: skip
 
 
-def install_adapter(
-    root: nn.Module, site_table: SiteTable, state: State, name: str, installed: Installed, adapter: Adapter
-) -> None:
+def install_adapter(root: nn.Module, state: State, name: str, installed: Installed) -> None:
     """Let an adapter module act at its site. Raises `GraftError` where the model has no way to run it."""
-    site, host = installed.site, root.get_submodule(installed.site.module)
+    site, adapter, host = installed.site, installed.module, root.get_submodule(installed.site.module)
+    assert (site_table := state.site_table) is not None
     adapter.train(host.training)
     norm = root.get_submodule(site.norm) if site.norm else None
     projections = _projections(root, site_table, site) if isinstance(adapter, AttentionAdapter) else {}
@@ -42,7 +41,7 @@ def install_adapter(
         substitute(root, NotesMask)
     container = container_of(host, state)
     if isinstance(adapter, EmbeddingAdapter):
-        container.add_shared(name, installed.key, adapter)
+        container.hold(name, installed.key, adapter)
         install_prompt(root, site_table, state, name, adapter)
     elif isinstance(adapter, AttentionAdapter):
         container.add_attention(name, installed.key, adapter)
@@ -50,8 +49,8 @@ def install_adapter(
         if adapter.position_shift:
             shift_positions(root, site_table, state, name, host)
         if adapter.adds_behind:
-            container_of(projections["o"].host, state).add_behind(name, adapter)
-            _run_through_grafts(projections["o"].host)
+            container_of(projections["o"].host, state).add_guest(name, adapter)
+            _run_through_container(projections["o"].host)
     elif isinstance(adapter, ExpertsAdapter):
         container.add_experts(name, installed.key, adapter)
         substitute(host, RunsExperts)
@@ -60,27 +59,26 @@ def install_adapter(
             (block.path for block in site_table.blocks if site.module.startswith(f"{block.path}.")), site.module
         )
         container.is_expert = any(part.isdigit() for part in site.module.removeprefix(block).split("."))
-        _around(root, state, name, installed, adapter)
+        _install_around(root, container, name, installed)
 
 
-def _around(root: nn.Module, state: State, name: str, installed: Installed, adapter: Adapter) -> None:
-    """At the host, and at the module where its input is to be had."""
-    host = root.get_submodule(installed.site.module)
-    hosted = container_of(host, state).add(name, installed.key, adapter, installed.site.rows)
-    _run_through_grafts(host)
-    wanted = installed.site.residual if adapter.reads == "residual" else installed.site.source
-    if wanted is None and adapter.reads == "residual":
+def _install_around(root: nn.Module, container: AdapterContainer, name: str, installed: Installed) -> None:
+    """Install an adapter around its host, and at the module that has its input where that is another one."""
+    site, adapter = installed.site, installed.module
+    source = site.residual if adapter.reads == "residual" else site.source
+    if source is None and adapter.reads == "residual":
         raise GraftError(
-            f"kind '{installed.config.kind}' reads the residual stream, which is not known at site "
-            f"'{installed.site.name}': name attn or mlp"
+            f"kind '{installed.config.kind}' reads the residual stream, which is not known at site '{site.name}': name attn or mlp"
         )
-    if wanted is not None and wanted != installed.site.module:
-        source = root.get_submodule(wanted)
-        container_of(source, state).send(hosted)
-        _run_through_grafts(source)
+    remote = source is not None and source != site.module
+    hosted = container.add(name, installed.key, adapter, site.rows, remote)
+    _run_through_container(container.host)
+    if source is not None and remote:
+        container_of(root.get_submodule(source), container.state).send(hosted)
+        _run_through_container(root.get_submodule(source))
 
 
-def _run_through_grafts(module: nn.Module) -> None:
+def _run_through_container(module: nn.Module) -> None:
     substitute(module, GraftedCall if "forward" in module.__dict__ else GraftedForward)
 
 

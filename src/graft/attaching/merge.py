@@ -41,13 +41,9 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
     by_host: dict[str, list[Installed]] = defaultdict(list)
     for installed in attached.installs:
         if not installed.config.folds:
-            raise installed.module_of(root, name).cannot_fold()
+            raise installed.module.cannot_fold()
         by_host[installed.site.module].append(installed)
-    following = {
-        path
-        for path, installs in by_host.items()
-        if all(installed.module_of(root, name).follows for installed in installs)
-    }
+    following = {path for path, installs in by_host.items() if all(installed.module.follows for installed in installs)}
     originals: dict[str, Tensor] = {}
     try:
         for path, installs in by_host.items():  # one at a time: all folded weights of a large base at once need not fit
@@ -86,10 +82,7 @@ def _fold_host(
 ) -> None:
     """Fold one host's sites in, and note its original weights. A host in `following` computes with a weight that another one folds."""
     host = root.get_submodule(path)
-    if (
-        all(getattr(host, key, None) is None for key in ("weight", "bias"))
-        or installs[0].module_of(root, name).runs_host
-    ):
+    if all(getattr(host, key, None) is None for key in ("weight", "bias")) or installs[0].module.runs_host:
         found = _folded_whole(root, path, name, installs)
     else:
         weight, bias = _folded(root, path, name, installs)
@@ -108,7 +101,7 @@ def _fold_host(
 
 def _folded_whole(root: nn.Module, path: str, name: str, installs: list[Installed]) -> dict[str, Tensor | None]:
     """All parameters of a host whose adapters change the module as a whole, each its own."""
-    all_found = [installed.module_of(root, name).fold_all() for installed in installs]
+    all_found = [installed.module.fold_all() for installed in installs]
     found = {key: new for each in all_found for key, new in (each or {}).items()}
     if None in all_found or len(found) < sum(len(each or {}) for each in all_found):
         raise CannotFold(
@@ -137,7 +130,7 @@ def _folded(root: nn.Module, path: str, name: str, installs: list[Installed]) ->
         for installed in installs:
             rows = slice(None) if installed.site.rows is None else installed.site.rows
             part_bias = None if full_bias is None else full_bias[rows]
-            new, new_bias = installed.module_of(root, name).fold(full[rows], part_bias)
+            new, new_bias = installed.module.fold(full[rows], part_bias)
             full[rows] = new
             if new_bias is not None and full_bias is None:
                 raise CannotFold(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from graft.adapters.base import AdapterModule
-from graft.injection.state import State, part_of, state_of, unwrapped
+from graft.injection.state import State, state_of, unwrapped
 
 
 def names(model: nn.Module) -> tuple[str, ...]:
@@ -20,11 +20,7 @@ def names(model: nn.Module) -> tuple[str, ...]:
 
 def modules_of(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, nn.Module]]:
     """(path without Graft's own part, module) of every module that is the adapter: one per site, then the shared ones."""
-    attached = state.adapter(name)
-    for installed in attached.installs:
-        yield f"{installed.site.module}.{installed.key}".lstrip("."), installed.module_of(root, name)
-    for key in attached.shared:
-        yield key, part_of(root, "", name, key)
+    yield from state.adapter(name).modules()
 
 
 def tensors(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, torch.Tensor]]:

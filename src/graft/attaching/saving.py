@@ -15,7 +15,7 @@ from graft.adapters.registry import entries, readable
 from graft.attaching.fingerprint import fingerprint
 from graft.attaching.parameters import modules_of, tensors
 from graft.errors import GraftError
-from graft.injection.state import SHARED, State, part_of, state_of, unwrapped
+from graft.injection.state import SHARED, State, state_of, unwrapped
 from graft.utils.files import explained, new_dir, write_json_atomic
 from graft.version import __version__
 
@@ -71,12 +71,8 @@ def _state_dict_of(root: nn.Module, state: State, name: str) -> dict[str, Tensor
     attached, found = state.adapter(name), {}
     for installed in attached.installs:
         prefix = f"{installed.site.module}.graft.{name}.{installed.key}".lstrip(".")
-        found |= {
-            f"{prefix}.{key}": tensor
-            for key, tensor in installed.module_of(root, name).state_dict(keep_vars=True).items()
-        }
-    for key in attached.shared:
-        shared = part_of(root, "", name, key)
+        found |= {f"{prefix}.{key}": tensor for key, tensor in installed.module.state_dict(keep_vars=True).items()}
+    for key, shared in attached.shared.items():
         found |= {f"graft.{name}.{key}.{inner}": tensor for inner, tensor in shared.state_dict(keep_vars=True).items()}
     return found
 

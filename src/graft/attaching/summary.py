@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from graft.architectures.sites import SiteTable
 from graft.attaching.parameters import names, parameters
-from graft.injection.state import state_of, unwrapped
+from graft.injection.state import site_table_of, state_of, unwrapped
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def summary(model: nn.Module) -> Summary:
     for name in names(model):
         groups: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
         for installed in state.adapter(name).installs:
-            count = sum(p.numel() for p in installed.module_of(root, name).parameters())
+            count = sum(p.numel() for p in installed.module.parameters())
             groups[installed.config.kind, installed.site.name].append((installed.site.module, count))
         for (kind, site), found in groups.items():
             rows.append(SummaryRow(name, kind, site, len(found), found[0][0], sum(count for _, count in found)))
@@ -69,5 +68,5 @@ def summary(model: nn.Module) -> Summary:
 
 def sites(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The site language on this model: every name it answers to, and the modules that the name means."""
-    table = SiteTable(unwrapped(model)).table()
+    table = site_table_of(model).by_name
     return {name: tuple(site.module for site in found) for name, found in table.items()}

@@ -10,6 +10,7 @@ from torch import nn
 
 from graft.adapters.hooks import AttentionAdapter
 from graft.errors import GraftError
+from graft.injection.modes import evaluation_mode
 from graft.injection.state import State
 from graft.routing.context import ForwardContext, PromptCache
 
@@ -27,16 +28,10 @@ def start_from_text(
         raise GraftError(f"init_ids: {unknown[0]} is no row of an embedding of {size}")
     recording: PromptCache = {}
     device = root.get_input_embeddings().weight.device
-    training = [module for module in root.modules() if module.training]
-    root.eval()
-    try:
-        with torch.no_grad(), state.carrying(ForwardContext(recording=recording)):
-            tokens = torch.tensor([ids], device=device)
-            more = {"decoder_input_ids": tokens} if getattr(root.config, "is_encoder_decoder", False) else {}
-            root(input_ids=tokens, **more)
-    finally:
-        for module in training:
-            module.training = True
+    with evaluation_mode(root, state), torch.no_grad(), state.carrying(ForwardContext(recording=recording)):
+        tokens = torch.tensor([ids], device=device)
+        more = {"decoder_input_ids": tokens} if getattr(root.config, "is_encoder_decoder", False) else {}
+        root(input_ids=tokens, **more)
     for host, adapter in adapters:
         if host not in recording:
             raise GraftError(

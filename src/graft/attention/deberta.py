@@ -83,7 +83,7 @@ def _attended(
     context = current_context(self)
     if context.flat:
         raise GraftError("DeBERTa is not causal: token-flat batches are for causal models")
-    if self._modules["graft"].beside:
+    if self._modules["graft"].hooks.second_attention:
         raise GraftError("llama-adapter does not run in DeBERTa, whose scores depend on positions: choose kind prefix")
     virtual = virtual_tokens(self, self.__dict__["graft_state"], context, query.shape[0])
     if virtual is not None:

@@ -91,9 +91,9 @@ def attend(
     _cache_kv(module, state, context, key, value)
     output, weights = _with_virtual_tokens(module, backend, query, key, value, mask, alibi, own, kwargs)
     container: Any = module._modules.get("graft")
-    if container is not None and container.beside:
+    if container is not None and container.hooks.second_attention:
         scaling = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
-        output = container.add_beside(query.transpose(1, 2), scaling, output)
+        output = container.add_second_attention(query.transpose(1, 2), scaling, output)
     return output, weights
 
 
@@ -107,7 +107,7 @@ def _cache_kv(module: nn.Module, state: State, context: ForwardContext, key: Ten
         recording[module] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         return
     container: Any = module._modules["graft"]
-    for adapter in container.attention.get(name, ()):
+    for adapter in container.hooks.keys_values.get(name, ()):
         if adapter.cached_kv and adapter not in recording:  # recomputed blocks come by again
             recording[adapter] = key[0].transpose(0, 1), value[0].transpose(0, 1)
 
@@ -244,7 +244,7 @@ def plain_attention(
 def needed(module: Any) -> bool:
     """True for a token-flat pass, or when an adapter that takes part acts in this attention."""
     container, context = module._modules.get("graft"), current_context(module)
-    table = {**getattr(container, "attention", {}), **getattr(container, "beside", {})}
+    table = {} if container is None else {**container.hooks.keys_values, **container.hooks.second_attention}
     if torch.compiler.is_compiling():
         return bool(table)
     unmerged = module.__dict__["graft_state"].merged is None

@@ -24,7 +24,7 @@ from graft.attention.gptj import GPTJForward
 from graft.attention.relative import TABLE
 from graft.attention.virtual import position_shifts
 from graft.errors import GraftError
-from graft.injection.state import State, unwrapped
+from graft.injection.state import State, site_table_of, unwrapped
 from graft.injection.substitution import own_class, register_mixin, restore, substitute
 
 OWN_FORWARDS: dict[tuple[str, str], type] = {
@@ -109,7 +109,7 @@ def uninstall(module: nn.Module, path: str) -> None:
 
 def shift_positions(root: nn.Module, site_table: SiteTable, state: State, name: str, host: Any) -> None:
     """Let all virtual tokens that an adapter has in `host` come before position 0, where the family has positions at all."""
-    shift = sum(adapter.position_shift for adapter in host._modules["graft"].attention[name])
+    shift = sum(adapter.position_shift for adapter in host._modules["graft"].hooks.keys_values[name])
     block, sublayer = next(
         (block, sublayer)
         for block in site_table.blocks
@@ -160,7 +160,9 @@ def flat_attention(model: nn.Module) -> Iterator[None]:
     state: State = root.__dict__["graft_state"]
     fresh: list[tuple[str, nn.Module]] = []
     try:
-        for path in (block.at(each) for block in SiteTable(root).blocks for each in block.family.attentions.values()):
+        for path in (
+            block.at(each) for block in site_table_of(root).blocks for each in block.family.attentions.values()
+        ):
             module = root.get_submodule(path)
             if "graft_attention" not in module.__dict__:
                 install(module, state, path)

@@ -83,16 +83,16 @@ def layout_of(container: AdapterContainer, state: State, num_rows: int, length: 
     """The layout of a batch under the pass in effect; None where no row has virtual tokens."""
     compiling = torch.compiler.is_compiling()
     context = ForwardContext() if compiling else state.current
-    names = [name for name in container.prompts if compiling or name in context.names]
+    names = [name for name in container.hooks.prompts if compiling or name in context.names]
     if not names or state.merged is not None:
         return None
     if state.reached is not None:
         state.reached.add(id(container))
-    if len(behind := {each.behind_positions for name in names for each in container.prompts[name]}) > 1:
+    if len(behind := {each.behind_positions for name in names for each in container.hooks.prompts[name]}) > 1:
         raise GraftError(
             "prompts that enter at the embedding and prompts that enter at the blocks cannot share a batch"
         )
-    found = [torch.cat([each.prompt() for each in container.prompts[name]]) for name in names]
+    found = [torch.cat([each.prompt() for each in container.hooks.prompts[name]]) for name in names]
     most, device = max(len(each) for each in found), found[0].device
     prompts_N = torch.stack([nn.functional.pad(each, (0, 0, 0, most - len(each))) for each in (*found, found[0][:0])])
     counts_N = torch.tensor([*(len(each) for each in found), 0], device=device)

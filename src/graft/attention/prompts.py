@@ -45,7 +45,7 @@ class CachesPrompts:
         if torch.compiler.is_compiling():
             return self._forward_in_graph(container, state, args, kwargs)
         context: ForwardContext = state.current
-        names = [name for name in container.prompts if name in context.names]
+        names = [name for name in container.hooks.prompts if name in context.names]
         if not names or context.recording is not None or state.merged is not None:
             return super().forward(*args, **kwargs)  # pyright: ignore
         if state.reached is not None:
@@ -60,7 +60,7 @@ class CachesPrompts:
         self: Any, container: AdapterContainer, state: State, name: str, context: ForwardContext
     ) -> PromptCache:
         """Keys and values of one adapter's prompt: noted now, or kept from before where neither gradients nor dropout are at work."""
-        weights = [*self.parameters(), *(p for each in container.prompts[name] for p in each.parameters())]
+        weights = [*self.parameters(), *(p for each in container.hooks.prompts[name] for p in each.parameters())]
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in weights)
         if learns or self.training:
             state.prompt_caches.pop(name, None)  # torch's fused optimisers change weights and not their versions
@@ -81,14 +81,14 @@ class CachesPrompts:
         recording: PromptCache = {}
         seed = context.prompt_seed(name)
         with state.carrying(ForwardContext(name, seeds=None if seed is None else (seed,), recording=recording)):
-            super().forward(**_alone(self, container.prompts[name]))  # pyright: ignore
+            super().forward(**_alone(self, container.hooks.prompts[name]))  # pyright: ignore
         return recording
 
     def _forward_in_graph(self: Any, container: AdapterContainer, state: State, args: Any, kwargs: Any) -> Any:
         """For compiled graphs: every adapter's prompt is run, and rows pick theirs by slot number."""
         slots, everything = state.slots, {}
-        for name, prompts in container.prompts.items():
-            if state.adapters[name].aside:
+        for name, prompts in container.hooks.prompts.items():
+            if state.adapters[name].offloaded:
                 continue
             recording: PromptCache = {}
             state.recording_in_graph, state.slots = (name, recording), torch.full_like(slots, state.adapters[name].slot)
@@ -142,11 +142,11 @@ def install_prompt(root: nn.Module, site_table: SiteTable, state: State, name: s
             continue
         owner.__dict__["graft_state"] = state
         if crossed:  # a decoder behind an encoder: the prompt is in what it reads there
-            container_of(owner, state).prompts.setdefault(name, []).append(adapter)
+            container_of(owner, state).add_prompt(name, adapter)
             substitute(owner, SeesLongerEncoder)
             continue
         found = True
-        container_of(owner, state).prompts.setdefault(name, []).append(adapter)
+        container_of(owner, state).add_prompt(name, adapter)
         if adapter.behind_positions and (not hasattr(owner, "embeddings") or not _sees_both_ways(root, blocks[0])):
             raise GraftError(
                 f"enters: blocks is for encoders whose embeddings are one module, not for {type(owner).__name__}: use enters: embedding"
@@ -204,7 +204,7 @@ def _seat_recorded(
         path = block.at(block.family.attentions["attn"])
         host = root.get_submodule(path)
         container = container_of(host, state)
-        own = [each for each in container.attention.get(name, ()) if each.cached_kv]
+        own = [each for each in container.hooks.keys_values.get(name, ()) if each.cached_kv]
         if own:
             own[0].position_shift += adapter.tokens
             continue

@@ -9,6 +9,7 @@ Legend: N adapters, B rows, P virtual tokens (of the adapter that has most), K k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,17 +97,17 @@ class CachedPrompt(AttentionAdapter):
 
 def virtual_tokens(module: nn.Module, state: State, context: ForwardContext, num_rows: int) -> Virtual | None:
     """What the pass in effect adds to this module's keys and values, or None. Flat batches have one row per segment."""
-    container = module._modules.get("graft")
-    table: dict[str, list[AttentionAdapter]] = getattr(container, "attention", {})
+    container: Any = module._modules.get("graft")
+    table: dict[str, list[AttentionAdapter]] = {} if container is None else container.hooks.keys_values
     if not table or state.merged is not None:
         return None
     if context.recording is not None or state.recording_in_graph is not None:
         kept = {name: [each for each in adapters if not each.cached_kv] for name, adapters in table.items()}
         table = {name: adapters for name, adapters in kept.items() if adapters}
     if torch.compiler.is_compiling():
-        there = [name for name in table if not state.adapters[name].aside]
+        there = [name for name in table if not state.adapters[name].offloaded]
         return _gathered(there, table, compiled_choice(state, there, num_rows)) if there else None
-    if state.reached is not None and any(name in context.names for name in container.attention):  # pyright: ignore
+    if state.reached is not None and any(name in context.names for name in container.hooks.keys_values):  # pyright: ignore
         state.reached.add(id(container))
     names = [name for name in table if name in context.names]
     if not names:

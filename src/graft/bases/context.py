@@ -28,7 +28,7 @@ def _taken(module: nn.Module, adapter: str) -> int:
     if not isinstance(module, PrependsPrompts):
         return shift
     container: Any = module._modules["graft"]
-    return shift + sum(each.tokens for each in container.prompts.get(adapter, ()) if not each.behind_positions)
+    return shift + sum(each.tokens for each in container.hooks.prompts.get(adapter, ()) if not each.behind_positions)
 
 
 def _unused_positions(root: nn.Module) -> int:

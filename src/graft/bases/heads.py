@@ -20,9 +20,8 @@ from graft.adapters.kinds.stack import Stack
 from graft.adapters.presets import Preset
 from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_linear
-from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
-from graft.injection.state import unwrapped
+from graft.injection.state import site_table_of, unwrapped
 
 COLLECTIVE = ("bias", "norm", "linear")
 """Sites that name modules all over the model, a head among them."""
@@ -78,9 +77,9 @@ def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence
     root, left = unwrapped(model), list(fresh)
     if not left:
         return adapter
-    config = adapter.resolve(SiteTable(root).names()) if isinstance(adapter, Preset) else adapter
+    config = adapter.resolve(site_table_of(root).names()) if isinstance(adapter, Preset) else adapter
     for part in config.parts():
-        for site in resolve_sites(root, part):
+        for site in resolve_sites(site_table_of(root), part):
             if site.module in left and part.replaces:
                 left.remove(site.module)
             elif site.module in fresh and site.name not in COLLECTIVE:

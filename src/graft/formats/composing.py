@@ -14,7 +14,7 @@ from graft.architectures.blocks import stack_of
 from graft.architectures.experts import PARTS
 from graft.architectures.site import Site
 from graft.architectures.sites import SiteTable
-from graft.injection.state import SHARED
+from graft.injection.state import SHARED, site_table_of
 
 PATTERNED = {"rank": "rank_pattern", "alpha": "alpha_pattern"}
 """Fields of low-rank kinds that may differ between its sites, and the fields that say so."""
@@ -48,7 +48,7 @@ class Group:
 
 def composed(model: nn.Module, pieces: Sequence[Piece]) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """One config for all pieces, a stack where they differ in more than their place, and the tensors under Graft's names."""
-    site_table = SiteTable(model)
+    site_table = site_table_of(model)
     groups = _grouped(pieces)
     configs = []
     for group in groups:
@@ -109,7 +109,7 @@ def difference(whole: Tensor, base: Tensor) -> Tensor:
 def site_names(site_table: SiteTable, paths: Iterable[str], part: str = "linear") -> list[str]:
     """The shortest way to say these modules in the site language; a regular expression for each that has no name."""
     left, names = set(paths), []
-    for name, sites in (site_table.attentions() if part == "prefix" else site_table.table()).items():
+    for name, sites in (site_table.attentions if part == "prefix" else site_table.by_name).items():
         if name.rpartition(".")[2] in ("linear", "bias"):  # these say more than one kind of module
             continue
         for stack, own in _by_stack([site for site in sites if site.part == part]).items():

@@ -38,15 +38,15 @@ class RunsExperts:
 def _run(host: Any, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     container = host._modules["graft"]
     state, context = container.state, container.state.current
-    names = [name for name in container.experts if name in context.names]
+    names = [name for name in container.hooks.experts if name in context.names]
     if not names or state.merged is not None:
         return base(*args, **kwargs)
     if state.reached is not None:
         state.reached.add(id(container))
     if isinstance(context.rows, str):
-        with _in_place(host, container.experts[context.rows]):
+        with _in_place(host, container.hooks.experts[context.rows]):
             return base(*args, **kwargs)
-    return _by_tokens(host, base, args, kwargs, context, container.experts)
+    return _by_tokens(host, base, args, kwargs, context, container.hooks.experts)
 
 
 @contextmanager

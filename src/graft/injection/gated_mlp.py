@@ -8,23 +8,23 @@ hooks in the way the model's own forward runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from graft.architectures.blocks import blocks_of
+from graft.architectures.blocks import Block
 from graft.errors import GraftError
 from graft.injection.container import OFFLOADED, AdapterContainer
 from graft.injection.gated_proof import Gated, gated_mlps
-from graft.injection.state import HostedAdapter, State
+from graft.injection.hooks import HostedAdapter
+from graft.injection.rows import NOBODY, RowGroups
+from graft.injection.state import State
 from graft.injection.substitution import register_mixin, substitute
 from graft.ops.frozen_linear import frozen_linear
 from graft.ops.gated_mlp import Layer, gated_mlp
 from graft.ops.gated_product import gated_product
 from graft.ops.low_rank import factors_of, one_node
-from graft.routing.context import ForwardContext
 from graft.routing.rows import by_rows
 
 NOTE = "graft_gated"
@@ -42,9 +42,9 @@ class GatedForward:
         return super().forward(*args, **kwargs)  # pyright: ignore
 
 
-def lead_gated(root: nn.Module, state: State) -> None:
+def lead_gated(blocks: list[Block], state: State) -> None:
     """Give every gated MLP of a model that forward."""
-    for module, gated in gated_mlps(blocks_of(root)):
+    for module, gated in gated_mlps(blocks):
         module.__dict__["graft_state"], module.__dict__[NOTE] = state, gated
         substitute(module, GatedForward)
 
@@ -90,16 +90,16 @@ def _as_one_node(
     gated: Gated, layers: tuple[nn.Module, nn.Module, nn.Module], given: Tensor, state: State
 ) -> Tensor | None:
     """All of the MLP in one operation; None where a layer is not a frozen one with low-rank terms, and where nothing is to be kept."""
-    context = state.current
-    x, parts = by_rows(given, context), []
-    left: Mapping[str, list[HostedAdapter]] = {}
+    rows = RowGroups(state.current)
+    x, parts = by_rows(given, state.current), []
+    done = NOBODY
     for layer in layers:
-        frozen, updates, left = None if _hooked(layer) else frozen_linear(layer, x), [], {}
+        frozen, updates, done = None if _hooked(layer) else frozen_linear(layer, x), [], NOBODY
         if isinstance(container := layer._modules.get("graft"), AdapterContainer):
             if given.dim() == 2 and container.is_expert:
                 return None
-            updates, left = container.low_rank(x, context)
-            if not _acts_behind(container, left, context, last=layer is layers[-1]):
+            updates, done = container.low_rank(x, rows)
+            if not _leaves_alone(container, done, rows, last=layer is layers[-1]):
                 return None
         if frozen is None or not one_node(updates, x.device):
             return None
@@ -108,27 +108,24 @@ def _as_one_node(
         return None
     y = gated_mlp(x, gated.activation, parts[0], parts[1], parts[2], state.silu_product)
     if isinstance(container := layers[-1]._modules.get("graft"), AdapterContainer):
-        y = _behind(container, y, left, context)
+        if any(parameter.is_meta for each in _others(container, done, rows) for parameter in each.adapter.parameters()):
+            raise GraftError(OFFLOADED)
+        y = container.adapt(y, y, rows, done)  # adapters of the MLP's output, which do not read its input here
     return y.reshape(*given.shape[:-1], y.shape[-1])
 
 
-def _behind(
-    container: AdapterContainer, y: Tensor, left: Mapping[str, list[HostedAdapter]], context: ForwardContext
-) -> Tensor:
-    """y through the last layer's other adapters."""
-    others = (hosted for name in context.names for hosted in left.get(name, ()))
-    if any(parameter.is_meta for hosted in others for parameter in hosted.adapter.parameters()):
-        raise GraftError(OFFLOADED)
-    return container.adapt(y, y, left, context)
+def _others(container: AdapterContainer, done: frozenset[str], rows: RowGroups) -> list[HostedAdapter]:
+    """The adapters of the pass at a layer that are more than a low-rank update."""
+    return [
+        each for name in rows.names(container.hooks.adapt) if name not in done for each in container.hooks.adapt[name]
+    ]
 
 
-def _acts_behind(
-    container: AdapterContainer, left: Mapping[str, list[HostedAdapter]], context: ForwardContext, last: bool
-) -> bool:
-    """Whether adapters that are no low-rank terms leave a layer alone; at the last one they may change the output without the input."""
-    if any(name in container.sent for name in context.names):
+def _leaves_alone(container: AdapterContainer, done: frozenset[str], rows: RowGroups, last: bool) -> bool:
+    """Whether the adapters of a layer that are no low-rank updates leave it alone; at the last layer they may change the output."""
+    if any(True for _ in rows.names(container.hooks.send)):
         return False
-    others = [hosted for name in context.names for hosted in left.get(name, ())]
+    others = _others(container, done, rows)
     return not others or last and all(_reads_elsewhere(hosted) for hosted in others)
 
 

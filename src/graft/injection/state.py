@@ -1,7 +1,6 @@
 """What Graft knows of one model: its adapters, where they sit, and the pass that is in effect.
 
-One `State` belongs to one root; every grafted module refers to it. It holds names and paths, never modules of the base, so that a
-deep copy or a pickle of the model takes it along whole.
+One `State` belongs to one root; every module with adapters refers to it. A deep copy or a pickle of the model takes it along.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters.base import Adapter, AdapterConfig
+from graft.adapters.base import Adapter, AdapterConfig, AdapterModule, Shared
 from graft.architectures.site import Site
+from graft.architectures.sites import SiteTable
 from graft.errors import GraftError, did_you_mean
 from graft.routing.context import ForwardContext, PromptCache
 
@@ -27,49 +27,15 @@ SHARED = "shared"
 """Key, with the part's number behind it, of a module that all sites of an adapter share."""
 
 
-@dataclass(eq=False)
-class HostedAdapter:
-    """One adapter module at one site: where its rows of the output lie, and the input carried over from another module."""
-
-    name: str
-    adapter: Adapter
-    rows: slice | Tensor | None = None
-    remote: bool = False
-    """What the adapter reads is another module's input: that module runs `before` and leaves x here."""
-    x: Tensor | None = None
-
-    @property
-    def acts_before(self) -> bool:
-        """Whether the adapter may change the input."""
-        return type(self.adapter).before is not Adapter.before
-
-    def source(self, x: Tensor) -> Tensor:
-        """The site's input: the host's own x, or what the source module left in this forward pass."""
-        if not self.remote or self.adapter.reads == "nothing":
-            return x
-        if self.x is None:
-            raise RuntimeError(f"adapter '{self.name}': the sublayer's output came before its input")
-        return self.x
-
-
 @dataclass(frozen=True, eq=False)
 class Installed:
-    """Where one module of an adapter sits: the site, and the key of the module in the host's container."""
+    """One module of an adapter at its site."""
 
     site: Site
     key: str
+    """Its name in the host's container."""
     config: AdapterConfig
-
-    def module_of(self, root: nn.Module, name: str) -> Adapter:
-        """The adapter module."""
-        return part_of(root, self.site.module, name, self.key)  # pyright: ignore[reportReturnType]
-
-
-def part_of(root: nn.Module, host: str, name: str, key: str) -> nn.Module:
-    """A module of an adapter, in the container of a host; by `_modules`, since adapters may have names like "forward"."""
-    parts = root.get_submodule(f"{host}.graft".lstrip("."))._modules[name]
-    assert parts is not None and parts._modules[key] is not None
-    return parts._modules[key]  # pyright: ignore[reportReturnType]
+    module: Adapter
 
 
 @dataclass(eq=False)
@@ -77,12 +43,33 @@ class AttachedAdapter:
     """One attached adapter."""
 
     config: AdapterConfig
-    installs: list[Installed]
     slot: int
-    shared: list[str] = field(default_factory=list)
-    """Keys of modules that all sites share, in the root's container."""
-    aside: bool = False
+    """Its number in compiled graphs."""
+    installs: list[Installed] = field(default_factory=list)
+    shared: dict[str, Shared] = field(default_factory=dict)
+    """The modules that all its sites share, by their names in the root's container."""
+    trains: bool | None = None
+    """Whether its parameters require gradients; None where nobody has said yet."""
+    offloaded: bool = False
     """Whether its tensors are elsewhere for now, and empty here: no pass names it, and graphs leave it out."""
+
+    def modules(self) -> Iterator[tuple[str, AdapterModule]]:
+        """(path without Graft's own part, module) of every module that is the adapter: one per site, then the shared ones."""
+        for installed in self.installs:
+            yield f"{installed.site.module}.{installed.key}".lstrip("."), installed.module
+        yield from self.shared.items()
+
+    def train(self, mode: bool) -> None:
+        """Set the mode of its modules, which all have the same one."""
+        if self.training != mode:
+            for _, module in self.modules():
+                module.train(mode)
+
+    @property
+    def training(self) -> bool:
+        """Whether its modules are in training mode."""
+        first = self.installs[0].module if self.installs else next(iter(self.shared.values()))
+        return first.training
 
 
 class PromptCaches(dict[str, tuple[list[Tensor], list[tuple[int, int]], PromptCache]]):
@@ -108,6 +95,10 @@ class State:
     """Adapters that require gradients."""
     base_trainable: tuple[str, ...] = ()
     """Base parameters that required gradients before the first attach."""
+    site_table: SiteTable | None = None
+    """The base's sites, read once, before the first attach."""
+    proved: set[tuple[str, str, type]] = field(default_factory=set)
+    """(host, hook, adapter class) that a probe has reached."""
     reached: set[int] | None = None
     """While probing: the containers that a forward pass has reached."""
     slots: Tensor = field(default_factory=lambda: torch.full((MAX_ROWS + 1,), BARE, dtype=torch.int32))
@@ -120,6 +111,9 @@ class State:
     """A kernel for silu(e) * u, while one is in use; None for what it does not take."""
     recording_in_graph: tuple[str, PromptCache] | None = None
     """For compiled graphs, which do not know the pass: whose virtual tokens run through the model, and `ForwardContext.recording`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "site_table": None, "proved": set()}  # both are found again
 
     def adapter(self, name: str) -> AttachedAdapter:
         """Look an adapter up. Raises `GraftError` with the names that exist."""
@@ -223,6 +217,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def site_table_of(model: nn.Module) -> SiteTable:
+    """The sites of a base. The table of a model with adapters is read once and kept until its modules change."""
+    root = unwrapped(model)
+    state: State | None = root.__dict__.get("graft_state")
+    if state is None:
+        return SiteTable(root)
+    if state.site_table is None or not state.site_table.fits():
+        state.site_table, state.proved = SiteTable(root), set()
+    return state.site_table
 
 
 def state_of(model: nn.Module) -> State:

@@ -39,10 +39,10 @@ class RowSplit:
             done = index.stop
         return [*sizes, self.size - done] if done < self.size else sizes
 
-    def take(self, x: Tensor, number: int) -> Tensor:
+    def gather(self, x: Tensor, number: int) -> Tensor:
         """A piece of x."""
         if self._sizes is None:
-            return take(x, self.indices[number], self.dim)
+            return gather(x, self.indices[number], self.dim)
         return self._pieces(x)[self._places[number]]
 
     def _pieces(self, x: Tensor) -> Sequence[Tensor]:
@@ -55,24 +55,24 @@ class RowSplit:
         self._split.append((x, x.split(self._sizes, self.dim)))
         return self._split[-1][1]
 
-    def put(self, x: Tensor, pieces: Sequence[Tensor]) -> Tensor:
+    def scatter(self, x: Tensor, pieces: Sequence[Tensor]) -> Tensor:
         """x with these pieces in place of its own; slices are joined by one copy."""
         if self._sizes is None:
-            return put(x, self.dim, self.indices, pieces)
+            return scatter(x, self.dim, self.indices, pieces)
         runs = list(self._pieces(x))
         for place, piece in zip(self._places, pieces, strict=True):
             runs[place] = piece
         return runs[0] if len(runs) == 1 else torch.cat(runs, self.dim)
 
 
-def take(x: Tensor, index: Index, dim: int) -> Tensor:
+def gather(x: Tensor, index: Index, dim: int) -> Tensor:
     """A piece of x along a dimension."""
     if isinstance(index, slice):
         return x.narrow(dim, index.start, index.stop - index.start)
     return x.index_select(dim, index.to(x.device))
 
 
-def put(x: Tensor, dim: int, indices: Sequence[Index], pieces: Sequence[Tensor]) -> Tensor:
+def scatter(x: Tensor, dim: int, indices: Sequence[Index], pieces: Sequence[Tensor]) -> Tensor:
     """x with other pieces at these indices, in any order."""
     for index, piece in zip(indices, pieces, strict=True):
         at = torch.arange(index.start, index.stop, device=x.device) if isinstance(index, slice) else index.to(x.device)

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from graft.adapters.base import AdapterConfig
 from graft.adapters.presets import Preset
-from graft.architectures.sites import SiteTable
 from graft.attaching.active import set_active
 from graft.attaching.attach import attach
 from graft.bases import Base, load_base, load_tokenizer, own_classes
@@ -29,7 +28,7 @@ from graft.config.jobs import REFERENCE
 from graft.data.preparing import Prepared, prepare
 from graft.errors import GraftError
 from graft.formats.loading import load
-from graft.injection.state import state_of, unwrapped
+from graft.injection.state import site_table_of, state_of
 from graft.runs.folder import RunFolder
 from graft.training.job import Job
 from graft.training.objectives import reference_of
@@ -193,7 +192,7 @@ def _attach(base: Base, name: str, config: RunConfig) -> None:
     if config.train.init_from is None:
         attach(model, {name: adapter})
         return
-    wanted = adapter.resolve(SiteTable(unwrapped(model)).names()) if isinstance(adapter, Preset) else adapter
+    wanted = adapter.resolve(site_table_of(model).names()) if isinstance(adapter, Preset) else adapter
     load(model, config.train.init_from, name=name)
     there, here = (each.collapsed().model_dump() for each in (state_of(model).adapter(name).config, wanted))
     differing = [

@@ -34,7 +34,7 @@ def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     for _, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         tensor.grad = None
-    state_of(model).adapters[job.name].aside = True
+    state_of(model).adapters[job.name].offloaded = True
     job.optimizer.state.clear()
     job.resident = False
 
@@ -47,5 +47,5 @@ def reload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     for name, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = own[name].to(tensor.device)
     restore_optimizer(job.optimizer, list(job.params), part(stored, OPTIMISER))
-    state_of(model).adapters[job.name].aside = False
+    state_of(model).adapters[job.name].offloaded = False
     job.resident = True

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from graft.architectures.site import Site
-from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.foreign import Checkpoint
+from graft.injection.state import site_table_of
 
 
 class HubFile(Checkpoint):
@@ -22,7 +22,7 @@ class HubFile(Checkpoint):
 
     def __init__(self, folder: Path, config: dict[str, Any], model: nn.Module) -> None:
         super().__init__(folder, config, "", ("pytorch_adapter.bin", "adapter.safetensors"))
-        self.name, self.model, self.site_table = str(config["name"]), model, SiteTable(model)
+        self.name, self.model, self.site_table = str(config["name"]), model, site_table_of(model)
         outer, inner = f"{getattr(model, 'base_model_prefix', '') or '-'}.", dict(model.named_children())
         if outer[:-1] not in inner:
             self.left = {name.removeprefix(outer): tensor for name, tensor in self.left.items()}
@@ -44,7 +44,7 @@ class HubFile(Checkpoint):
         """
         found = []
         for name in names:
-            for site in self.site_table.table().get(name, []):
+            for site in self.site_table.by_name.get(name, []):
                 if site.layer not in leave_out:
                     found.append((site, self._prefix(site)))
         if not found:

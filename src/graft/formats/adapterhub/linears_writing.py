@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from graft.architectures.layers import is_transposed
-from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.adapterhub.places import REVERSED, differing, model_type, refuse
 from graft.formats.peft.folder import Folder, Held
+from graft.injection.state import site_table_of
 
 COMMON: dict[str, Any] = {
     "architecture": "lora", "dtype": None, "init_weights_seed": None, "leave_out": [], "use_dora": False, "use_gating": False,
@@ -102,7 +102,7 @@ def _layers(root: nn.Module) -> tuple[str, str]:
 
 def _places(root: nn.Module, installs: Sequence[Held]) -> dict[str, bool]:
     """What is wrong with the places, for `refuse`."""
-    names, table = {held.installed.site.name for held in installs}, SiteTable(root).table()
+    names, table = {held.installed.site.name for held in installs}, site_table_of(root).by_name
     letters = [f"{part}.{letter}" for part in ("attn", "cross") for letter in "qkv"]
     allowed = [name for name in (*letters, *_layers(root)) if name in table]
     attentions = {frozenset(name[-1] for name in names if name.startswith(f"{part}.")) for part in ("attn", "cross")

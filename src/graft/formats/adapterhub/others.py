@@ -24,6 +24,7 @@ from graft.architectures.site import Site
 from graft.errors import GraftError
 from graft.formats.adapterhub.file import HubFile
 from graft.formats.composing import Piece
+from graft.injection.state import site_table_of
 
 
 def read_lora(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
@@ -45,7 +46,7 @@ def _linears(file: HubFile, config: Mapping[str, Any]) -> Iterator[tuple[Site, s
         wanted += [f"{part}.{letter}" for part in ("attn", "cross") for letter in matrices]
     if config["intermediate_lora"] or config["output_lora"]:  # the library's LLaMA has its intermediate one at mlp.down
         wanted += ["mlp.up", "mlp.gate", "mlp.down"]
-    table, leave_out = file.site_table.table(), config.get("leave_out") or ()
+    table, leave_out = file.site_table.by_name, config.get("leave_out") or ()
     for name in wanted:
         sites = [site for site in table.get(name, []) if site.layer not in leave_out]
         if not any(_has(file, f"{site.module}.loras.{file.name}.") for site in sites):
@@ -134,7 +135,7 @@ def read_prefix(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
     for part, place in places.items():
         if part != "self_prefix" and not config.get(part, True):
             continue
-        sites = resolve_sites(file.model, prefix.model_copy(update={"sites": place}))
+        sites = resolve_sites(site_table_of(file.model), prefix.model_copy(update={"sites": place}))
         keys = [key for key in file.left if f".{part}." in key and f".{file.name}." in key]
         flat = _computed(file, part, keys, prefix.tokens)
         slots = flat.view(prefix.tokens, 2 * len(sites), sites[0].num_kv_heads, sites[0].head_dim).transpose(0, 1)

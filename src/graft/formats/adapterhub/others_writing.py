@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from graft.adapters.kinds.reft import orthonormal_rows
 from graft.architectures.language import resolve_sites
-from graft.architectures.sites import SiteTable
 from graft.formats.adapterhub.places import BEHIND, DENSE, differing, model_type, outer, refuse
 from graft.formats.peft.folder import Folder, Held
+from graft.injection.state import site_table_of
 
 
 @torch.no_grad()
@@ -25,11 +25,11 @@ def write_prefix(root: nn.Module, installs: Sequence[Held], folder: Folder, name
     positions = "moved_keys" if model_type(root) in BEHIND else "zero"
     parts = (
         {"encoder_prefix": "encoder.attn", "self_prefix": "decoder.attn", "cross_prefix": "decoder.cross"}
-        if len(SiteTable(root).stacks) > 1
+        if len(site_table_of(root).stacks) > 1
         else {"self_prefix": "attn"}
     )
     sites = {
-        part: [site.module for site in resolve_sites(root, config.model_copy(update={"sites": place}))]
+        part: [site.module for site in resolve_sites(site_table_of(root), config.model_copy(update={"sites": place}))]
         for part, place in parts.items()
     }
     paths = [held.path for held in installs]
@@ -72,7 +72,7 @@ def write_prompt(root: nn.Module, installs: Sequence[Held], folder: Folder, name
 def write_reft(root: nn.Module, installs: Sequence[Held], folder: Folder, name: str) -> dict[str, Any]:
     """LoReFT and NoReFT, with what torch's orthogonal parametrisation keeps of R."""
     config: Any = installs[0].config
-    blocks = {block.path: block.number for block in SiteTable(root).blocks}
+    blocks = {block.path: block.number for block in site_table_of(root).blocks}
     refuse("ReFT", {
         "settings that differ between sites": differing(installs),
         "direft, of which its file forgets that it is": config.form == "direft", "positions: all": config.positions == "all",

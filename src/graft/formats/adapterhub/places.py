@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.peft.folder import Held
+from graft.injection.state import site_table_of
 
 CONTAINERS = ("llama", "mistral", "gpt2", "gptj")
 """Model types whose blocks hold `attention_adapters` and `output_adapters`."""
@@ -45,7 +45,7 @@ def bottleneck_prefix(root: nn.Module, held: Held, name: str) -> str:
     """How the names of a bottleneck's tensors begin."""
     kind, site = model_type(root), held.installed.site
     if kind in CONTAINERS:
-        block = next(block.path for block in SiteTable(root).blocks if site.module.startswith(f"{block.path}."))
+        block = next(block.path for block in site_table_of(root).blocks if site.module.startswith(f"{block.path}."))
         return f"{block}.{'attention' if site.part == 'attn' else 'output'}_adapters.adapters.{name}."
     if kind in DENSE:
         return f"{site.module.rpartition('.')[0]}.adapters.{name}."
@@ -58,8 +58,8 @@ def left_out(root: nn.Module, installs: Sequence[Held], names: Sequence[str]) ->
 
     Raises `GraftError` for gaps in a layer: the library would put a fresh adapter there.
     """
-    site_table, paths = SiteTable(root), {held.path for held in installs}
-    every = [site for name in names for site in site_table.table().get(name, [])]
+    site_table, paths = site_table_of(root), {held.path for held in installs}
+    every = [site for name in names for site in site_table.by_name.get(name, [])]
     layers = {site.layer for site in every if site.module in paths}
     gaps = [site.module for site in every if site.layer in layers and site.module not in paths]
     missing = sorted({block.number for block in site_table.blocks} - {layer for layer in layers if layer is not None})

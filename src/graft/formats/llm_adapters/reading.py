@@ -42,6 +42,7 @@ from graft.architectures.layers import is_linear, widths
 from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.foreign import CONFIG, Checkpoint, read_config
+from graft.injection.state import site_table_of
 
 ROOT = "base_model.model."
 LATER_KEYS = {"auto_mapping", "revision", "peft_version"}
@@ -146,7 +147,7 @@ def _position(path: str) -> Any:
 def _read_prefix(file: Checkpoint, model: nn.Module) -> tuple[AdapterConfig, dict[str, Tensor]]:
     flat = file.take("prompt_embeddings")
     prefix = Prefix(tokens=file.field("num_virtual_tokens"), init_std=1.0, positions="after_prefix")
-    sites = resolve_sites(model, prefix)
+    sites = resolve_sites(site_table_of(model), prefix)
     heads, head_dim, layers = sites[0].num_kv_heads, sites[0].head_dim, len(sites)
     wanted = (prefix.tokens, 2 * layers * heads * head_dim)
     if flat.numel() and tuple(flat.shape) != wanted:
@@ -158,7 +159,7 @@ def _read_prefix(file: Checkpoint, model: nn.Module) -> tuple[AdapterConfig, dic
         return prefix, {}
     slots = flat.view(prefix.tokens, 2 * layers, heads, head_dim).transpose(0, 1)  # [2 L, P, H, D]
     keys, values = slots[0::2], slots[1::2]
-    if getattr(SiteTable(model).text_config, "model_type", None) == "bloom":
+    if getattr(site_table_of(model).text_config, "model_type", None) == "bloom":
         keys, values = slots[:layers], slots[layers:]
         keys = keys.reshape(layers, heads, head_dim, prefix.tokens).permute(0, 3, 1, 2)
     return prefix, {
@@ -171,7 +172,7 @@ def _read_prefix(file: Checkpoint, model: nn.Module) -> tuple[AdapterConfig, dic
 def _read_prompt(file: Checkpoint, model: nn.Module) -> tuple[AdapterConfig, dict[str, Tensor]]:
     vectors = file.take("prompt_embeddings")
     prompt = PromptTuning(tokens=file.field("num_virtual_tokens"))
-    (site,) = resolve_sites(model, prompt)
+    (site,) = resolve_sites(site_table_of(model), prompt)
     wanted = (prompt.tokens, site.out_features)
     if vectors.numel() and tuple(vectors.shape) != wanted:
         raise GraftError(
@@ -209,7 +210,7 @@ def _composed(file: Checkpoint, model: nn.Module, parts: Mapping[str, Part]) -> 
     groups: dict[str, tuple[AdapterConfig, list[str]]] = {}
     for path, (part, _) in parts.items():
         groups.setdefault(f"{part.kind} {part.model_dump_json()}", (part, []))[1].append(path)
-    site_table = SiteTable(model)
+    site_table = site_table_of(model)
     configs = [part.model_copy(update={"sites": _site_names(site_table, paths)}) for part, paths in groups.values()]
     tensors = {f"{path}.linear.{name}": tensor for path, (_, own) in parts.items() for name, tensor in own.items()}
     return configs[0] if len(configs) == 1 else Stack(adapters=tuple(configs)), tensors

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.llm_adapters.reading import SERIES_POSITIONS
 from graft.formats.peft.folder import Folder, Held
@@ -19,7 +18,7 @@ from graft.formats.peft.lora_writing import write_lora
 from graft.formats.peft.naming import shortest_names
 from graft.formats.peft.others_writing import write_prefix
 from graft.formats.peft.writing import held_by
-from graft.injection.state import State
+from graft.injection.state import State, site_table_of
 
 ROOT = "base_model.model."
 KINDS = "lora, series, parallel, prefix"
@@ -91,7 +90,7 @@ def _bottleneck(root: nn.Module, installs: Sequence[Held], folder: Folder, besid
 def _prefix(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
     write_prefix(root, installs, folder)
     if (
-        getattr(SiteTable(root).text_config, "model_type", None) == "bloom"
+        getattr(site_table_of(root).text_config, "model_type", None) == "bloom"
     ):  # keys first, then values; a key block [P, H, D] read as [H, D, P]
         keys = torch.stack([held.module.keys_values()[0].detach() for held in installs])
         values = torch.stack([held.module.keys_values()[1].detach() for held in installs])

@@ -12,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from graft.adapters.kinds.llama_adapter import LLaMAAdapter
-from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.foreign import Checkpoint
 from graft.formats.peft.folder import Folder, Held
+from graft.injection.state import site_table_of
 
 TARGETS = {"llama": "self_attn", "mistral": "self_attn", "gpt2": "attn"}
 """The families for which PEFT has this kind, and what it calls their attention."""
@@ -56,7 +56,7 @@ def write_adaption(root: nn.Module, installs: Sequence[Held], folder: Folder) ->
         raise GraftError(
             f"PEFT's adaption prompts on {model_type} compute {said}; this adapter has {', '.join(differing)}"
         )
-    layers, count = sorted(held.installed.site.layer or 0 for held in installs), len(SiteTable(root).blocks)
+    layers, count = sorted(held.installed.site.layer or 0 for held in installs), len(site_table_of(root).blocks)
     if layers != list(range(count - len(layers), count)):
         own = ", ".join(map(str, layers))
         raise GraftError(f"PEFT's adaption prompts sit in the topmost layers; this adapter has layers {own} of {count}")
@@ -68,4 +68,4 @@ def write_adaption(root: nn.Module, installs: Sequence[Held], folder: Folder) ->
 
 
 def _type_of(model: nn.Module) -> str:
-    return getattr(SiteTable(model).text_config, "model_type", "")
+    return getattr(site_table_of(model).text_config, "model_type", "")

@@ -32,6 +32,7 @@ from graft.formats.composing import Piece
 from graft.formats.foreign import Checkpoint
 from graft.formats.peft.folder import Folder, Held
 from graft.formats.peft.targets import by_pattern
+from graft.injection.state import site_table_of
 
 
 def parameter_pieces(file: Checkpoint, model: nn.Module, settings: dict[str, Any]) -> list[Piece]:
@@ -45,7 +46,7 @@ def parameter_pieces(file: Checkpoint, model: nn.Module, settings: dict[str, Any
         if not any(matches(key, name) for key in every):
             near = did_you_mean(name.rpartition(".")[2], {key.rpartition(".")[2] for key in every})
             raise GraftError(f"{file.folder}: target parameter '{name}' is not in this base.{near}")
-    site_table, pieces = SiteTable(model), []
+    site_table, pieces = site_table_of(model), []
     for path, module in own_modules(model) if wanted else ():
         own = [key for key in _names(path, module) if any(matches(key, name) for name in wanted)]
         for number, key in enumerate(own):
@@ -93,7 +94,7 @@ def _piece(
 
 def expert_site(site_table: SiteTable, path: str, part: str) -> Site | None:
     """The site of one part of a module of experts."""
-    every = [site for sites in site_table.table().values() for site in sites if site.type == "experts"]
+    every = [site for sites in site_table.by_name.values() for site in sites if site.type == "experts"]
     return next((site for site in every if (site.module, site.part) == (path, part)), None)
 
 

@@ -15,12 +15,12 @@ from graft.adapters.kinds.ia3 import IA3
 from graft.adapters.kinds.prefix import Prefix
 from graft.adapters.kinds.prompt import PromptTuning
 from graft.architectures.language import resolve_sites
-from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.composing import Piece, difference
 from graft.formats.foreign import Checkpoint
 from graft.formats.peft.lora import token_pieces
 from graft.formats.peft.targets import matches, targets
+from graft.injection.state import site_table_of
 
 
 def read_ia3(file: Checkpoint, model: nn.Module) -> list[Piece]:
@@ -58,7 +58,7 @@ def read_tokens(file: Checkpoint, model: nn.Module) -> list[Piece]:
 def read_prompt(file: Checkpoint, model: nn.Module) -> list[Piece]:
     """Prompt tuning and P-tuning, which is stored as the prompt that its encoder made."""
     vectors, tokens = file.take("prompt_embeddings"), file.field("num_virtual_tokens")
-    embedding = SiteTable(model).end("embed")
+    embedding = site_table_of(model).end("embed")
     if embedding is None:
         raise GraftError(f"{file.folder} holds virtual tokens, and this base has no embedding of tokens")
     window: Any = "hides"
@@ -73,10 +73,10 @@ def read_prefix(file: Checkpoint, model: nn.Module) -> list[Piece]:
     Of an encoder-decoder, slots four to a layer, taken around again; half of them stood for attention over the encoder and are not used.
     """
     flat, tokens = file.take("prompt_embeddings"), file.field("num_virtual_tokens")
-    stride = 4 if "decoder" in SiteTable(model).stacks and len(SiteTable(model).stacks) > 1 else 2
+    stride = 4 if "decoder" in site_table_of(model).stacks and len(site_table_of(model).stacks) > 1 else 2
     prefix = Prefix(tokens=tokens, init_std=1.0, positions="after_prefix", window="hides",
                     sites="decoder.attn" if stride == 4 else "attn")  # fmt: skip
-    sites = resolve_sites(model, prefix)
+    sites = resolve_sites(site_table_of(model), prefix)
     heads, head_dim = sites[0].num_kv_heads, sites[0].head_dim
     wanted = (tokens, 2 * len(sites) * heads * head_dim)
     if not flat.numel():

@@ -39,7 +39,7 @@ WRITERS: Mapping[str, Writer] = {
 
 def held_by(root: nn.Module, state: State, name: str) -> list[Held]:
     """Every seat of an adapter with its module."""
-    return [Held(installed, installed.module_of(root, name)) for installed in state.adapter(name).installs]
+    return [Held(installed, installed.module) for installed in state.adapter(name).installs]
 
 
 def write(root: nn.Module, state: State, name: str) -> Folder:

@@ -15,19 +15,17 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from graft.attaching.parameters import modules_of
+from graft.architectures.walk import base_modules
 from graft.errors import GraftError
+from graft.injection.modes import evaluation_mode, set_modes
 from graft.injection.state import state_of, unwrapped
 
 
 def set_training(model: nn.Module, names: Sequence[str], base_dropout: bool = False) -> None:
     """Training mode for these adapters alone, and for the base only if its own dropout is wanted."""
     root, state = unwrapped(model), state_of(model)
-    root.train(base_dropout)
-    for name in state.adapters:
-        for _, module in modules_of(root, state, name):
-            module.train(name in names)
-    for layer in root.modules():
+    set_modes(root, state, base_dropout, names)
+    for _, layer in base_modules(root):
         if layer.__dict__.get("_gradient_checkpointing_func") is not None:
             layer.training = True
 
@@ -35,14 +33,9 @@ def set_training(model: nn.Module, names: Sequence[str], base_dropout: bool = Fa
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients for a block of code; every module's mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    root = unwrapped(model)
+    with evaluation_mode(root, root.__dict__.get("graft_state")), torch.no_grad():
+        yield
 
 
 @contextmanager
@@ -50,7 +43,7 @@ def recomputing(model: nn.Module, base_dropout: bool = False) -> Iterator[None]:
     """Non-reentrant gradient checkpointing of every block. Raises `GraftError` for a model without such blocks."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [layer for layer in unwrapped(model).modules() if isinstance(layer, GradientCheckpointingLayer)]
+    layers = [layer for _, layer in base_modules(unwrapped(model)) if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
         raise GraftError(
             f"{type(unwrapped(model)).__name__} has no blocks that can be recomputed: set train.gradient_checkpointing to false"

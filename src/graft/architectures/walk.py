@@ -1,0 +1,26 @@
+"""The base's own modules, without those of adapters: what a walk costs does not depend on how many adapters are attached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+CONTAINER = "graft"
+"""Name of the submodule in which a module holds its adapters."""
+
+
+def base_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of every module of the base in the order of `named_modules`, each once; containers of adapters are left out."""
+    seen: set[nn.Module] = set()
+    todo: list[tuple[str, nn.Module]] = [("", root)]
+    while todo:
+        path, module = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield path, module
+        children = [
+            (f"{path}.{name}" if path else name, child) for name, child in module._modules.items() if child is not None
+        ]
+        todo += [(name, child) for name, child in reversed(children) if name.rpartition(".")[2] != CONTAINER]
