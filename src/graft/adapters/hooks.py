@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from graft.adapters.base import Adapter, Surroundings
+from graft.adapters.base import Adapter
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.experts import PARTS, expert_sizes
 from graft.architectures.site import SiteSpec
 from graft.routing.context import AdapterContext

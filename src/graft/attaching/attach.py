@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from graft.adapters.base import AdapterConfig, to_be_filled, will_be_filled
+from graft.adapters.base import AdapterConfig
+from graft.adapters.filling import to_be_filled, will_be_filled
 from graft.adapters.hooks import AttentionAdapter
 from graft.adapters.parsing import parse
 from graft.adapters.presets import Preset

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from graft.adapters.base import Surroundings
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import Site, SiteSpec
 from graft.architectures.sites import SiteTable
 from graft.attaching.probe import device_of

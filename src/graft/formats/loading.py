@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from graft.adapters.base import to_be_filled
+from graft.adapters.filling import to_be_filled
 from graft.attaching.attach import Model, attach, detach
 from graft.attaching.parameters import tensors
 from graft.attaching.saving import copy_strictly

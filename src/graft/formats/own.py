@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from graft.adapters.base import to_be_filled
+from graft.adapters.filling import to_be_filled
 from graft.adapters.parsing import parse
 from graft.adapters.registry import entries
 from graft.attaching.attach import Model, attach, detach

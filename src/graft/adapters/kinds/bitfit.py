@@ -12,8 +12,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from graft.adapters.base import Adapter, AdapterConfig, Surroundings
+from graft.adapters.base import Adapter, AdapterConfig
 from graft.adapters.parts.scaling import OutputScaling
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec, SiteType
 from graft.errors import GraftError
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graft.adapters.base import Surroundings
 from graft.adapters.kinds.lora import LoRAAdapter, LoRAFields
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec
 from graft.routing.context import AdapterContext
 
@@ -59,7 +59,7 @@ class DoRAAdapter(LoRAAdapter):
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         bias = self.around.bias()
         if self.training and self.p:
-            x = ctx.dropout(x, self.p, self.site).to(h.dtype)
+            x = ctx.dropout(x, self.p, self.site_index).to(h.dtype)
             frozen = F.linear(x, self.around.weight().to(h.dtype))
         else:
             frozen = h if bias is None else h - bias.to(h.dtype)

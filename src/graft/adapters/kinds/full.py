@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graft.adapters.base import Adapter, AdapterConfig, Shared, Surroundings
+from graft.adapters.base import Adapter, AdapterConfig, Shared
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
 from graft.ops.base_copy import BaseCopy, refuse_several_inputs, table_of

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graft.adapters.base import Adapter, AdapterConfig, Surroundings
+from graft.adapters.base import Adapter, AdapterConfig
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec
 from graft.routing.context import AdapterContext
 

@@ -17,8 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from graft.adapters.base import AdapterConfig, Surroundings, frozen
+from graft.adapters.base import AdapterConfig
 from graft.adapters.hooks import AttentionAdapter
+from graft.adapters.surroundings import Surroundings, frozen
 from graft.architectures.layers import is_norm
 from graft.architectures.site import SiteSpec, SiteType
 from graft.errors import GraftError

@@ -86,7 +86,7 @@ class LoRAAdapter(WeightDelta):
 
     def update(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate:
         """What is added to h."""
-        return LowRankUpdate(self.A, self.B, self.scale, self.p if self.training else 0.0, self.site, ctx, rows)
+        return LowRankUpdate(self.A, self.B, self.scale, self.p if self.training else 0.0, self.site_index, ctx, rows)
 
     def low_rank(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate | None:
         whole = self.bias is None and type(self).adapt is LoRAAdapter.adapt

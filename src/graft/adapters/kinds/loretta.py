@@ -89,7 +89,7 @@ class LorettaRepAdapter(Adapter):
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training:
-            x = ctx.dropout(x, self.p, self.site)
+            x = ctx.dropout(x, self.p, self.site_index)
         x = x.to(h.dtype)
         change = self.B(self.A(x))
         if self.start is not None:

@@ -21,8 +21,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from graft.adapters.base import Surroundings, will_be_filled
+from graft.adapters.filling import will_be_filled
 from graft.adapters.kinds.lora import LoRA, LoRAAdapter, LoRAFields
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext
@@ -102,7 +103,7 @@ class PiSSAAdapter(LoRAAdapter):
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training and self.p:
-            kept = ctx.dropout(x, self.p, self.site)
+            kept = ctx.dropout(x, self.p, self.site_index)
             low_R = F.linear((kept - x).to(h.dtype), self.A0.to(h.dtype))  # s B0 A0 sees x whole
             h, x = h + F.linear(low_R * self.scale, self.B0.to(h.dtype)), kept
         h = h + self.apply_to(x.to(h.dtype))

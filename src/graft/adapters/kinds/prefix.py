@@ -138,7 +138,7 @@ class PrefixAdapter(AttentionAdapter):
         tokens, heads, head_dim = self.shape
         (shared,) = self._shared
         assert isinstance(shared, PrefixProjection)
-        flat_P = shared.layer(self.site, 2 * heads * head_dim).view(tokens, 2, heads, head_dim)
+        flat_P = shared.layer(self.site_index, 2 * heads * head_dim).view(tokens, 2, heads, head_dim)
         return flat_P[:, 0], flat_P[:, 1]
 
     def to_save(self) -> dict[str, Tensor]:

@@ -16,9 +16,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from graft.adapters.base import AdapterConfig, Surroundings, frozen
+from graft.adapters.base import AdapterConfig
 from graft.adapters.hooks import EmbeddingAdapter
 from graft.adapters.parts.starting_text import ids_of, ready
+from graft.adapters.surroundings import Surroundings, frozen
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
 

@@ -117,7 +117,7 @@ class ReFTAdapter(Adapter):
     def _changed(self, unit: Any, h: Tensor, ctx: AdapterContext) -> Tensor:
         low, R = unit.change(h)
         if self.training:
-            low = ctx.dropout(low, self.p, self.site)
+            low = ctx.dropout(low, self.p, self.site_index)
         return low @ R
 
 

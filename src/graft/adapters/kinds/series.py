@@ -14,8 +14,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from graft.adapters.base import frozen
 from graft.adapters.parts.bottleneck import BottleneckAdapter, BottleneckConfig, DenseBottleneckConfig
+from graft.adapters.surroundings import frozen
 from graft.architectures.site import SiteLike, SiteSpec
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext

@@ -107,7 +107,7 @@ class Bottleneck(nn.Module):
     def __init__(self, config: BottleneckConfig, spec: SiteSpec, width_in: int, width_out: int) -> None:
         super().__init__()
         place_like = {"dtype": spec.dtype, "device": spec.device}
-        self.site, self.p = spec.index, config.dropout
+        self.site_index, self.p = spec.index, config.dropout
         self.norm = nn.LayerNorm(width_in, **place_like) if config.norm else None
         self.down, self.up = config.layers(spec, width_in, width_out)
         self.act = _activation(config.activation)
@@ -119,7 +119,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, u_I: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training:
-            u_I = ctx.dropout(u_I, self.p, self.site)
+            u_I = ctx.dropout(u_I, self.p, self.site_index)
         out_O = self.up(self.act(self.down(_normed(self.norm, u_I))))
         out_O = out_O * (self.scale.to(out_O.dtype) if isinstance(self.scale, Tensor) else self.scale)
         return _normed(self.norm_after, out_O)

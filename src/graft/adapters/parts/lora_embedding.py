@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graft.adapters.base import Adapter, Surroundings
+from graft.adapters.base import Adapter
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec
 from graft.ops.base_copy import table_of
 from graft.routing.context import AdapterContext

@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from graft.adapters.base import Adapter, Surroundings
+from graft.adapters.base import Adapter
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext

@@ -84,7 +84,7 @@ class WeightDelta(Adapter):
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training:
-            x = ctx.dropout(x, self.p, self.site)
+            x = ctx.dropout(x, self.p, self.site_index)
         return h + self.apply_to(x.to(h.dtype))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
