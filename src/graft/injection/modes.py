@@ -1,7 +1,7 @@
 """Training and evaluation mode of a model with adapters, at a cost that depends on the base and hardly on how many adapters there are.
 
-torch's own `train` and `eval` walk every module of every adapter. Here the base's modules are set one by one, and an adapter, whose
-modules all have one mode, only where its mode differs.
+torch's own `train` and `eval` walk every module of every adapter. Here the base's modules are set one by one, and those of an adapter
+only where their mode differs.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ def set_modes(root: nn.Module, state: State, base: bool, adapters: Collection[st
 def evaluation_mode(root: nn.Module, state: State | None) -> Iterator[None]:
     """Put a model into evaluation mode for a block of code; every mode comes back."""
     modules = [module for _, module in base_modules(root) if module.training]
-    adapters = [attached for attached in (state.adapters.values() if state else ()) if attached.training]
+    adapters = [
+        each for attached in (state.adapters.values() if state else ()) for each in attached.in_mode(training=True)
+    ]
     for module in modules:
         module.training = False
-    for attached in adapters:
-        attached.train(False)
+    for adapter in adapters:
+        adapter.train(False)
     try:
         yield
     finally:
         for module in modules:
             module.training = True
-        for attached in adapters:
-            attached.train(True)
+        for adapter in adapters:
+            adapter.train(True)

@@ -60,16 +60,14 @@ class AttachedAdapter:
         yield from self.shared.items()
 
     def train(self, mode: bool) -> None:
-        """Set the mode of its modules, which all have the same one."""
-        if self.training != mode:
-            for _, module in self.modules():
-                module.train(mode)
+        """Put its modules into training mode or not."""
+        for _, module in self.modules() if self.in_mode(not mode) else ():
+            module.train(mode)
 
-    @property
-    def training(self) -> bool:
-        """Whether its modules are in training mode."""
-        first = self.installs[0].module if self.installs else next(iter(self.shared.values()))
-        return first.training
+    def in_mode(self, training: bool) -> list[Adapter | Shared]:
+        """Those of its modules that are in training mode, or not: its layers follow those of the base, which may differ."""
+        found: list[Adapter | Shared] = [each.module for each in self.installs if each.module.training == training]
+        return found + [each for each in self.shared.values() if each.training == training]
 
 
 class PromptCaches(dict[str, tuple[list[Tensor], list[tuple[int, int]], PromptCache]]):
