@@ -94,11 +94,9 @@ class AdapterContainer(nn.Module):
         hooks = self.hooks
         if hooks.before:
             x = rows.apply(x, hooks.before, _before_step)
-        if hooks.send:
-            x = rows.apply(x, hooks.send, _before_step)
-            for name in rows.names(hooks.send):
-                for hosted in hooks.send[name]:
-                    hosted.x = None if hosted.adapter.reads == "nothing" else x
+        for name in rows.names(hooks.send):
+            for hosted in hooks.send[name]:
+                hosted.x = None if hosted.adapter.reads == "nothing" else x
         return x
 
     def _is_plain_linear(self, rows: Rows) -> bool:
@@ -184,8 +182,8 @@ class AdapterContainer(nn.Module):
         self.hold(name, key, adapter)
         hosted = HostedAdapter(name, adapter, features, remote)
         self.hooks.add("adapt", name, hosted)
-        if hosted.acts_before and not remote:
-            self.hooks.add("before", name, hosted)
+        if not remote:
+            self._change_input(hosted)
         self._host_runs += adapter.runs_host
         return hosted
 
@@ -214,6 +212,13 @@ class AdapterContainer(nn.Module):
     def send(self, hosted: HostedAdapter) -> None:
         """Give this module's input to an adapter of a sublayer whose output is another module's."""
         self.hooks.add("send", hosted.name, hosted)
+        self._change_input(hosted)
+
+    def _change_input(self, hosted: HostedAdapter) -> None:
+        """Let an adapter change this module's input, if it does such a thing; those of this module come before those of others."""
+        if hosted.acts_before:
+            self.hooks.add("before", hosted.name, hosted)
+            self.hooks.before[hosted.name].sort(key=lambda each: each.remote)
 
     def remove(self, name: str) -> None:
         """Drop an adapter."""

@@ -44,7 +44,7 @@ class Hooks:
     """One table for each thing that an adapter can do at a module; each maps an adapter's name to its modules there."""
 
     before: dict[str, list[HostedAdapter]] = field(default_factory=dict)
-    """Change the module's input, and are at this module."""
+    """Change the module's input."""
     send: dict[str, list[HostedAdapter]] = field(default_factory=dict)
     """Are at another module, which makes a sublayer's output; this one has the sublayer's input."""
     adapt: dict[str, list[HostedAdapter]] = field(default_factory=dict)
