@@ -50,7 +50,7 @@ def test_flat_equals_padded_in_loss_and_gradient(family: str, adapter: str) -> N
     forward = Forward(model)
     decision = decide(forward, [job], "auto", pad_id=0)
     assert (decision.layout, decision.reason) == ("flat", None)
-    assert (forward.way, forward.tail) == ("chunks", TAILS.get(family, LogitTransform()))
+    assert (forward.head_mode, forward.logit_transform) == ("chunks", TAILS.get(family, LogitTransform()))
     set_training(model, ["a"])
     flat, flat_gradient = run(forward, job, "flat", 40)
     padded, padded_gradient = run(forward, job, "padded", 10_000)
@@ -83,7 +83,7 @@ def test_every_way_through_the_head_gives_the_same(way: Any, layout: Any) -> Non
     job, forward = job_on(model), Forward(model)
     decide(forward, [job], "auto", pad_id=0)
     wanted, gradient = run(forward, job, layout, 50)
-    forward.way = way
+    forward.head_mode = way
     total, other = run(forward, job, layout, 50)
     assert total == pytest.approx(wanted, rel=1e-6)
     assert_same_gradient(other, gradient)
@@ -103,7 +103,7 @@ def test_logits_that_the_config_does_not_explain_are_left_to_the_models_own_forw
 
     model.__class__ = Odd
     job, forward = job_on(model), Forward(model)
-    assert decide(forward, [job], "auto", pad_id=0).layout == "flat" and forward.way == "kept"
+    assert decide(forward, [job], "auto", pad_id=0).layout == "flat" and forward.head_mode == "kept"
     flat, flat_gradient = run(forward, job, "flat", 60)
     padded, padded_gradient = run(forward, job, "padded", 60)
     assert flat == pytest.approx(padded, rel=1e-5)
@@ -113,7 +113,7 @@ def test_logits_that_the_config_does_not_explain_are_left_to_the_models_own_forw
 def test_an_adapted_head_sees_whole_rows() -> None:
     model = attach(tiny(), adapter={"kind": "lora", "rank": 2, "sites": "head attn.q"})
     job, forward = job_on(model), Forward(model)
-    assert decide(forward, [job], "auto", pad_id=0).layout == "flat" and forward.way == "whole"
+    assert decide(forward, [job], "auto", pad_id=0).layout == "flat" and forward.head_mode == "whole"
     flat, flat_gradient = run(forward, job, "flat", 60)
     padded, padded_gradient = run(forward, job, "padded", 60)
     assert flat == pytest.approx(padded, rel=1e-5)

@@ -15,7 +15,6 @@ from graft.training import engine as engine_module
 from graft.training.batching import context_of, lay_out
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import laid_out
-from graft.training.rows import Row
 from graft.training.validation import validation_loss
 from tests.training.conftest import LORA, attach, data, events, fresh, job_on, tiny
 
@@ -26,7 +25,7 @@ def test_validation_loss_weighs_tokens_and_ignores_dropout_and_batching() -> Non
     engine_forward = Forward(model)
     summed, count = 0.0, 0
     for index, example in enumerate(job.validation or ()):
-        row = Row(job, example, index, index)
+        (row,) = job.rows_of(example, index, index)
         batch = lay_out([row], "padded", 0)
         with torch.no_grad():
             each = engine_forward.losses(batch, context_of([row], "padded", seeded=False))

@@ -20,15 +20,15 @@ def cut(rows: Sequence[Row], budget: int, layout: Layout) -> list[list[Row]]:
     of a job lie side by side, its adapter's before its reference's."""
     samples: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
-        samples.setdefault((id(row.job), row.position), []).append(row)
+        samples.setdefault((row.job, row.position), []).append(row)
     units = list(samples.values())
     widths = np.zeros((len(units), max(map(len, units)), 2), np.int64)
     for at, unit in enumerate(units):
         widths[at, : len(unit)] = [row.example.widths for row in unit]
     groups = batches.micro_batches(widths, range(len(units)), budget, layout)
-    order = {id(job): at for at, job in enumerate(dict.fromkeys(row.job for row in rows))}
+    order = {name: at for at, name in enumerate(dict.fromkeys(row.job for row in rows))}
     return [
-        sorted((row for at in sorted(group) for row in units[at]), key=lambda row: (order[id(row.job)], row.frozen))
+        sorted((row for at in sorted(group) for row in units[at]), key=lambda row: (order[row.job], row.view != "adapter"))
         for group in groups
     ]
 
@@ -38,7 +38,7 @@ def longest(job: Job, budget: int, layout: Layout) -> list[Row]:
     size = min(job.config.batch_size, len(job.train))
     samples = sorted(range(len(job.train)), key=lambda index: -int(job.train.lengths[index]))[:size]
     rows = [row for position, sample in enumerate(samples) for row in job.rows_of(job.train[sample], sample, position)]
-    return max(cut(rows, budget, layout), key=lambda micro: sum(len(row.example) for row in micro))
+    return max(cut(rows, budget, layout), key=lambda micro: sum(row.tokens for row in micro))
 
 
 @timed("batches")
@@ -57,8 +57,8 @@ def context_of(rows: Sequence[Row], layout: Layout, seeded: bool = True) -> Forw
         names[0] if len(set(names)) == 1 else names,
         lengths=None
         if any(row.example.answer is not None for row in rows)
-        else tuple(len(row.example) for row in rows),
+        else tuple(row.tokens for row in rows),
         flat=layout == "flat",
         seeds=tuple(row.seed for row in rows) if seeded else None,
-        prompt_seeds={job.name: job.prompt_seed for job in dict.fromkeys(row.job for row in rows)} if seeded else None,
+        prompt_seeds={row.job: row.prompt_seed for row in rows} if seeded else None,
     )

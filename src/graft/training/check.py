@@ -172,17 +172,17 @@ def _trial(parts: RunParts, forward: Forward, layout: Decision) -> Trial:
         for _ in range(2):  # the first pass also warms up
             start = time.perf_counter()
             losses_N = forward.losses(batch, context_of(rows, layout.layout))
-            loss = loss_of(rows, sums_by_row(losses_N, rows), sizes)
+            loss = loss_of([job], rows, sums_by_row(losses_N, rows), sizes)
             loss.backward()
             value = float(loss.detach())
             seconds = min(seconds, time.perf_counter() - start)
             for parameter in job.params.values():
                 parameter.grad = None
-    tokens = sum(len(row.example) for row in rows)
+    tokens = sum(row.tokens for row in rows)
     peak = memory_bytes(forward.device) + ADAM_BYTES * sum(parameter.numel() for parameter in job.params.values())
     return Trial(
         tokens,
-        max(len(row.example) for row in rows),
+        max(row.tokens for row in rows),
         value,
         seconds,
         peak,

@@ -19,7 +19,7 @@ from graft.training.scheduling.memory import Load, measuring
 def fullest(jobs: Sequence[Job], budget: int, layout: Layout) -> list[Row]:
     """The fullest micro-batch that these jobs can meet together."""
     rows = [row for job in jobs for row in longest(job, budget, layout)]
-    return max(cut(rows, budget, layout), key=lambda some: sum(len(row.example) for row in some))
+    return max(cut(rows, budget, layout), key=lambda some: sum(row.tokens for row in some))
 
 
 def run_dry(forward: Forward, micro: Sequence[Row], layout: Layout, pad_id: int) -> None:
@@ -36,7 +36,7 @@ def try_fullest(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layo
         run_dry(forward, micro, layout, pad_id)
     except torch.OutOfMemoryError as error:
         raise GraftError(
-            f"the longest batch ({sum(len(row.example) for row in micro):,} tokens) does not fit into the memory of "
+            f"the longest batch ({sum(row.tokens for row in micro):,} tokens) does not fit into the memory of "
             f"{forward.device}: lower train.token_budget (now {budget}), set train.gradient_checkpointing: true, or lower "
             "data.max_length"
         ) from error
@@ -44,11 +44,12 @@ def try_fullest(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layo
 
 def calibrate(forward: Forward, pool: JobPool, pad_id: int) -> None:
     """Measure the fullest batch and parts of it, so that the memory of a step is known before the first."""
-    micro = sorted(fullest(pool.live, pool.budget, pool.layout), key=lambda row: len(row.example))
+    micro = sorted(fullest(pool.live, pool.budget, pool.layout), key=lambda row: row.tokens)
+    arrivals = {job.name: job.arrival for job in pool.jobs}
     for share in (1, 2, 4):
-        rows = sorted(micro[: -(-len(micro) // share)], key=lambda row: row.job.arrival)
+        rows = sorted(micro[: -(-len(micro) // share)], key=lambda row: arrivals[row.job])
         with measuring(forward.device) as peak:
             run_dry(forward, rows, pool.layout, pad_id)
-        pool.observe(Load.of([len(row.example) for row in rows], pool.layout == "padded"), peak.num_bytes)
+        pool.observe(Load.of([row.tokens for row in rows], pool.layout == "padded"), peak.num_bytes)
     if not pool.memory.seen:
         raise GraftError("scheduler.memory needs measured peaks, which this system cannot give: set scheduler.resident")

@@ -32,7 +32,7 @@ from graft.training.optim import (
     restore_schedule,
     schedule_state,
 )
-from graft.training.rows import Row
+from graft.training.rows import Row, View
 from graft.utils.clock import timed
 
 FAILED = "failed"
@@ -117,22 +117,35 @@ class Job:
         ]
 
     def rows_of(self, example: Example, sample: int, position: int) -> list[Row]:
-        """The sequences of one sample: its own, and those of the reference where the objective compares."""
-        who = (False, True) if self.objective.compares else (False,)
+        """The rows of one sample: those of the adapter, then those of the reference where the objective compares with one."""
+        views: dict[View, str | None] = {"adapter": self.name}
+        if self.objective.compares:
+            views["reference"] = self.reference
+        prompt_seed = self.prompt_seed
         return [
-            Row(self, sequence, sample, position, part, frozen)
-            for frozen in who
+            Row(
+                job=self.name,
+                adapter=adapter,
+                example=sequence,
+                sample=sample,
+                position=position,
+                part=part,
+                view=view,
+                seed=self.seed_of(position, part),
+                prompt_seed=prompt_seed,
+            )
+            for view, adapter in views.items()
             for part, sequence in enumerate(example.sequences)
         ]
 
     def seed_of(self, position: int, part: int = 0) -> int:
-        """What dropout in the next step is seeded by, for a place in the step and a part of what stands there."""
+        """Dropout seed in the next step for the sample at a position, 63 bits. `part`: see `Row.part`."""
         words = np.random.SeedSequence((self.config.seed, self.step, position, part)).generate_state(1, np.uint64)
         return int(words[0] >> np.uint64(1))
 
     @property
     def prompt_seed(self) -> int:
-        """The same for virtual tokens, which all sequences of the step share."""
+        """Dropout seed in the next step for virtual tokens, which all rows of the step share."""
         return self.seed_of(0, VIRTUAL)
 
     @property

@@ -78,13 +78,13 @@ class JobPool:
     def next(self) -> list[Job]:
         """The jobs in memory that take the next step, in the order of coming."""
         ready = [job for job in in_order(self.resident) if job.ended is None and not self.halving.holds(job)]
-        chosen = window(ready, self.config.together, lambda job: max(len(row.example) for row in job.rows()))
+        chosen = window(ready, self.config.together, lambda job: max(row.tokens for row in job.rows()))
         return sorted(chosen, key=lambda job: job.arrival)
 
     def load_of(self, jobs: Sequence[Job]) -> Load:
         """The fullest micro-batch of these jobs' next step."""
         micros = cut([row for job in jobs for row in job.rows()], self.budget, self.layout)
-        loads = [Load.of([len(row.example) for row in micro], self.layout == "padded") for micro in micros]
+        loads = [Load.of([row.tokens for row in micro], self.layout == "padded") for micro in micros]
         return max(loads, key=lambda load: (load.tokens, load.squares))
 
     def observe(self, load: Load, num_bytes: int | None) -> None:
@@ -119,7 +119,7 @@ class JobPool:
     def _fullest_of(self, job: Job) -> Load:
         key = (job.name, self.layout)
         if key not in self._fullest:
-            lengths = [len(row.example) for row in longest(job, self.budget, self.layout)]
+            lengths = [row.tokens for row in longest(job, self.budget, self.layout)]
             self._fullest[key] = Load.of(lengths, self.layout == "padded")
         return self._fullest[key]
 

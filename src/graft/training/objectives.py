@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,9 +27,7 @@ from torch.nn.functional import logsigmoid
 
 from graft.config import CPOConfig, DPOConfig, IPOConfig, ObjectiveConfig, ORPOConfig, SimPOConfig
 from graft.config.objectives import Reference
-
-if TYPE_CHECKING:
-    from graft.training.rows import Row
+from graft.training.rows import Row, View
 
 Scores = dict[str, float]
 """The loss and what else is told of a step, by the names they have in metrics.jsonl."""
@@ -52,7 +50,7 @@ class Supervised:
 
     def size(self, rows: Sequence[Row]) -> Size:
         """Of the rows of a whole step."""
-        return Size(sum(row.example.num_targets for row in rows))
+        return Size(sum(row.targets for row in rows))
 
     def share(self, rows: Sequence[Row], sums_R: Tensor, size: Size) -> Tensor:
         """What these rows add to the step's loss, from the sums of their targets' losses."""
@@ -78,11 +76,11 @@ class Pairs:
     def of(cls, rows: Sequence[Row], sums_R: Tensor) -> Pairs:
         """From the sums of losses of both sides of whole pairs, in the order of the pairs, and those of the reference where it ran."""
 
-        def pick(part: int, frozen: bool) -> list[int]:
-            return [at for at, row in enumerate(rows) if row.part == part and row.frozen == frozen]
+        def pick(part: int, view: View) -> list[int]:
+            return [at for at, row in enumerate(rows) if row.part == part and row.view == view]
 
-        own, theirs = ([pick(part, frozen) for part in (0, 1)] for frozen in (False, True))
-        counts_R = sums_R.new_tensor([row.example.num_targets for row in rows])
+        own, theirs = [pick(0, "adapter"), pick(1, "adapter")], [pick(0, "reference"), pick(1, "reference")]
+        counts_R = sums_R.new_tensor([row.targets for row in rows])
         reference = [-sums_R[at].detach() for at in theirs] if theirs[0] else [None, None]
         return cls(*(-sums_R[at] for at in own), *(counts_R[at] for at in own), *reference)
 
@@ -157,8 +155,8 @@ class Preference:
 
     def size(self, rows: Sequence[Row]) -> Size:
         """Of the rows of a whole step."""
-        chosen = [row for row in rows if row.part == 0 and not row.frozen]
-        return Size(sum(row.example.num_targets for row in chosen), len(chosen))
+        chosen = [row for row in rows if row.part == 0 and row.view == "adapter"]
+        return Size(sum(row.targets for row in chosen), len(chosen))
 
     def share(self, rows: Sequence[Row], sums_R: Tensor, size: Size) -> Tensor:
         """What these rows, which are whole pairs, add to the step's loss."""

@@ -1,42 +1,56 @@
-"""One row of a step."""
+"""One row of a step: a sequence that runs through the base under one adapter.
+
+A row is plain data, made by `Job.rows_of`. Code that needs the row's job looks it up by name.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from graft.data.samples import Example
 
-if TYPE_CHECKING:
-    from graft.training.job import Job
+View = Literal["adapter", "reference"]
+"""What a row runs through: the job's adapter, or the frozen reference that its objective compares with."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One sequence of a job's step: a sample, or one side of a pair, whose four sequences (two without a reference) are four rows."""
+    """One sequence of a job's step. Rows are compared by identity, since an example holds arrays.
 
-    job: Job
+    A supervised sample is one row. A pair of answers is two rows, or four where the objective compares with a reference:
+
+        part 0, adapter      part 1, adapter      part 0, reference      part 1, reference
+    """
+
+    job: str
+    """Name of the job."""
+    adapter: str | None
+    """Name of the adapter that the sequence runs through; None is the bare base."""
     example: Example
     sample: int
-    """Its number in the job's data."""
+    """Index of the sample in the job's data."""
     position: int
-    """Its place in the job's step: with job seed and step number, what its dropout is seeded by."""
-    part: int = 0
-    """Of a pair 0 for the chosen answer and 1 for the rejected one, whose dropout has seeds of its own."""
-    frozen: bool = False
-    """Whether it runs through the job's reference in place of its adapter."""
+    """Index of the sample in the job's step."""
+    part: int
+    """0 for the chosen answer of a pair and for everything that is not a pair, 1 for the rejected answer."""
+    view: View
+    seed: int
+    """Dropout seed of this sequence: the same in any layout, in any micro-batch and next to any other jobs."""
+    prompt_seed: int
+    """Dropout seed of the job's virtual tokens, which all rows of a step share."""
 
     @property
-    def adapter(self) -> str | None:
-        """Who serves this sequence; None is the bare base."""
-        return self.job.reference if self.frozen else self.job.name
+    def tokens(self) -> int:
+        """Tokens that run, padding not counted."""
+        return len(self.example)
 
     @property
-    def seed(self) -> int:
-        """The same in any layout, micro-batch and company."""
-        return self.job.seed_of(self.position, self.part)
+    def targets(self) -> int:
+        """Targets that have a loss."""
+        return self.example.num_targets
 
     @property
     def where(self) -> str:
-        """The row of the data, for people."""
+        """File and row of the sample, for messages."""
         return f"{self.example.source}:{self.example.row}"

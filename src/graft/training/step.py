@@ -62,21 +62,22 @@ class NonFinite(GraftError):
 
 def sums_by_row(losses_N: Tensor, rows: Sequence[Row]) -> Tensor:
     """The losses of each row's targets summed, [R] in float64 (where the device has it): differences of sums are what pairs are about."""
-    counts = torch.tensor([row.example.num_targets for row in rows], device=losses_N.device)
+    counts = torch.tensor([row.targets for row in rows], device=losses_N.device)
     exact = losses_N if losses_N.device.type == "mps" else losses_N.double()
     return torch.segment_reduce(
         exact, "sum", lengths=counts, unsafe=True
     )  # the check of its lengths would wait for the device
 
 
-def loss_of(rows: Sequence[Row], sums_R: Tensor, sizes: Mapping[str, Size]) -> Tensor:
+def loss_of(jobs: Sequence[Job], rows: Sequence[Row], sums_R: Tensor, sizes: Mapping[str, Size]) -> Tensor:
     """What a micro-batch adds to the losses of its jobs, in one sum."""
-    jobs = dict.fromkeys(row.job for row in rows)
+    names = list(dict.fromkeys(row.job for row in rows))
+    objectives = {job.name: job.objective for job in jobs}
     total = sums_R.new_zeros(())
-    for job in jobs:
-        own = [at for at, row in enumerate(rows) if row.job is job]
-        theirs = sums_R if len(jobs) == 1 else sums_R[own]
-        total = total + job.objective.share([rows[at] for at in own], theirs, sizes[job.name])
+    for name in names:
+        own = [at for at, row in enumerate(rows) if row.job == name]
+        theirs = sums_R if len(names) == 1 else sums_R[own]
+        total = total + objectives[name].share([rows[at] for at in own], theirs, sizes[name])
     return total
 
 
@@ -99,7 +100,7 @@ def take_step(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout
 def make_gradients(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout, pad_id: int) -> Gradients:
     """Forward and backward of all jobs' rows. Changes nothing but gradients. Raises `NonFinite` for the first job that has such."""
     rows = [row for job in jobs for row in job.rows()]
-    sizes = {job.name: job.objective.size([row for row in rows if row.job is job]) for job in jobs}
+    sizes = {job.name: job.objective.size([row for row in rows if row.job == job.name]) for job in jobs}
     for job in jobs:
         job.optimizer.zero_grad(set_to_none=True)
     done: list[Row] = []
@@ -107,7 +108,7 @@ def make_gradients(forward: Forward, jobs: Sequence[Job], budget: int, layout: L
     for micro in cut(rows, budget, layout):
         losses_N = forward.losses(lay_out(micro, layout, pad_id).to(forward.device), context_of(micro, layout))
         sums_R = sums_by_row(losses_N, micro)
-        loss_of(micro, sums_R, sizes).backward()
+        loss_of(jobs, micro, sums_R, sizes).backward()
         done, sums = [*done, *micro], [*sums, sums_R.detach()]
     for penalty in (job.penalty() for job in jobs):
         if penalty is not None:
@@ -116,7 +117,7 @@ def make_gradients(forward: Forward, jobs: Sequence[Job], budget: int, layout: L
     scores: dict[str, Scores] = {}
     norms: dict[str, float] = {}
     for job in jobs:
-        own = [at for at, row in enumerate(done) if row.job is job]
+        own = [at for at, row in enumerate(done) if row.job == job.name]
         scores[job.name] = job.objective.scores([done[at] for at in own], all_sums[own])
         suspects = [done[at] for at in own if not math.isfinite(float(all_sums[at]))]
         norms[job.name] = _checked_norm(job, rows, scores[job.name]["loss"], suspects)
@@ -125,7 +126,7 @@ def make_gradients(forward: Forward, jobs: Sequence[Job], budget: int, layout: L
 
 def _checked_norm(job: Job, rows: Sequence[Row], loss: float, suspects: Sequence[Row]) -> float:
     """Clip the job's gradient; its norm before that."""
-    own = [row for row in rows if row.job is job]
+    own = [row for row in rows if row.job == job.name]
     if not math.isfinite(loss):
         raise NonFinite(job, "loss", own, suspects or own)
     if job.step == 1:  # behind a zero start the first gradient may be zero, the second is what training rests on
@@ -158,7 +159,7 @@ def update(job: Job, gradients: Gradients) -> Outcome:
     job.optimizer.step()
     increment_version(job.params.values())  # a fused step does not; what is kept from before it has to be known as old
     job.schedule.step()
-    tokens = sum(len(row.example) for row in gradients.rows if row.job is job)
+    tokens = sum(row.tokens for row in gradients.rows if row.job == job.name)
     job.advance()
     scores = dict(gradients.scores[job.name])
     loss, targets = scores.pop("loss"), gradients.sizes[job.name].targets

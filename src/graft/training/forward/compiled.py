@@ -29,14 +29,14 @@ def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, pad_id:
     Raises `GraftError` where torch cannot compile the model, and where the graph's losses or gradients are not those of eager code.
     """
     rows = [row for job in jobs for row in job.rows()[:PROOF_ROWS]]
-    wanted, slope = losses_and_gradients(forward, rows, "padded", pad_id)
+    wanted, slope = losses_and_gradients(forward, jobs, rows, "padded", pad_id)
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     if forward.head_mode == "chunks":
         forward.body = torch.compile(forward.body, backend=backend, dynamic=True, fullgraph=True)
     else:
         forward.model = torch.compile(forward.model, backend=backend, dynamic=True, fullgraph=True)  # pyright: ignore
     try:
-        found, found_slope = losses_and_gradients(forward, rows, "padded", pad_id)
+        found, found_slope = losses_and_gradients(forward, jobs, rows, "padded", pad_id)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # all of torch's own: no compiler, a graph break, an operation that the backend lacks

@@ -102,4 +102,4 @@ def _compare(
 def _losses_and_gradients(forward: Forward, jobs: Sequence[Job], layout: Layout, pad_id: int) -> tuple[Tensor, Tensor]:
     """Of the rows of the proof, in evaluation mode."""
     with evaluating(forward.model), torch.enable_grad():
-        return losses_and_gradients(forward, proof_rows(jobs), layout, pad_id)
+        return losses_and_gradients(forward, jobs, proof_rows(jobs), layout, pad_id)

@@ -66,10 +66,11 @@ def laid_out(model: nn.Module, layout: Layout) -> Iterator[None]:
 
 def proof_rows(jobs: Sequence[Job]) -> list[Row]:
     """The shortest samples of the jobs' first steps: at least two, for one sequence alone cannot mix with another."""
-    own = (row for job in jobs for row in job.rows() if not row.frozen)
-    rows = sorted(own, key=lambda row: len(row.example))[:PROOF_ROWS]
+    own = (row for job in jobs for row in job.rows() if row.view == "adapter")
+    rows = sorted(own, key=lambda row: row.tokens)[:PROOF_ROWS]
     rows = rows if len(rows) > 1 else [*rows, *rows]
-    return sorted(rows, key=lambda row: list(jobs).index(row.job))
+    names = [job.name for job in jobs]
+    return sorted(rows, key=lambda row: names.index(row.job))
 
 
 def _compare(forward: Forward, rows: Sequence[Row], pad_id: int) -> Decision:
@@ -106,9 +107,12 @@ def token_losses(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: 
     return forward.losses(batch, context_of(rows, layout, seeded=False)).double()
 
 
-def losses_and_gradients(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: int) -> tuple[Tensor, Tensor]:
-    """The same, and the gradient of their sum for the rows' adapters in one vector."""
-    trained = [each for job in dict.fromkeys(row.job for row in rows) for each in job.params.values()]
+def losses_and_gradients(
+    forward: Forward, jobs: Sequence[Job], rows: Sequence[Row], layout: Layout, pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """The loss of each supervised token, and the gradient of their sum for the adapters of these rows in one vector."""
+    by_name = {job.name: job for job in jobs}
+    trained = [each for name in dict.fromkeys(row.job for row in rows) for each in by_name[name].params.values()]
     losses = token_losses(forward, rows, layout, pad_id)
     gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
     pairs = zip(gradients, trained, strict=True)
