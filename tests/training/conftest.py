@@ -18,10 +18,14 @@ from graft.config.train import TrainConfig
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.runs.folder import RunFolder
+from graft.training.batching import Batcher
 from graft.training.engine import Engine
+from graft.training.forward.causal import Forward
+from graft.training.isolation import joint_step
 from graft.training.job import Job
 from graft.training.records.progress import Reporter
 from graft.training.settings import Settings
+from graft.training.step import Outcome
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {
@@ -137,6 +141,19 @@ def engine_for(jobs: list[Job], model: Any, path: Path, publish: Any = None, **s
         Reporter(jobs[0].steps, quiet=True),
         publish or (lambda job: None),
     )
+
+
+def batcher(layout: Any = "padded", budget: int = 4096) -> Batcher:
+    """A batcher whose padding is token 0."""
+    return Batcher(budget, layout, 0)
+
+
+def take_step(forward: Forward, jobs: list[Job], layout: Any = "flat", budget: int = 4096) -> dict[str, Outcome]:
+    """One optimiser step of all jobs; raises the error of a job that fails."""
+    outcomes, failures = joint_step(forward, jobs, batcher(layout, budget))
+    for error in failures.values():
+        raise error
+    return outcomes
 
 
 def gradients(job: Job) -> torch.Tensor:

@@ -19,7 +19,7 @@ from graft.training import engine as engine_module
 from graft.training.dry_run import try_fullest
 from graft.training.forward.layout import laid_out
 from graft.training.step import NonFinite
-from tests.training.conftest import LORA, attach, data, engine_for, events, fresh, job_on, losses, tiny
+from tests.training.conftest import LORA, attach, batcher, data, engine_for, events, fresh, job_on, losses, tiny
 
 
 def test_a_run_learns_and_leaves_its_files(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_longest_batch_is_tried_without_a_trace_and_one_that_does_not_fit_sa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Any
 ) -> None:
     engine = fresh(tmp_path / "run")
-    given = (engine.forward, engine.jobs, engine.settings.token_budget, layout, 0)
+    given = (engine.forward, engine.jobs, batcher(layout))
     before, random = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}, torch.get_rng_state()
     with laid_out(engine.model, layout):
         try_fullest(*given)

@@ -9,11 +9,10 @@ import torch
 
 from graft.errors import GraftError
 from graft.ops.cross_entropy import LogitTransform
-from graft.training.batching import context_of, cut, lay_out
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import decide, laid_out
 from graft.training.forward.modes import set_training
-from tests.training.conftest import CONFIGS, assert_same_gradient, attach, data, gradients, job_on, tiny
+from tests.training.conftest import CONFIGS, assert_same_gradient, attach, batcher, data, gradients, job_on, tiny
 
 FLAT = [family for family in CONFIGS if family != "mpt"]
 TAILS = {
@@ -28,10 +27,10 @@ def run(forward: Forward, job: Any, layout: Any, budget: int) -> tuple[float, to
     rows = job.rows()
     job.optimizer.zero_grad()
     total = 0.0
-    for micro in cut(rows, budget, layout):
-        batch = lay_out(micro, layout, 0)
+    batches = batcher(layout, budget)
+    for micro in batches.cut(rows):
         with laid_out(forward.model, layout):
-            loss = 0.1 * forward.losses(batch, context_of(micro, layout)).sum()
+            loss = 0.1 * forward.losses(*batches.inputs(micro, forward.device)).sum()
             loss.backward()
         total += float(loss.detach())
     return total, gradients(job)
@@ -48,7 +47,7 @@ def test_flat_equals_padded_in_loss_and_gradient(family: str, adapter: str) -> N
     model = attach(tiny(family), adapter=config)
     job = job_on(model)
     forward = Forward(model)
-    decision = decide(forward, [job], "auto", pad_id=0)
+    decision = decide(forward, [job], "auto", batcher())
     assert (decision.layout, decision.reason) == ("flat", None)
     assert (forward.head_mode, forward.logit_transform) == ("chunks", TAILS.get(family, LogitTransform()))
     set_training(model, ["a"])
@@ -64,15 +63,14 @@ def test_loss_equals_the_models_own(family: str) -> None:
     model = attach(tiny(family))
     job = job_on(model)
     forward = Forward(model)
-    layout = decide(forward, [job], "auto", pad_id=0).layout
+    layout = decide(forward, [job], "auto", batcher()).layout
     for row in job.rows()[:3]:
         ids = torch.as_tensor(row.example.input_ids).long()[None]
         labels = torch.where(torch.as_tensor(row.example.supervised)[None], ids, -100)
         with torch.no_grad():
             wanted = float(model(input_ids=ids, labels=labels, use_cache=False).loss)
-            batch = lay_out([row], layout, 0)
             with laid_out(model, layout):
-                each = forward.losses(batch, context_of([row], layout))
+                each = forward.losses(*batcher(layout).inputs([row], forward.device))
         assert float(each.mean()) == pytest.approx(wanted, rel=1e-5)
 
 
@@ -81,7 +79,7 @@ def test_loss_equals_the_models_own(family: str) -> None:
 def test_every_way_through_the_head_gives_the_same(way: Any, layout: Any) -> None:
     model = attach(tiny("gemma2"))
     job, forward = job_on(model), Forward(model)
-    decide(forward, [job], "auto", pad_id=0)
+    decide(forward, [job], "auto", batcher())
     wanted, gradient = run(forward, job, layout, 50)
     forward.head_mode = way
     total, other = run(forward, job, layout, 50)
@@ -103,7 +101,7 @@ def test_logits_that_the_config_does_not_explain_are_left_to_the_models_own_forw
 
     model.__class__ = Odd
     job, forward = job_on(model), Forward(model)
-    assert decide(forward, [job], "auto", pad_id=0).layout == "flat" and forward.head_mode == "kept"
+    assert decide(forward, [job], "auto", batcher()).layout == "flat" and forward.head_mode == "kept"
     flat, flat_gradient = run(forward, job, "flat", 60)
     padded, padded_gradient = run(forward, job, "padded", 60)
     assert flat == pytest.approx(padded, rel=1e-5)
@@ -113,7 +111,7 @@ def test_logits_that_the_config_does_not_explain_are_left_to_the_models_own_forw
 def test_an_adapted_head_sees_whole_rows() -> None:
     model = attach(tiny(), adapter={"kind": "lora", "rank": 2, "sites": "head attn.q"})
     job, forward = job_on(model), Forward(model)
-    assert decide(forward, [job], "auto", pad_id=0).layout == "flat" and forward.head_mode == "whole"
+    assert decide(forward, [job], "auto", batcher()).layout == "flat" and forward.head_mode == "whole"
     flat, flat_gradient = run(forward, job, "flat", 60)
     padded, padded_gradient = run(forward, job, "padded", 60)
     assert flat == pytest.approx(padded, rel=1e-5)
@@ -122,30 +120,30 @@ def test_an_adapted_head_sees_whole_rows() -> None:
 
 def test_a_family_that_cannot_run_flat_runs_padded_with_a_reason() -> None:
     model = attach(tiny("mpt"))
-    decision = decide(Forward(model), [job_on(model)], "auto", pad_id=0)
+    decision = decide(Forward(model), [job_on(model)], "auto", batcher())
     assert decision.layout == "padded" and "MptAttention" in str(decision.reason)
 
 
 def test_flat_demanded_of_a_family_that_cannot_is_refused() -> None:
     model = attach(tiny("mpt"))
     with pytest.raises(GraftError, match="train.layout is flat.*MptAttention"):
-        decide(Forward(model), [job_on(model)], "flat", pad_id=0)
+        decide(Forward(model), [job_on(model)], "flat", batcher())
 
 
 def test_a_model_that_mixes_sequences_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention that ignores the segments: what transformers does by default."""
     model = attach(tiny())
     monkeypatch.setattr("graft.attention.functions._by_segments", _mixing)
-    decision = decide(Forward(model), [job_on(model)], "auto", pad_id=0)
+    decision = decide(Forward(model), [job_on(model)], "auto", batcher())
     assert decision.layout == "padded" and "differ by" in str(decision.reason)
 
 
 def test_one_sample_per_step_still_proves_that_sequences_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     model = attach(tiny())
     job = job_on(model, batch_size=1, train=data(4))
-    assert decide(Forward(model), [job], "auto", pad_id=0).layout == "flat"
+    assert decide(Forward(model), [job], "auto", batcher()).layout == "flat"
     monkeypatch.setattr("graft.attention.functions._by_segments", _mixing)
-    assert decide(Forward(model), [job], "auto", pad_id=0).layout == "padded"
+    assert decide(Forward(model), [job], "auto", batcher()).layout == "padded"
 
 
 def _mixing(module: Any, backend: str, function: Any, query: Any, key: Any, value: Any, *rest: Any) -> torch.Tensor:

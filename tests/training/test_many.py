@@ -13,12 +13,11 @@ from torch import Tensor
 from graft.attaching.parameters import names as attached
 from graft.config import HalvingConfig, SchedulerConfig
 from graft.runs.folder import RunFolder
-from graft.training.batching import longest
 from graft.training.engine import Engine
 from graft.training.job import Job
 from graft.training.job_pool import JobPool
 from graft.training.offload import offload, reload
-from tests.training.conftest import PowerCut, attach, data, engine_for, job_on, tiny
+from tests.training.conftest import PowerCut, attach, batcher, data, engine_for, job_on, tiny
 
 KINDS: dict[str, Any] = {
     "a": {"kind": "lora", "rank": 4, "sites": "linear", "dropout": 0.2},
@@ -189,7 +188,7 @@ def test_a_limit_of_memory_holds_as_many_jobs_as_the_model_of_a_step_says(
     monkeypatch.setattr(JobPool, "observe", lambda *_: None)
     engine, _ = world(tmp_path / "run", scheduler={"memory": 0.1})
     engine.pool.memory.seen = [(tokens, tokens, tokens * 10**6) for tokens in (1, 10, 100)]
-    tokens = {job.name: sum(len(row.example) for row in longest(job, 4096, "flat")) for job in engine.jobs}
+    tokens = {job.name: sum(row.tokens for row in batcher("flat").longest(job)) for job in engine.jobs}
     assert tokens["a"] + tokens["b"] <= 97 and tokens["c"] + tokens["a"] <= 97 < min(100, sum(tokens.values()))
     plain = engine.jobs[0].rows
 
@@ -322,7 +321,9 @@ def test_every_job_ends_at_its_own_best_validation_however_the_run_counts_its_st
     ]
     seen: dict[tuple[str, int], dict[str, Tensor]] = {}
     engine = engine_for(jobs, model, tmp_path / "run", scheduler=SchedulerConfig(resident=1), keep=1)
-    engine.publish = lambda job: published.update({job.name: {k: p.detach().clone() for k, p in job.params.items()}})
+    engine.saver.publish = lambda job: published.update(
+        {job.name: {k: p.detach().clone() for k, p in job.params.items()}}
+    )
     validate = engine._validate
 
     def watched(job: Job) -> bool:

@@ -11,8 +11,7 @@ from graft.errors import GraftError
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import decide, laid_out
 from graft.training.forward.modes import evaluating, recomputing, set_training
-from graft.training.step import take_step
-from tests.training.conftest import assert_same_gradient, attach, gradients, job_on, tiny
+from tests.training.conftest import assert_same_gradient, attach, batcher, gradients, job_on, take_step, tiny
 
 ADAPTERS: dict[str, Any] = {
     "lora": {"kind": "lora", "rank": 4, "sites": "linear", "dropout": 0.3},
@@ -24,7 +23,7 @@ ADAPTERS: dict[str, Any] = {
 def one_step(model: Any, layout: Any, recompute: bool) -> tuple[float, torch.Tensor, int]:
     """Loss, gradient, and how often the first block ran."""
     job, forward, calls = job_on(model, clip=None), Forward(model), [0]
-    decide(forward, [job], layout, pad_id=0)
+    decide(forward, [job], layout, batcher())
     block = next(
         module
         for module in model.modules()
@@ -40,10 +39,10 @@ def one_step(model: Any, layout: Any, recompute: bool) -> tuple[float, torch.Ten
         if recompute:
             with recomputing(model):
                 set_training(model, ["a"])
-                loss = take_step(forward, [job], 4096, layout, pad_id=0)["a"].loss
+                loss = take_step(forward, [job], layout)["a"].loss
         else:
             set_training(model, ["a"])
-            loss = take_step(forward, [job], 4096, layout, pad_id=0)["a"].loss
+            loss = take_step(forward, [job], layout)["a"].loss
         handle.remove()
     return loss, gradients(job), calls[0]
 

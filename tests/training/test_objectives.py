@@ -22,14 +22,13 @@ import graft
 from graft.attaching.active import set_trainable
 from graft.data.datasets import TokenDataset
 from graft.errors import GraftError
-from graft.training.batching import cut
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import decide, laid_out
 from graft.training.forward.modes import recomputing, set_training
 from graft.training.job import Job
 from graft.training.objectives import Pairs, Preference, objective_of
-from graft.training.step import make_gradients, take_step
-from tests.training.conftest import attach, data, exact_norm, job_on, pairs, tiny
+from graft.training.step import make_gradients
+from tests.training.conftest import attach, batcher, data, exact_norm, job_on, pairs, take_step, tiny
 
 CASES: dict[str, Any] = {
     "dpo": {"kind": "dpo", "beta": 0.3},
@@ -56,10 +55,10 @@ def step_of(
     """What a step over all pairs gives: scores, and gradients by name."""
     job = job_on(model, "a", rows, objective=objective, batch_size=len(rows), clip=None, **config)
     forward = Forward(model)
-    decide(forward, [job], "auto", pad_id=0)
+    decide(forward, [job], "auto", batcher())
     set_training(model, ["a"])
     with laid_out(model, layout):
-        scores = make_gradients(forward, [job], budget, layout, 0).scores["a"]
+        scores = make_gradients(forward, [job], batcher(layout, budget))["a"].scores
     return scores, {
         name: parameter.grad.clone() for name, parameter in job.params.items() if parameter.grad is not None
     }
@@ -258,7 +257,7 @@ def test_a_micro_batch_holds_whole_pairs_with_their_reference_within_the_budget(
     for objective, parts in (("dpo", 4), ("simpo", 2)):
         rows = job_on(model, train=pairs(12), objective=objective, batch_size=12).rows()
         assert len(rows) == 12 * parts
-        for micro in cut(rows, 100, layout):
+        for micro in batcher(layout, 100).cut(rows):
             lengths = [len(row.example) for row in micro]
             size = sum(lengths) if layout == "flat" else len(lengths) * max(lengths)
             assert size <= 100 or len(micro) == parts
@@ -298,10 +297,10 @@ def test_a_job_learns_to_tell_the_answers_apart(objective: Any, right: float) ->
     graft.attach(model, {"a": {"kind": "lora", "rank": 8, "sites": "linear"}})
     job = job_on(model, train=pairs(8, longest=2), objective=objective, batch_size=8, steps=40)
     forward = Forward(model)
-    decide(forward, [job], "auto", pad_id=0)
+    decide(forward, [job], "auto", batcher())
     set_training(model, ["a"])
     with laid_out(model, "flat"):
-        told = [take_step(forward, [job], 4096, "flat", 0)["a"] for _ in range(40)]
+        told = [take_step(forward, [job])["a"] for _ in range(40)]
     assert told[-1].scores["accuracy"] >= right and told[-1].loss < told[0].loss
     assert told[-1].scores["margin"] > told[0].scores["margin"] + 0.1
 
@@ -331,10 +330,10 @@ def test_jobs_that_write_and_jobs_that_prefer_share_a_step_and_stay_themselves()
     def gradients(names: str) -> dict[str, Any]:
         model, jobs = world(names)
         forward = Forward(model)
-        decide(forward, jobs, "auto", pad_id=0)
+        decide(forward, jobs, "auto", batcher())
         set_training(model, list(names))
         with laid_out(model, "flat"):
-            scores = make_gradients(forward, jobs, 4096, "flat", 0).scores
+            scores = {name: found.scores for name, found in make_gradients(forward, jobs, batcher("flat")).items()}
         return {job.name: (scores[job.name], [p.grad for p in job.params.values()]) for job in jobs}
 
     together = gradients("wpq")
@@ -380,9 +379,9 @@ def test_recomputed_blocks_keep_the_reference_apart() -> None:
         model, rows = attach(tiny(dtype=torch.float64)), pairs(5)
         job = job_on(model, train=rows, objective="dpo", batch_size=5, clip=None)
         forward = Forward(model)
-        decide(forward, [job], "auto", pad_id=0)
+        decide(forward, [job], "auto", batcher())
         with laid_out(model, "flat"), recomputing(model) if again else nullcontext():
             set_training(model, ["a"])
-            make_gradients(forward, [job], 4096, "flat", 0)
+            make_gradients(forward, [job], batcher("flat"))
         found.append(torch.cat([p.grad.flatten() for p in job.params.values() if p.grad is not None]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-14)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from graft.errors import GraftError
 from graft.training import checkpoints as state_module
 from graft.training import engine as engine_module
+from graft.training import saving as saving_module
 from graft.training.checkpoints import verify_checkpoint
 from graft.training.engine import Engine
 from tests.training.conftest import LORA, PowerCut, attach, breaks_at, data, engine_for, fresh, job_on, losses, tiny
@@ -79,7 +80,7 @@ def test_a_full_disk_is_the_users_to_mend_and_the_checkpoint_before_still_stands
 def test_without_a_number_of_steps_a_long_run_is_saved_by_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(saving_module, "SAVE_SECONDS", 0.0)
     engine = fresh(tmp_path / "run", steps=4)
     engine.run()
     assert engine.folder.checkpoints() == [2, 3, 4]
@@ -144,7 +145,7 @@ def test_ctrl_c_saves_and_stops_and_a_resume_goes_on_to_the_same_end(
     engine.reporter.say = said.append  # type: ignore[method-assign]
     assert engine.run() == "stopped"
     assert signal.getsignal(signal.SIGINT) is before
-    assert f"Stopped at step 5; all is saved. Go on with: graft resume {tmp_path / 'run'}" in said
+    assert f"Stopped at step 5; everything is saved. Continue with: graft resume {tmp_path / 'run'}" in said
     assert engine.folder.read_status()["state"] == "stopped" and engine.folder.checkpoints()[-1] == 5
     monkeypatch.setattr(engine_module, "joint_step", plain)
     again = fresh(tmp_path / "run", steps=8)

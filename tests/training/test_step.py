@@ -14,13 +14,12 @@ from graft.attaching.active import set_trainable
 from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.errors import GraftError
-from graft.training.batching import cut
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import decide, laid_out
 from graft.training.forward.modes import set_training
 from graft.training.job import Job
-from graft.training.step import NonFinite, Outcome, take_step
-from tests.training.conftest import assert_same_gradient, attach, data, gradients, job_on, tiny
+from graft.training.step import NonFinite, Outcome
+from tests.training.conftest import assert_same_gradient, attach, batcher, data, gradients, job_on, take_step, tiny
 
 DROPOUT = {"kind": "lora", "rank": 4, "sites": "linear", "dropout": 0.4}
 WITH_PROMPT = [{"kind": "prompt", "tokens": 3}, DROPOUT]
@@ -29,10 +28,10 @@ WITH_PROMPT = [{"kind": "prompt", "tokens": 3}, DROPOUT]
 
 def step(model: Any, jobs: list[Job], budget: int = 4096, layout: Any = "flat") -> dict[str, Outcome]:
     forward = Forward(model)
-    decide(forward, jobs, "auto", pad_id=0)
+    decide(forward, jobs, "auto", batcher())
     set_training(model, [job.name for job in jobs])
     with laid_out(model, layout):
-        return take_step(forward, jobs, budget, layout, pad_id=0)
+        return take_step(forward, jobs, layout, budget)
 
 
 @pytest.mark.parametrize("adapter", [None, DROPOUT, WITH_PROMPT], ids=["plain", "dropout", "dropout and a prompt"])
@@ -42,9 +41,8 @@ def test_one_pass_of_eight_samples_equals_eight_passes_of_one(layout: str, adapt
     for budget in (10_000, 40, 1):
         model = attach(tiny(dtype=torch.float64), adapter=adapter)
         job = job_on(model, clip=None)
-        assert len(cut(job.rows(), budget, layout)) == {10_000: 1, 1: 8}.get(
-            budget, len(cut(job.rows(), budget, layout))
-        )
+        count = len(batcher(layout, budget).cut(job.rows()))
+        assert count == {10_000: 1, 40: count, 1: 8}[budget]
         found.append((step(model, [job], budget, layout)["a"].loss, gradients(job)))
     tolerance = 1e-7 if adapter is WITH_PROMPT else 1e-10  # the norms of transformers round to float32
     for loss, gradient in found[1:]:
@@ -207,7 +205,7 @@ def test_a_loss_that_is_not_finite_names_the_sample_and_changes_nothing(layout: 
         laid_out(model, layout),
         pytest.raises(NonFinite, match="the loss of 'a' became infinite or not a number in step 2") as caught,
     ):
-        take_step(forward, [job], 30, layout, pad_id=0)
+        take_step(forward, [job], layout, 30)
     assert [row.where for row in caught.value.suspects] == [bad.where]
     assert f"Samples: {bad.where}." in str(caught.value)
     assert len(caught.value.rows) == 8 and job.step == 1

@@ -38,6 +38,7 @@ from tests.task_bases import (
     labelled_rows,
     save_task_base,
 )
+from tests.training.conftest import batcher
 
 LORA = {"kind": "lora", "rank": 4, "dropout": 0.2, "sites": "linear"}
 
@@ -242,9 +243,9 @@ def test_flat_batches_of_labels_are_refused(folders: dict[str, Path]) -> None:
     base = loaded(folders["bert"])
     job = job_on(base, "a", labelled(base))
     forward = forward_of(base.model)
-    assert decide(forward, [job], "auto", 0).layout == "padded"
+    assert decide(forward, [job], "auto", batcher()).layout == "padded"
     with pytest.raises(GraftError, match=r"layout is flat, but samples with labels"):
-        decide(forward, [job], "flat", 0)
+        decide(forward, [job], "flat", batcher())
 
 
 def test_a_micro_batch_of_answers_stays_within_the_budget() -> None:

@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from graft.training import engine as engine_module
-from graft.training.batching import context_of, lay_out
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import laid_out
-from graft.training.validation import validation_loss
-from tests.training.conftest import LORA, attach, data, events, fresh, job_on, tiny
+from graft.training.validation import validation_scores
+from tests.training.conftest import LORA, attach, batcher, data, events, fresh, job_on, tiny
 
 
 def test_validation_loss_weighs_tokens_and_ignores_dropout_and_batching() -> None:
@@ -26,14 +25,14 @@ def test_validation_loss_weighs_tokens_and_ignores_dropout_and_batching() -> Non
     summed, count = 0.0, 0
     for index, example in enumerate(job.validation or ()):
         (row,) = job.rows_of(example, index, index)
-        batch = lay_out([row], "padded", 0)
         with torch.no_grad():
-            each = engine_forward.losses(batch, context_of([row], "padded", seeded=False))
+            each = engine_forward.losses(*batcher().inputs([row], engine_forward.device, seeded=False))
         summed, count = summed + float(each.sum()), count + len(each)
     engine_module.set_training(model, ["a"])
     for layout, budget in (("flat", 4096), ("flat", 1), ("padded", 50)):
         with laid_out(model, layout):
-            assert validation_loss(engine_forward, job, budget, layout, 0) == pytest.approx(summed / count, rel=1e-10)
+            found = validation_scores(engine_forward, job, batcher(layout, budget))["validation_loss"]
+            assert found == pytest.approx(summed / count, rel=1e-10)
     assert any(module.training for module in model.modules())
 
 

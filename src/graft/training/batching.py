@@ -1,10 +1,12 @@
-"""From the rows of a step to micro-batches, and each of them to a batch and its forward pass."""
+"""From the rows of a step to micro-batches, and from a micro-batch to what the forward pass takes: a batch and its context."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from graft.data import batches
 from graft.data.batches import Batch, Layout
@@ -14,51 +16,96 @@ from graft.training.rows import Row
 from graft.utils.clock import timed
 
 
-@timed("batches")
-def cut(rows: Sequence[Row], budget: int, layout: Layout) -> list[list[Row]]:
-    """Micro-batches of at most `budget` tokens, padding counted; a longer sample stands alone. The rows of a sample stay together, those
-    of a job lie side by side, its adapter's before its reference's."""
-    samples: dict[tuple[int, int], list[Row]] = {}
-    for row in rows:
-        samples.setdefault((row.job, row.position), []).append(row)
-    units = list(samples.values())
-    widths = np.zeros((len(units), max(map(len, units)), 2), np.int64)
-    for at, unit in enumerate(units):
-        widths[at, : len(unit)] = [row.example.widths for row in unit]
-    groups = batches.micro_batches(widths, range(len(units)), budget, layout)
-    order = {name: at for at, name in enumerate(dict.fromkeys(row.job for row in rows))}
-    return [
-        sorted((row for at in sorted(group) for row in units[at]), key=lambda row: (order[row.job], row.view != "adapter"))
-        for group in groups
-    ]
+@dataclass(frozen=True)
+class Batcher:
+    """How the rows of a run become batches. A run that decides on another layout makes another batcher: `replace(batcher, layout=...)`."""
+
+    budget: int
+    """Most tokens of a micro-batch, padding counted."""
+    layout: Layout
+    pad_id: int
+    """Token id of padding. The attention mask says where padding is, so any token serves."""
+
+    @timed("batches")
+    def cut(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Cut rows into micro-batches of at most `budget` tokens. A sample that is longer than the budget is alone in its micro-batch.
+
+        Samples are taken longest first, and each joins the last micro-batch while the budget holds. All rows of a sample (the
+        sides of a pair, and those of the reference) stay in one micro-batch. There, the rows of a job lie side by side, those of
+        its adapter before those of its reference, so that each adapter runs on one slice of the batch.
+
+        For example, job a has samples of 9, 5 and 4 tokens, job b of 7 and 3, and the budget is 16:
+
+            flat      [a9 b7] is 16 tokens       [a5 a4 b3] is 12
+            padded    [a9] is 9, since [a9 b7] would be 2 x 9       [a5 b7] is 2 x 7       [a4 b3] is 2 x 4
+        """
+        samples: dict[tuple[str, int], list[Row]] = {}
+        for row in rows:
+            samples.setdefault((row.job, row.position), []).append(row)
+        units = list(samples.values())
+        # [samples, rows of a sample, 2]: what is read and what a decoder writes; zeros where a sample has fewer rows
+        widths = np.zeros((len(units), max(map(len, units)), 2), np.int64)
+        for at, unit in enumerate(units):
+            widths[at, : len(unit)] = [row.example.widths for row in unit]
+        groups = batches.micro_batches(widths, range(len(units)), self.budget, self.layout)
+        job_order = {name: at for at, name in enumerate(dict.fromkeys(row.job for row in rows))}
+        return [
+            sorted(
+                (row for at in sorted(group) for row in units[at]),
+                key=lambda row: (job_order[row.job], row.view != "adapter"),
+            )
+            for group in groups
+        ]
+
+    def longest(self, job: Job) -> list[Row]:
+        """The fullest micro-batch that a step of this job alone can have: it is made of the job's longest samples."""
+        size = min(job.config.batch_size, len(job.train))
+        samples = sorted(range(len(job.train)), key=lambda index: -int(job.train.lengths[index]))[:size]
+        rows = [row for at, sample in enumerate(samples) for row in job.rows_of(job.train[sample], sample, at)]
+        return max(self.cut(rows), key=num_tokens)
+
+    @timed("batches")
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """Lay the rows out as one batch.
+
+        For example, rows of the tokens 5 6 and 7 8 9, where 6 and 9 are supervised, and `pad_id` 0:
+
+                             flat (padding-free)    padded
+            input_ids        [[5 6 7 8 9]]          [[5 6 0] [7 8 9]]
+            position_ids     [[0 1 0 1 2]]          [[0 1 0] [0 1 2]]
+            attention_mask   None                   [[1 1 0] [1 1 1]]
+            target_index     [0 3]                  [0 4]                  counted along the tokens of all rows
+            target_ids       [6 9]                  [6 9]
+
+        The output at a token predicts the next one: 6 comes from the output at 5, and 9 from that at 8.
+        """
+        examples, samples = [row.example for row in rows], [row.sample for row in rows]
+        return (
+            batches.flat(examples, samples) if self.layout == "flat" else batches.padded(examples, samples, self.pad_id)
+        )
+
+    @timed("batches")
+    def context(self, rows: Sequence[Row], seeded: bool = True) -> ForwardContext:
+        """Say which adapter each row runs through, where it lies and what seeds its dropout. Without `seeded` there are no seeds.
+
+        Rows that a decoder answers have two lengths, so the context has none. Dropout then also covers padding, which changes
+        nothing before it.
+        """
+        names = tuple(row.adapter for row in rows)
+        two_lengths = any(row.example.answer is not None for row in rows)
+        return ForwardContext(
+            names[0] if len(set(names)) == 1 else names,
+            lengths=None if two_lengths else tuple(row.tokens for row in rows),
+            flat=self.layout == "flat",
+            seeds=tuple(row.seed for row in rows) if seeded else None,
+            prompt_seeds={row.job: row.prompt_seed for row in rows} if seeded else None,
+        )
+
+    def inputs(self, rows: Sequence[Row], device: torch.device, seeded: bool = True) -> tuple[Batch, ForwardContext]:
+        """The batch of these rows on a device, and its context: the arguments of `Forward.losses`."""
+        return self.batch(rows).to(device), self.context(rows, seeded)
 
 
-def longest(job: Job, budget: int, layout: Layout) -> list[Row]:
-    """A job's longest samples as one micro-batch: the fullest that a step can meet."""
-    size = min(job.config.batch_size, len(job.train))
-    samples = sorted(range(len(job.train)), key=lambda index: -int(job.train.lengths[index]))[:size]
-    rows = [row for position, sample in enumerate(samples) for row in job.rows_of(job.train[sample], sample, position)]
-    return max(cut(rows, budget, layout), key=lambda micro: sum(row.tokens for row in micro))
-
-
-@timed("batches")
-def lay_out(rows: Sequence[Row], layout: Layout, pad_id: int) -> Batch:
-    """The rows as one batch."""
-    examples, samples = [row.example for row in rows], [row.sample for row in rows]
-    return batches.flat(examples, samples) if layout == "flat" else batches.padded(examples, samples, pad_id)
-
-
-@timed("batches")
-def context_of(rows: Sequence[Row], layout: Layout, seeded: bool = True) -> ForwardContext:
-    """Whose rows these are and where they lie. An encoder-decoder's rows have two lengths, so none is said: dropout then also covers
-    padding, which changes nothing before it."""
-    names = tuple(row.adapter for row in rows)
-    return ForwardContext(
-        names[0] if len(set(names)) == 1 else names,
-        lengths=None
-        if any(row.example.answer is not None for row in rows)
-        else tuple(row.tokens for row in rows),
-        flat=layout == "flat",
-        seeds=tuple(row.seed for row in rows) if seeded else None,
-        prompt_seeds={row.job: row.prompt_seed for row in rows} if seeded else None,
-    )
+def num_tokens(rows: Sequence[Row]) -> int:
+    """Tokens of these rows, padding not counted."""
+    return sum(row.tokens for row in rows)

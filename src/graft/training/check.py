@@ -33,7 +33,7 @@ from graft.data.preparing import samples_of
 from graft.formats.loading import load
 from graft.injection.state import unwrapped
 from graft.training.assembly import RunParts, build
-from graft.training.batching import context_of, lay_out, longest
+from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
@@ -116,18 +116,25 @@ def check_each(config: AnyRun, against: Mapping[str, Sequence[Question]] | None 
     forward = forward_of(model)
     common = config.common()
     wanted = "padded" if common.compile else common.layout
-    layout = decide(forward, parts.jobs, wanted, pad_id(parts.base.tokenizer, model))
-    return {part.job.name: _checked(parts.alone(part), forward, layout, against) for part in parts.members}
+    batcher = Batcher(common.token_budget, "padded", pad_id(parts.base.tokenizer, model))
+    decision = decide(forward, parts.jobs, wanted, batcher)
+    batcher = replace(batcher, layout=decision.layout)
+    return {part.job.name: _checked(parts.alone(part), forward, decision, batcher, against) for part in parts.members}
 
 
 def _checked(
-    parts: RunParts, forward: Forward, layout: Decision, against: Mapping[str, Sequence[Question]] | None
+    parts: RunParts,
+    forward: Forward,
+    decision: Decision,
+    batcher: Batcher,
+    against: Mapping[str, Sequence[Question]] | None,
 ) -> CheckReport:
+    """The report of a run of one job."""
     (part,), model = parts.members, parts.base.model
     job, data = part.job, part.config.data
     overlaps = overlap_reports(chain.from_iterable(samples_of(data)[0]), against) if against else {}
     set_trainable(model, [job.name])
-    trial = _trial(parts, forward, layout)
+    trial = _trial(parts, forward, batcher)
     difference = _reload(parts, job)
     problems = [
         f"the training data hold test questions of {name}: {found}" for name, found in overlaps.items() if found.pairs
@@ -145,40 +152,39 @@ def _checked(
         active=(job.name,),
         adapter_parameters={job.name: sites.adapter_parameters[job.name]},
     )
-    return CheckReport(parts, memory_report(model), own, layout, trial, difference, overlaps, tuple(problems))
+    return CheckReport(parts, memory_report(model), own, decision, trial, difference, overlaps, tuple(problems))
 
 
-def _trial(parts: RunParts, forward: Forward, layout: Decision) -> Trial:
-    """Measured on the real path; optimiser, data position and parameters stay as they are."""
+def _trial(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
+    """Run the job's fullest micro-batch forward and backward, as training does. Optimiser, position and parameters stay as they are."""
     (part,) = parts.members
     job, train = part.job, part.config.train
-    rows = longest(job, train.token_budget, layout.layout)
+    rows = batcher.longest(job)
     sizes = {job.name: job.objective.size(rows)}
-    padding = pad_id(parts.base.tokenizer, parts.base.model)
-    batch = lay_out(rows, layout.layout, padding).to(forward.device)
+    batch, context = batcher.inputs(rows, forward.device)
     with ExitStack() as stack:
-        stack.enter_context(laid_out(parts.base.model, layout.layout))
+        stack.enter_context(laid_out(parts.base.model, batcher.layout))
         if train.gradient_checkpointing:
             stack.enter_context(recomputing(parts.base.model, parts.config.base.dropout))
         set_training(parts.base.model, [job.name], parts.config.base.dropout)
         start, compiling = time.perf_counter(), None
         if train.compile:
             forward = copy.copy(forward)  # eager code serves the other jobs
-            compile_forward(forward, [job], "inductor", padding)
+            compile_forward(forward, [job], "inductor", batcher)
             compiling = time.perf_counter() - start
         wanted = "off" if train.compile else train.kernels
-        kernels = stack.enter_context(accelerating(forward, [job], wanted, layout.layout, padding)).kernels
+        kernels = stack.enter_context(accelerating(forward, [job], wanted, batcher)).kernels
         seconds = float("inf")
         for _ in range(2):  # the first pass also warms up
             start = time.perf_counter()
-            losses_N = forward.losses(batch, context_of(rows, layout.layout))
+            losses_N = forward.losses(batch, context)
             loss = loss_of([job], rows, sums_by_row(losses_N, rows), sizes)
             loss.backward()
             value = float(loss.detach())
             seconds = min(seconds, time.perf_counter() - start)
             for parameter in job.params.values():
                 parameter.grad = None
-    tokens = sum(row.tokens for row in rows)
+    tokens = num_tokens(rows)
     peak = memory_bytes(forward.device) + ADAM_BYTES * sum(parameter.numel() for parameter in job.params.values())
     return Trial(
         tokens,

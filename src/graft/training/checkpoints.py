@@ -45,7 +45,7 @@ def save_checkpoint(
             if job.resident:
                 write_job(model, job, fresh / f"{job.name}.safetensors")
             else:
-                link(aside(folder, job), fresh / f"{job.name}.safetensors")
+                link(offloaded(folder, job), fresh / f"{job.name}.safetensors")
         save_file(_generators(), fresh / "rng.safetensors")
         state = {"step": step, "layout": layout, **more, "jobs": {job.name: job.state() for job in jobs}}
         write_json_atomic(fresh / "state.json", state)
@@ -64,9 +64,14 @@ def write_job(model: nn.Module, job: Job, path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def aside(folder: RunFolder, job: Job) -> Path:
-    """Where the tensors of a job lie that is not in memory."""
-    return folder.path / "aside" / f"{job.name}.safetensors"
+def offload_dir(folder: RunFolder) -> Path:
+    """Folder of the jobs that are offloaded."""
+    return folder.path / "aside"
+
+
+def offloaded(folder: RunFolder, job: Job) -> Path:
+    """File of the tensors of a job that is offloaded."""
+    return offload_dir(folder) / f"{job.name}.safetensors"
 
 
 def link(source: Path, target: Path) -> None:

@@ -29,10 +29,10 @@ class Commands:
     """Takes the orders of one run and changes its roster."""
 
     def __init__(
-        self, model: nn.Module, queue: CommandQueue, pool: JobPool, recorder: Recorder, build_job: BuildJob | None, layout: str, pad_id: int
+        self, model: nn.Module, queue: CommandQueue, pool: JobPool, recorder: Recorder, build_job: BuildJob | None, layout: str
     ) -> None:  # fmt: skip
         self.model, self.queue, self.pool, self.recorder = model, queue, pool, recorder
-        self.build_job, self.layout, self.pad_id = build_job, layout, pad_id
+        self.build_job, self.layout = build_job, layout
 
     def handle(self, step: int) -> None:
         """Carry out what is due after this many steps."""
@@ -41,7 +41,7 @@ class Commands:
             if order["do"] == "unknown":
                 self._ignore(order, order["reason"])
             elif order["do"] == "submit":
-                self._enlist(order, step)
+                self._submit(order, step)
             elif job is None or job.ended is not None:
                 self._ignore(order, f"there is no job '{order['job']}' that still trains")
             elif order["do"] == "cancel":
@@ -57,7 +57,7 @@ class Commands:
         self.recorder.event("ignored", order=order, reason=reason)
         self.recorder.say(f"'{order['do']} {order['job']}' is ignored: {reason}")
 
-    def _enlist(self, order: Order, step: int) -> None:
+    def _submit(self, order: Order, step: int) -> None:
         name, build_job = order["job"], self.build_job
         if name in self.pool or build_job is None:
             self._ignore(order, f"there is a job '{name}' already" if build_job else "this run takes no new jobs")
@@ -65,12 +65,12 @@ class Commands:
         try:
             job = build_job(name, order["config"])
             decide(
-                forward_of(self.model), [job], self.layout, self.pad_id
-            )  # a layout that is demanded has to hold for it
+                forward_of(self.model), [job], self.layout, self.pool.batcher
+            )  # a demanded layout has to hold for it
         except Exception as error:
             for each in {name, f"{name}{REFERENCE}"} & set(names(self.model)):
                 detach(self.model, each)
-            said = self.recorder.lost(step, name, error)
+            said = self.recorder.job_failed(step, name, error)
             self.pool.failed[name] = {
                 "state": FAILED, "step": 0, "steps": 0, "loss": None, "best": None, "ended": FAILED,
                 "priority": int(order["config"].get("priority", 0)), "error": said, "mistake": isinstance(error, GraftError),

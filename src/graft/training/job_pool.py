@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from graft.config.scheduling import SchedulerConfig
-from graft.data.batches import Layout
 from graft.runs.folder import RunFolder
-from graft.training.batching import cut, longest
+from graft.training.batching import Batcher
 from graft.training.job import Job
 from graft.training.offload import offload, reload
+from graft.training.rows import Row
 from graft.training.scheduling.admission import admit, in_order, window
 from graft.training.scheduling.halving import Halving
 from graft.training.scheduling.memory import Load, MemoryModel, memory_limit
@@ -25,15 +25,14 @@ from graft.training.scheduling.memory import Load, MemoryModel, memory_limit
 class JobPool:
     """Jobs in the order of coming. `gone` holds the last record of those that failed; they have no adapter any more."""
 
-    def __init__(self, jobs: Sequence[Job], config: SchedulerConfig, budget: int) -> None:
-        self.jobs, self.config, self.budget = list(jobs), config, budget
+    def __init__(self, jobs: Sequence[Job], config: SchedulerConfig, batcher: Batcher) -> None:
+        self.jobs, self.config, self.batcher = list(jobs), config, batcher
         for arrival, job in enumerate(self.jobs):
             job.arrival = arrival
         self.failed: dict[str, dict[str, Any]] = {}
         self.halving = Halving(config.halving)
         self.memory = MemoryModel()
         self.limit: int | None = None
-        self.layout: Layout = "padded"
         self._fullest: dict[tuple[str, str], Load] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -63,8 +62,8 @@ class JobPool:
         self.limit = memory_limit(device, self.config.memory)
         return self.limit is not None
 
-    def seat(self, folder: RunFolder, model: nn.Module) -> bool:
-        """Bring into memory who is admitted, and set the others aside; whether anything moved."""
+    def rebalance(self, folder: RunFolder, model: nn.Module) -> bool:
+        """Bring the jobs that are admitted into memory and offload the others; whether any job moved."""
         waiting = sorted(in_order(self.live), key=self.halving.holds)
         admitted = admit(waiting, self.config.resident, self._fits)
         leaving = [job for job in self.resident if job not in admitted]
@@ -81,10 +80,13 @@ class JobPool:
         chosen = window(ready, self.config.together, lambda job: max(row.tokens for row in job.rows()))
         return sorted(chosen, key=lambda job: job.arrival)
 
-    def load_of(self, jobs: Sequence[Job]) -> Load:
-        """The fullest micro-batch of these jobs' next step."""
-        micros = cut([row for job in jobs for row in job.rows()], self.budget, self.layout)
-        loads = [Load.of([row.tokens for row in micro], self.layout == "padded") for micro in micros]
+    def load(self, rows: Sequence[Row]) -> Load:
+        """What these rows ask of the memory as one micro-batch."""
+        return Load.of([row.tokens for row in rows], self.batcher.layout == "padded")
+
+    def load_of_next_step(self, jobs: Sequence[Job]) -> Load:
+        """The load of the fullest micro-batch in the next step of these jobs."""
+        loads = [self.load(micro) for micro in self.batcher.cut([row for job in jobs for row in job.rows()])]
         return max(loads, key=lambda load: (load.tokens, load.squares))
 
     def observe(self, load: Load, num_bytes: int | None) -> None:
@@ -113,14 +115,13 @@ class JobPool:
 
     def _predicted(self, jobs: Sequence[Job], margin: bool) -> float | None:
         """Peak bytes of the fullest step of these jobs."""
-        load = Load.together([self._fullest_of(job) for job in jobs], self.budget)
+        load = Load.together([self._fullest_of(job) for job in jobs], self.batcher.budget)
         return self.memory.predict(load, sum(job.own_bytes for job in jobs), margin)
 
     def _fullest_of(self, job: Job) -> Load:
-        key = (job.name, self.layout)
+        key = (job.name, self.batcher.layout)
         if key not in self._fullest:
-            lengths = [row.tokens for row in longest(job, self.budget, self.layout)]
-            self._fullest[key] = Load.of(lengths, self.layout == "padded")
+            self._fullest[key] = self.load(self.batcher.longest(job))
         return self._fullest[key]
 
     def state(self) -> dict[str, Any]:

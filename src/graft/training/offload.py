@@ -15,7 +15,7 @@ from torch import nn
 from graft.attaching.parameters import tensors
 from graft.injection.state import state_of, unwrapped
 from graft.runs.folder import RunFolder
-from graft.training.checkpoints import ADAPTER, OPTIMISER, aside, part, write_job
+from graft.training.checkpoints import ADAPTER, OPTIMISER, offloaded, part, write_job
 from graft.training.job import Job
 from graft.training.optim import restore_optimizer
 from graft.utils.clock import timed
@@ -25,7 +25,7 @@ from graft.utils.files import explained
 @timed("checkpoints")
 def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     """Free a job's memory. The file is new each time: checkpoints may hold links to an older one."""
-    path = aside(folder, job)
+    path = offloaded(folder, job)
     fresh = path.with_name(f".{path.name}.tmp")
     with explained(path):
         path.parent.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
 @timed("checkpoints")
 def reload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     """Bring a job back as it was."""
-    stored = load_file(aside(folder, job))
+    stored = load_file(offloaded(folder, job))
     own = part(stored, ADAPTER)
     for name, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = own[name].to(tensor.device)

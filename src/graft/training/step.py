@@ -1,7 +1,13 @@
-"""One optimiser step of all jobs: their rows together in micro-batches, each job's loss over its own supervised tokens, its own update.
+"""One optimiser step of several jobs: their rows run together in micro-batches, and each job then takes its own update.
 
-The loss of a job is the sum over the supervised tokens of its whole step divided by their number, or what its objective makes of the pairs
-of the whole step (objectives.py), however the step is cut into micro-batches. Jobs share nothing but the pass over the base.
+A job's loss is the sum over the supervised tokens of its whole step divided by their number, or what its objective makes of the pairs
+of the whole step (`objectives.py`). It is the same however the step is cut into micro-batches. Jobs share nothing but the pass over
+the base.
+
+    make_gradients    accumulate, then finish; raises before any weight has changed
+    accumulate        forward and backward of every micro-batch, and of the penalties
+    finish            scores of each job; refuses what is not finite; clips
+    update            one job's optimiser and schedule
 """
 
 from __future__ import annotations
@@ -14,13 +20,15 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from graft.data.batches import Layout
 from graft.errors import GraftError
-from graft.training.batching import context_of, cut, lay_out
+from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
 from graft.training.objectives import Scores, Size
 from graft.training.rows import Row
+
+NAMED = 8
+"""Most samples that an error names."""
 
 
 @dataclass(frozen=True)
@@ -30,106 +38,135 @@ class Outcome:
     loss: float
     """Mean over the supervised tokens of the step, or what the objective makes of its pairs."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     lr: float
     tokens: int
-    """Tokens that ran, those of a reference too."""
+    """Tokens that ran, those of a reference included."""
     targets: int
     """Targets that the loss was taken over."""
     scores: Scores = field(default_factory=dict)
-    """What else is told of the pairs of a step."""
+    """Further scores of the objective: those of pairs, by name."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All of it by name, as metrics.jsonl has it."""
+        """All numbers by the names that they have in metrics.jsonl."""
         plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "scores"}
         return {**plain, **self.scores}
 
 
 class NonFinite(GraftError):
-    """A loss or gradient that is not a number. Carries the rows of the step, the losses of their tokens, and the suspects."""
+    """A loss or gradient is not a finite number.
+
+    `rows` are the job's rows of the step; `suspects` are those with such a loss, or all where no single row is known.
+    """
 
     def __init__(self, job: Job, what: str, rows: Sequence[Row], suspects: Sequence[Row]) -> None:
         self.job, self.what, self.rows, self.suspects = job, what, tuple(rows), tuple(suspects)
         places = list(dict.fromkeys(row.where for row in self.suspects))
-        shown = ", ".join(places[:8])
-        more = f" and {len(places) - 8} more" if len(places) > 8 else ""
+        more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
         super().__init__(
-            f"the {what} of '{job.name}' became infinite or not a number in step {job.step + 1}. Samples: {shown}{more}. "
-            "Likely causes: a learning rate that is too high, a broken sample, or a base whose weights do not bear this dtype"
+            f"the {what} of '{job.name}' became infinite or not a number in step {job.step + 1}. "
+            f"Samples: {', '.join(places[:NAMED])}{more}. "
+            "Likely causes: a learning rate that is too high, a broken sample, or a base that overflows in this dtype"
         )
 
 
+@dataclass(frozen=True)
+class Accumulated:
+    """What forward and backward of a step gave, besides the gradients themselves."""
+
+    rows: dict[str, list[Row]]
+    """Rows of each job, in the job's own order."""
+    sizes: dict[str, Size]
+    """What the sums of each job are divided by."""
+    ran: list[Row]
+    """All rows in the order in which they ran, [R]."""
+    sums_R: Tensor
+    """The summed target losses of each row that ran, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What is known of one job's gradient once it is finite and clipped. The gradient itself is in the parameters."""
+
+    scores: Scores
+    """The loss and what else the objective tells of the step."""
+    norm: float
+    """Before clipping."""
+    tokens: int
+    targets: int
+
+
+def make_gradients(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> dict[str, Gradient]:
+    """Forward and backward of the next step of these jobs; a record of each job's gradient, by name.
+
+    Changes nothing but gradients, so a step that fails can be taken again. Raises `NonFinite` for the first job with a loss or gradient
+    that is not finite, and `GraftError` where parameters get no gradient.
+    """
+    return finish(jobs, accumulate(forward, jobs, batcher))
+
+
+def accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> Accumulated:
+    """Run all rows of the step, one micro-batch after the other, and add their gradients up in the parameters."""
+    rows = {job.name: job.rows() for job in jobs}
+    sizes = {job.name: job.objective.size(rows[job.name]) for job in jobs}
+    for job in jobs:
+        job.optimizer.zero_grad(set_to_none=True)
+    ran: list[Row] = []
+    sums: list[Tensor] = []
+    for micro in batcher.cut([row for own in rows.values() for row in own]):
+        losses_N = forward.losses(*batcher.inputs(micro, forward.device))
+        sums_R = sums_by_row(losses_N, micro)
+        loss_of(jobs, micro, sums_R, sizes).backward()
+        ran += micro
+        sums.append(sums_R.detach())
+    for penalty in (job.penalty() for job in jobs):
+        if penalty is not None:
+            penalty.backward()
+    return Accumulated(rows, sizes, ran, torch.cat(sums).cpu())
+
+
 def sums_by_row(losses_N: Tensor, rows: Sequence[Row]) -> Tensor:
-    """The losses of each row's targets summed, [R] in float64 (where the device has it): differences of sums are what pairs are about."""
+    """Sum the losses of each row's targets: [R], in float64 where the device has it, since pairs are about differences of sums."""
     counts = torch.tensor([row.targets for row in rows], device=losses_N.device)
     exact = losses_N if losses_N.device.type == "mps" else losses_N.double()
-    return torch.segment_reduce(
-        exact, "sum", lengths=counts, unsafe=True
-    )  # the check of its lengths would wait for the device
+    # unsafe: a check of the lengths would make the CPU wait for the device
+    return torch.segment_reduce(exact, "sum", lengths=counts, unsafe=True)
 
 
 def loss_of(jobs: Sequence[Job], rows: Sequence[Row], sums_R: Tensor, sizes: Mapping[str, Size]) -> Tensor:
-    """What a micro-batch adds to the losses of its jobs, in one sum."""
+    """What a micro-batch adds to the losses of its jobs, as one sum.
+
+    Each job's share depends on its own adapter alone, so the gradient of the sum gives every adapter the gradient of its own loss.
+    """
     names = list(dict.fromkeys(row.job for row in rows))
     objectives = {job.name: job.objective for job in jobs}
     total = sums_R.new_zeros(())
     for name in names:
         own = [at for at, row in enumerate(rows) if row.job == name]
-        theirs = sums_R if len(names) == 1 else sums_R[own]
-        total = total + objectives[name].share([rows[at] for at in own], theirs, sizes[name])
+        own_sums = sums_R if len(names) == 1 else sums_R[own]
+        total = total + objectives[name].share([rows[at] for at in own], own_sums, sizes[name])
     return total
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """What the passes of a step left behind, besides the gradients themselves, which are finite and clipped."""
-
-    rows: Sequence[Row]
-    sizes: dict[str, Size]
-    scores: dict[str, Scores]
-    norms: dict[str, float]
-
-
-def take_step(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout, pad_id: int) -> dict[str, Outcome]:
-    """Forward and backward of all jobs' rows, then each job's update. Raises `NonFinite` before anything is changed."""
-    gradients = make_gradients(forward, jobs, budget, layout, pad_id)
-    return {job.name: update(job, gradients) for job in jobs}
-
-
-def make_gradients(forward: Forward, jobs: Sequence[Job], budget: int, layout: Layout, pad_id: int) -> Gradients:
-    """Forward and backward of all jobs' rows. Changes nothing but gradients. Raises `NonFinite` for the first job that has such."""
-    rows = [row for job in jobs for row in job.rows()]
-    sizes = {job.name: job.objective.size([row for row in rows if row.job == job.name]) for job in jobs}
+def finish(jobs: Sequence[Job], step: Accumulated) -> dict[str, Gradient]:
+    """Score the step of each job, refuse what is not finite, and clip. Raises as `make_gradients` does."""
+    gradients: dict[str, Gradient] = {}
     for job in jobs:
-        job.optimizer.zero_grad(set_to_none=True)
-    done: list[Row] = []
-    sums: list[Tensor] = []
-    for micro in cut(rows, budget, layout):
-        losses_N = forward.losses(lay_out(micro, layout, pad_id).to(forward.device), context_of(micro, layout))
-        sums_R = sums_by_row(losses_N, micro)
-        loss_of(jobs, micro, sums_R, sizes).backward()
-        done, sums = [*done, *micro], [*sums, sums_R.detach()]
-    for penalty in (job.penalty() for job in jobs):
-        if penalty is not None:
-            penalty.backward()
-    all_sums = torch.cat(sums).cpu()
-    scores: dict[str, Scores] = {}
-    norms: dict[str, float] = {}
-    for job in jobs:
-        own = [at for at, row in enumerate(done) if row.job == job.name]
-        scores[job.name] = job.objective.scores([done[at] for at in own], all_sums[own])
-        suspects = [done[at] for at in own if not math.isfinite(float(all_sums[at]))]
-        norms[job.name] = _checked_norm(job, rows, scores[job.name]["loss"], suspects)
-    return Gradients(rows, sizes, scores, norms)
+        rows = step.rows[job.name]
+        own = [at for at, row in enumerate(step.ran) if row.job == job.name]
+        scores = job.objective.scores([step.ran[at] for at in own], step.sums_R[own])
+        if not math.isfinite(scores["loss"]):
+            suspects = [step.ran[at] for at in own if not math.isfinite(float(step.sums_R[at]))]
+            raise NonFinite(job, "loss", rows, suspects or rows)
+        gradients[job.name] = Gradient(scores, _clip(job, rows), num_tokens(rows), step.sizes[job.name].targets)
+    return gradients
 
 
-def _checked_norm(job: Job, rows: Sequence[Row], loss: float, suspects: Sequence[Row]) -> float:
-    """Clip the job's gradient; its norm before that."""
-    own = [row for row in rows if row.job == job.name]
-    if not math.isfinite(loss):
-        raise NonFinite(job, "loss", own, suspects or own)
-    if job.step == 1:  # behind a zero start the first gradient may be zero, the second is what training rests on
+def _clip(job: Job, rows: Sequence[Row]) -> float:
+    """Clip the job's gradient to `train.clip`, where that is set; returns the norm from before."""
+    # After a zero start the first gradient may be zero or missing; from the second step on every parameter must have one.
+    if job.step == 1:
         _refuse_missing(job)
     given = {name: parameter for name, parameter in job.params.items() if parameter.grad is not None}
     total = torch.nn.utils.get_total_norm(
@@ -138,7 +175,7 @@ def _checked_norm(job: Job, rows: Sequence[Row], loss: float, suspects: Sequence
     norm = float(total)
     if not math.isfinite(norm):
         bad = next(name for name, parameter in given.items() if not bool(torch.isfinite(parameter.grad).all()))  # type: ignore[arg-type]
-        raise NonFinite(job, f"gradient (of {bad})", own, own)
+        raise NonFinite(job, f"gradient (of {bad})", rows, rows)
     if job.config.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(given.values(), job.config.clip, total)
     return norm
@@ -153,14 +190,13 @@ def _refuse_missing(job: Job) -> None:
         )
 
 
-def update(job: Job, gradients: Gradients) -> Outcome:
-    """A job's optimiser step on gradients that are there."""
+def update(job: Job, gradient: Gradient) -> Outcome:
+    """Take the job's optimiser step on the gradient that is in its parameters."""
     lr = float(job.optimizer.param_groups[0]["lr"])
     job.optimizer.step()
-    increment_version(job.params.values())  # a fused step does not; what is kept from before it has to be known as old
+    # A fused step does not raise the versions of parameters, by which values kept from before it are known to be stale.
+    increment_version(job.params.values())
     job.schedule.step()
-    tokens = sum(row.tokens for row in gradients.rows if row.job == job.name)
     job.advance()
-    scores = dict(gradients.scores[job.name])
-    loss, targets = scores.pop("loss"), gradients.sizes[job.name].targets
-    return Outcome(loss, gradients.norms[job.name], lr, tokens, targets, scores)
+    scores = dict(gradient.scores)
+    return Outcome(scores.pop("loss"), gradient.norm, lr, gradient.tokens, gradient.targets, scores)

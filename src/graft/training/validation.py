@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from graft.data.batches import Layout
-from graft.training.batching import context_of, cut, lay_out
+from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.forward.modes import evaluating
 from graft.training.forward.tasks import LabelForward
@@ -19,13 +18,8 @@ from graft.training.step import sums_by_row
 from graft.utils.clock import timed
 
 
-def validation_loss(forward: Forward, job: Job, budget: int, layout: Layout, pad_id: int) -> float:
-    """Target-weighted loss of a job's adapter on its validation data."""
-    return validation_scores(forward, job, budget, layout, pad_id)["validation_loss"]
-
-
 @timed("validation")
-def validation_scores(forward: Forward, job: Job, budget: int, layout: Layout, pad_id: int) -> dict[str, float]:
+def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str, float]:
     """The loss of a job's adapter on its validation data, of classification also the accuracy, of pairs what the objective tells besides;
     by the names they have in metrics.jsonl."""
     assert job.validation is not None
@@ -34,9 +28,8 @@ def validation_scores(forward: Forward, job: Job, budget: int, layout: Layout, p
     sums: list[Tensor] = []
     right, classes = 0, isinstance(forward, LabelForward) and job.validation.labels.dtype.kind == "i"
     with evaluating(forward.model):
-        for micro in cut(rows, budget, layout):
-            batch = lay_out(micro, layout, pad_id).to(forward.device)
-            context = context_of(micro, layout, seeded=False)
+        for micro in batcher.cut(rows):
+            batch, context = batcher.inputs(micro, forward.device, seeded=False)
             if isinstance(forward, LabelForward):
                 logits = forward.logits(batch, context)
                 losses_N = forward.losses_of(logits, batch)

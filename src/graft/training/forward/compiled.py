@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from graft.errors import GraftError
+from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import PROOF_ROWS, losses_and_gradients
 from graft.training.job import Job
@@ -22,21 +23,21 @@ GRAPHS = 256
 OFF = "Set train.compile to false"
 
 
-def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, pad_id: int) -> float:
+def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, batcher: Batcher) -> float:
     """Let a graph make hidden states or logits from now on; the largest difference of a token's loss on a few samples. The model is in the
     modes of training.
 
     Raises `GraftError` where torch cannot compile the model, and where the graph's losses or gradients are not those of eager code.
     """
     rows = [row for job in jobs for row in job.rows()[:PROOF_ROWS]]
-    wanted, slope = losses_and_gradients(forward, jobs, rows, "padded", pad_id)
+    wanted, slope = losses_and_gradients(forward, jobs, rows, batcher)
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     if forward.head_mode == "chunks":
         forward.body = torch.compile(forward.body, backend=backend, dynamic=True, fullgraph=True)
     else:
         forward.model = torch.compile(forward.model, backend=backend, dynamic=True, fullgraph=True)  # pyright: ignore
     try:
-        found, found_slope = losses_and_gradients(forward, jobs, rows, "padded", pad_id)
+        found, found_slope = losses_and_gradients(forward, jobs, rows, batcher)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # all of torch's own: no compiler, a graph break, an operation that the backend lacks

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graft.data.batches import Layout
 from graft.errors import GraftError
 from graft.kernels import Kernels, chosen, serving
+from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import losses_and_gradients, proof_rows
 from graft.training.forward.modes import evaluating
@@ -40,9 +40,7 @@ class Acceleration:
 
 
 @contextmanager
-def accelerating(
-    forward: Forward, jobs: Sequence[Job], wanted: str, layout: Layout, pad_id: int
-) -> Iterator[Acceleration]:
+def accelerating(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher) -> Iterator[Acceleration]:
     """Let kernels compute in a block of code, if they are wanted, there and proved. The model is ready for batches of the layout.
 
     Raises `GraftError` where `liger` is demanded and is not there, or does not compute what torch does.
@@ -51,7 +49,7 @@ def accelerating(
     with ExitStack() as stack:
         found = Acceleration()
         if kernels is not None:
-            found = _prove(stack, forward, jobs, kernels, layout, pad_id)
+            found = _prove(stack, forward, jobs, kernels, batcher)
         if wanted == "liger" and found.reason is not None:
             raise GraftError(
                 f"train.kernels is liger, whose kernels do not serve: {found.reason}. Use kernels: auto or off"
@@ -59,15 +57,13 @@ def accelerating(
         yield found
 
 
-def _prove(
-    stack: ExitStack, forward: Forward, jobs: Sequence[Job], kernels: Kernels, layout: Layout, pad_id: int
-) -> Acceleration:
+def _prove(stack: ExitStack, forward: Forward, jobs: Sequence[Job], kernels: Kernels, batcher: Batcher) -> Acceleration:
     """Serve the model on the stack, or say why not."""
-    own = _losses_and_gradients(forward, jobs, layout, pad_id)
+    own = _losses_and_gradients(forward, jobs, batcher)
     with ExitStack() as trial:
         served = trial.enter_context(serving(forward.model, kernels))
         try:
-            theirs = _losses_and_gradients(forward, jobs, layout, pad_id)
+            theirs = _losses_and_gradients(forward, jobs, batcher)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # Triton's compiler has errors of its own, and of the tools that it calls
@@ -99,7 +95,7 @@ def _compare(
     )  # fmt: skip
 
 
-def _losses_and_gradients(forward: Forward, jobs: Sequence[Job], layout: Layout, pad_id: int) -> tuple[Tensor, Tensor]:
+def _losses_and_gradients(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> tuple[Tensor, Tensor]:
     """Of the rows of the proof, in evaluation mode."""
     with evaluating(forward.model), torch.enable_grad():
-        return losses_and_gradients(forward, jobs, proof_rows(jobs), layout, pad_id)
+        return losses_and_gradients(forward, jobs, proof_rows(jobs), batcher)

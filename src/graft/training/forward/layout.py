@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from graft.attention import flat_attention
 from graft.data.batches import Layout
 from graft.errors import GraftError
-from graft.training.batching import context_of, lay_out
+from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.forward.modes import evaluating
 from graft.training.job import Job
@@ -35,22 +35,26 @@ class Decision:
     reason: str | None = None
 
 
-def decide(forward: Forward, jobs: Sequence[Job], wanted: str, pad_id: int) -> Decision:
-    """Prove the head and the layout on the first batch. Raises `GraftError` when `flat` is demanded and does not hold."""
+def decide(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher) -> Decision:
+    """Choose how logits are made, and the layout, by proofs on samples of the first step.
+
+    wanted: `auto`, `flat` or `padded`. batcher: its layout is not read, since that is what is decided here.
+    Raises `GraftError` where `flat` is demanded and does not hold.
+    """
     rows = proof_rows(jobs)
+    padded = replace(batcher, layout="padded")
     with evaluating(forward.model):
-        one = rows[:1]
-        forward.prove_head(lay_out(one, "padded", pad_id).to(forward.device), context_of(one, "padded", seeded=False))
+        forward.prove_head(*padded.inputs(rows[:1], forward.device, seeded=False))
         if wanted == "padded" or (wanted == "auto" and not forward.runs_flat):
             return Decision("padded")
         if not forward.runs_flat:
             raise GraftError(
-                "train.layout is flat, but samples with labels and answers of a decoder run padded. Use layout: auto or padded"
+                "train.layout is flat, but samples with labels and answers of a decoder run padded: set train.layout to auto or padded"
             )
-        decision = _compare(forward, rows, pad_id)
+        decision = _compare(forward, rows, padded)
     if wanted == "flat" and decision.layout != "flat":
         raise GraftError(
-            f"train.layout is flat, but this model cannot run so: {decision.reason}. Use layout: auto or padded"
+            f"train.layout is flat, but this model cannot run flat: {decision.reason}. Set train.layout to auto or padded"
         )
     return decision
 
@@ -73,21 +77,17 @@ def proof_rows(jobs: Sequence[Job]) -> list[Row]:
     return sorted(rows, key=lambda row: names.index(row.job))
 
 
-def _compare(forward: Forward, rows: Sequence[Row], pad_id: int) -> Decision:
-    padded = token_losses(forward, rows, "padded", pad_id)
+def _compare(forward: Forward, rows: Sequence[Row], batcher: Batcher) -> Decision:
+    """Flat where its token losses are those of the padded layout, else padded with the reason. `batcher`: the padded one."""
+    padded = token_losses(forward, rows, batcher)
     try:
         with laid_out(forward.model, "flat"):
-            flat = token_losses(forward, rows, "flat", pad_id)
+            flat = token_losses(forward, rows, replace(batcher, layout="flat"))
     except torch.OutOfMemoryError:
         raise
     except GraftError as error:
         return Decision("padded", None, str(error))
-    except (
-        ValueError,
-        RuntimeError,
-        TypeError,
-        IndexError,
-    ) as error:  # whatever a foreign forward makes of a flat batch
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:  # whatever the model's own code makes of it
         return Decision("padded", None, f"its forward fails on a token-flat batch ({type(error).__name__}: {error})")
     difference = float((flat - padded).abs().mean())
     exact = forward.root.dtype in (torch.float32, torch.float64)
@@ -101,19 +101,18 @@ def _compare(forward: Forward, rows: Sequence[Row], pad_id: int) -> Decision:
     )
 
 
-def token_losses(forward: Forward, rows: Sequence[Row], layout: Layout, pad_id: int) -> Tensor:
-    """The loss of each supervised token of some rows in one pass, in float64 and without seeds."""
-    batch = lay_out(rows, layout, pad_id).to(forward.device)
-    return forward.losses(batch, context_of(rows, layout, seeded=False)).double()
+def token_losses(forward: Forward, rows: Sequence[Row], batcher: Batcher) -> Tensor:
+    """The loss of each supervised token of some rows in one pass: [N] in float64, without dropout seeds."""
+    return forward.losses(*batcher.inputs(rows, forward.device, seeded=False)).double()
 
 
 def losses_and_gradients(
-    forward: Forward, jobs: Sequence[Job], rows: Sequence[Row], layout: Layout, pad_id: int
+    forward: Forward, jobs: Sequence[Job], rows: Sequence[Row], batcher: Batcher
 ) -> tuple[Tensor, Tensor]:
     """The loss of each supervised token, and the gradient of their sum for the adapters of these rows in one vector."""
     by_name = {job.name: job for job in jobs}
     trained = [each for name in dict.fromkeys(row.job for row in rows) for each in by_name[name].params.values()]
-    losses = token_losses(forward, rows, layout, pad_id)
+    losses = token_losses(forward, rows, batcher)
     gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
     pairs = zip(gradients, trained, strict=True)
     flat = [(torch.zeros_like(each) if grad is None else grad).double().flatten() for grad, each in pairs]

@@ -87,7 +87,7 @@ class Recorder:
         """A sentence to the terminal."""
         self.reporter.say(text)
 
-    def use(self, found: Acceleration, step: int) -> None:
+    def kernels(self, found: Acceleration, step: int) -> None:
         """Whose kernels compute from now on, or why none do, where that is news."""
         before, self.acceleration = self.acceleration, found
         if (found.kernels, found.reason) == (before.kernels, before.reason):
@@ -102,7 +102,7 @@ class Recorder:
         self.record(step, job, {"epoch": round(job.epochs_done, 4), **scores})
         self.say(f"step {step}  {job.name}: {in_words(scores)}{'  (best)' if best else ''}")
 
-    def lost(self, step: int, job: str, error: Exception, **facts: Any) -> str:
+    def job_failed(self, step: int, job: str, error: Exception, **facts: Any) -> str:
         """A job failed: an event with the error and, where it is our own fault, its trace. Returns what the error says."""
         said = str(error) or type(error).__name__
         if not isinstance(error, GraftError):
@@ -112,7 +112,7 @@ class Recorder:
         return said
 
     @timed("books")
-    def status(self, step: int, layout: str, state: str = "running", **facts: Any) -> None:
+    def status(self, step: int, state: str = "running", **facts: Any) -> None:
         """status.json, every few seconds and at the end."""
         if state == "running" and time.monotonic() - self._status_at < STATUS_SECONDS:
             return
@@ -123,7 +123,7 @@ class Recorder:
             {
                 "state": state,
                 "step": step,
-                "layout": layout,
+                "layout": self.pool.batcher.layout,
                 "kernels": self.acceleration.kernels,
                 "tokens_per_second": speed,
                 "time": self.clock.read(),
@@ -132,9 +132,9 @@ class Recorder:
             }
         )
 
-    def ended(self, step: int, layout: str, state: str) -> None:
+    def ended(self, step: int, state: str) -> None:
         """The run came to its end, or was stopped."""
-        self.status(step, layout, state)
+        self.status(step, state)
         self.event(state, step=step)
         if step:
             self.say(f"Time: {described(self.clock.read())}")
