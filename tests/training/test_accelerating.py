@@ -113,7 +113,7 @@ def test_kernels_that_compute_something_else_are_not_used(
     monkeypatch.setattr("graft.training.records.progress.Reporter.say", lambda self, text: spoken.append(text))
     engine = run(tmp_path / "auto", "auto", "a")
     (line,) = (each for each in spoken if "kernels" in each)
-    assert line.startswith("Liger's kernels do not serve: ") and said in line
+    assert line.startswith("Liger's kernels cannot be used: ") and said in line
     assert engine.folder.read_status()["kernels"] == "torch" and events(tmp_path / "auto").count("kernels") == 1
     run(tmp_path / "off", "off", "a")
     assert losses(tmp_path / "auto") == losses(tmp_path / "off")
@@ -122,11 +122,11 @@ def test_kernels_that_compute_something_else_are_not_used(
 def test_kernels_that_are_demanded_have_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_in_place(monkeypatch, LigerRMSNormFunction=WrongForward)
     with pytest.raises(
-        GraftError, match="train.kernels is liger, whose kernels do not serve: with them the token losses"
+        GraftError, match="train.kernels is liger, but its kernels cannot be used: with them the token losses"
     ):
         run(tmp_path / "wrong", "liger", "a")
     put_in_place(monkeypatch)
-    with pytest.raises(GraftError, match="there is nothing in this model that they compute"):
+    with pytest.raises(GraftError, match="this model has no module that they compute"):
         run(tmp_path / "none", "liger", "a", family="gpt2")
 
 

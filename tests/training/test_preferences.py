@@ -165,7 +165,7 @@ def test_an_encoder_decoder_is_refused(place: Path, tmp_path: Path) -> None:
     save_task_base(tmp_path / "t5", "t5")
     asked = config(place)
     wrong = asked.model_copy(update={"base": asked.base.model_copy(update={"model": str(tmp_path / "t5")})})
-    with pytest.raises(GraftError, match="is an encoder-decoder: preferences are learnt by causal models"):
+    with pytest.raises(GraftError, match="is an encoder-decoder: preferences need a causal model"):
         train(wrong, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 

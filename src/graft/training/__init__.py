@@ -1,10 +1,16 @@
-"""The engine: a run is a set of jobs on one frozen base; a step fuses the rows of all jobs into passes over it.
+"""Training: a run is a set of jobs on one frozen base, and a step runs the rows of all jobs through the base together.
 
-`job` is one adapter with its data, optimiser and stop rule; `forward` and `losses` turn a batch into the loss of each
-supervised token; `layout` proves that token-flat batches are right for a model; `step` takes one optimiser step of all jobs;
-`company` keeps the jobs from harming each other; `roster` and `scheduling` say who trains when; `parking` sets jobs aside; `engine` is
-the loop; `ledger` writes down what happens, `state` the checkpoints; `parts` makes jobs from a configuration; `start` begins and
-resumes runs; `checking` looks one over beforehand.
+start, check                  begin and resume a run; check one beforehand
+assembly, settings            what a run is made of, from its configuration
+engine                        the loop: sessions, steps, validation
+job, rows, objectives         one adapter with its data, optimiser and stop rule; its rows; what it learns from their losses
+batching, step, isolation     rows to micro-batches; gradients and updates; a job that fails alone
+forward/                      a batch to the loss of each target: head, layout, kernels, compiled graph, modes
+job_pool, scheduling/         who is in memory, and who takes the next step
+commands, interrupt           what users ask of a run while it trains
+saving, checkpoints, offload  what is kept on disk of the jobs
+records/                      metrics, events, status, trackers, model cards
+validation, dry_run, optim    validation scores; passes without an update; AdamW and schedules
 """
 
 from graft.training.check import check, check_each

@@ -1,6 +1,6 @@
-"""What a run is made of: the base, and for each job its configuration, its data and its adapter with optimiser and schedule.
+"""Build what a run is made of: the base and, for each job, its data and its adapter with optimiser and schedule.
 
-All data are read before the base is loaded, so that a mistake in any job is said at once. What a job draws comes from its own seed.
+All data are read before the base is loaded, so that a mistake in any job shows at once. A job's random numbers come from its own seed.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class JobParts:
     """One job and what it was made from."""
 
     config: RunConfig
-    """The run that this job is alone."""
+    """The configuration of a run of this job alone."""
     data: Prepared
     job: Job
 
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a run is made of. Jobs that are submitted later join `members`."""
+    """What a run is made of. Jobs that are submitted later are added to `members`."""
 
     config: AnyRun
     base: Base
@@ -59,33 +59,37 @@ class RunParts:
 
     @property
     def data(self) -> Prepared:
-        """The data of the first job, which is all data of a run of one."""
+        """The data of the first job: all data, where the run has one job."""
         return self.members[0].data
 
     def of(self, job: Job) -> JobParts:
-        """What a job was made from."""
+        """The parts that a job was made from."""
         return next(part for part in self.members if part.job is job)
 
     def alone(self, part: JobParts) -> RunParts:
-        """One job as a run of its own on this base."""
+        """The parts of a run of one job on this base."""
         return replace(self, config=part.config, members=[part])
 
 
 def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder | None = None) -> RunParts:
-    """The parts of a run. `only`: leave out other jobs. `begun`: the run's folder where it is resumed, which then has what
-    `train.init_from` may have lost by now."""
+    """Read all data, load the base and make the jobs of a run.
+
+    only: names of the jobs to make; all by default. begun: the folder of a run that is resumed. It has copies of the adapters that
+    `train.init_from` named, which may be gone by now.
+    """
     each = {
         name: _without_origin(own, name, begun) for name, own in config.each().items() if only is None or name in only
     }
+    # The tokenizer is enough to read the data. Jobs with the same settings share one prepared data set.
     tokenizer, first = load_tokenizer(config.base), next(iter(each.values()), None)
     task = first.data.base_task if first is not None else "causal"
-    kept: list[tuple[Any, Prepared]] = []
+    prepared: list[tuple[Any, Prepared]] = []
     data: dict[str, Prepared] = {}
     for name, own in each.items():
         with _named(name, len(each) > 1):
-            found = next((made for settings, made in kept if settings == own.data), None)
+            found = next((made for settings, made in prepared if settings == own.data), None)
             data[name] = found or _data_of(own, tokenizer, config, task, next(iter(data.values()), None))
-            kept.append((own.data, data[name]))
+            prepared.append((own.data, data[name]))
     base = load_base(config.base, task, next(iter(data.values())).classes if data else ())
     parts = RunParts(config, base, [])
     for name, own in each.items():
@@ -96,8 +100,11 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
 
 
 def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFolder | None = None) -> Job:
-    """A job that is submitted to a run, from what it says itself. `begun`: the run's folder where it is resumed. Raises `GraftError` for
-    what is wrong with it."""
+    """Make a job that is submitted to a run, and add it to the run's parts.
+
+    given: the job's own settings; the run's settings fill in the rest. begun: the folder of a run that is resumed.
+    Raises `GraftError` for mistakes in the settings, the data or the adapter.
+    """
     try:
         own = submitted(parts.config, given)
     except ValidationError as error:
@@ -111,14 +118,14 @@ def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFo
 
 
 def cache_folder() -> Path:
-    """Where tokenised data are kept: $GRAFT_CACHE, else the user's cache folder."""
+    """Folder of tokenised data: in $GRAFT_CACHE, else in the user's cache folder."""
     root = os.environ.get("GRAFT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graft"
     return Path(root) / "tokens"
 
 
 @contextmanager
 def _named(name: str, needed: bool) -> Iterator[None]:
-    """Say which job a mistake belongs to, where there are several."""
+    """Put the job's name before a mistake's message, where the run has several jobs."""
     try:
         yield
     except GraftError as error:
@@ -128,23 +135,26 @@ def _named(name: str, needed: bool) -> Iterator[None]:
 
 
 def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: Prepared | None) -> Prepared:
-    """A job's data, which have to suit the base that it shares with the others."""
+    """Read a job's data. Raises `GraftError` where they do not suit the base that the job shares with the others, or their data."""
     if own.data.base_task != task:
-        raise GraftError(f"data.task is {own.data.task}, but the base of this run serves {task}: one run has one task")
+        raise GraftError(
+            f"data.task is {own.data.task}, but the base of this run is loaded for {task}: one run has one task"
+        )
     if own.data.task == "preference" and own_task(own.base) == "seq2seq":
         raise GraftError(
-            f"data.task is preference, but {own.base.model} is an encoder-decoder: preferences are learnt by causal models"
+            f"data.task is preference, but {own.base.model} is an encoder-decoder: preferences need a causal model"
         )
     classes = own_classes(own.base) if task == "classification" else None
     data = prepare(own.data, tokenizer, cache_folder(), classes=classes)
     if first is not None and data.classes != first.classes:
-        raise GraftError(f"its classes are {data.classes}, those of the run's other jobs {first.classes}")
+        raise GraftError(f"its classes are {data.classes}, but those of the run's other jobs are {first.classes}")
     if config.scheduler.halving is not None and data.validation is None:
         raise GraftError("scheduler.halving compares validation losses: set data.validation")
     return data
 
 
 def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None) -> JobParts:
+    """Attach a job's adapter to the base and make the job."""
     torch.manual_seed(own.train.seed)
     _attach(base, name, own)
     _refuse_too_long(base, name, data)
@@ -154,7 +164,10 @@ def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolde
 
 
 def _reference(base: Base, name: str, own: RunConfig, begun: RunFolder | None) -> str | None:
-    """The adapter that a job's answers are compared with, attached a second time and frozen; None is the bare base."""
+    """Attach the adapter that a job starts from a second time, frozen, where its objective compares with it; returns its name.
+
+    None means that the job compares with the bare base, or with nothing.
+    """
     if reference_of(own.train.objective) != "init" or own.train.init_from is None:
         return None
     kept = None if begun is None else begun.reference_dir(name)
@@ -165,6 +178,7 @@ def _reference(base: Base, name: str, own: RunConfig, begun: RunFolder | None) -
 
 
 def _without_origin(own: RunConfig, name: str, begun: RunFolder | None) -> RunConfig:
+    """Let a resumed job start from its adapter in the run folder, since the one that `train.init_from` named may be gone."""
     if begun is None or own.train.init_from is None or name not in begun.adapters():
         return own
     train = own.train.model_copy(update={"init_from": str(begun.adapter_dir(name))})
@@ -172,18 +186,21 @@ def _without_origin(own: RunConfig, name: str, begun: RunFolder | None) -> RunCo
 
 
 def _refuse_too_long(base: Base, name: str, data: Prepared) -> None:
-    """A base reads no more positions than it has; some would fail at the longest sample, others answer nonsense."""
+    """Raise `GraftError` for samples that are longer than the base's context. Some bases would fail there, others compute nonsense."""
     room = context_length(base.model, name)
     longest = max(int(part.widths.max()) for part in (data.train, data.validation) if part is not None and len(part))
     if room is not None and longest > room:
         raise GraftError(
-            f"the longest sample has {longest} tokens, but {base.name} has room for {room} under this adapter: set data.max_length "
+            f"the longest sample has {longest} tokens, but {base.name} has room for {room} with this adapter: set data.max_length "
             f"to {room} and data.overlong to drop or truncate_prompt"
         )
 
 
 def _attach(base: Base, name: str, config: RunConfig) -> None:
-    """A fresh adapter, with a fresh head where the base has none, or the one of `train.init_from` where it is of the same make."""
+    """Attach a job's adapter: a fresh one, or the one of `train.init_from`, which must have the configuration that `adapter` says.
+
+    A base without a trained head gets a fresh one, which is part of the adapter.
+    """
     model = base.model
     draw_head(model, base.fresh, config.train.seed)
     adapter = with_head(model, config.adapter, base.fresh)
@@ -194,11 +211,11 @@ def _attach(base: Base, name: str, config: RunConfig) -> None:
         return
     wanted = adapter.resolve(site_table_of(model).names()) if isinstance(adapter, Preset) else adapter
     load(model, config.train.init_from, name=name)
-    there, here = (each.collapsed().model_dump() for each in (state_of(model).adapter(name).config, wanted))
+    found, given = (each.collapsed().model_dump() for each in (state_of(model).adapter(name).config, wanted))
     differing = [
-        f"{key} {there.get(key)} there, {here.get(key)} here"
-        for key in {**there, **here}
-        if there.get(key) != here.get(key)
+        f"{key} {found.get(key)} there, {given.get(key)} here"
+        for key in {**found, **given}
+        if found.get(key) != given.get(key)
     ]
     if differing:
         raise GraftError(

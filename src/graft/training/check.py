@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a run, before it costs an hour.
+"""`graft check`: find what can go wrong with a run before it costs an hour.
 
 Schema, base, tokenizer, template and data are read as training reads them; three samples show what is trained on; every site is named; one
 measured step on the longest batch gives memory and time; a saved adapter is loaded again and compared.
@@ -46,12 +46,12 @@ from graft.training.step import loss_of, sums_by_row
 
 SAMPLES_SHOWN = 3
 ADAM_BYTES = 8
-"""AdamW's two float32 moments per parameter, which the trial does not allocate."""
+"""Bytes of AdamW's two float32 moments per parameter, which the trial does not allocate."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One forward and backward pass over the longest micro-batch of the first epoch."""
+    """One forward and backward pass over the fullest micro-batch that the job can have."""
 
     tokens: int
     longest: int
@@ -59,13 +59,13 @@ class Trial:
     loss: float
     seconds: float
     peak_bytes: int
-    """On a GPU what was allocated at the most; else the whole process."""
+    """Peak of the memory allocated on a GPU; elsewhere that of the whole process."""
     hours: float
-    """The whole run at this speed; validation and saving come on top."""
+    """Time of the whole run at this speed, without validation and saving."""
     kernels: str
-    """Whose kernels computed: torch's, or Liger's."""
+    """The kernels that computed: torch's own, or Liger's."""
     compile_seconds: float | None = None
-    """Until the graph of `train.compile` was made and proved; None where none was wanted."""
+    """Time until the graph of `train.compile` was made and proved; None where the run does not compile."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class CheckReport:
     reload_difference: float
     """Largest difference of logits between the adapter and its saved and loaded copy."""
     overlaps: dict[str, OverlapReport]
-    """By test set: its questions that are in the training data."""
+    """The questions of each test set that are in the training data, by name of the test set."""
     problems: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the report as JSON values."""
         job = self.parts.jobs[0]
         return {
             "base": {"name": self.parts.base.name, "parameters": self.base.parameters, "bytes": self.base.num_bytes},
@@ -110,7 +110,7 @@ def check(config: RunConfig, against: Mapping[str, Sequence[Question]] | None = 
 
 
 def check_each(config: AnyRun, against: Mapping[str, Sequence[Question]] | None = None) -> dict[str, CheckReport]:
-    """The same for every job of a run, by name, on one base."""
+    """Check every job of a run on one base; a report for each, by the job's name. Arguments and errors are those of `check`."""
     parts = build(config)
     model = parts.base.model
     forward = forward_of(model)
@@ -175,7 +175,7 @@ def _trial(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
         wanted = "off" if train.compile else train.kernels
         kernels = stack.enter_context(accelerating(forward, [job], wanted, batcher)).kernels
         seconds = float("inf")
-        for _ in range(2):  # the first pass also warms up
+        for _ in range(2):  # the faster of two passes counts, since the first also warms up
             start = time.perf_counter()
             losses_N = forward.losses(batch, context)
             loss = loss_of([job], rows, sums_by_row(losses_N, rows), sizes)
@@ -199,7 +199,10 @@ def _trial(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
 
 
 def _reload(parts: RunParts, job: Job) -> float:
-    """Save, load beside the original, compare on a sample. Fresh weights are disturbed, so that a copy that stays fresh shows."""
+    """Save the adapter, load it under another name and compare both on a sample: the largest difference of logits.
+
+    Random numbers are added to the weights first, so that a copy that stays fresh shows. The adapter's own weights come back.
+    """
     model, other = parts.base.model, f"{job.name}-reloaded"
     kept = {name: parameter.detach().clone() for name, parameter in parameters(model, job.name)}
     first = padded([job.train[0]], [0], pad_id(parts.base.tokenizer, model)).to(parts.base.device)

@@ -1,11 +1,11 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped, in a folder that is whole or not there.
+"""Checkpoints: everything that a run needs to continue as if it had never stopped, in a folder that is complete or absent.
 
     checkpoints/<step>/state.json               layout; per job: position, schedule, best, counters of early stopping; the scheduler
                        <job>.safetensors        the adapter as it trains, and its optimiser's moments
                        rng.safetensors          torch's generators
     checkpoints/last.json  best.json            pointers to steps
 
-A folder is filled beside its place, flushed and renamed. Nothing is ever unpickled.
+A folder is written under a temporary name, flushed to the disk and renamed. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ ADAPTER, OPTIMISER = "adapter/", "optimiser/"
 def save_checkpoint(
     folder: RunFolder, model: nn.Module, jobs: Sequence[Job], step: int, layout: str, keep: int, **more: Any
 ) -> Path:
-    """Write the state after `step` steps, point to it, and drop the oldest checkpoints beyond `keep` (never a best one).
+    """Write the state after `step` steps, point last.json to it, and remove the oldest checkpoints beyond `keep`, but never a best one.
 
-    more: further entries of state.json. A job that is set aside is linked, not written again.
+    more: further entries of state.json. The file of an offloaded job is linked, not written again.
     """
     path = folder.checkpoint_dir(step)
     with new_dir(path) as fresh:
@@ -58,7 +58,7 @@ def save_checkpoint(
 
 
 def write_job(model: nn.Module, job: Job, path: Path) -> None:
-    """All tensors of a job: its adapter as it trains, and the optimiser's moments."""
+    """Write all tensors of a job: its adapter as it trains, and the optimiser's moments."""
     tensors = {ADAPTER + name: tensor for name, tensor in training_state(model, job.name).items()}
     tensors |= {OPTIMISER + name: tensor for name, tensor in job.tensors().items()}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
@@ -75,7 +75,7 @@ def offloaded(folder: RunFolder, job: Job) -> Path:
 
 
 def link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the disk has no links."""
+    """Give a file a second name by a hard link, or copy it where the file system has none."""
     try:
         os.link(source, target)
     except OSError:
@@ -84,7 +84,7 @@ def link(source: Path, target: Path) -> None:
 
 @timed("checkpoints")
 def verify_checkpoint(path: Path, model: nn.Module, jobs: Sequence[Job]) -> None:
-    """Open a checkpoint again and compare it with what is in memory. Raises `GraftError` naming the tensor that differs."""
+    """Read a checkpoint back and compare its adapters with those in memory. Raises `GraftError` that names the tensor that differs."""
     for job in jobs:
         stored = load_file(path / f"{job.name}.safetensors")
         for name, tensor in training_state(model, job.name).items():
@@ -95,12 +95,15 @@ def verify_checkpoint(path: Path, model: nn.Module, jobs: Sequence[Job]) -> None
 
 
 def read_state(folder: RunFolder, step: int) -> dict[str, Any]:
-    """state.json of a checkpoint."""
+    """Read state.json of a checkpoint."""
     return read_json(folder.checkpoint_dir(step) / "state.json")
 
 
 def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job], step: int) -> dict[str, Any]:
-    """Put adapters, jobs and generators where a checkpoint has them; its state.json. Raises `GraftError` when it belongs to other data."""
+    """Load adapters, jobs and random generators from a checkpoint; returns its state.json.
+
+    Raises `GraftError` where the checkpoint has no such job, or where the job's data or number of steps changed since.
+    """
     path, state = folder.checkpoint_dir(step), read_state(folder, step)
     for job in jobs:
         own = state["jobs"].get(job.name)
@@ -115,17 +118,17 @@ def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job],
                     "Undo the change, or start a new run with train.init_from"
                 )
         stored = load_file(path / f"{job.name}.safetensors")
-        load_training_state(model, job.name, part(stored, ADAPTER))
-        job.restore(own, part(stored, OPTIMISER))
+        load_training_state(model, job.name, with_prefix(stored, ADAPTER))
+        job.restore(own, with_prefix(stored, OPTIMISER))
     _set_generators(load_file(path / "rng.safetensors"))
     return state
 
 
 @timed("checkpoints")
 def restore_adapter(folder: RunFolder, model: nn.Module, name: str, step: int) -> None:
-    """Put one adapter's tensors where a checkpoint has them."""
+    """Load one adapter's tensors from a checkpoint."""
     stored = load_file(folder.checkpoint_dir(step) / f"{name}.safetensors")
-    load_training_state(model, name, part(stored, ADAPTER))
+    load_training_state(model, name, with_prefix(stored, ADAPTER))
 
 
 def tidy(folder: RunFolder) -> None:
@@ -140,8 +143,8 @@ def tidy(folder: RunFolder) -> None:
             shutil.rmtree(path)
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without it."""
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the tensors with this prefix, and remove it from their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -165,5 +168,5 @@ def _prune(folder: RunFolder, jobs: Sequence[Job], keep: int) -> None:
     for step in folder.checkpoints()[:-keep]:
         if step not in best:
             path = folder.checkpoint_dir(step)
-            doomed = path.rename(path.with_name(f".{path.name}.old"))  # no reader meets half a folder
+            doomed = path.rename(path.with_name(f".{path.name}.old"))  # so that no reader finds half a folder
             shutil.rmtree(doomed)

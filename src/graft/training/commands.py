@@ -1,6 +1,6 @@
-"""Carrying out the orders of a run between its steps: jobs are submitted, cancelled, ranked.
+"""Carry out the commands that users give a run, between its steps: submit a job, cancel one, set its priority.
 
-A job that cannot join is noted as failed, with the reason; the others do not notice.
+A job that cannot join is noted as failed, with the reason; the other jobs go on.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from graft.training.job_pool import JobPool
 from graft.training.records.recorder import Recorder
 
 BuildJob = Callable[[str, Mapping[str, Any]], Job]
-"""Makes a job of its name and what it says, its adapter attached."""
+"""Makes a job from its name and its own settings, with its adapter attached."""
 
 
 class Commands:
-    """Takes the orders of one run and changes its roster."""
+    """Takes the commands of one run from its queue and changes the job pool."""
 
     def __init__(
         self, model: nn.Module, queue: CommandQueue, pool: JobPool, recorder: Recorder, build_job: BuildJob | None, layout: str
@@ -35,35 +35,36 @@ class Commands:
         self.build_job, self.layout = build_job, layout
 
     def handle(self, step: int) -> None:
-        """Carry out what is due after this many steps."""
-        for order in self.queue.take(step):
-            job = self.pool.find(order["job"])
-            if order["do"] == "unknown":
-                self._ignore(order, order["reason"])
-            elif order["do"] == "submit":
-                self._submit(order, step)
+        """Carry out the commands that are due after this many steps."""
+        for command in self.queue.take(step):
+            job = self.pool.find(command["job"])
+            if command["do"] == "unknown":
+                self._ignore(command, command["reason"])
+            elif command["do"] == "submit":
+                self._submit(command, step)
             elif job is None or job.ended is not None:
-                self._ignore(order, f"there is no job '{order['job']}' that still trains")
-            elif order["do"] == "cancel":
+                self._ignore(command, f"there is no job '{command['job']}' that still trains")
+            elif command["do"] == "cancel":
                 job.ended = "cancelled"
                 self.recorder.event("cancelled", job=job.name, step=step)
                 self.recorder.say(f"step {step}  {job.name} is cancelled")
             else:
-                job.priority = order["priority"]
+                job.priority = command["priority"]
                 self.recorder.event("priority", job=job.name, step=step, priority=job.priority)
                 self.recorder.say(f"step {step}  {job.name} has priority {job.priority}")
 
-    def _ignore(self, order: Order, reason: str) -> None:
-        self.recorder.event("ignored", order=order, reason=reason)
-        self.recorder.say(f"'{order['do']} {order['job']}' is ignored: {reason}")
+    def _ignore(self, command: Order, reason: str) -> None:
+        self.recorder.event("ignored", order=command, reason=reason)
+        self.recorder.say(f"'{command['do']} {command['job']}' is ignored: {reason}")
 
-    def _submit(self, order: Order, step: int) -> None:
-        name, build_job = order["job"], self.build_job
+    def _submit(self, command: Order, step: int) -> None:
+        """Build the job and add it to the pool; on any error detach what was attached and note the job as failed."""
+        name, build_job = command["job"], self.build_job
         if name in self.pool or build_job is None:
-            self._ignore(order, f"there is a job '{name}' already" if build_job else "this run takes no new jobs")
+            self._ignore(command, f"there is a job '{name}' already" if build_job else "this run takes no new jobs")
             return
         try:
-            job = build_job(name, order["config"])
+            job = build_job(name, command["config"])
             decide(
                 forward_of(self.model), [job], self.layout, self.pool.batcher
             )  # a demanded layout has to hold for it
@@ -73,7 +74,7 @@ class Commands:
             said = self.recorder.job_failed(step, name, error)
             self.pool.failed[name] = {
                 "state": FAILED, "step": 0, "steps": 0, "loss": None, "best": None, "ended": FAILED,
-                "priority": int(order["config"].get("priority", 0)), "error": said, "mistake": isinstance(error, GraftError),
+                "priority": int(command["config"].get("priority", 0)), "error": said, "mistake": isinstance(error, GraftError),
             }  # fmt: skip
             return
         self.pool.add(job)

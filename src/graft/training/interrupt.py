@@ -1,4 +1,4 @@
-"""Ctrl-C and a polite kill end a run at its next step, with everything saved; a second Ctrl-C ends it at once."""
+"""SIGINT (Ctrl-C) and SIGTERM end a run after its current step, with everything saved; a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Interrupt:
 
     @contextmanager
     def watching(self) -> Iterator[Interrupt]:
-        """Listen in a block of code. Only the main thread can; elsewhere nothing is changed."""
+        """Catch the signals in a block of code. Python allows this in the main thread only; in other threads nothing is changed."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

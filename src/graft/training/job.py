@@ -1,7 +1,7 @@
 """A job: one adapter with its data, optimiser, schedule, seed, position and stop rule.
 
-A run is a set of jobs on one frozen base. A job knows nothing of its company: what it draws (order of the data, dropout) comes from its own
-seed and position alone.
+A run is a set of jobs on one frozen base. A job knows nothing of the other jobs: its random numbers (order of the data, dropout) come from
+its own seed and position alone.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from graft.training.rows import Row, View
 from graft.utils.clock import timed
 
 FAILED = "failed"
-VIRTUAL = 2
-"""The part of a step, behind both sides of a pair, whose dropout seed is that of virtual tokens."""
+PROMPT_PART = 2
+"""Stands in for `Row.part`, which is 0 or 1, in the dropout seed of virtual tokens."""
 POSITION = ("step", "epoch", "batch", "best", "best_at", "stale", "ended", "priority", "arrival", "last")
-"""What a checkpoint keeps of a job besides tensors and schedule."""
+"""Fields of a job that a checkpoint keeps, besides tensors and schedule."""
 
 
 @dataclass(eq=False)
@@ -51,45 +51,51 @@ class Job:
     train: TokenDataset
     validation: TokenDataset | None
     params: dict[str, nn.Parameter]
-    """In the order of the optimiser's groups."""
+    """Trainable parameters by name, in the order of the optimiser's groups."""
     modules: list[AdapterModule]
     optimizer: AdamW
     schedule: LRScheduler
     steps: int
-    """Optimiser steps in all."""
+    """Optimiser steps from beginning to end."""
     epoch_steps: int
+    """Optimiser steps per epoch."""
     step: int = 0
     epoch: int = 0
     batch: int = 0
     best: dict[str, float] | None = None
-    """{"step", "loss"} of the lowest validation loss."""
+    """{"step", "loss"} of the lowest validation loss; the step is the job's own."""
     stale: int = 0
-    """Validations since then."""
+    """Validations since the best one."""
     ended: str | None = None
     """Why the job takes no more steps: "finished", "early", "halved", "cancelled" or "failed"."""
     best_at: int | None = None
-    """The run's step, and so the checkpoint, of the best validation."""
+    """The run's step at the best validation: the checkpoint of that step has the best weights."""
     priority: int = 0
     arrival: int = 0
-    """Its place among the jobs of the run, in the order of coming."""
+    """Number of the job in the order in which jobs joined the run."""
     last: int = -1
-    """The run's step in which it last took part."""
+    """The last step of the run in which the job took part."""
     resident: bool = True
-    """Whether its tensors are in memory; else they lie in the run folder (see `parking`)."""
+    """Whether its tensors are in memory; else they are in the run folder (see `offload`)."""
     sizes: dict[str, int] = field(default_factory=dict, repr=False)
     """Bytes of each parameter."""
     objective: Objective = field(default_factory=Supervised)
-    """What is learnt from the losses of its rows."""
+    """What the job learns from the losses of its rows."""
     reference: str | None = None
-    """Adapter that pairs are compared with, where the objective compares; None is the bare base."""
+    """Adapter that the objective compares with, where it compares; None is the bare base."""
     _order: tuple[int, np.ndarray] | None = field(default=None, repr=False)
+    """(epoch, order of its samples), of the epoch that was asked for last."""
 
     @classmethod
     def make(
         cls, model: nn.Module, name: str, config: TrainConfig, train: TokenDataset, validation: TokenDataset | None
     ) -> Job:
-        """A job at its beginning, on an adapter that is attached and trainable."""
+        """Make a job that starts at step 0. Its adapter is attached and trainable.
+
+        Raises `GraftError` where the data hold pairs of answers but `train.objective` is not set, or the other way round.
+        """
         factors = lr_factors(model, name)
+        # Parameters with the plain learning rate come first, then one optimiser group per factor.
         params = dict(sorted(parameters(model, name), key=lambda item: (factors[item[0]] != 1.0, factors[item[0]])))
         optimizer = build_optimizer(parameter_groups(model, name, config.lr), config)
         epoch_steps = steps_per_epoch(train, config.batch_size)
@@ -108,7 +114,7 @@ class Job:
 
     @timed("batches")
     def rows(self) -> list[Row]:
-        """The rows of the next step, longest sample first. Micro-batches are cut later, from the rows of all jobs together."""
+        """Return the rows of the next step, longest sample first. `Batcher.cut` then cuts the rows of all jobs together."""
         if self._order is None or self._order[0] != self.epoch:
             self._order = (self.epoch, self.train.epoch_order(self.config.seed, self.epoch))
         samples = samples_of_step(self.train, self._order[1], self.config.batch_size, self.batch)
@@ -117,7 +123,7 @@ class Job:
         ]
 
     def rows_of(self, example: Example, sample: int, position: int) -> list[Row]:
-        """The rows of one sample: those of the adapter, then those of the reference where the objective compares with one."""
+        """Make the rows of one sample: those of the adapter, then those of the reference where the objective compares with one."""
         views: dict[View, str | None] = {"adapter": self.name}
         if self.objective.compares:
             views["reference"] = self.reference
@@ -139,26 +145,26 @@ class Job:
         ]
 
     def seed_of(self, position: int, part: int = 0) -> int:
-        """Dropout seed in the next step for the sample at a position, 63 bits. `part`: see `Row.part`."""
+        """Dropout seed (63 bits) of the next step for the sample at a position and, of a pair, for one side (see `Row.part`)."""
         words = np.random.SeedSequence((self.config.seed, self.step, position, part)).generate_state(1, np.uint64)
         return int(words[0] >> np.uint64(1))
 
     @property
     def prompt_seed(self) -> int:
-        """Dropout seed in the next step for virtual tokens, which all rows of the step share."""
-        return self.seed_of(0, VIRTUAL)
+        """Dropout seed of the next step for virtual tokens, which all rows of the step share."""
+        return self.seed_of(0, PROMPT_PART)
 
     @property
     def step_tokens(self) -> float:
-        """Tokens of a step, on average."""
+        """Mean number of tokens per step, those of a reference included."""
         return float(self.train.lengths.mean()) * self.config.batch_size * (2 if self.objective.compares else 1)
 
     def penalty(self) -> Tensor | None:
-        """What the adapter's kind adds to the loss, once per step."""
+        """The penalty that the adapter's kind adds to the loss, once per step; None where it has none."""
         return summed_penalty(self.modules)
 
     def advance(self) -> None:
-        """One optimiser step was taken."""
+        """Move on to the next step after an optimiser step; end the job after the last one."""
         self.step, self.batch = self.step + 1, self.batch + 1
         for module in self.modules:
             module.after_step(self.step, self.steps)
@@ -169,19 +175,19 @@ class Job:
 
     @property
     def epochs_done(self) -> float:
-        """Passes over the data so far."""
+        """Passes over the data so far, as a fraction."""
         return self.epoch + self.batch / self.epoch_steps
 
     @property
     def validation_due(self) -> bool:
-        """Whether the validation loss is to be taken after the step just made."""
+        """Whether to validate after the step just taken."""
         if self.validation is None or not self.step:
             return False
         every = self.config.validate_every
         return self.ended is not None or (self.step % every == 0 if every else self.batch == 0)
 
     def note_validation(self, loss: float) -> bool:
-        """Keep the books of early stopping; whether this is the best validation loss so far. One that is not finite never is."""
+        """Note a validation loss, and stop early where patience is out; whether it is the best so far. One that is not finite never is."""
         if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
             self.best, self.stale = {"step": self.step, "loss": loss}, 0
             return True
@@ -196,16 +202,16 @@ class Job:
         return sum(4 * size for size in self.sizes.values())
 
     def state(self) -> dict[str, Any]:
-        """Everything but tensors, as JSON values."""
+        """Return the job's state without tensors, as JSON values."""
         kept = {key: getattr(self, key) for key in (*POSITION, "steps")}
         return {**kept, "data": self.train.digest, "schedule": schedule_state(self.schedule)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The optimiser's moments by parameter name."""
+        """Return the optimiser's moments by parameter name."""
         return optimizer_tensors(self.optimizer, list(self.params))
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on where a checkpoint was made."""
+        """Continue where a checkpoint was made. The adapter's own tensors are restored elsewhere."""
         for key in POSITION:
             setattr(self, key, state[key])
         restore_schedule(self.schedule, state["schedule"])

@@ -1,6 +1,6 @@
-"""The jobs of a run: who is there, who is in memory, who takes the next step, and who left.
+"""The jobs of a run: which are there, which are in memory, which take the next step, and which failed.
 
-What is decided here depends on the jobs, the orders and, where memory is limited, on measured peaks; all of it is part of a checkpoint.
+Decisions depend on the jobs, on the commands carried out and, where memory is limited, on measured peaks. All of this is in checkpoints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from graft.training.scheduling.memory import Load, MemoryModel, memory_limit
 
 
 class JobPool:
-    """Jobs in the order of coming. `gone` holds the last record of those that failed; they have no adapter any more."""
+    """The jobs of a run in the order in which they joined.
+
+    `failed` holds the last record of jobs that failed, by name; their adapters are detached. `batcher` says how rows become batches; it
+    has the run's present layout.
+    """
 
     def __init__(self, jobs: Sequence[Job], config: SchedulerConfig, batcher: Batcher) -> None:
         self.jobs, self.config, self.batcher = list(jobs), config, batcher
@@ -39,7 +43,7 @@ class JobPool:
         return name in self.failed or any(job.name == name for job in self.jobs)
 
     def find(self, name: str) -> Job | None:
-        """A job by name, if it has not left."""
+        """Find a job by name; None where there is none, or where it failed."""
         return next((job for job in self.jobs if job.name == name), None)
 
     @property
@@ -53,18 +57,18 @@ class JobPool:
         return [job for job in self.jobs if job.resident]
 
     def add(self, job: Job) -> None:
-        """A job that comes while others train."""
+        """Add a job that joins while others train."""
         job.arrival = 1 + max((each.arrival for each in self.jobs), default=-1)
         self.jobs.append(job)
 
     def measure(self, device: torch.device) -> bool:
-        """Set the limit of memory; whether there is one."""
+        """Set the limit of memory for this device; whether there is one."""
         self.limit = memory_limit(device, self.config.memory)
         return self.limit is not None
 
     def rebalance(self, folder: RunFolder, model: nn.Module) -> bool:
         """Bring the jobs that are admitted into memory and offload the others; whether any job moved."""
-        waiting = sorted(in_order(self.live), key=self.halving.holds)
+        waiting = sorted(in_order(self.live), key=self.halving.holds)  # jobs that wait at a rung come last
         admitted = admit(waiting, self.config.resident, self._fits)
         leaving = [job for job in self.resident if job not in admitted]
         coming = [job for job in admitted if not job.resident]
@@ -75,13 +79,13 @@ class JobPool:
         return bool(leaving or coming)
 
     def next(self) -> list[Job]:
-        """The jobs in memory that take the next step, in the order of coming."""
+        """The jobs in memory that take the next step, in the order in which they joined."""
         ready = [job for job in in_order(self.resident) if job.ended is None and not self.halving.holds(job)]
         chosen = window(ready, self.config.together, lambda job: max(row.tokens for row in job.rows()))
         return sorted(chosen, key=lambda job: job.arrival)
 
     def load(self, rows: Sequence[Row]) -> Load:
-        """What these rows ask of the memory as one micro-batch."""
+        """The load of these rows as one micro-batch."""
         return Load.of([row.tokens for row in rows], self.batcher.layout == "padded")
 
     def load_of_next_step(self, jobs: Sequence[Job]) -> Load:
@@ -90,12 +94,12 @@ class JobPool:
         return max(loads, key=lambda load: (load.tokens, load.squares))
 
     def observe(self, load: Load, num_bytes: int | None) -> None:
-        """A step's measured peak."""
+        """Note the measured peak memory of a step; None where the system cannot measure it."""
         if num_bytes is not None:
             self.memory.observe(load, num_bytes - sum(job.own_bytes for job in self.resident))
 
     def too_large(self) -> str | None:
-        """What to tell of jobs that the limit does not hold even alone; they run nonetheless, one at a time."""
+        """A warning about jobs that need more memory than the limit even alone, or None. They run nevertheless, one at a time."""
         needs = {job.name: self._predicted([job], margin=False) or 0.0 for job in self.live}
         most = max(needs, key=lambda name: needs[name], default=None)
         if self.limit is None or most is None or needs[most] <= self.limit:
@@ -108,28 +112,31 @@ class JobPool:
         )
 
     def _fits(self, jobs: Sequence[Job]) -> bool:
+        """Whether these jobs fit into memory together. A margin is kept only where one has to be brought in, so that jobs do not swap back
+        and forth."""
         if self.limit is None:
             return True
         predicted = self._predicted(jobs, margin=any(not job.resident for job in jobs))
         return predicted is not None and predicted <= self.limit
 
     def _predicted(self, jobs: Sequence[Job], margin: bool) -> float | None:
-        """Peak bytes of the fullest step of these jobs."""
+        """Predicted peak bytes of the fullest step of these jobs; None before any step was measured."""
         load = Load.together([self._fullest_of(job) for job in jobs], self.batcher.budget)
         return self.memory.predict(load, sum(job.own_bytes for job in jobs), margin)
 
     def _fullest_of(self, job: Job) -> Load:
+        """The load of the job's fullest micro-batch, computed once per layout."""
         key = (job.name, self.batcher.layout)
         if key not in self._fullest:
             self._fullest[key] = self.load(self.batcher.longest(job))
         return self._fullest[key]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides the jobs themselves."""
+        """What a checkpoint keeps of the pool, besides the jobs themselves."""
         return {"gone": self.failed, "halving": self.halving.state(), "memory": self.memory.seen}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was made."""
+        """Continue where a checkpoint was made."""
         self.failed = state["gone"]
         self.halving = Halving(self.config.halving, state["halving"])
         self.memory = MemoryModel([tuple(each) for each in state["memory"]])

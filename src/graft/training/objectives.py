@@ -1,4 +1,4 @@
-"""What a job learns from the losses of its sequences: to write its targets, or to prefer one answer to another.
+"""Objectives: what a job makes of the losses of its rows, to learn its targets or to prefer one answer to another.
 
 With c and r the log-probabilities of the chosen and the rejected answer, summed over their tokens, c' and r' those under the reference,
 |c| and |r| the numbers of tokens, and s(x) = -(1 - e) log sigmoid(x) - e log sigmoid(-x) for a label smoothing e, the loss of a pair is
@@ -10,7 +10,8 @@ With c and r the log-probabilities of the chosen and the rejected answer, summed
     simpo   s(beta (c / |c| - r / |r|) - gamma)                              Meng et al. 2024 (arXiv 2405.14734)
 
 with odds(x) = x - log(1 - e^x). A job's loss is the mean over the pairs of its whole step, to which cpo (times `nll`) and orpo add the mean
-of -c over the chosen tokens of the step. Both are sums over pairs divided by numbers of the step, so micro-batches add up to it exactly.
+of -c over the chosen tokens of the step. Both are sums over pairs divided by counts of the whole step, so the shares of micro-batches add
+up to the loss.
 
 Legend: P pairs, R sequences.
 """
@@ -30,40 +31,40 @@ from graft.config.objectives import Reference
 from graft.training.rows import Row, View
 
 Scores = dict[str, float]
-"""The loss and what else is told of a step, by the names they have in metrics.jsonl."""
+"""The loss and further scores of a step, by their names in metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What the sums of a step are divided by."""
+    """Counts of a whole step, by which its sums are divided."""
 
     targets: int
-    """Targets of the job's own sequences; of pairs those of the chosen answers."""
+    """Targets of the adapter's rows; of pairs, the targets of the chosen answers."""
     pairs: int = 0
 
 
 class Supervised:
-    """The mean loss over all targets."""
+    """The mean loss over all targets: what a job without `train.objective` learns."""
 
     compares: ClassVar[bool] = False
     """Whether every sequence also runs through a reference."""
 
     def size(self, rows: Sequence[Row]) -> Size:
-        """Of the rows of a whole step."""
+        """Count the targets of a whole step."""
         return Size(sum(row.targets for row in rows))
 
     def share(self, rows: Sequence[Row], sums_R: Tensor, size: Size) -> Tensor:
-        """What these rows add to the step's loss, from the sums of their targets' losses."""
+        """What these rows add to the step's loss. sums_R: the summed target losses of each row."""
         return sums_R.sum() / size.targets
 
     def scores(self, rows: Sequence[Row], sums_R: Tensor) -> Scores:
-        """Of a whole step, or of all validation data."""
+        """Scores of a whole step, or of all validation data."""
         return {"loss": float(self.share(rows, sums_R, self.size(rows)))}
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Log-probabilities of chosen and rejected answers, summed over their tokens, and the numbers of these tokens; each [P]."""
+    """Log-probabilities of chosen and rejected answers, summed over their tokens, and their numbers of tokens; each [P]."""
 
     chosen: Tensor
     rejected: Tensor
@@ -74,7 +75,7 @@ class Pairs:
 
     @classmethod
     def of(cls, rows: Sequence[Row], sums_R: Tensor) -> Pairs:
-        """From the sums of losses of both sides of whole pairs, in the order of the pairs, and those of the reference where it ran."""
+        """Sort the sums of losses by side and view. The rows are whole pairs, in any order that is the same for all sides and views."""
 
         def pick(part: int, view: View) -> list[int]:
             return [at for at, row in enumerate(rows) if row.part == part and row.view == view]
@@ -86,7 +87,7 @@ class Pairs:
 
     @property
     def gains(self) -> tuple[Tensor, Tensor]:
-        """Log-probabilities over those of the reference."""
+        """Log-probabilities less those of the reference."""
         assert self.reference_chosen is not None and self.reference_rejected is not None
         return self.chosen - self.reference_chosen, self.rejected - self.reference_rejected
 
@@ -96,35 +97,35 @@ class Pairs:
         return self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens
 
 
-Judged = tuple[Tensor, Tensor, Tensor]
-"""Of each pair the loss, and the rewards of the chosen and of the rejected answer; each [P]."""
+PairScores = tuple[Tensor, Tensor, Tensor]
+"""The loss of each pair, the reward of its chosen answer and that of its rejected one; each [P]."""
 
 
-def _dpo(config: DPOConfig, pairs: Pairs) -> Judged:
+def _dpo(config: DPOConfig, pairs: Pairs) -> PairScores:
     chosen, rejected = (config.beta * gain for gain in pairs.gains)
     return _smoothed(chosen - rejected, config.label_smoothing), chosen, rejected
 
 
-def _ipo(config: IPOConfig, pairs: Pairs) -> Judged:
+def _ipo(config: IPOConfig, pairs: Pairs) -> PairScores:
     chosen, rejected = pairs.gains
     margin = chosen / pairs.chosen_tokens - rejected / pairs.rejected_tokens
     return (margin - 1 / (2 * config.beta)).square(), config.beta * chosen, config.beta * rejected
 
 
-def _cpo(config: CPOConfig, pairs: Pairs) -> Judged:
+def _cpo(config: CPOConfig, pairs: Pairs) -> PairScores:
     chosen, rejected = config.beta * pairs.chosen, config.beta * pairs.rejected
     if config.loss == "hinge":
         return torch.relu(1 - (chosen - rejected)), chosen, rejected
     return _smoothed(chosen - rejected, config.label_smoothing), chosen, rejected
 
 
-def _orpo(config: ORPOConfig, pairs: Pairs) -> Judged:
+def _orpo(config: ORPOConfig, pairs: Pairs) -> PairScores:
     chosen, rejected = pairs.means
     ratio = _log_odds(chosen) - _log_odds(rejected)
     return -config.beta * logsigmoid(ratio), config.beta * chosen, config.beta * rejected
 
 
-def _simpo(config: SimPOConfig, pairs: Pairs) -> Judged:
+def _simpo(config: SimPOConfig, pairs: Pairs) -> PairScores:
     chosen, rejected = (config.beta * mean for mean in pairs.means)
     return _smoothed(chosen - rejected - config.gamma, config.label_smoothing), chosen, rejected
 
@@ -140,13 +141,13 @@ def _log_odds(mean: Tensor) -> Tensor:
     return mean - torch.log(-torch.expm1(mean))
 
 
-RULES: dict[str, Callable[[Any, Pairs], Judged]] = {
+RULES: dict[str, Callable[[Any, Pairs], PairScores]] = {
     "dpo": _dpo, "ipo": _ipo, "cpo": _cpo, "orpo": _orpo, "simpo": _simpo,
 }  # fmt: skip
 
 
 class Preference:
-    """One of the objectives over pairs."""
+    """An objective over pairs of answers, by the rule of its kind."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config, self._rule = config, RULES[config.kind]
@@ -154,12 +155,12 @@ class Preference:
         self.nll = config.nll if isinstance(config, CPOConfig) else float(isinstance(config, ORPOConfig))
 
     def size(self, rows: Sequence[Row]) -> Size:
-        """Of the rows of a whole step."""
+        """Count the pairs of a whole step, and the targets of their chosen answers."""
         chosen = [row for row in rows if row.part == 0 and row.view == "adapter"]
         return Size(sum(row.targets for row in chosen), len(chosen))
 
     def share(self, rows: Sequence[Row], sums_R: Tensor, size: Size) -> Tensor:
-        """What these rows, which are whole pairs, add to the step's loss."""
+        """What these rows, which are whole pairs, add to the step's loss. sums_R: the summed target losses of each row."""
         pairs = Pairs.of(rows, sums_R)
         return self._weighed(self._rule(self.config, pairs)[0], pairs, size)
 
@@ -168,8 +169,11 @@ class Preference:
         return share - self.nll * pairs.chosen.sum() / size.targets if self.nll else share
 
     def scores(self, rows: Sequence[Row], sums_R: Tensor) -> Scores:
-        """Of a whole step, or of all validation data: also the mean rewards, their margin, the share of pairs in which the chosen answer
-        has the higher one, and the mean log-probabilities (per token where the objective is)."""
+        """Scores of a whole step, or of all validation data.
+
+        Besides the loss: the mean rewards and their margin, the share of pairs whose chosen answer has the higher reward (accuracy), and
+        the mean log-probabilities, per token where the objective compares those.
+        """
         pairs = Pairs.of(rows, sums_R)
         losses_P, chosen, rejected = self._rule(self.config, pairs)
         logps = pairs.means if isinstance(self.config, ORPOConfig | SimPOConfig) else (pairs.chosen, pairs.rejected)
@@ -188,10 +192,10 @@ Objective = Supervised | Preference
 
 
 def objective_of(config: ObjectiveConfig | None) -> Objective:
-    """What a job learns, by its `train.objective`."""
+    """Make the objective that `train.objective` describes."""
     return Supervised() if config is None else Preference(config)
 
 
 def reference_of(config: ObjectiveConfig | None) -> Reference | None:
-    """What answers are compared with; None where the objective compares with nothing."""
+    """What the objective compares answers with: "base" or "init", or None where it compares with nothing."""
     return config.reference if isinstance(config, DPOConfig | IPOConfig) else None

@@ -1,7 +1,7 @@
-"""Setting a job aside: its tensors go to a file of the run folder, and come back bit for bit.
+"""Offload a job: its tensors go to a file of the run folder, and come back bit for bit.
 
-The adapter stays attached, with empty tensors, so nothing is built again and every parameter keeps its identity. No pass
-names a job that is set aside.
+The adapter stays attached, with empty tensors, so nothing is built again and every parameter keeps its identity. No forward pass
+names an offloaded job.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from graft.attaching.parameters import tensors
 from graft.injection.state import state_of, unwrapped
 from graft.runs.folder import RunFolder
-from graft.training.checkpoints import ADAPTER, OPTIMISER, offloaded, part, write_job
+from graft.training.checkpoints import ADAPTER, OPTIMISER, offloaded, with_prefix, write_job
 from graft.training.job import Job
 from graft.training.optim import restore_optimizer
 from graft.utils.clock import timed
@@ -24,7 +24,10 @@ from graft.utils.files import explained
 
 @timed("checkpoints")
 def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
-    """Free a job's memory. The file is new each time: checkpoints may hold links to an older one."""
+    """Write a job's tensors to its file and free their memory.
+
+    The file is new each time, never changed in place: checkpoints may have hard links to an older one.
+    """
     path = offloaded(folder, job)
     fresh = path.with_name(f".{path.name}.tmp")
     with explained(path):
@@ -41,11 +44,11 @@ def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
 
 @timed("checkpoints")
 def reload(folder: RunFolder, model: nn.Module, job: Job) -> None:
-    """Bring a job back as it was."""
+    """Load an offloaded job's tensors back into memory."""
     stored = load_file(offloaded(folder, job))
-    own = part(stored, ADAPTER)
+    own = with_prefix(stored, ADAPTER)
     for name, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = own[name].to(tensor.device)
-    restore_optimizer(job.optimizer, list(job.params), part(stored, OPTIMISER))
+    restore_optimizer(job.optimizer, list(job.params), with_prefix(stored, OPTIMISER))
     state_of(model).adapters[job.name].offloaded = False
     job.resident = True

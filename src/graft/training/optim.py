@@ -1,4 +1,4 @@
-"""AdamW of torch and the schedules of transformers, and their state as tensors and plain numbers."""
+"""AdamW of torch and the schedules of transformers, with their state as tensors and plain numbers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(groups: Sequence[dict[str, Any]], config: TrainConfig) -> AdamW:
-    """AdamW as the config says, in its fused form (one kernel for all tensors, the same arithmetic).
+    """Make AdamW as the config says, in its fused form (one kernel for all tensors, the same arithmetic) where the device has it.
 
-    groups: as `graft.parameter_groups` gives them.
+    groups: parameter groups as `attaching.parameters.parameter_groups` makes them.
     """
     fused = all(parameter.device.type in ("cpu", "cuda", "mps") for group in groups for parameter in group["params"])
     return AdamW(
@@ -29,7 +29,10 @@ def build_optimizer(groups: Sequence[dict[str, Any]], config: TrainConfig) -> Ad
 
 
 def build_schedule(optimizer: AdamW, config: TrainConfig, steps: int) -> LRScheduler:
-    """The learning rate's course over a run of `steps` steps. A warm-up below 1 is a fraction of them."""
+    """Make the schedule of the learning rate over `steps` steps. A fractional `config.warmup` is a share of these steps.
+
+    Raises `GraftError` for a warm-up that is longer than the run.
+    """
     from transformers import get_scheduler
 
     warmup = math.ceil(config.warmup * steps) if isinstance(config.warmup, float) else config.warmup
@@ -39,7 +42,10 @@ def build_schedule(optimizer: AdamW, config: TrainConfig, steps: int) -> LRSched
 
 
 def optimizer_tensors(optimizer: AdamW, names: Sequence[str]) -> dict[str, Tensor]:
-    """ "<parameter>:<moment>" -> tensor; names in the order of the optimiser's parameters. Empty before the first step."""
+    """Return AdamW's state as {"<parameter>:<moment>": tensor}, which is empty before the first step.
+
+    names: of the optimiser's parameters, in their order.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         f"{name}:{moment}": optimizer.state[parameter][moment]
@@ -50,27 +56,27 @@ def optimizer_tensors(optimizer: AdamW, names: Sequence[str]) -> dict[str, Tenso
 
 
 def restore_optimizer(optimizer: AdamW, names: Sequence[str], stored: Mapping[str, Tensor]) -> None:
-    """Take back what `optimizer_tensors` gave."""
+    """Load the state that `optimizer_tensors` returned. Moments go to the devices of their parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):
         moments = {moment: stored[f"{name}:{moment}"] for moment in MOMENTS if f"{name}:{moment}" in stored}
         if moments:
-            place = {"step": moments["step"].device if optimizer.param_groups[0]["fused"] else torch.device("cpu")}
+            # AdamW counts steps on the CPU, but on the parameter's device in its fused form.
+            step_device = parameter.device if optimizer.param_groups[0]["fused"] else torch.device("cpu")
             optimizer.state[parameter] = {
-                moment: tensor.to(place.get(moment, parameter.device)) for moment, tensor in moments.items()
+                moment: tensor.to(step_device if moment == "step" else parameter.device)
+                for moment, tensor in moments.items()
             }
-            if optimizer.param_groups[0]["fused"]:
-                optimizer.state[parameter]["step"] = moments["step"].to(parameter.device)
 
 
 def schedule_state(schedule: LRScheduler) -> dict[str, Any]:
-    """Where a schedule is, as numbers."""
+    """Return where a schedule stands, as numbers."""
     state = schedule.state_dict()
     return {key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")}
 
 
 def restore_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
-    """Put a schedule, and the learning rate it rules, where it was."""
+    """Put a schedule, and the learning rate of its optimiser, back where `schedule_state` found them."""
     schedule.last_epoch, schedule._step_count = state["last_epoch"], state["_step_count"]  # type: ignore[attr-defined]
     schedule._last_lr = list(state["_last_lr"])
     for group, lr in zip(schedule.optimizer.param_groups, state["_last_lr"], strict=True):

@@ -1,4 +1,4 @@
-"""What all jobs of a run share: the pass over the base, checkpoints and the scheduler."""
+"""Settings that all jobs of a run share: those of the pass over the base, of checkpoints and of the scheduler."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from graft.config.scheduling import SchedulerConfig
 
 @dataclass(frozen=True)
 class Settings:
-    """What all jobs of a run share."""
+    """Settings that all jobs of a run share; most are fields of `train` in the configuration, which explains them."""
 
     pad_id: int
+    """Token id of padding."""
     token_budget: int = 4096
     layout: str = "auto"
     gradient_checkpointing: bool = False
-    compile: str | None = None  # a backend of torch.compile
+    compile: str | None = None
+    """Backend of torch.compile; None runs eager code."""
     kernels: str = "auto"
     base_dropout: bool = False
     save_every: int | None = None

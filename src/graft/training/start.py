@@ -1,4 +1,4 @@
-"""Beginning a run and going on with one: `train` and `resume`, what they announce, and the adapter folders they leave."""
+"""Begin a run and resume one: `train` and `resume`, what they announce, and the adapter folders that they write."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ from graft.utils.clock import timed
 
 
 def train(config: AnyRun, out: str | Path, *, overwrite: bool = False, quiet: bool = False) -> RunFolder:
-    """Train what a configuration describes, into a run folder that does not exist yet (or is replaced, with `overwrite`).
+    """Train what a configuration describes, in a run folder that does not exist yet (or is replaced, with `overwrite`).
 
-    The folder is made once base, data and adapters stand, so a mistake in them leaves nothing behind. Raises `GraftError` for the
-    user's mistakes and, in a run of one job, for a loss that is not finite; of several jobs the one that fails is noted in
-    status.json, and the others go on. Ctrl-C saves and returns; status.json then says "stopped".
+    The folder is made after base, data and adapters, so a mistake in them leaves no folder. Ctrl-C saves and returns; status.json then
+    says "stopped".
+
+    Raises `GraftError` for the user's mistakes and, in a run of one job, for a loss that is not finite. Among several jobs, the one that
+    fails is noted in status.json, and the others go on.
     """
     folder = RunFolder(out)
     if folder.path.exists() and not overwrite:
@@ -57,30 +59,31 @@ def train(config: AnyRun, out: str | Path, *, overwrite: bool = False, quiet: bo
 
 
 def resume(run: RunFolder | str | Path, *, quiet: bool = False) -> RunFolder:
-    """Go on with a run where its last checkpoint stands; a run that was killed before its first one begins again.
+    """Continue a run from its last checkpoint; a run that was killed before its first checkpoint begins again.
 
-    Metrics behind the checkpoint are dropped: they are made anew, bit for bit on a CPU. Raises `GraftError` for a folder without a run,
-    one that is still running, and data that changed since.
+    Metrics from after the checkpoint are removed, since the steps are taken again, on a CPU with the same numbers bit for bit.
+    Raises `GraftError` for a folder without a run, a run that is still running, and data that changed since.
     """
     folder = (run if isinstance(run, RunFolder) else RunFolder(run)).existing()
-    state = folder.read_status().get("state")
-    if state == "running":
+    ended = folder.read_status().get("state")
+    if ended == "running":
         raise GraftError(f"the run in {folder.path} is still running")
     config, queue = folder.config, CommandQueue(folder.path)
     tidy(folder)
     steps = folder.checkpoints()
-    if state == "finished" and steps and folder.adapters() and not queue.placed():
-        Reporter(0, quiet=quiet).say(f"The run in {folder.path} is finished: there is nothing to go on with.")
+    if ended == "finished" and steps and folder.adapters() and not queue.placed():
+        Reporter(0, quiet=quiet).say(f"The run in {folder.path} is finished: there is nothing to resume.")
         return folder
     last = steps[-1] if steps else 0
     if not last:
         parts = build(config, begun=folder)
     else:
-        there = read_state(folder, last)
-        parts = build(config, there["jobs"], folder)
-        for order in queue.journal.read()[: there["orders"]]:
-            if order["do"] == "submit" and order["job"] in there["jobs"]:
-                build_job(parts, order["job"], order["config"], folder)
+        state = read_state(folder, last)
+        parts = build(config, state["jobs"], folder)
+        # The configuration names the jobs of the beginning; those submitted later are in the journal of commands.
+        for command in queue.journal.read()[: state["orders"]]:
+            if command["do"] == "submit" and command["job"] in state["jobs"]:
+                build_job(parts, command["job"], command["config"], folder)
     folder.metrics.keep(lambda line: line["step"] <= last)
     _run(parts, folder, last or None, quiet)
     return folder
@@ -91,6 +94,7 @@ def _one_or_each(values: dict[str, str]) -> str | dict[str, str]:
 
 
 def _run(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool) -> None:
+    """Train these parts to the end, from the start or from a checkpoint."""
     config, common = parts.config, parts.config.common()
     settings = Settings(
         pad_id=pad_id(parts.base.tokenizer, parts.base.model),
@@ -114,14 +118,15 @@ def _run(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool
         reporter,
         lambda done: _publish(parts, folder, engine, done),
         trackers(common.loggers, folder.path, config.model_dump(mode="json")),
-        lambda name, given: _recruit(parts, folder, name, given),
+        lambda name, given: _submitted(parts, folder, name, given),
     )
     for part in parts.members:
         _announce(parts, part, folder, reporter, checkpoint)
     engine.run(checkpoint)
 
 
-def _recruit(parts: RunParts, folder: RunFolder, name: str, given: Mapping[str, Any]) -> Job:
+def _submitted(parts: RunParts, folder: RunFolder, name: str, given: Mapping[str, Any]) -> Job:
+    """Make a job that is submitted to the run, with its files in the run folder."""
     job = build_job(parts, name, given)
     _write_samples(folder, parts.of(job), parts.base.tokenizer)
     _keep_reference(folder, parts, job)
@@ -129,12 +134,13 @@ def _recruit(parts: RunParts, folder: RunFolder, name: str, given: Mapping[str, 
 
 
 def _keep_reference(folder: RunFolder, parts: RunParts, job: Job) -> None:
-    """references/<name>: what a job's answers are compared with, for resuming when train.init_from is no longer what it was."""
+    """Save the adapter that a job compares with as references/<name>, since the one of train.init_from may change before a resume."""
     if job.reference is not None:
         save(parts.base.model, job.reference, folder.reference_dir(job.name))
 
 
 def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Reporter, checkpoint: int | None) -> None:
+    """Say what a job is: one line with sizes, notes and, in a terminal, the table of sites and a coloured sample."""
     job, data = part.job, part.data.report
     count = sum(parameter.numel() for parameter in job.params.values())
     held = f", {data.validation.samples:,} held out" if data.validation else ""
@@ -154,18 +160,18 @@ def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Repo
 
 
 def reference_note(config: RunConfig) -> str | None:
-    """What to know of a reference that is not what the adapter starts from."""
+    """A note where a job's answers are compared with another adapter than it starts from; else None."""
     if config.train.init_from is None or reference_of(config.train.objective) != "base":
         return None
     return (
-        f"The adapter starts from {config.train.init_from}, but its answers are compared with the bare base, so rewards begin away "
-        "from zero; train.objective.reference: init compares with where it starts."
+        f"The adapter starts from {config.train.init_from}, but its answers are compared with the bare base, so rewards do not start "
+        "at zero. To compare with the adapter that it starts from, set train.objective.reference to init."
     )
 
 
 @timed("checkpoints")
 def _publish(parts: RunParts, folder: RunFolder, engine: Engine, job: Job) -> None:
-    """adapters/<name>: weights, config, template, model card."""
+    """Write adapters/<name>: weights, configuration, template and model card."""
     part = parts.of(job)
     counts, template = part.data.report.train, part.data.template
     facts: dict[str, Any] = {
@@ -187,7 +193,7 @@ def _publish(parts: RunParts, folder: RunFolder, engine: Engine, job: Job) -> No
 
 
 def _counted(part: JobParts) -> str:
-    """How much of the data counts in the loss."""
+    """How much of the job's data has a loss, in words."""
     if len(part.data.train.labels):
         return "one label each"
     if part.data.report.pairs:
@@ -196,7 +202,7 @@ def _counted(part: JobParts) -> str:
 
 
 def _write_samples(folder: RunFolder, part: JobParts, tokenizer: Any) -> None:
-    """samples.jsonl: the first three samples as the model sees them, with what is trained on."""
+    """Append the first three samples to samples.jsonl, as the model sees them and with what is trained on."""
     for index in range(min(3, len(part.data.train))):
         example = part.data.train[index]
         folder.samples.append(

@@ -1,5 +1,8 @@
-"""Validation loss: the mean over all targets of the validation data, in evaluation mode; of classes the accuracy besides, of pairs the
-objective, its rewards and how often they are right."""
+"""Validation: a job's scores on its validation data, in evaluation mode.
+
+The loss is the mean over all targets, or what the objective makes of all pairs. Classification adds the accuracy; objectives over pairs add
+their own scores.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,7 @@ from graft.utils.clock import timed
 
 @timed("validation")
 def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str, float]:
-    """The loss of a job's adapter on its validation data, of classification also the accuracy, of pairs what the objective tells besides;
-    by the names they have in metrics.jsonl."""
+    """Validate a job's adapter; its scores by their names in metrics.jsonl, such as `validation_loss`. The job has validation data."""
     assert job.validation is not None
     rows = [row for sample, example in enumerate(job.validation) for row in job.rows_of(example, sample, sample)]
     done: list[Row] = []
@@ -30,7 +32,7 @@ def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str,
     with evaluating(forward.model):
         for micro in batcher.cut(rows):
             batch, context = batcher.inputs(micro, forward.device, seeded=False)
-            if isinstance(forward, LabelForward):
+            if isinstance(forward, LabelForward):  # its logits also say which answers are right
                 logits = forward.logits(batch, context)
                 losses_N = forward.losses_of(logits, batch)
                 right += int((logits.argmax(-1) == batch.target_ids).sum()) if classes else 0
@@ -44,7 +46,7 @@ def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str,
 
 
 def in_words(scores: Mapping[str, float]) -> str:
-    """Validation scores as a sentence tells them."""
+    """Put validation scores into words."""
     said = f"validation loss {scores['validation_loss']:.4f}"
     said += f", accuracy {scores['validation_accuracy']:.1%}" if "validation_accuracy" in scores else ""
     return said + (f", margin {scores['validation_margin']:.3f}" if "validation_margin" in scores else "")

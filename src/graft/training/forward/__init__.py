@@ -1,1 +1,1 @@
-"""A batch through the model to the loss of each target, and how it is proved and made fast."""
+"""From a batch through the model to the loss of each target; proofs of the layout, the head, the kernels and the compiled graph."""

@@ -1,8 +1,15 @@
-"""One forward pass: a batch through the model to the loss of each supervised token.
+"""One forward pass of a causal model: from a batch to the loss of each supervised token.
 
-The head runs on supervised tokens only. Where its result is proved equal to the model's own logits, the body's hidden states go through
-the head a chunk at a time (`linear_cross_entropy`); else the model's own forward makes the logits, of the kept tokens where it takes
-`logits_to_keep`, of all tokens where it does not. The model never sees labels.
+The head runs on supervised tokens only, and the model never sees labels. There are three ways to the logits (`HeadMode`):
+
+    chunks    the body's hidden states at supervised tokens go through the head a chunk at a time (`linear_cross_entropy`); used where a
+              proof finds the result equal to the model's own logits
+    kept      the model's own forward, for supervised tokens alone where it takes `logits_to_keep` and the batch is one row
+    whole     the model's own forward on all tokens, from which the supervised ones are picked
+
+For example, a batch has 2,000 tokens, 1,000 of them supervised, and the vocabulary has 128,256. In float32 the logits of a token take
+0.5 MB: those of all tokens take 1 GB, those of the supervised tokens 513 MB. A chunk has at most 64 MiB, which is 130 tokens, so `chunks`
+runs the head seven times on 130 tokens and once on 90, and never holds more than 64 MiB of float32 logits.
 
 Legend: B rows, L padded length, T tokens of a flat batch, N supervised tokens, D hidden features, V vocabulary.
 """
@@ -25,16 +32,18 @@ from graft.ops.cross_entropy import LogitTransform, cross_entropy, linear_cross_
 from graft.routing.context import ForwardContext
 
 HeadMode = Literal["chunks", "kept", "whole"]
-"""Head in chunks on hidden states; the model's own logits of kept tokens; the model's own logits of all tokens."""
 BUILD_OWN_MASK = frozenset({"bloom", "falcon"})
-"""Families that build ALiBi or their own causal mask from the mask argument, and so get none in a flat pass."""
+"""Families that compute ALiBi or a causal mask from the mask argument, and so get no mask in a flat pass."""
 
 
 class Forward:
-    """Runs batches through a model. `prove_head` chooses how logits are made; until then the model's own forward makes them."""
+    """Runs batches through a causal model. `prove_head` chooses the head mode; before that, the model's own forward makes the logits.
+
+    Raises `GraftError` for a model without a language-model head.
+    """
 
     runs_flat: ClassVar[bool] = True
-    """Whether token-flat batches may be tried."""
+    """Whether the task allows token-flat batches. Whether the model does is proved."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -47,22 +56,21 @@ class Forward:
         self.takes = {
             name for name in ("position_ids", "attention_mask", "use_cache", "logits_to_keep") if name in taken
         }
-        self.head_mode: HeadMode = (
-            "whole" if "graft" in self.head._modules else "kept"
-        )  # an adapted head sees every row whole
+        # Adapters at the head group tokens by row, so they need whole rows.
+        self.head_mode: HeadMode = "whole" if "graft" in self.head._modules else "kept"
         self.logit_transform = LogitTransform()
 
     @property
     def device(self) -> torch.device:
-        """Where batches have to be."""
+        """The device that batches have to be on."""
         return self.root.get_input_embeddings().weight.device
 
     def _running(self, batch: Batch, context: ForwardContext) -> AbstractContextManager[None]:
-        """The pass with the mask in it, which the model's root notes for calls of its own, and the body is called without."""
+        """The context in effect for a call of the body or the model, with the batch's mask in it, which the body alone would not note."""
         return running(self.model, replace(context, mask=batch.attention_mask))
 
     def losses(self, batch: Batch, context: ForwardContext) -> Tensor:
-        """The loss of each supervised token [N] in the batch's order of targets, in float32 or wider."""
+        """The loss of each target: [N] in the batch's order of targets, in float32 or wider."""
         with self._running(batch, context):
             if self.head_mode == "chunks":
                 hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.target_index)
@@ -72,17 +80,18 @@ class Forward:
             return cross_entropy(self._own_logits(batch), batch.target_ids)
 
     def _hidden(self, batch: Batch) -> Tensor:
-        """What the head reads: [B, L, D], or [1, T, D] flat."""
+        """The hidden states that the head reads: [B, L, D], or [1, T, D] in a flat batch."""
         return self.body(**self._inputs(batch))[0]
 
     def _own_logits(self, batch: Batch) -> Tensor:
-        """[N, V] by the model's own forward."""
+        """The logits of supervised tokens [N, V] by the model's own forward."""
         inputs = self._inputs(batch)
         if "logits_to_keep" in self.takes and self.head_mode != "whole" and len(batch.input_ids) == 1:
             return self.model(**inputs, logits_to_keep=batch.target_index).logits[0]
         return self.model(**inputs).logits.flatten(0, 1).index_select(0, batch.target_index)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """The arguments of the model's forward, those that it takes."""
         inputs: dict[str, Any] = {"input_ids": batch.input_ids}
         if "position_ids" in self.takes:
             inputs["position_ids"] = batch.position_ids
@@ -93,14 +102,17 @@ class Forward:
         return inputs
 
     def _flat_mask(self) -> Tensor | None:
-        """A mask that says nothing, so that transformers builds none of its own (T x T): segments are kept apart by our attention."""
+        """A mask of zeros, so that transformers does not build one of T x T; our attention keeps the segments apart."""
         if self.root.config.model_type in BUILD_OWN_MASK:
             return None
         return torch.zeros(1, 1, 1, 1, dtype=self.root.dtype, device=self.device)
 
     @torch.no_grad()
     def prove_head(self, batch: Batch, context: ForwardContext) -> HeadMode:
-        """Compare head(body(x)) with the model's own logits, scaled and capped as the config says; choose chunks where they agree."""
+        """Choose chunks where head(body(x)), scaled and capped as the model's config may say, gives the model's own logits.
+
+        A head that trains, that is adapted, or that is not a plain linear layer keeps its mode.
+        """
         plain = type(self.head) is nn.Linear and "forward" not in self.head.__dict__
         if self.head_mode == "whole" or not plain or self.head.weight.requires_grad:
             return self.head_mode
@@ -110,24 +122,27 @@ class Forward:
         if hidden.shape[-1] != self.head.weight.shape[1]:
             return self.head_mode
         logits = self.head(hidden.flatten(0, 1).index_select(0, batch.target_index))
+        # Config fields mean different things in different families, so the numbers decide which transform holds, if any.
         allowed = (1e-5 if logits.dtype in (torch.float32, torch.float64) else 2e-2) * (1.0 + float(own.abs().max()))
-        for logit_transform in _tails(self.root.config):
+        for logit_transform in _possible_transforms(self.root.config):
             if float((logit_transform.apply_(logits.double()) - own).abs().max()) <= allowed:
                 self.head_mode, self.logit_transform = "chunks", logit_transform
                 break
         return self.head_mode
 
 
-def _tails(config: Any) -> list[LogitTransform]:
-    """What the config's fields may mean for the logits; the proof decides."""
+def _possible_transforms(config: Any) -> list[LogitTransform]:
+    """The transforms of logits that the fields of a config may mean, plain ones first."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    tails = [LogitTransform()]
+    found = [LogitTransform()]
     if cap := getattr(text, "final_logit_softcapping", None):
-        tails.append(LogitTransform(cap=float(cap)))
+        found.append(LogitTransform(cap=float(cap)))
     if scale := getattr(text, "logit_scale", None):
-        tails.append(LogitTransform(scale=float(scale)))
+        found.append(LogitTransform(scale=float(scale)))
     if scale := getattr(text, "logits_scaling", None):
-        tails.append(LogitTransform(scale=1.0 / float(scale)))
-    if width := getattr(text, "d_model", None):  # T5 scales what its head reads, and the head has no bias
-        tails.append(LogitTransform(scale=float(width) ** -0.5))
-    return tails
+        found.append(LogitTransform(scale=1.0 / float(scale)))
+    if width := getattr(
+        text, "d_model", None
+    ):  # T5 scales the hidden states; its head has no bias, so that is a scale of the logits
+        found.append(LogitTransform(scale=float(width) ** -0.5))
+    return found

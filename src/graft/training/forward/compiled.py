@@ -1,9 +1,9 @@
 """The base as one compiled graph (`train.compile`): torch.compile around the part of the model that a step runs.
 
-A graph does not know the pass: rows find their adapters by a tensor of slots, so that other rows, jobs and routing are other data in the
-same graph, and every adapter is computed for all rows. It knows neither segments nor seeds, so batches are padded and dropout is
-refused (`config/compiling.py`). What torch cannot put into one graph is an error, never eager code in silence; and the graph has
-to give the losses and the gradient of eager code on the first samples.
+A graph does not know the forward context: rows find their adapters by a tensor of slots, so other rows, jobs and routing are other data
+in the same graph, and every adapter is computed for all rows. It knows neither segments nor seeds, so batches are padded and the
+configuration refuses dropout. What torch cannot compile into one graph is an error, never eager code in silence. On the first samples the
+graph has to give the losses and the gradient of eager code.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from graft.training.forward.layout import PROOF_ROWS, losses_and_gradients
 from graft.training.job import Job
 
 GRAPHS = 256
-"""Graphs that torch may make of one function, past its own limit of 8: a job that comes, ends or is set aside makes another one."""
+"""Graphs that torch may make of one function, where its own limit is 8: each job that joins, ends or is offloaded makes another one."""
 OFF = "Set train.compile to false"
 
 
 def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, batcher: Batcher) -> float:
-    """Let a graph make hidden states or logits from now on; the largest difference of a token's loss on a few samples. The model is in the
-    modes of training.
+    """Compile the part of the model that a step runs; returns the largest difference of a token's loss from eager code on a few samples.
 
-    Raises `GraftError` where torch cannot compile the model, and where the graph's losses or gradients are not those of eager code.
+    The model is in the modes of training, and the batcher's layout is padded. Raises `GraftError` where torch cannot compile the model, and
+    where the graph's losses or gradients are not those of eager code.
     """
     rows = [row for job in jobs for row in job.rows()[:PROOF_ROWS]]
     wanted, slope = losses_and_gradients(forward, jobs, rows, batcher)
@@ -40,7 +40,7 @@ def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, batcher
         found, found_slope = losses_and_gradients(forward, jobs, rows, batcher)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # all of torch's own: no compiler, a graph break, an operation that the backend lacks
+    except RuntimeError as error:  # torch's errors: no compiler, a graph break, an operation that the backend lacks
         first = str(error).strip().splitlines()[0]
         raise GraftError(
             f"train.compile: torch cannot compile this model with its adapters ({type(error).__name__}: {first}). {OFF}"

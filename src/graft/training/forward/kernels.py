@@ -1,7 +1,7 @@
-"""Which kernels a run uses (`train.kernels`): Liger's where they give the losses and the gradients of torch's own operations, else torch's.
+"""The kernels of a run (`train.kernels`): Liger's where they give the losses and gradients of torch's own operations, else torch's.
 
-Nothing is taken on trust, as with layouts (`layout.py`): a few samples of the first batch go forward and backward both ways, and every
-token's loss and the adapters' gradient have to agree before the first step.
+As with layouts (`layout.py`), there is a proof before the first step: a few samples of the first batch go forward and backward both
+ways, and the token losses and the adapters' gradients have to agree.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from graft.training.forward.modes import evaluating
 from graft.training.job import Job
 
 TORCH = "torch"
-"""What a run without kernels says it uses."""
+"""Name of torch's own operations in events and status."""
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What computes, and how it was proved."""
+    """The kernels in use, and the result of their proof."""
 
     kernels: str = TORCH
-    """`torch`, or whose kernels in which version compute how many modules."""
+    """`torch`, or the library, its version and the number of modules that its kernels compute."""
     losses: float | None = None
-    """Mean absolute difference of the token losses."""
+    """Mean absolute difference of the token losses from those of torch."""
     gradients: float | None = None
-    """Norm of the difference of the adapters' gradients over their norm."""
+    """Norm of the difference of the adapters' gradients, divided by their norm."""
     reason: str | None = None
-    """Why torch's own operations compute although the kernels are there."""
+    """Why torch's own operations compute although kernels are available."""
 
 
 @contextmanager
 def accelerating(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher) -> Iterator[Acceleration]:
-    """Let kernels compute in a block of code, if they are wanted, there and proved. The model is ready for batches of the layout.
+    """Use kernels in a block of code where they are wanted, available and proved. The model is ready for batches of the batcher's layout.
 
-    Raises `GraftError` where `liger` is demanded and is not there, or does not compute what torch does.
+    wanted: `auto`, `off` or `liger`.
+    Raises `GraftError` where `liger` is demanded and is not available, or does not compute what torch does.
     """
     kernels = chosen(wanted, forward.device)
     with ExitStack() as stack:
@@ -52,13 +53,13 @@ def accelerating(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Ba
             found = _prove(stack, forward, jobs, kernels, batcher)
         if wanted == "liger" and found.reason is not None:
             raise GraftError(
-                f"train.kernels is liger, whose kernels do not serve: {found.reason}. Use kernels: auto or off"
+                f"train.kernels is liger, but its kernels cannot be used: {found.reason}. Set train.kernels to auto or off"
             )
         yield found
 
 
 def _prove(stack: ExitStack, forward: Forward, jobs: Sequence[Job], kernels: Kernels, batcher: Batcher) -> Acceleration:
-    """Serve the model on the stack, or say why not."""
+    """Put kernels into the model until the stack closes, if they pass the proof; else say why not."""
     own = _losses_and_gradients(forward, jobs, batcher)
     with ExitStack() as trial:
         served = trial.enter_context(serving(forward.model, kernels))
@@ -66,11 +67,11 @@ def _prove(stack: ExitStack, forward: Forward, jobs: Sequence[Job], kernels: Ker
             theirs = _losses_and_gradients(forward, jobs, batcher)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # Triton's compiler has errors of its own, and of the tools that it calls
+        except Exception as error:  # Triton's compiler raises errors of its own and of tools that it calls
             first = (str(error).strip().splitlines() or [""])[0]
             return Acceleration(reason=f"they do not run here ({type(error).__name__}: {first})")
         if not served.used:
-            return Acceleration(reason="there is nothing in this model that they compute")
+            return Acceleration(reason="this model has no module that they compute")
         found = _compare(str(served), own, theirs, forward.root.dtype)
         if found.reason is None:
             stack.push(trial.pop_all())
@@ -80,7 +81,11 @@ def _prove(stack: ExitStack, forward: Forward, jobs: Sequence[Job], kernels: Ker
 def _compare(
     served: str, own: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], dtype: torch.dtype
 ) -> Acceleration:
-    """In bfloat16 rounding alone makes gradients differ from float32's by up to 1.5 % of their norm (small bases of 4 to 32 layers)."""
+    """Compare the losses and gradients of kernels with those of torch.
+
+    In bfloat16, rounding alone makes gradients differ from those of float32 by up to 1.5 % of their norm (small bases of 4 to 32 layers),
+    so 10 % are allowed there.
+    """
     losses = float((theirs[0] - own[0]).abs().mean())
     norm, apart = float(own[1].norm()), float((theirs[1] - own[1]).norm())
     exact = dtype in (torch.float32, torch.float64)
@@ -96,6 +101,6 @@ def _compare(
 
 
 def _losses_and_gradients(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> tuple[Tensor, Tensor]:
-    """Of the rows of the proof, in evaluation mode."""
+    """The losses and the gradient of the proof's rows, in evaluation mode."""
     with evaluating(forward.model), torch.enable_grad():
         return losses_and_gradients(forward, jobs, proof_rows(jobs), batcher)

@@ -1,7 +1,7 @@
-"""Which layout a run uses: token-flat where the first batch proves it equal to padded, else padded.
+"""Choose the layout of a run: token-flat (padding-free) where the first batch proves it equal to padded, else padded.
 
-A family whose attention does not keep segments apart mixes sequences in silence, so nothing is taken on trust: the losses of every
-supervised token of a few samples, flat and padded, have to agree before the first step.
+A family whose attention does not keep segments apart mixes sequences in silence. So before the first step, the losses of all supervised
+tokens of a few samples have to agree between the layouts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from graft.training.job import Job
 from graft.training.rows import Row
 
 PROOF_ROWS = 4
+"""Most rows that a proof runs."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The layout and, where it is not the one that was hoped for, why."""
+    """The layout and, where a model that was to run flat runs padded, the reason."""
 
     layout: Layout
     difference: float | None = None
@@ -61,7 +62,7 @@ def decide(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher)
 
 @contextmanager
 def laid_out(model: nn.Module, layout: Layout) -> Iterator[None]:
-    """What the model needs for its batches to have this layout."""
+    """Prepare the model for batches of this layout in a block of code."""
     with ExitStack() as stack:
         if layout == "flat":
             stack.enter_context(flat_attention(model))
@@ -69,7 +70,7 @@ def laid_out(model: nn.Module, layout: Layout) -> Iterator[None]:
 
 
 def proof_rows(jobs: Sequence[Job]) -> list[Row]:
-    """The shortest samples of the jobs' first steps: at least two, for one sequence alone cannot mix with another."""
+    """The shortest rows of the jobs' next steps, the rows of a job side by side: at least two, since one alone cannot mix with another."""
     own = (row for job in jobs for row in job.rows() if row.view == "adapter")
     rows = sorted(own, key=lambda row: row.tokens)[:PROOF_ROWS]
     rows = rows if len(rows) > 1 else [*rows, *rows]

@@ -1,7 +1,8 @@
-"""The modes of a model in training: the adapters' dropout on, the base's off unless asked for; blocks recomputed in backward if asked for.
+"""The modes of a model in training: dropout of adapters and base, and gradient checkpointing.
 
-transformers recomputes a block (`GradientCheckpointingLayer`) only while the block is in training mode, which would also turn on
-dropout that the block itself applies. So a checkpointed block carries the mode, and its function runs it in the base's own.
+The adapters' dropout is on; the base's own is off unless asked for. transformers recomputes a block (`GradientCheckpointingLayer`) only
+while the block is in training mode, which would also turn on dropout that the block itself applies. So a checkpointed block is put into
+training mode, and its checkpointed function runs it in the mode that the base has.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from graft.injection.state import state_of, unwrapped
 
 
 def set_training(model: nn.Module, names: Sequence[str], base_dropout: bool = False) -> None:
-    """Training mode for these adapters alone, and for the base only if its own dropout is wanted."""
+    """Put these adapters alone into training mode, and the base only if its own dropout is wanted."""
     root, state = unwrapped(model), state_of(model)
     set_modes(root, state, base_dropout, names)
     for _, layer in base_modules(root):
         if layer.__dict__.get("_gradient_checkpointing_func") is not None:
-            layer.training = True
+            layer.training = True  # not its children, whose dropout stays as the base's
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients for a block of code; every module's mode comes back."""
+    """Put the model into evaluation mode, without gradients, for a block of code; every module gets its mode back."""
     root = unwrapped(model)
     with evaluation_mode(root, root.__dict__.get("graft_state")), torch.no_grad():
         yield
@@ -40,7 +41,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def recomputing(model: nn.Module, base_dropout: bool = False) -> Iterator[None]:
-    """Non-reentrant gradient checkpointing of every block. Raises `GraftError` for a model without such blocks."""
+    """Recompute every block in backward (non-reentrant gradient checkpointing). Raises `GraftError` for a model without such blocks."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [layer for _, layer in base_modules(unwrapped(model)) if isinstance(layer, GradientCheckpointingLayer)]
@@ -61,6 +62,8 @@ def recomputing(model: nn.Module, base_dropout: bool = False) -> Iterator[None]:
 
 
 def _checkpointed(layer: nn.Module, base_dropout: bool, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a block's function under gradient checkpointing, with the block in the base's own mode."""
+
     def run(*inputs: Any) -> Any:
         before, layer.training = layer.training, base_dropout
         try:

@@ -1,8 +1,8 @@
-"""The forward pass of tasks other than causal: classes and values of whole samples, and answers that a decoder writes.
+"""The forward pass of other tasks than causal: labels of whole samples (a class or a value), and answers that a decoder writes.
 
-Both run padded. The loss of a sample with a label is one number: cross entropy of its class, or the squared error of its value; a step
-averages it over rows. An answer's loss is that of its tokens, as in a causal model; its head runs on them alone, a chunk at a time, where
-that is proved equal to the model's own logits.
+Both run padded. A sample with a label has one loss: the cross entropy of its class, or the squared error of its value; a step averages it
+over rows. An answer has a loss per token, as in a causal model; the head runs on these tokens alone, a chunk at a time, where that is
+proved equal to the model's own logits.
 
 Legend: B rows, C classes, M longest answer, N targets, D hidden features, V vocabulary.
 """
@@ -24,7 +24,7 @@ from graft.training.forward.causal import Forward, HeadMode
 
 
 class LabelForward(Forward):
-    """Runs batches of samples with a class or value through a model with a head for them."""
+    """Runs batches of samples with a label through a sequence classification model, which has a head for classes or a value."""
 
     runs_flat = False
 
@@ -35,7 +35,7 @@ class LabelForward(Forward):
         self.logit_transform = LogitTransform()
 
     def logits(self, batch: Batch, context: ForwardContext) -> Tensor:
-        """[B, C] for classes, [B, 1] for values."""
+        """The model's logits: [B, C] for classes, [B, 1] for values."""
         with running(self.model, context):
             return self.model(**inputs_of(self.root, batch)).logits
 
@@ -43,24 +43,24 @@ class LabelForward(Forward):
         return self.losses_of(self.logits(batch, context), batch)
 
     def losses_of(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The same of logits that are there already."""
+        """The loss of each sample [B], from its logits."""
         if not batch.target_ids.is_floating_point():
             return cross_entropy(logits, batch.target_ids)
         exact = torch.promote_types(logits.dtype, torch.float32)
         return (logits[:, 0].to(exact) - batch.target_ids.to(exact)).square()
 
     def prove_head(self, batch: Batch, context: ForwardContext) -> HeadMode:
-        """The model's own forward makes the logits: a row has few."""
+        """Return "whole": a sample has few logits, so the model's own forward makes them."""
         return self.head_mode
 
 
 class AnswerForward(Forward):
-    """Runs questions through an encoder and answers through its decoder."""
+    """Runs prompts through an encoder and answers through its decoder."""
 
     runs_flat = False
 
     def _hidden(self, batch: Batch) -> Tensor:
-        """[B, M, D] of the decoder."""
+        """The decoder's hidden states [B, M, D]."""
         inputs = inputs_of(self.root, batch)
         encoded = self.root.get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0]
         return self.root.get_decoder()(
@@ -76,7 +76,7 @@ class AnswerForward(Forward):
 
 
 def forward_of(model: nn.Module) -> Forward:
-    """The forward pass that a model's head and make ask for."""
+    """Make the forward pass for a model, by its class. Raises `GraftError` for a model without a head."""
     root: Any = unwrapped(model)
     if "ForSequenceClassification" in type(root).__name__:
         return LabelForward(model)

@@ -1,4 +1,4 @@
-"""What a run leaves behind when a loss is not finite: the batch that did it, readable without Graft."""
+"""Save the rows of a step in which a loss or gradient was not finite, so that they can be read without Graft."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from graft.utils.files import new_dir
 
 
 def save_failed_batch(folder: RunFolder, error: NonFinite, name: str = "failed_batch") -> Path:
-    """<name>/: batch.safetensors (input_ids and supervised, laid end to end; lengths) and samples.json (file and row of each)."""
+    """Write the folder `name` of the run folder: batch.safetensors and samples.json. Returns its path.
+
+    batch.safetensors has input_ids and supervised of all rows, laid end to end, and the rows' lengths. samples.json has the file and row of
+    each, and whether it is a suspect.
+    """
     examples = [row.example for row in error.rows]
     path = folder.path / name
     with new_dir(path) as fresh:

@@ -1,4 +1,4 @@
-"""The README.md of a trained adapter: what it is, what it was trained on, how it did, how to load it. Made from the run alone."""
+"""Write the README.md of a trained adapter: what it is, its data and settings, its losses, and how to load it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def model_card(
     config: RunConfig, job: Job, losses: dict[str, float | None], facts: dict[str, Any], classes: int = 0
 ) -> str:
-    """Markdown. `losses` by name; `facts` are lines of the table (data sizes, template, layout); `classes`: how many."""
+    """Return the model card as Markdown.
+
+    losses: by name; None leaves one out. facts: further lines of the table (data, template, hardware). classes: their number.
+    """
     model, options = CLASSES[config.data.task]
     adapter = config.adapter.model_dump(mode="json") if isinstance(config.adapter, BaseModel) else config.adapter
     rows = {
@@ -67,9 +70,9 @@ CLASSES = {
     "classification": ("AutoModelForSequenceClassification", ", num_labels={count}"),
     "regression": ("AutoModelForSequenceClassification", ", num_labels=1"),
 }
-"""Class of transformers that a base is loaded with, and the options that it needs."""
+"""The class of transformers that a base is loaded with and the options that it needs, by `data.task`."""
 _TEMPLATE = "The template of its prompts is saved beside it; `graft chat` and `graft eval` take it from there."
-_TASK = "What it gives is saved beside it (task.json); `graft predict` and `graft eval` take it from there."
+_TASK = "What it predicts is saved beside it (task.json); `graft predict` and `graft eval` take it from there."
 LAST_WORDS = {
     "causal": _TEMPLATE,
     "seq2seq": _TEMPLATE,
@@ -94,7 +97,7 @@ def _short(value: Any) -> str:
 
 
 def _changed(config: RunConfig) -> str:
-    """The settings of data and training that are not the defaults."""
+    """The settings of data and training that differ from the defaults."""
     found = []
     for section in (config.data, config.train):
         for name, field in type(section).model_fields.items():

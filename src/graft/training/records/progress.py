@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a live line in a terminal, plain lines elsewhere. Both go to stderr."""
+"""Show the progress of a run on stderr: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 10.0
-"""Least time between two plain lines."""
+"""Shortest time between two plain lines."""
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak memory so far: of the GPU the run is on, else of the process."""
+    """Peak memory so far, in bytes: that of the GPU where the run is on one, else that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -24,7 +24,7 @@ def memory_bytes(device: torch.device) -> int:
 
 
 class Reporter:
-    """Shows steps and says sentences. `quiet` says nothing."""
+    """Shows steps and prints sentences. total: optimiser steps of all jobs. A `quiet` reporter prints nothing."""
 
     def __init__(self, total: int, done: int = 0, quiet: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, quiet=quiet, highlight=False)
@@ -42,7 +42,7 @@ class Reporter:
         return bar
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
-        """`step` optimiser steps were taken, over all jobs. Several jobs show their losses by name."""
+        """Show that `step` optimiser steps were taken, over all jobs. Several jobs show their losses by name."""
         losses = "  ".join(f"{name} {loss:.4f}" for name, loss in metrics.get("losses", {}).items())
         text = (
             (losses or f"loss {metrics['loss']:.4f}{_pairs(metrics)}  lr {metrics['lr']:.2e}")
@@ -61,21 +61,21 @@ class Reporter:
         return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d} left"
 
     def say(self, text: str) -> None:
-        """A sentence above the bar."""
+        """Print a sentence, above the live line where there is one."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def show(self, *tables: Any) -> None:
-        """Rich text and tables, in a terminal only: a log has metrics.jsonl and samples.jsonl."""
+        """Print rich text and tables, in a terminal only: other readers have metrics.jsonl and samples.jsonl."""
         if self.live:
             self.console.print(*tables)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the live line."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 def _pairs(metrics: dict[str, Any]) -> str:
-    """How well pairs of answers are told apart, where that is what is learnt."""
+    """The scores of a job that learns from pairs, for the line of a step; empty for other jobs."""
     return f"  {metrics['accuracy']:.0%} right, margin {metrics['margin']:.3f}" if "margin" in metrics else ""

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics, events, status, and the same to trackers and the terminal."""
+"""Record what happens in a run: metrics, events and status in the run folder, numbers to trackers, lines to the terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATUS_SECONDS = 5.0
 
 
 class Recorder:
-    """The books of one run."""
+    """Records what happens in one run."""
 
     def __init__(
         self, folder: RunFolder, pool: JobPool, reporter: Reporter, trackers: Sequence[Tracker], log_every: int
@@ -39,14 +39,14 @@ class Recorder:
         self._tokens, self._seconds, self._peak, self._status_at = 0, 0.0, 0, 0.0
 
     def close(self) -> None:
-        """The run is over."""
+        """Close the terminal's line and the trackers at the end of the run."""
         self.reporter.close()
         for tracker in self.trackers:
             tracker.close()
 
     @timed("books")
     def log(self, step: int, outcomes: Mapping[str, Outcome], seconds: float, device: torch.device) -> None:
-        """What a step gave: a line of metrics per job, and what is shown."""
+        """Record a step: a line of metrics per job, and the line in the terminal. seconds: wall time of the step."""
         tokens = sum(outcome.tokens for outcome in outcomes.values())
         self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
         self._peak = max(self._peak, memory_bytes(device))
@@ -68,7 +68,7 @@ class Recorder:
 
     @timed("books")
     def record(self, step: int, job: Job, metrics: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, and the same to the trackers. `step` is the run's, `job_step` the job's own."""
+        """Write one line of metrics.jsonl, and the same to the trackers. `step` is the run's; the line also has the job's own."""
         self.folder.metrics.append({"step": step, "job": job.name, "job_step": job.step, **metrics})
         self._track(step, job, metrics)
 
@@ -79,31 +79,31 @@ class Recorder:
 
     @timed("books")
     def event(self, kind: str, **facts: Any) -> None:
-        """One line of events.jsonl."""
+        """Write one line of events.jsonl."""
         self.folder.events.append({"time": datetime.now(UTC).isoformat(), "event": kind, **facts})
 
     @timed("books")
     def say(self, text: str) -> None:
-        """A sentence to the terminal."""
+        """Print a sentence in the terminal."""
         self.reporter.say(text)
 
     def kernels(self, found: Acceleration, step: int) -> None:
-        """Whose kernels compute from now on, or why none do, where that is news."""
+        """Note the kernels that compute from now on, or why none do; say so where it changed."""
         before, self.acceleration = self.acceleration, found
         if (found.kernels, found.reason) == (before.kernels, before.reason):
             return
         self.event("kernels", step=step, **asdict(found))
         self.say(
-            f"Kernels: {found.kernels}" if found.reason is None else f"Liger's kernels do not serve: {found.reason}"
+            f"Kernels: {found.kernels}" if found.reason is None else f"Liger's kernels cannot be used: {found.reason}"
         )
 
     def validated(self, step: int, job: Job, scores: Mapping[str, float], best: bool) -> None:
-        """A job was validated."""
+        """Record a job's validation."""
         self.record(step, job, {"epoch": round(job.epochs_done, 4), **scores})
         self.say(f"step {step}  {job.name}: {in_words(scores)}{'  (best)' if best else ''}")
 
     def job_failed(self, step: int, job: str, error: Exception, **facts: Any) -> str:
-        """A job failed: an event with the error and, where it is our own fault, its trace. Returns what the error says."""
+        """Record that a job failed: an event with the error and, where it is not the user's mistake, its trace. Returns its message."""
         said = str(error) or type(error).__name__
         if not isinstance(error, GraftError):
             facts["trace"] = "".join(traceback.format_exception(error))
@@ -113,7 +113,7 @@ class Recorder:
 
     @timed("books")
     def status(self, step: int, state: str = "running", **facts: Any) -> None:
-        """status.json, every few seconds and at the end."""
+        """Write status.json, every few seconds while the run trains and at its end."""
         if state == "running" and time.monotonic() - self._status_at < STATUS_SECONDS:
             return
         self._status_at = time.monotonic()
@@ -133,14 +133,14 @@ class Recorder:
         )
 
     def ended(self, step: int, state: str) -> None:
-        """The run came to its end, or was stopped."""
+        """Record that the run finished, was stopped or failed."""
         self.status(step, state)
         self.event(state, step=step)
         if step:
             self.say(f"Time: {described(self.clock.read())}")
 
     def standing(self, job: Job) -> dict[str, Any]:
-        """Where a job stands, as status.json has it."""
+        """Return where a job stands, as status.json has it."""
         where = "running" if job.resident else "preempted" if job.step else "waiting"
         return {
             "state": job.ended or where,

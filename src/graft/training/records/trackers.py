@@ -1,4 +1,4 @@
-"""Metrics to the trackers that people already use, through one small protocol. metrics.jsonl is written besides, always."""
+"""Send metrics to the trackers that people already use, through one small protocol. metrics.jsonl is always written too."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from graft.errors import require
 
 
 class Tracker(Protocol):
-    """Receives numbers."""
+    """Receives the numbers of a run."""
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers by name at a step."""
+        """Take numbers by name at a step of the run."""
         ...
 
     def close(self) -> None:
-        """The run is over."""
+        """Finish at the end of the run."""
         ...
 
 
 class TensorBoard:
-    """Event files in the run folder."""
+    """Writes event files in the run folder."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         require("tensorboard", "track")
@@ -40,7 +40,7 @@ class TensorBoard:
 
 
 class Module:
-    """wandb, and trackio, which has the same three functions."""
+    """Logs to wandb, or to trackio, which has the same three functions."""
 
     def __init__(self, module: str, folder: Path, config: Mapping[str, Any]) -> None:
         self.module = require(module, "track")
@@ -55,11 +55,11 @@ class Module:
 
 
 def trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers of these names. Raises `MissingExtra` with the install command for one that is not installed."""
+    """Make the trackers of these names. Raises `MissingExtra` with the install command for one that is not installed."""
     return [TensorBoard(folder, config) if name == "tensorboard" else Module(name, folder, config) for name in names]
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raises `MissingExtra` for a tracker whose package is missing, before a run begins."""
+    """Check before a run that the packages of these trackers are installed. Raises `MissingExtra` for one that is not."""
     for name in names:
         require(name, "track")

@@ -1,8 +1,11 @@
 """Successive halving (Jamieson and Talwalkar 2016): at each rung, jobs are compared and the best share goes on.
 
-Compared are jobs with the same validation data. A job that has reached a rung waits there until no other is on its way to it; then the
-share `keep` of all that ever reached the rung, rounded up, goes on, and of those that wait the rest ends. A job that comes later is
-measured against the losses that are on record.
+Jobs with the same validation data are compared with each other. A job that has reached a rung waits there until no other is on its way to
+it. Then the best of all that ever reached the rung go on: the share `keep`, rounded up. The others that wait there end. A job that comes
+later is compared with the losses on record.
+
+For example, `keep` is 0.5, and a, b and c reach the rung of step 100 with losses 2.0, 1.0 and 3.0. Half of three, rounded up, is two: b
+and a go on, and c ends.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ HALVED = "halved"
 
 
 class Halving:
-    """The record of the rungs. `state` is JSON: {rung: {validation data: {job: loss}}}, and who has passed."""
+    """The record of the rungs: losses as {rung: {validation data: {job: loss}}}, and the jobs that passed each rung.
+
+    state: what the method `state` returned, in a run that is resumed.
+    """
 
     def __init__(self, config: HalvingConfig | None, state: dict[str, Any] | None = None) -> None:
         self.config = config
@@ -26,22 +32,22 @@ class Halving:
         self.passed: dict[str, list[str]] = state["passed"] if state else {}
 
     def state(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the record as JSON values."""
         return {"losses": self.losses, "passed": self.passed}
 
     def idle(self, jobs: Sequence[Job]) -> str | None:
-        """What to tell where no job is long enough to be halved."""
+        """A note where halving has no effect, since no job reaches the first rung; else None."""
         if self.config is None or any(rung < job.steps for rung in self.config.rungs for job in jobs):
             return None
         longest = max((job.steps for job in jobs), default=0)
         return f"scheduler.halving has no effect: its first rung is step {self.config.rungs[0]}, the longest job has {longest} steps"
 
     def at_rung(self, job: Job) -> bool:
-        """Whether a job stands at a rung below its end: then it is validated and compared."""
+        """Whether a job is at a rung before its last step: then it is validated and compared."""
         return self.config is not None and job.step in self.config.rungs and job.step < job.steps
 
     def note(self, job: Job, loss: float) -> None:
-        """A job's validation loss at its rung."""
+        """Note a job's validation loss at its rung."""
         self.losses.setdefault(str(job.step), {}).setdefault(_group(job), {})[job.name] = loss
 
     def holds(self, job: Job) -> bool:
@@ -49,15 +55,15 @@ class Halving:
         return self.at_rung(job) and job.name not in self.passed.get(str(job.step), [])
 
     def decide(self, jobs: Sequence[Job]) -> list[Job]:
-        """Let jobs pass where none is on the way any more, and end those that do worst; returns these."""
+        """Let the best jobs pass each rung that no other job is on its way to, and end the others there; returns the ended jobs."""
         ended: list[Job] = []
         if self.config is None:
             return ended
         for rung in self.config.rungs:
             waiting = [job for job in jobs if job.ended is None and job.step == rung and self.holds(job)]
             for group in sorted({_group(job) for job in waiting}):
-                own = [job for job in jobs if _group(job) == group and job.ended is None and rung < job.steps]
-                if any(job.step < rung for job in own):
+                rivals = [job for job in jobs if _group(job) == group and job.ended is None and rung < job.steps]
+                if any(job.step < rung for job in rivals):
                     continue
                 losses = self.losses[str(rung)][group]
                 best = sorted(losses, key=lambda name: losses[name])[: math.ceil(self.config.keep * len(losses))]
@@ -70,4 +76,5 @@ class Halving:
 
 
 def _group(job: Job) -> str:
+    """The validation data, which jobs that are compared have in common."""
     return job.validation.digest if job.validation is not None else ""

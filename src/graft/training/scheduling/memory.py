@@ -1,9 +1,11 @@
-"""How much memory a step takes: a model fitted to measured peaks.
+"""A model of how much memory a step takes, fitted to measured peaks.
 
     peak = b0 + b1 tokens + b2 squares + what the jobs themselves hold,    b0, b1, b2 >= 0
 
-tokens are those of the step's fullest micro-batch, squares its samples' squared lengths (attention). b0 is the base. The fit is
-non-negative least squares over the steps seen, as in mLoRA (arXiv 2312.02515).
+`tokens` are those of the step's fullest micro-batch, `squares` the sum of its rows' squared lengths (attention), and b0 is the base. The
+fit is non-negative least squares over the steps seen, as in mLoRA (arXiv 2312.02515).
+
+For example, rows of 4 and 3 tokens have the load (7, 25) flat, since 16 + 9 = 25, and (8, 32) padded, where both count as 4 tokens.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ import numpy as np
 import torch
 
 KEPT = 256
-"""Latest observations that are fitted."""
+"""Number of the latest observations that are fitted."""
 SMALLEST_MARGIN = 0.02
+"""Smallest margin over a predicted peak, as a share of it."""
 SIGMAS = 3.0
+"""Margin in standard deviations of the residuals, where that is more."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a micro-batch asks of the memory."""
+    """The size of a micro-batch, as its memory depends on it."""
 
     tokens: int
     squares: int
@@ -32,13 +36,13 @@ class Load:
 
     @classmethod
     def of(cls, lengths: Sequence[int], padded: bool) -> Load:
-        """Of samples of these lengths. In a padded batch each counts as the longest."""
+        """The load of rows of these lengths. In a padded batch each counts as the longest."""
         size = [max(lengths)] * len(lengths) if padded else lengths
         return cls(sum(size), sum(length * length for length in size))
 
     @classmethod
     def together(cls, loads: Sequence[Load], budget: int) -> Load:
-        """The fullest micro-batch that jobs with these loads can meet in one step under a token budget."""
+        """An upper bound of the fullest micro-batch that jobs with these loads can have in one step, under a token budget."""
         tokens = min(sum(load.tokens for load in loads), max(budget, *(load.tokens for load in loads)))
         longest = max(load.squares / load.tokens for load in loads)
         return cls(tokens, int(min(sum(load.squares for load in loads), tokens * longest)))
@@ -46,16 +50,16 @@ class Load:
 
 @dataclass
 class MemoryModel:
-    """Observed (tokens, squares, bytes), the jobs' own bytes taken off, and the fit to them."""
+    """Observations (tokens, squares, bytes without what the jobs hold) and the fit to them."""
 
     seen: list[tuple[int, int, int]] = field(default_factory=list)
 
     def observe(self, load: Load, num_bytes: int) -> None:
-        """A step's measured peak, less what the jobs in memory hold."""
+        """Add a step's measured peak, less what the jobs in memory hold."""
         self.seen = [*self.seen, (load.tokens, load.squares, num_bytes)][-KEPT:]
 
     def fit(self) -> tuple[np.ndarray, float]:
-        """(b0, b1, b2) in bytes, and the standard deviation of the residuals."""
+        """Return (b0, b1, b2) in bytes, and the standard deviation of the residuals."""
         from scipy.optimize import nnls
 
         seen = np.array(self.seen, dtype=np.float64)
@@ -65,7 +69,10 @@ class MemoryModel:
         return beta / scale, norm / max(1, len(seen) - 3) ** 0.5
 
     def predict(self, load: Load, own_bytes: int, margin: bool) -> float | None:
-        """Peak bytes of a step, with a margin of 2 %, or three standard deviations where that is more; None before any step was seen."""
+        """Predict the peak bytes of a step; None before any step was seen. own_bytes: what its jobs hold.
+
+        The margin is 2 % of the peak, or three standard deviations of the residuals where that is more.
+        """
         if not self.seen:
             return None
         beta, sigma = self.fit()
@@ -75,14 +82,14 @@ class MemoryModel:
 
 @dataclass
 class Peak:
-    """What `measuring` found; None where this system cannot say."""
+    """The peak that `measuring` found; None where this system cannot measure it."""
 
     num_bytes: int | None = None
 
 
 @contextmanager
 def measuring(device: torch.device) -> Iterator[Peak]:
-    """Peak memory of a block of code: allocated on a GPU, resident in a process (on Linux, which can forget an earlier peak)."""
+    """Measure the peak memory of a block of code: what is allocated on a GPU, else what the process holds (on Linux alone)."""
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -96,7 +103,7 @@ def measuring(device: torch.device) -> Iterator[Peak]:
 
 
 def _forget_peak() -> bool:
-    """Make the kernel's high-water mark of this process start again at its present size."""
+    """Reset the kernel's high-water mark of this process to its present size; whether the system allows it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -105,12 +112,13 @@ def _forget_peak() -> bool:
 
 
 def _high_water() -> int | None:
+    """The largest resident size of this process since the last reset, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def memory_limit(device: torch.device, gigabytes: float | None) -> int | None:
-    """Bytes that a run may use: as set, else what a GPU has for this process; None is no limit."""
+    """Bytes that a run may use: as the configuration says, else what a GPU has for this process; None is no limit."""
     if gigabytes is not None:
         return int(gigabytes * 1e9)
     if device.type != "cuda":
