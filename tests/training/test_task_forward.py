@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import graft
+from graft.adapters.parsing import parse
 from graft.bases import Base, load_base, pad_id
 from graft.bases.heads import draw_head, with_head
 from graft.config.base import BaseConfig
@@ -98,7 +99,7 @@ def _made(outcome: Any) -> Example:
 def job_on(base: Base, name: str, data: TokenDataset, seed: int = 1, adapter: Any = None, **config: Any) -> Job:
     draw_head(base.model, base.fresh, seed)
     torch.manual_seed(seed)
-    graft.attach(base.model, {name: with_head(base.model, graft.adapters.parse(adapter or LORA), base.fresh)})
+    graft.attach(base.model, {name: with_head(base.model, parse(adapter or LORA), base.fresh)})
     settings = {"batch_size": 8, "lr": 1e-2, "schedule": "constant", "steps": 6, "seed": seed, **config}
     return Job.make(base.model, name, TrainConfig(**settings), data, None)
 
@@ -260,10 +261,10 @@ def test_a_micro_batch_of_answers_stays_within_the_budget() -> None:
 
 def test_a_fresh_head_is_trained_once_and_whole(folders: dict[str, Path], tmp_path: Path) -> None:
     base = loaded(folders["bert"])
-    alone = with_head(base.model, graft.adapters.parse({"kind": "head", "sites": "head"}), base.fresh)
+    alone = with_head(base.model, parse({"kind": "head", "sites": "head"}), base.fresh)
     assert [part.kind for part in alone.parts()] == ["head"]
     with pytest.raises(GraftError, match=r"kind 'full' names 'classifier', a head that the base does not bring"):
-        with_head(base.model, graft.adapters.parse([{"kind": "lora"}, {"kind": "full", "sites": "head"}]), base.fresh)
+        with_head(base.model, parse([{"kind": "lora"}, {"kind": "full", "sites": "head"}]), base.fresh)
     biased = job_on(base, "a", labelled(base), adapter={"kind": "bitfit"}, steps=3)
     run(base, [biased], tmp_path / "run")
     graft.save(base.model, "a", tmp_path / "adapter")

@@ -9,6 +9,7 @@ forward/                      a batch to the loss of each target: head, layout, 
 job_pool, scheduling/         who is in memory, and who takes the next step
 commands, interrupt           what users ask of a run while it trains
 saving, checkpoints, offload  what is kept on disk of the jobs
+publishing                    the adapter folders that users take
 records/                      metrics, events, status, trackers, model cards
 validation, dry_run, optim    validation scores; passes without an update; AdamW and schedules
 """

@@ -169,7 +169,7 @@ def _trial(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
         set_training(parts.base.model, [job.name], parts.config.base.dropout)
         start, compiling = time.perf_counter(), None
         if train.compile:
-            forward = copy.copy(forward)  # eager code serves the other jobs
+            forward = copy.copy(forward)  # the other jobs are checked in eager code
             compile_forward(forward, [job], "inductor", batcher)
             compiling = time.perf_counter() - start
         wanted = "off" if train.compile else train.kernels

@@ -1,4 +1,4 @@
-"""The loop of a run: steps of the jobs whose turn it is, validation, checkpoints, and an orderly end whatever happens.
+"""The loop of a run: steps of the jobs that are due, validation, checkpoints, and an orderly end whatever happens.
 
 Between steps the run carries out its commands and lets go of jobs that failed. Adapters cannot come or go while the model is in the modes
 of training. So the loop is a series of sessions: a session has the same adapters from beginning to end.

@@ -75,7 +75,7 @@ class Pairs:
 
     @classmethod
     def of(cls, rows: Sequence[Row], sums_R: Tensor) -> Pairs:
-        """Sort the sums of losses by side and view. The rows are whole pairs, in any order that is the same for all sides and views."""
+        """Sort the sums of losses by side and view. The rows are whole pairs, in the same order for each side and view."""
 
         def pick(part: int, view: View) -> list[int]:
             return [at for at, row in enumerate(rows) if row.part == part and row.view == view]
@@ -171,8 +171,8 @@ class Preference:
     def scores(self, rows: Sequence[Row], sums_R: Tensor) -> Scores:
         """Scores of a whole step, or of all validation data.
 
-        Besides the loss: the mean rewards and their margin, the share of pairs whose chosen answer has the higher reward (accuracy), and
-        the mean log-probabilities, per token where the objective compares those.
+        Besides the loss: the mean rewards and their margin, the share of pairs in which the chosen answer has the higher reward
+        (accuracy), and the mean log-probabilities, per token where the objective compares those.
         """
         pairs = Pairs.of(rows, sums_R)
         losses_P, chosen, rejected = self._rule(self.config, pairs)

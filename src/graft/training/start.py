@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from graft.training.checkpoints import read_state, tidy
 from graft.training.engine import Engine
 from graft.training.job import Job
 from graft.training.objectives import reference_of
-from graft.training.records.model_card import model_card
+from graft.training.publishing import publish
 from graft.training.records.progress import Reporter
 from graft.training.records.trackers import check_installed, trackers
 from graft.training.settings import Settings
-from graft.utils.clock import timed
 
 
 def train(config: AnyRun, out: str | Path, *, overwrite: bool = False, quiet: bool = False) -> RunFolder:
@@ -116,7 +114,7 @@ def _run(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool
         folder,
         settings,
         reporter,
-        lambda done: _publish(parts, folder, engine, done),
+        lambda done: publish(parts, folder, done, engine.recorder.losses.get(done.name), engine.layout),
         trackers(common.loggers, folder.path, config.model_dump(mode="json")),
         lambda name, given: _submitted(parts, folder, name, given),
     )
@@ -167,38 +165,6 @@ def reference_note(config: RunConfig) -> str | None:
         f"The adapter starts from {config.train.init_from}, but its answers are compared with the bare base, so rewards do not start "
         "at zero. To compare with the adapter that it starts from, set train.objective.reference to init."
     )
-
-
-@timed("checkpoints")
-def _publish(parts: RunParts, folder: RunFolder, engine: Engine, job: Job) -> None:
-    """Write adapters/<name>: weights, configuration, template and model card."""
-    part = parts.of(job)
-    counts, template = part.data.report.train, part.data.template
-    facts: dict[str, Any] = {
-        "Data": f"{', '.join(source.name for source in part.data.report.sources)}: {counts.samples:,} samples, "
-        f"{counts.tokens:,} tokens, {_counted(part)}",
-        "Classes" if part.data.classes else "Template": f"{template.name} ({template.digest[:12]})",
-        "Hardware": f"{parts.base.device}, {str(parts.base.dtype).removeprefix('torch.')}, {engine.layout} batches",
-    }
-    best = f"Validation loss (step {job.best['step']:.0f}, the weights here)" if job.best else "Validation loss"
-    losses = {
-        "Training loss of the last step": engine.recorder.losses.get(job.name),
-        best: job.best["loss"] if job.best else None,
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        template.save(scratch)
-        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(scratch).iterdir())}
-    files["README.md"] = model_card(part.config, job, losses, facts, len(part.data.classes))
-    save(parts.base.model, job.name, folder.adapter_dir(job.name), extra_files=files)
-
-
-def _counted(part: JobParts) -> str:
-    """How much of the job's data has a loss, in words."""
-    if len(part.data.train.labels):
-        return "one label each"
-    if part.data.report.pairs:
-        return f"{part.data.report.train.targets:,} of answers, preferred and rejected"
-    return f"{part.data.report.train.targets:,} supervised ({part.config.data.train_on})"
 
 
 def _write_samples(folder: RunFolder, part: JobParts, tokenizer: Any) -> None:

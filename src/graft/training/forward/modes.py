@@ -28,7 +28,7 @@ def set_training(model: nn.Module, names: Sequence[str], base_dropout: bool = Fa
     set_modes(root, state, base_dropout, names)
     for _, layer in base_modules(root):
         if layer.__dict__.get("_gradient_checkpointing_func") is not None:
-            layer.training = True  # not its children, whose dropout stays as the base's
+            layer.training = True  # the block alone: its children keep the base's mode
 
 
 @contextmanager

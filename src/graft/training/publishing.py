@@ -1,0 +1,47 @@
+"""Publish a job: write the adapter folder that users take, with its template and model card."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from graft.attaching.saving import save
+from graft.data.batches import Layout
+from graft.runs.folder import RunFolder
+from graft.training.assembly import JobParts, RunParts
+from graft.training.job import Job
+from graft.training.records.model_card import model_card
+from graft.utils.clock import timed
+
+
+@timed("checkpoints")
+def publish(parts: RunParts, folder: RunFolder, job: Job, last_loss: float | None, layout: Layout) -> None:
+    """Write adapters/<name>: weights, configuration, template and model card.
+
+    last_loss: training loss of the job's last step. layout: that of the run's batches. The card names both.
+    """
+    part = parts.of(job)
+    counts, template = part.data.report.train, part.data.template
+    facts: dict[str, Any] = {
+        "Data": f"{', '.join(source.name for source in part.data.report.sources)}: {counts.samples:,} samples, "
+        f"{counts.tokens:,} tokens, {_supervised(part)}",
+        "Classes" if part.data.classes else "Template": f"{template.name} ({template.digest[:12]})",
+        "Hardware": f"{parts.base.device}, {str(parts.base.dtype).removeprefix('torch.')}, {layout} batches",
+    }
+    best = f"Validation loss (step {job.best['step']:.0f}, the weights here)" if job.best else "Validation loss"
+    losses = {"Training loss of the last step": last_loss, best: job.best["loss"] if job.best else None}
+    with tempfile.TemporaryDirectory() as scratch:  # a template saves itself to a folder; `save` takes texts by name
+        template.save(scratch)
+        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(scratch).iterdir())}
+    files["README.md"] = model_card(part.config, job, losses, facts, len(part.data.classes))
+    save(parts.base.model, job.name, folder.adapter_dir(job.name), extra_files=files)
+
+
+def _supervised(part: JobParts) -> str:
+    """How many targets the job's data have, in words."""
+    if len(part.data.train.labels):
+        return "one label each"
+    if part.data.report.pairs:
+        return f"{part.data.report.train.targets:,} of answers, preferred and rejected"
+    return f"{part.data.report.train.targets:,} supervised ({part.config.data.train_on})"
