@@ -49,7 +49,7 @@ def by_hand(x: Tensor, h: Tensor, given: list[LowRankUpdate]) -> Tensor:
             if term.rows.start <= number // size < term.rows.stop:  # type: ignore[union-attr]
                 start = term.rows.start * size  # type: ignore[union-attr]
                 own = term.of(x)
-                kept = term.ctx.kept(own, term.p, term.site) if term.p else torch.ones_like(own)
+                kept = term.ctx.kept(own, term.p, term.site_index) if term.p else torch.ones_like(own)
                 dropped = (own * kept).flatten(0, 1)[number - start]
                 row = row + term.scale * (term.B @ (term.A @ dropped))
         out.append(row)
@@ -82,7 +82,7 @@ def test_gradients_pass_gradcheck(flat: bool, p: float) -> None:
 
     def run(x: Tensor, h: Tensor, *factors: Tensor) -> Tensor:
         now = [
-            LowRankUpdate(A, B, t.scale, t.p, t.site, t.ctx, t.rows)
+            LowRankUpdate(A, B, t.scale, t.p, t.site_index, t.ctx, t.rows)
             for t, A, B in zip(given, factors[::2], factors[1::2], strict=True)
         ]
         return add_low_rank(x, h, now)
@@ -160,7 +160,7 @@ def test_bfloat16_with_masters_in_float32_is_no_further_from_the_truth_than_plai
 
 def test_without_seeds_dropout_is_torch_s_own() -> None:
     (x, h), given = inputs(False), terms(False, 0.4)
-    free = [LowRankUpdate(t.A, t.B, t.scale, t.p, t.site, AdapterContext(), t.rows) for t in given]
+    free = [LowRankUpdate(t.A, t.B, t.scale, t.p, t.site_index, AdapterContext(), t.rows) for t in given]
     torch.manual_seed(5)
     found = add_low_rank(x, h, free)
     torch.manual_seed(5)

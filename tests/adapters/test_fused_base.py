@@ -43,7 +43,7 @@ def terms(p: float) -> list[LowRankUpdate]:
 
 def with_factors(given: Sequence[LowRankUpdate], factors: Sequence[Tensor]) -> list[LowRankUpdate]:
     pairs = zip(given, factors[::2], factors[1::2], strict=True)
-    return [LowRankUpdate(A, B, t.scale, t.p, t.site, t.ctx, t.rows) for t, A, B in pairs]
+    return [LowRankUpdate(A, B, t.scale, t.p, t.site_index, t.ctx, t.rows) for t, A, B in pairs]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])

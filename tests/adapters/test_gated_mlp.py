@@ -62,7 +62,7 @@ def factors(given: list[list[LowRankUpdate]]) -> list[Tensor]:
 
 def with_factors(given: list[list[LowRankUpdate]], new: Sequence[Tensor]) -> list[list[LowRankUpdate]]:
     left = iter(new)
-    return [[LowRankUpdate(next(left), next(left), t.scale, t.p, t.site, t.ctx, t.rows) for t in own] for own in given]
+    return [[LowRankUpdate(next(left), next(left), t.scale, t.p, t.site_index, t.ctx, t.rows) for t in own] for own in given]
 
 
 def ours(x: Tensor, activation: Activation, hosts: Sequence[nn.Linear], given: list[list[LowRankUpdate]]) -> Tensor:

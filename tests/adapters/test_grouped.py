@@ -68,7 +68,7 @@ def inputs(given: Sequence[LowRankUpdate], gap: int, dtype: torch.dtype = torch.
 
 def in_float64(term: LowRankUpdate) -> LowRankUpdate:
     A, B = (factor.detach().double().requires_grad_() for factor in (term.A, term.B))
-    return LowRankUpdate(A, B, term.scale, term.p, term.site, term.ctx, term.rows)
+    return LowRankUpdate(A, B, term.scale, term.p, term.site_index, term.ctx, term.rows)
 
 
 def by_hand(x: Tensor, h: Tensor, given: Sequence[LowRankUpdate]) -> Tensor:

@@ -123,7 +123,7 @@ def factor_gradients(
 
 
 def _add_term_(out: Tensor, x: Tensor, update: LowRankUpdate) -> Tensor:
-    x_NI = flat(update.ctx.dropout(update.of(x), update.p, update.site))
+    x_NI = flat(update.ctx.dropout(update.of(x), update.p, update.site_index))
     low_NR = torch.mm(x_NI, update.A.to(x.dtype).t()).mul_(update.scale)
     update.of(out).view(-1, out.shape[-1]).addmm_(low_NR, update.B.to(x.dtype).t())
     return low_NR

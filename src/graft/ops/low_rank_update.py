@@ -24,7 +24,8 @@ class LowRankUpdate:
     scale: float
     p: float
     """Of dropout; 0 outside of training."""
-    site: int
+    site_index: int
+    """Number of the site; with the row's seed it is the key of the dropout mask."""
     ctx: AdapterContext
     rows: slice | None = None
     """Which rows, along dimension 1 in a flat pass and 0 else; None is all."""
@@ -42,11 +43,11 @@ class LowRankUpdate:
 
     def kept(self, x: Tensor) -> Tensor | None:
         """What seeded dropout multiplies this term's rows of x by; None where there is no dropout."""
-        return self.ctx.kept(self.of(x), self.p, self.site) if self.p else None
+        return self.ctx.kept(self.of(x), self.p, self.site_index) if self.p else None
 
     def plain(self, x: Tensor) -> Tensor:
         """The term by operations that autograd knows. x: its own rows [..., I] -> [..., O]."""
-        low_R = F.linear(self.ctx.dropout(x, self.p, self.site), self.A.to(x.dtype))
+        low_R = F.linear(self.ctx.dropout(x, self.p, self.site_index), self.A.to(x.dtype))
         return F.linear(low_R * self.scale, self.B.to(x.dtype))
 
 
