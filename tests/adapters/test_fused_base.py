@@ -17,7 +17,7 @@ import graft
 from graft.attaching.active import running, set_trainable
 from graft.ops import low_rank_linear as fused_base
 from graft.ops.low_rank import LowRankUpdate
-from graft.ops.low_rank_linear import as_read, linear_low_rank
+from graft.ops.low_rank_linear import linear_low_rank, shared_input
 from graft.routing.context import AdapterContext, ForwardContext
 from tests.small import small_model
 
@@ -99,7 +99,7 @@ def test_the_lowest_layer_computes_no_gradient_of_its_input_and_keeps_x_once() -
     ):
         out = linear_low_rank(host, x, [term])
     assert kept.count(x.data_ptr()) == 1 and kept.count(host.weight.data_ptr()) == 1
-    assert as_read(x) == (x, None)
+    assert shared_input(x) == (x, None)
     out.sum().backward()
     assert x.grad is None and term.A.grad is not None
 
@@ -147,11 +147,11 @@ def test_an_x_that_was_written_to_is_another_x() -> None:
     host, terms_ = layer(), [whole(), whole()]
     source = torch.randn(4, I, dtype=torch.float64).requires_grad_()
     x = source * 1.0
-    first = as_read(x)[0]
-    assert as_read(x)[0] is first
+    first = shared_input(x)[0]
+    assert shared_input(x)[0] is first
     x.mul_(3.0)
     second = linear_low_rank(host, x, [terms_[1]])
-    assert as_read(x)[0] is not first
+    assert shared_input(x)[0] is not first
     (found,) = torch.autograd.grad(second.sum(), source)
     slope = (host.weight + 0.5 * terms_[1].B @ terms_[1].A).sum(0).detach()
     torch.testing.assert_close(found, 3.0 * slope.expand_as(found))
@@ -159,7 +159,7 @@ def test_an_x_that_was_written_to_is_another_x() -> None:
 
 def test_x_dies_with_those_who_hold_it() -> None:
     x = torch.randn(4, I, dtype=torch.float64).requires_grad_() * 1.0
-    gone, read = weakref.ref(x), weakref.ref(as_read(x)[0])
+    gone, read = weakref.ref(x), weakref.ref(shared_input(x)[0])
     del x
     gc.collect()
     assert gone() is None and read() is None

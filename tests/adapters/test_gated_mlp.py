@@ -15,7 +15,7 @@ from graft.ops.frozen_linear import frozen_linear
 from graft.ops.gated_mlp import Layer, gated_mlp
 from graft.ops.gated_product import ACTIVATIONS, Activation, gated_product, product_gradients
 from graft.ops.low_rank import LowRankUpdate
-from graft.ops.low_rank_linear import as_read, linear_low_rank
+from graft.ops.low_rank_linear import linear_low_rank, shared_input
 from graft.routing.context import AdapterContext
 
 WIDE, HIGH = 6, 8
@@ -62,7 +62,9 @@ def factors(given: list[list[LowRankUpdate]]) -> list[Tensor]:
 
 def with_factors(given: list[list[LowRankUpdate]], new: Sequence[Tensor]) -> list[list[LowRankUpdate]]:
     left = iter(new)
-    return [[LowRankUpdate(next(left), next(left), t.scale, t.p, t.site_index, t.ctx, t.rows) for t in own] for own in given]
+    return [
+        [LowRankUpdate(next(left), next(left), t.scale, t.p, t.site_index, t.ctx, t.rows) for t in own] for own in given
+    ]
 
 
 def ours(x: Tensor, activation: Activation, hosts: Sequence[nn.Linear], given: list[list[LowRankUpdate]]) -> Tensor:
@@ -81,7 +83,7 @@ def plain(x: Tensor, activation: Activation, hosts: Sequence[nn.Linear], given: 
             else:
                 dim = 1 if term.ctx.flat else 0
                 at = torch.arange(term.rows.start, term.rows.stop)
-                out = out.index_add(dim, at, term.plain(term.of(x)))
+                out = out.index_add(dim, at, term.plain(term.rows_of(x)))
         return out
 
     gate, up, down = zip(hosts, given, strict=True)
@@ -158,12 +160,12 @@ def test_the_gradient_of_x_is_one_sum_with_that_of_other_layers_that_read_it() -
     given = terms(hosts, 1, 0.0, False)
     beside = linears()[0]
     x = source(False).requires_grad_() * 1.0
-    read = as_read(x)[0]
+    read = shared_input(x)[0]
     term = LowRankUpdate(*factors(given)[:2], 0.5, 0.0, 0, AdapterContext())
     other = linear_low_rank(beside, x, [term])
     assert other is not None
     out = ours(x, "silu", hosts, given).sum() + other.sum()
-    assert as_read(x)[0] is read
+    assert shared_input(x)[0] is read
     (found,) = torch.autograd.grad(out, x)
     wanted = plain(x, "silu", hosts, given).sum() + (beside(x) + term.plain(x)).sum()
     torch.testing.assert_close(found, torch.autograd.grad(wanted, x)[0], atol=1e-12, rtol=1e-12)
@@ -214,7 +216,7 @@ def test_the_product_and_its_gradients_are_those_of_plain_operations(activation:
         expected = torch.autograd.grad(wanted, (e, u), dh)
         for over in (False, True):
             given = [tensor.detach().clone() for tensor in (e, u, dh)]
-            de, du = product_gradients(activation, *given, over=over)
+            de, du = product_gradients(activation, *given, overwrite=over)
             assert torch.equal(de, expected[0]) and torch.equal(du, expected[1])
             assert torch.equal(given[0], e) and torch.equal(given[1], u) and (over or torch.equal(given[2], dh))
 

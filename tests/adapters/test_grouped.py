@@ -76,7 +76,7 @@ def by_hand(x: Tensor, h: Tensor, given: Sequence[LowRankUpdate]) -> Tensor:
     dim, done, out = given[0].dim, 0, []
     for term in sorted(given, key=lambda each: each.rows.start):  # type: ignore[union-attr]
         assert term.rows is not None
-        out += [h.narrow(dim, done, term.rows.start - done), term.of(h) + term.plain(term.of(x))]
+        out += [h.narrow(dim, done, term.rows.start - done), term.rows_of(h) + term.plain(term.rows_of(x))]
         done = term.rows.stop
     return torch.cat([*out, h.narrow(dim, done, h.shape[dim] - done)], dim)
 
@@ -183,13 +183,13 @@ def test_numbers_of_one_job_that_are_no_numbers_reach_no_other(calls: list[int])
     x, h = inputs(given, 1)
     sound = learnt(add_low_rank(x, h, given), leaves(x, h, given))
     broken = x.detach().clone()
-    given[1].of(broken).fill_(float("nan"))
+    given[1].rows_of(broken).fill_(float("nan"))
     broken.requires_grad_()
     found = learnt(add_low_rank(broken, h, given), leaves(broken, h, given))
     for number, (own, other) in enumerate(zip(found[3:], sound[3:], strict=True)):
         assert torch.equal(own, other) != (number in (2, 3)), number  # the second job's A and B
     for number, term in enumerate(given):
-        assert torch.equal(term.of(found[0]), term.of(sound[0])) != (number == 1)
+        assert torch.equal(term.rows_of(found[0]), term.rows_of(sound[0])) != (number == 1)
 
 
 def test_for_backward_it_keeps_the_products_of_rank_width_and_no_stack(calls: list[int]) -> None:

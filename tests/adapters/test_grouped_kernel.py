@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from graft.ops import low_rank_grouped as grouped
 from graft.ops.low_rank import add_low_rank
-from graft.ops.low_rank_grouped import has_kernel, together
+from graft.ops.low_rank_grouped import has_kernel, product_groups
 from graft.ops.low_rank_update import LowRankUpdate
 from tests.adapters.test_grouped import I, O, distance, inputs, learnt, leaves, terms  # noqa: E741
 
@@ -20,15 +20,15 @@ from tests.adapters.test_grouped import I, O, distance, inputs, learnt, leaves, 
 def test_ranks_up_to_a_tile_stand_together_and_greater_ones_by_powers_of_two(monkeypatch: Any) -> None:
     given = terms(True, ranks=(1, 64, 65, 128, 129))
     x = torch.zeros(1, 20, I)
-    assert together(given, x, O) == [[0], [1], [2], [3], [4]]  # no kernel on a CPU
+    assert product_groups(given, x, O) == [[0], [1], [2], [3], [4]]  # no kernel on a CPU
     monkeypatch.setattr(grouped, "has_kernel", lambda x: True)
-    assert together(given, x, O) == [[0, 1], [2, 3], [4]]
-    assert together(given[:1], x, O) == [[0]]
-    assert together(given, x[..., :20], O) == together(given, x, 12) == [[0], [1], [2], [3], [4]]
-    monkeypatch.setattr(grouped, "MOST", 2)
-    assert together(given[:2] * 2, x, O) == [[0, 1], [2, 3]]
+    assert product_groups(given, x, O) == [[0, 1], [2, 3], [4]]
+    assert product_groups(given[:1], x, O) == [[0]]
+    assert product_groups(given, x[..., :20], O) == product_groups(given, x, 12) == [[0], [1], [2], [3], [4]]
+    monkeypatch.setattr(grouped, "MAX_UPDATES", 2)
+    assert product_groups(given[:2] * 2, x, O) == [[0, 1], [2, 3]]
     half = LowRankUpdate(given[0].A.bfloat16(), given[0].B.bfloat16(), 1.0, 0.0, 0, given[0].ctx, given[0].rows)
-    assert together([given[0], half], x, O) == [[0], [1]]
+    assert product_groups([given[0], half], x, O) == [[0], [1]]
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_the_kernel_is_there_where_torch_says_so(monkeypatch: Any, changed: dict
 
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("gap", [0, 2])
-@pytest.mark.parametrize("place", ["whole", "odd address", "odd stride"])
-def test_what_is_multiplied_lies_as_the_kernel_asks(monkeypatch: Any, flat: bool, gap: int, spec: str) -> None:
+@pytest.mark.parametrize("alignment", ["whole", "odd address", "odd stride"])
+def test_what_is_multiplied_lies_as_the_kernel_asks(monkeypatch: Any, flat: bool, gap: int, alignment: str) -> None:
     """Addresses and strides of 16 bytes, which torch does not ask for on a CPU; two jagged matrices so that a group may have any length."""
     multiplied: list[tuple[int, int]] = []
 
@@ -82,12 +82,12 @@ def test_what_is_multiplied_lies_as_the_kernel_asks(monkeypatch: Any, flat: bool
         return F.grouped_mm(a, b, offs=ends)
 
     monkeypatch.setattr(grouped, "has_kernel", lambda x: True)
-    monkeypatch.setattr(grouped, "_product", product)
+    monkeypatch.setattr(grouped, "_grouped_product", product)
     given = terms(flat, 0.0, gap)
     x, h = (tensor.detach().bfloat16() for tensor in inputs(given, gap))
-    if spec == "odd address":
+    if alignment == "odd address":
         x = torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)
-    if spec == "odd stride":
+    if alignment == "odd stride":
         x = torch.cat([x, x[..., :1]], -1)[..., :-1]
     x.requires_grad_()
     out = add_low_rank(x, h, given)

@@ -1,1 +1,1 @@
-"""How it is fast: fused low-rank products, the gated MLP, cross-entropy in chunks."""
+"""The fast paths: fused low-rank products, the gated MLP and cross-entropy in chunks."""

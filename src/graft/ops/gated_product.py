@@ -1,8 +1,8 @@
-"""The product in the middle of a gated MLP, h = act(e) * u, and its gradients; also as one autograd node that keeps e and u alone.
+"""The product in the middle of a gated MLP, h = act(e) * u, with its gradients, and as one autograd node that saves only e and u.
 
     de = dh * u * act'(e)        du = dh * act(e)
 
-Autograd's own way keeps act(e) besides. Activations: silu and gelu, exact or by tanh, with torch's own operators for act'. Dauphin et
+Autograd by itself also saves act(e). The activations are silu and gelu (exact or by tanh); act' is torch's own operator. Dauphin et
 al. 2017 (arXiv 1612.08083); Shazeer 2020, "GLU variants improve transformer" (arXiv 2002.05202).
 
 Legend: e output of the gate, u output of the layer beside it, F features of both.
@@ -20,28 +20,29 @@ from torch.nn import functional as F
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 SiluProduct = Callable[[Tensor, Tensor], Tensor | None]
-"""silu(e) * u by a kernel; None where it does not take them."""
+"""A kernel that computes silu(e) * u, or returns None for tensors that it does not support."""
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
 
 
 def activated(activation: Activation, e: Tensor) -> Tensor:
-    """act(e)."""
+    """Compute act(e)."""
     return F.silu(e) if activation == "silu" else F.gelu(e, approximate=_approximation(activation))
 
 
 def product(activation: Activation, e: Tensor, u: Tensor, silu: SiluProduct | None = None) -> Tensor:
-    """h = act(e) * u, without autograd. e, u: [..., F] -> [..., F]."""
+    """Compute h = act(e) * u without autograd. e, u: [..., F] -> [..., F]."""
     if activation == "silu" and silu is not None and (h := silu(e, u)) is not None:
         return h
     return activated(activation, e).mul_(u)
 
 
 def product_gradients(
-    activation: Activation, e: Tensor, u: Tensor, dh: Tensor, over: bool = False
+    activation: Activation, e: Tensor, u: Tensor, dh: Tensor, overwrite: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """de and du. `over`: dh may be written over; e and u never are. All [..., F]."""
+    """Return de and du. With `overwrite` dh's memory becomes de; e and u always stay as they are. All [..., F]."""
     du = activated(activation, e).mul_(dh)
-    de = dh.mul_(u) if over else dh * u
+    de = dh.mul_(u) if overwrite else dh * u  # after du, which reads dh too
+    # The operators multiply their first argument by act'(e), and may write the result over it.
     if activation == "silu":
         torch.ops.aten.silu_backward.grad_input(de, e, grad_input=de)
     else:
@@ -54,8 +55,8 @@ def _approximation(activation: Activation) -> str:
 
 
 def gated_product(activation: Activation, e: Tensor, u: Tensor, silu: SiluProduct | None = None) -> Tensor:
-    """act(e) * u as one node. e, u: [..., F] -> [..., F]. The gradient is not differentiable again."""
-    if e.dtype != u.dtype or e.shape != u.shape:  # what layers of other code may give: torch's own rules hold
+    """Compute act(e) * u as one node. e, u: [..., F] -> [..., F]. The gradient cannot be differentiated again."""
+    if e.dtype != u.dtype or e.shape != u.shape:  # layers of other code may differ; torch then promotes and broadcasts
         return activated(activation, e) * u
     return _GatedProduct.apply(activation, e, u, silu)  # pyright: ignore
 
@@ -70,4 +71,5 @@ class _GatedProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        # No `overwrite`: the gradient of the output belongs to autograd, and another branch may read it.
         return None, *product_gradients(ctx.activation, *ctx.saved_tensors, *grads), None

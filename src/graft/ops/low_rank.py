@@ -1,17 +1,21 @@
-"""The low-rank part of a linear layer as one autograd node: h + s B A dropout(x), for one adapter, or for several on rows of their own.
+"""The low-rank part of a linear layer as one autograd node: h + s B A dropout(x), for one adapter or for several on their own rows.
 
-For the rows i of one adapter, with its dropout mask M, S = s (M x) A^T, G the gradient of the output and T = s G B:
+For the rows of one adapter, let M be the dropout mask, G the gradient of the output, S = s (M x) A^T and T = s G B. Then
 
     h' = h + S B^T        dB = G^T S        dA = T^T (M x)        dx = M (T A)        dh = G
 
-Kept for backward are x, which is one tensor for all adapters and all layers that read it, and the S of rank R. Masks are drawn again
-from the seeds of the pass, where autograd would keep two tensors of x's size for each adapter; the gradient of x is written row by row
-into one tensor, where autograd would fill one with zeros for each adapter and add them up. Equations: Ye et al. 2023, "mLoRA"
-(arXiv 2312.02515). `fused_base.py` takes the frozen layer itself into the node; `grouped.py` computes several terms by one product where
-the device has a kernel for it, and here they are computed one after another.
+The node saves two things for backward: x, which is one tensor for all adapters and for all layers that read it, and S, which has only R
+columns. It draws the masks again from the seeds of the pass, where autograd saves M and M x for every adapter. It writes the gradient of x
+row by row into one tensor, where autograd pads each adapter's gradient with zeros to the size of x and adds them up.
 
-Without seeds, in compiled code, under function transforms and where the factors lie on another device (then it is an error) the same is
-computed by plain operations.
+Example: x is [1, 4096, 4096] in bfloat16, and two adapters of rank 8 have 2048 tokens each. The node saves x (32 MiB, shared by q, k and v)
+and two S [2048, 8] of 32 KiB. Autograd saves M and M x of each adapter instead: four tensors of 16 MiB in every layer.
+
+The equations are those of Ye et al. 2023, "mLoRA" (arXiv 2312.02515). `low_rank_linear.py` makes the frozen layer a part of the node.
+`low_rank_grouped.py` computes several updates in one product where the device has a kernel for it; here they are computed one by one.
+
+Plain operations compute the same where the node cannot: for dropout without seeds, in compiled code, under function transforms, and where
+the factors lie on another device (which then raises torch's own error).
 
 Legend: I input features, O output features, R rank, N tokens of one adapter's rows.
 """
@@ -25,14 +29,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from graft.ops.low_rank_grouped import add_grouped_, grouped_gradients, together
-from graft.ops.low_rank_update import LowRankUpdate, flat
+from graft.ops.low_rank_grouped import add_grouped_, grouped_gradients, product_groups
+from graft.ops.low_rank_update import LowRankUpdate, as_matrix
 
 
 def add_low_rank(x: Tensor, h: Tensor, updates: Sequence[LowRankUpdate], in_place: bool = False) -> Tensor:
-    """h with every term added to its rows, which no two terms share. x: [..., I] in h's dtype, h: [..., O] -> [..., O].
+    """Add every update to its rows of h. No two updates may share a row. x: [..., I] in h's dtype, h: [..., O] -> [..., O].
 
-    `in_place` adds into h itself: only for an h that nobody else needs. The gradient is not differentiable again.
+    With `in_place` the updates are added to h itself, which is safe only if nothing else needs h. The gradient cannot be differentiated
+    again.
     """
     if not one_node(updates, h.device):
         for update in updates:
@@ -40,27 +45,26 @@ def add_low_rank(x: Tensor, h: Tensor, updates: Sequence[LowRankUpdate], in_plac
                 h = h + update.plain(x)
             else:
                 at = torch.arange(update.rows.start, update.rows.stop, device=h.device)
-                h = h.index_add(1 if update.ctx.flat else 0, at, update.plain(update.of(x)))
+                h = h.index_add(1 if update.ctx.flat else 0, at, update.plain(update.rows_of(x)))
         return h
     return _AddLowRank.apply(x, h, updates, in_place and h.is_contiguous() and not h._is_view(), *factors_of(updates))
 
 
 def one_node(updates: Sequence[LowRankUpdate], device: torch.device) -> bool:
-    """Whether terms can be computed by a node of ours: masks can be drawn again, and nobody looks into what runs."""
+    """Whether one node can compute the updates: dropout masks can be drawn again, and neither a compiler nor a transform traces us."""
     seeded = all(update.p == 0.0 or update.ctx.seeds is not None for update in updates)
-    here = all(
-        update.A.device == update.B.device == device for update in updates
-    )  # in place, tensors without data add nothing
-    return seeded and here and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    # Meta factors on a real h must take the plain path and fail there: an in-place product with them would add nothing, in silence.
+    same_device = all(update.A.device == update.B.device == device for update in updates)
+    return seeded and same_device and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def factors_of(updates: Sequence[LowRankUpdate]) -> list[Tensor]:
-    """A and B of each term."""
+    """Return A and B of each update, flattened: [A_0, B_0, A_1, B_1, ...]."""
     return [factor for update in updates for factor in (update.A, update.B)]
 
 
 def makes_its_output(host: nn.Module) -> bool:
-    """Whether nothing but what comes next holds a module's output, not even its own backward: a linear layer as it is."""
+    """Whether the module's output is safe to overwrite. A plain linear layer's is: not even its own backward reads it."""
     return getattr(type(host), "graft_base", None) is nn.Linear and "forward" not in host.__dict__
 
 
@@ -70,10 +74,12 @@ class _AddLowRank(torch.autograd.Function):
         ctx: Any, x: Tensor, h: Tensor, updates: Sequence[LowRankUpdate], in_place: bool, *factors: Tensor
     ) -> Tensor:
         out = h if in_place else h.clone(memory_format=torch.contiguous_format)
-        lows = add_terms_(out, x, updates)
+        lows = add_updates_(out, x, updates)
         if in_place:
             ctx.mark_dirty(h)
         ctx.updates = updates
+        # Two updates of rank 4 and 8 on 5 and 3 tokens save x, S_0 [5, 4], S_1 [3, 8], A_0, B_0, A_1, B_1.
+        # Autograd raises if an optimiser step changes one of them in place before backward.
         ctx.save_for_backward(x, *lows, *factors)
         return out
 
@@ -81,75 +87,91 @@ class _AddLowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         updates, (grad,), (x, *saved) = ctx.updates, grads, ctx.saved_tensors
-        covered = sum(update.of(grad).numel() for update in updates) == grad.numel()
+        # Each update overwrites the gradient of its own rows. Rows that no update covers need zeros: if adapter a has rows 0 and 1 of
+        # four, b has row 2 and row 3 runs on the base alone, then row 3 of x gets no gradient from here (its h has one of its own).
+        covered = sum(update.rows_of(grad).numel() for update in updates) == grad.numel()
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (torch.empty if covered else torch.zeros)(x.shape, dtype=x.dtype, device=x.device)
-        made = factor_gradients(updates, grad, x, saved, ctx.needs_input_grad[4:], grad_x, fresh=True)
-        return grad_x, grad, None, None, *made
+        factor_grads = factor_gradients(
+            updates, grad, x, saved, ctx.needs_input_grad[4:], grad_x, overwrite=True
+        )  # inputs 0 to 3 are x, h, updates and in_place
+        return grad_x, grad, None, None, *factor_grads
 
 
-def add_terms_(out: Tensor, x: Tensor, updates: Sequence[LowRankUpdate]) -> list[Tensor]:
-    """Add each term to its rows of a contiguous tensor [..., O]; the S [N, R] of each, which a grouped product may have filled up to a
-    greater R."""
+def add_updates_(out: Tensor, x: Tensor, updates: Sequence[LowRankUpdate]) -> list[Tensor]:
+    """Add each update to its rows of a contiguous tensor [..., O], and return the S [N, R] of each.
+
+    A grouped product may have padded an S with zero columns.
+    """
     lows: dict[int, Tensor] = {}
-    for numbers in together(updates, x, out.shape[-1]):
+    for numbers in product_groups(updates, x, out.shape[-1]):
         own = [updates[number] for number in numbers]
-        made = add_grouped_(out, x, own) if len(own) > 1 else [_add_term_(out, x, own[0])]
-        lows.update(zip(numbers, made, strict=True))
+        own_lows = add_grouped_(out, x, own) if len(own) > 1 else [_add_update_(out, x, own[0])]
+        lows.update(zip(numbers, own_lows, strict=True))
     return [lows[number] for number in range(len(updates))]
 
 
 def factor_gradients(
     updates: Sequence[LowRankUpdate], grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool],
-    grad_x: Tensor | None, fresh: bool,
+    grad_x: Tensor | None, overwrite: bool,
 ) -> list[Tensor | None]:  # fmt: skip
-    """dA and dB of each term; dx goes to its rows of grad_x: in place of what is there if `fresh`, else added.
+    """Return dA and dB of each update, and put dx into its rows of `grad_x`.
 
-    grad [..., O]; saved: the S of each term, then the factors; needs: whether each factor wants its gradient.
+    Args:
+        grad: Gradient of the output [..., O].
+        saved: The S of each update, then `factors_of(updates)`.
+        needs: Whether each factor needs its gradient, in the order of `factors_of`.
+        grad_x: Gradient of the input [..., I], or None if the input needs none.
+        overwrite: Whether dx replaces what `grad_x` holds in these rows; otherwise it is added.
     """
-    lows, factors, made = saved[: len(updates)], saved[len(updates) :], list[Tensor | None]([None] * len(needs))
-    for numbers in together(updates, x, grad.shape[-1]):
+    lows, factors = saved[: len(updates)], saved[len(updates) :]
+    factor_grads = list[Tensor | None]([None] * len(needs))
+    for numbers in product_groups(updates, x, grad.shape[-1]):
+        # Update number n owns the factors at 2 n and 2 n + 1: updates [0, 2] own [0, 1, 4, 5].
         at = [place for number in numbers for place in (2 * number, 2 * number + 1)]
-        own, wants = [factors[place] for place in at], [needs[place] for place in at]
-        here, low = [updates[number] for number in numbers], [lows[number] for number in numbers]
-        if len(here) > 1:
-            found = grouped_gradients(here, grad, x, low, own, wants, grad_x, fresh)
+        own_factors, own_needs = [factors[place] for place in at], [needs[place] for place in at]
+        own, own_lows = [updates[number] for number in numbers], [lows[number] for number in numbers]
+        if len(own) > 1:
+            own_grads = grouped_gradients(own, grad, x, own_lows, own_factors, own_needs, grad_x, overwrite)
         else:
-            found = _term_gradients(here[0], grad, x, low[0], own, wants, grad_x, fresh)
-        for place, gradient in zip(at, found, strict=True):
-            made[place] = gradient
-    return made
+            own_grads = _update_gradients(own[0], grad, x, own_lows[0], own_factors, own_needs, grad_x, overwrite)
+        for place, gradient in zip(at, own_grads, strict=True):
+            factor_grads[place] = gradient
+    return factor_grads
 
 
-def _add_term_(out: Tensor, x: Tensor, update: LowRankUpdate) -> Tensor:
-    x_NI = flat(update.ctx.dropout(update.of(x), update.p, update.site_index))
+def _add_update_(out: Tensor, x: Tensor, update: LowRankUpdate) -> Tensor:
+    """Add s (M x) A^T B^T to the update's rows of `out`, and return S = s (M x) A^T [N, R]."""
+    x_NI = as_matrix(update.ctx.dropout(update.rows_of(x), update.p, update.site_index))
     low_NR = torch.mm(x_NI, update.A.to(x.dtype).t()).mul_(update.scale)
-    update.of(out).view(-1, out.shape[-1]).addmm_(low_NR, update.B.to(x.dtype).t())
+    # `rows_of` and `view` only make views, so `addmm_` writes into `out`; `view` raises where a reshape would have to copy.
+    update.rows_of(out).view(-1, out.shape[-1]).addmm_(low_NR, update.B.to(x.dtype).t())
     return low_NR
 
 
-def _term_gradients(
+def _update_gradients(
     update: LowRankUpdate, grad: Tensor, x: Tensor, low_NR: Tensor, factors: Sequence[Tensor], needs: Sequence[bool],
-    grad_x: Tensor | None, fresh: bool,
+    grad_x: Tensor | None, overwrite: bool,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    (A, B), keep, grad_NO = factors, update.kept(x), flat(update.of(grad))
-    low_grad_NR = torch.mm(grad_NO, B.to(x.dtype)).mul_(update.scale)
-    x_NI = flat(update.of(x) if keep is None else update.of(x) * keep)
+    """Return dA [R, I] and dB [O, R] of one update, and put its dx into `grad_x`. See `factor_gradients`."""
+    (A, B), mask, grad_NO = factors, update.dropout_mask(x), as_matrix(update.rows_of(grad))
+    low_grad_NR = torch.mm(grad_NO, B.to(x.dtype)).mul_(update.scale)  # T = s G B
+    x_NI = as_matrix(update.rows_of(x) if mask is None else update.rows_of(x) * mask)  # M x, made again
     dA = torch.mm(low_grad_NR.t(), x_NI).to(A.dtype) if needs[0] else None
     dB = torch.mm(grad_NO.t(), low_NR).to(B.dtype) if needs[1] else None
     if grad_x is not None:
-        _add_input_gradient(update.of(grad_x).view(-1, x.shape[-1]), low_grad_NR, A.to(x.dtype), keep, fresh)
+        _put_input_gradient_(update.rows_of(grad_x).view(-1, x.shape[-1]), low_grad_NR, A.to(x.dtype), mask, overwrite)
     return dA, dB
 
 
-def _add_input_gradient(part_NI: Tensor, low_grad_NR: Tensor, A: Tensor, keep: Tensor | None, fresh: bool) -> None:
-    """M (T A), written or added."""
-    if fresh:
-        torch.mm(low_grad_NR, A, out=part_NI)
-        if keep is not None:
-            part_NI.mul_(flat(keep))
-    elif keep is None:
-        part_NI.addmm_(low_grad_NR, A)
+def _put_input_gradient_(own_NI: Tensor, low_grad_NR: Tensor, A: Tensor, mask: Tensor | None, overwrite: bool) -> None:
+    """Write dx = M (T A) over `own_NI`, or add it. Only the masked sum needs a tensor of its own."""
+    if overwrite:
+        torch.mm(low_grad_NR, A, out=own_NI)
+        if mask is not None:
+            own_NI.mul_(as_matrix(mask))
+    elif mask is None:
+        own_NI.addmm_(low_grad_NR, A)
     else:
-        part_NI.addcmul_(torch.mm(low_grad_NR, A), flat(keep))
+        own_NI.addcmul_(torch.mm(low_grad_NR, A), as_matrix(mask))

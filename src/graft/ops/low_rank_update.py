@@ -1,4 +1,4 @@
-"""What a low-rank adapter adds to a linear layer, as data: factors, scale, dropout, and the rows that it is added to.
+"""What a low-rank adapter adds to the output of a linear layer, as data: factors, scale, dropout and rows.
 
 Legend: I input features, O output features, R rank, N tokens of one adapter's rows.
 """
@@ -15,7 +15,7 @@ from graft.routing.context import AdapterContext
 
 @dataclass(frozen=True, eq=False)
 class LowRankUpdate:
-    """s B A dropout(x) on some rows. Terms at one module have rows of their own: no two share one."""
+    """The update s B A dropout(x) on some rows of the batch. The updates at one module never share a row."""
 
     A: Tensor
     """[R, I]"""
@@ -23,34 +23,34 @@ class LowRankUpdate:
     """[O, R]"""
     scale: float
     p: float
-    """Of dropout; 0 outside of training."""
+    """Dropout probability; 0 outside of training."""
     site_index: int
-    """Number of the site; with the row's seed it is the key of the dropout mask."""
+    """Number of the site. Together with a row's seed it is the key of the dropout mask."""
     ctx: AdapterContext
     rows: slice | None = None
-    """Which rows, along dimension 1 in a flat pass and 0 else; None is all."""
+    """The rows that the update is added to: a slice of dimension 1 in a packed pass, of dimension 0 otherwise. None: all rows."""
 
     @property
     def dim(self) -> int:
-        """Along which rows lie."""
+        """The dimension along which rows lie."""
         return 1 if self.ctx.flat else 0
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """This term's rows of a tensor, as a view."""
+    def rows_of(self, tensor: Tensor) -> Tensor:
+        """Return this update's rows of a tensor, as a view."""
         if self.rows is None:
             return tensor
         return tensor.narrow(self.dim, self.rows.start, self.rows.stop - self.rows.start)
 
-    def kept(self, x: Tensor) -> Tensor | None:
-        """What seeded dropout multiplies this term's rows of x by; None where there is no dropout."""
-        return self.ctx.kept(self.of(x), self.p, self.site_index) if self.p else None
+    def dropout_mask(self, x: Tensor) -> Tensor | None:
+        """Return what seeded dropout multiplies this update's rows of x by (0 or 1 / (1 - p)), or None without dropout."""
+        return self.ctx.kept(self.rows_of(x), self.p, self.site_index) if self.p else None
 
     def plain(self, x: Tensor) -> Tensor:
-        """The term by operations that autograd knows. x: its own rows [..., I] -> [..., O]."""
-        low_R = F.linear(self.ctx.dropout(x, self.p, self.site_index), self.A.to(x.dtype))
-        return F.linear(low_R * self.scale, self.B.to(x.dtype))
+        """Compute the update with operations that autograd differentiates. x: the update's own rows [..., I] -> [..., O]."""
+        low_R = F.linear(self.ctx.dropout(x, self.p, self.site_index), self.A.to(x.dtype))  # [..., R]
+        return F.linear(low_R * self.scale, self.B.to(x.dtype))  # [..., O]
 
 
-def flat(x: Tensor) -> Tensor:
-    """[..., D] as [N, D]."""
+def as_matrix(x: Tensor) -> Tensor:
+    """Reshape [..., D] to [N, D]."""
     return x.reshape(-1, x.shape[-1])

@@ -22,7 +22,7 @@ from graft.adapters.base import Adapter, AdapterConfig, Shared
 from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
-from graft.ops.base_copy import BaseCopy, refuse_several_inputs, table_of
+from graft.ops.base_copy import BaseCopy, embedding_copy, require_one_input
 from graft.routing.context import AdapterContext
 
 
@@ -146,10 +146,10 @@ class FullEmbedding(FullWeight):
 
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
-        self._twin = (table_of(around.host),)
+        self._base_copy = (embedding_copy(around.host),)
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
-        return h + self._twin[0].run({"weight": self.difference}, x).to(h.dtype)
+        return h + self._base_copy[0].run({"weight": self.difference}, x).to(h.dtype)
 
 
 class FullRows(FullWeight):
@@ -180,8 +180,8 @@ class FullRows(FullWeight):
         frozen = around.weight()
         self.register_buffer("start", None if self._holder else frozen.detach()[self.chosen].to(**self.like))
         if not self.linear:
-            self._twin = (table_of(around.host),)
-            self._twin[0].module.__dict__["padding_idx"] = None  # a row here is not a row there
+            self._base_copy = (embedding_copy(around.host),)
+            self._base_copy[0].module.__dict__["padding_idx"] = None  # a row here is not a row there
 
     def rows_now(self) -> Tensor:
         """The rows [T, O] that take the frozen ones' place."""
@@ -193,7 +193,7 @@ class FullRows(FullWeight):
         change = self.rows_now() - self.around.weight()[self.chosen].to(self.difference.dtype)
         if not self.linear:
             table = torch.cat([change, change.new_zeros(1, change.shape[1])])
-            return h + self._twin[0].run({"weight": table}, self.row_of[x]).to(h.dtype)
+            return h + self._base_copy[0].run({"weight": table}, self.row_of[x]).to(h.dtype)
         return h.index_add(-1, self.chosen, F.linear(x.to(h.dtype), change.to(h.dtype)))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -211,9 +211,9 @@ class FullModule(Adapter):
 
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
-        refuse_several_inputs(around.host)
-        self._twin = (BaseCopy(around.host),)
-        frozen = self._twin[0].names()
+        require_one_input(around.host)
+        self._base_copy = (BaseCopy(around.host),)
+        frozen = self._base_copy[0].parameters()
         if not frozen:
             raise GraftError(f"'{self.path}' ({type(around.host).__name__}) has no parameters to train")
         for name, parameter in frozen.items():
@@ -229,7 +229,7 @@ class FullModule(Adapter):
 
     def parameters_now(self) -> dict[str, Tensor]:
         """Name -> what takes the frozen parameter's place, in its dtype."""
-        frozen, now = self._twin[0].names(), {}
+        frozen, now = self._base_copy[0].parameters(), {}
         for name, difference in self.named_parameters():
             if frozen[name].device.type == "meta" != difference.device.type:
                 raise GraftError(f"'{self.path}.{name}' is offloaded: full training of this module needs it in memory")
@@ -237,7 +237,7 @@ class FullModule(Adapter):
         return now
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
-        return self._twin[0].run(self.parameters_now(), x).reshape(h.shape).to(h.dtype)
+        return self._base_copy[0].run(self.parameters_now(), x).reshape(h.shape).to(h.dtype)
 
     def fold_all(self) -> dict[str, Tensor]:
         return {name: tensor.detach() for name, tensor in self.parameters_now().items()}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from graft.adapters.base import Adapter
 from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec
-from graft.ops.base_copy import table_of
+from graft.ops.base_copy import embedding_copy
 from graft.routing.context import AdapterContext
 
 
@@ -30,10 +30,10 @@ class LoRAEmbedding(Adapter):
 
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
-        self._twin = (table_of(around.host),)
+        self._base_copy = (embedding_copy(around.host),)
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
-        low_R = self._twin[0].run({"weight": self.A.t()}, x).to(h.dtype)
+        low_R = self._base_copy[0].run({"weight": self.A.t()}, x).to(h.dtype)
         return h + F.linear(low_R * self.scale, self.B.to(h.dtype))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
