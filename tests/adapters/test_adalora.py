@@ -127,7 +127,7 @@ def test_a_penalty_of_orthogonal_factors_is_zero_and_of_others_that_of_the_paper
 def test_a_run_too_short_for_its_schedule_and_a_budget_that_grows_are_errors() -> None:
     model = base("llama")
     graft.attach(model, {"a": graft.AdaLoRA(warmup=5, final=5)})
-    with pytest.raises(graft.GraftError, match="no steps left to give ranks in a run of 10"):
+    with pytest.raises(graft.GraftError, match="no steps left to move ranks in a run of 10"):
         allocator_of(model).after_step(1, 10)
     with pytest.raises(graft.GraftError, match="target_rank 8 is more than init_rank 4"):
         graft.attach(model, {"b": {"kind": "adalora", "init_rank": 4}})
@@ -214,7 +214,7 @@ def test_a_copy_of_the_model_gives_ranks_to_its_own_sites(row: Any, twin: Any) -
     model = attached(row)
     other = twin(model)
     assert torch.equal(logits(other, ids()), logits(model, ids()))
-    assert {id(site) for site in allocator_of(other).sites} == {id(site) for site in sites_of(other).values()}
+    assert {id(site) for site in allocator_of(other).adapters} == {id(site) for site in sites_of(other).values()}
 
 
 def test_the_file_that_peft_wrote_computes_the_same(shared: Path) -> None:
@@ -315,7 +315,7 @@ def test_training_without_the_callback_warns_once_and_with_it_never(tmp_path: Pa
 
 
 def test_the_callback_refuses_what_it_cannot_do(tmp_path: Path) -> None:
-    with pytest.raises(graft.GraftError, match="has no steps left to give ranks in a run of 3"):
+    with pytest.raises(graft.GraftError, match="has no steps left to move ranks in a run of 3"):
         _driven(_to_drive(), tmp_path, max_steps=3).train()
     trainer = _driven(_to_drive(), tmp_path)
     trainer.args.fp16 = True

@@ -82,10 +82,10 @@ def test_a_small_loha_never_writes_its_matrix_out_and_a_large_one_gives_the_same
     graft.attach(model, {"a": graft.LoHa(rank=5, sites="mlp.down")})
     randomise(model, "a")
     for _, module in modules_of(model, state_of(model), "a"):
-        assert isinstance(module, LoHaAdapter) and module.small
+        assert isinstance(module, LoHaAdapter) and module.factorised
         x = torch.randn(4, 40, generator=torch.Generator().manual_seed(1))
         small = module.apply_to(x)
-        module.small = False
+        module.factorised = False
         torch.testing.assert_close(small, module.apply_to(x), atol=1e-5, rtol=0)
 
 

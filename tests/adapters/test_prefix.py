@@ -36,7 +36,7 @@ def test_what_a_text_cannot_start_is_an_error() -> None:
         ({"window": "hides"}, "need positions: after_prefix"),
         (
             {"init": "text", "init_ids": TEXT, "tokens": 4, "positions": "after_prefix", "projection": 3},
-            "a projection would produce",
+            "but a projection produces them",
         ),
     ):
         with pytest.raises(ValueError, match=said):

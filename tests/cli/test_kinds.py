@@ -35,7 +35,7 @@ def test_the_table_names_every_kind_and_json_says_the_same(capsys: pytest.Captur
 
 def test_one_kind_comes_with_its_equation_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     said = printed(capsys, "kinds", "hadamard")
-    assert "h' = w * h + b" in said and "position = 'after'" in said and "Which norm of the same layers" in said
+    assert "h' = w (.) h + b" in said and "position = 'after'" in said and "Norm of the same layers" in said
     assert json.loads(printed(capsys, "kinds", "ia3", "--json"))["settings"]["inputs"][0] == "('mlp.down',)"
 
 

@@ -1,9 +1,10 @@
-"""Published configurations by name; what depends on the model family is settled when the adapter meets the model.
+"""Published configurations by name. What depends on the model family is filled in when the adapter is attached to a model.
 
-llm-adapters/*: Hu et al. 2023, "LLM-Adapters" (arXiv 2304.01933), the commands of its repository: LoRA rank 32 on q, k, v, up, down;
-bottleneck 256 with tanh, no biases, weights from N(0, 0.02); prefix of 10 tokens from N(0, 1) whose sequence starts behind it.
-papers/*: their papers' settings (named in the kinds' files), norms trained where the papers train them; papers/distilbert: "Finetuning
-LLMs Efficiently with Adapters" (Raschka 2023), two bottlenecks per block in place of the sublayers' outputs.
+llm-adapters/*: the commands in the repository of Hu et al. 2023, "LLM-Adapters" (arXiv 2304.01933). LoRA has rank 32 on q, k, v, up and
+down. Bottlenecks have 256 features, tanh, no biases and weights from N(0, 0.02). The prefix has 10 tokens from N(0, 1), and positions
+start after it. papers/*: the settings of the papers, which the files of the kinds name, with trained norms where the paper trains them.
+papers/distilbert is "Finetuning LLMs Efficiently with Adapters" (Raschka 2023): two bottlenecks per block in place of the sublayers'
+outputs.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _PRESETS: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
 
 
 class Preset(BaseModel):
-    """A published configuration by name, with fields that the user changes."""
+    """A published configuration by name, with the fields that the user changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,14 +65,15 @@ class Preset(BaseModel):
     changes: dict[str, Any] = {}
 
     def resolve(self, site_names: frozenset[str]) -> AdapterConfig:
-        """The config for a model that has these sites."""
+        """Return the config for a model that has these sites."""
         entry = _PRESETS[self.preset]
         filled = [self._filled(part, site_names) for part in (entry if isinstance(entry, list) else [entry])]
         parts = tuple(kind_class(part["kind"]).model_validate(part) for part in filled)
         return parts[0] if len(parts) == 1 else kind_class("stack").model_validate({"adapters": parts})
 
     def _filled(self, part: Mapping[str, Any], site_names: frozenset[str]) -> dict[str, Any]:
-        own = _fields_of(part["kind"])
+        """Apply the user's changes to one part, and fill in the sites that depend on the family."""
+        own = _fields_of(part["kind"])  # a change of `tokens` reaches the prefix of MAM and not its bottleneck
         filled = {**part, **{key: value for key, value in self.changes.items() if key in own}}
         if isinstance(filled.get("sites"), str):
             filled["sites"] = filled["sites"].format(
@@ -82,7 +84,7 @@ class Preset(BaseModel):
 
 
 def preset(name: str, changes: Mapping[str, Any] | None = None) -> Preset:
-    """Look a preset up. Raises `GraftError` with the nearest name."""
+    """Return a preset with changes. Raises `GraftError`, with the nearest name, for an unknown preset or field."""
     if name not in _PRESETS:
         raise GraftError(f"unknown preset '{name}'.{did_you_mean(name, _PRESETS)} There are: {', '.join(_PRESETS)}")
     entry, changes = _PRESETS[name], dict(changes or {})
@@ -96,9 +98,10 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Preset:
 
 
 def _fields_of(kind: str) -> set[str]:
+    """Return the settings of a kind."""
     return set(kind_class(kind).model_fields) - {"kind"}
 
 
 def presets() -> tuple[str, ...]:
-    """The names of all presets."""
+    """Return the names of all presets."""
     return tuple(_PRESETS)

@@ -33,6 +33,7 @@ class BaseCopy:
 
     def run(self, tensors: Mapping[str, Tensor], *args: Any) -> Tensor:
         """Run the host's forward with these tensors, by p. Raises `GraftError` if it returns anything but one tensor."""
+        # `training` is a plain attribute, of which the copy holds its own, and buffers may be replaced after the copy was made.
         for own, host in zip(_own_modules(self.module), _own_modules(self.host), strict=True):
             if own.training != host.training:
                 own.training = host.training

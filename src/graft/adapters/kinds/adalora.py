@@ -1,20 +1,24 @@
-"""AdaLoRA: a difference in the form of a singular value decomposition, whose ranks are given to the sites that need them.
+"""AdaLoRA: a low-rank update in the form of a singular value decomposition, with a rank budget that moves to the sites that need it.
 
-    h' = h + s P (E (.) Q dropout(x)),    s = alpha / (initial rank + epsilon)
+    h' = h + s P (E (.) Q dropout(x)),    s = alpha / (init_rank + epsilon)
 
-Every site starts at `init_rank`. A budget falls from that to `target_rank` per site on average, by a cubic, between `warmup` and `final`:
+Every site starts at `init_rank`. Between `warmup` and `final` the budget b of all sites together falls along a cubic, to `target_rank` per
+site on average (t step, T all steps, t_w warm-up, t_f final steps):
 
     b(t) = b_T + (b_0 - b_T) (1 - (t - t_w) / (T - t_f - t_w))^3
 
-After each of these steps the b(t) triplets (column of P, entry of E, row of Q) with the highest scores keep their E; the E of the others
-is zero, but may come back with a later gradient. From `final` on the choice stands. The score of a triplet is that of its E plus the means
-of those over its column and row, where the score of one entry w is
+A triplet is a column of P, an entry of E and a row of Q. After each of these steps, the b(t) triplets with the highest scores keep their E.
+The other E are set to zero, from where later gradients may bring them back. The choice at the start of `final` is kept to the end.
+
+Example: 4 sites with init_rank 12 and target_rank 8 fall from 48 to 32 triplets. Half-way, 32 + 16 (1/2)^3 = 34 are left.
+
+The score of a triplet is that of its E plus the mean scores of its column and its row. The score of one entry w is
 
     S = mean_b1(I) * mean_b2(|I - mean_b1(I)|),    I = |w * dL/dw|        (running means)
 
-and the loss is increased by gamma times the mean over all P and Q of ||P^T P - 1||, ||Q Q^T - 1|| (Frobenius).
+The loss grows by gamma times the mean of ||P^T P - 1|| and ||Q Q^T - 1|| (Frobenius) over all sites.
 
-Zhang et al. 2023, "AdaLoRA" (arXiv 2303.10512), equations 7 to 11; order of calls and the scale as in PEFT.
+Zhang et al. 2023, "AdaLoRA" (arXiv 2303.10512), equations 7 to 11. The order of calls and the scale are PEFT's.
 
 Legend: I input features, O output features, R initial rank, N sites.
 """
@@ -36,39 +40,39 @@ from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext
 
-UNSEEN_STEPS = 3
-"""Changes of the weights that count as training; one may be a trial step that is taken back."""
+UNREPORTED_STEPS = 3
+"""After this many weight changes without `after_step` a warning is due. One of them may be a trial step that is taken back."""
 
 
 class AdaLoRA(AdapterConfig):
-    """Low-rank adaptation that moves rank to the sites where it tells."""
+    """Low-rank update that moves rank to the sites that need it."""
 
     source = "arXiv 2303.10512"
-    suits = "When the rank is scarce and it is not known which layers need it; the number of steps has to be known."
+    suits = "For a tight rank budget when you do not know which layers need it. The number of steps must be known in advance."
 
     kind: Literal["adalora"] = "adalora"
     init_rank: int = Field(default=12, ge=1)
     """Rank of every site at the start."""
     target_rank: int | None = Field(default=8, ge=1)
-    """Mean rank of the sites in the end. None: ranks stay as they are, which is what a saved adapter says."""
+    """Mean rank of the sites at the end. None: ranks stay as they are, as in a saved adapter."""
     alpha: float = 16.0
-    """Numerator of the scale alpha / (init_rank + epsilon), whatever rank remains."""
+    """Numerator of the scale alpha / (init_rank + epsilon). The scale does not follow the rank."""
     epsilon: float = Field(default=1e-5, ge=0.0)
-    """As PEFT adds it to the rank; 0 is the paper's scale."""
+    """Number that is added to the rank in the scale, as in PEFT. 0 gives the paper's scale."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the input of Q."""
     warmup: int | float = Field(default=0.1, ge=0)
-    """Steps before the budget begins to fall; a number below 1 is a fraction of all steps."""
+    """Steps before the budget begins to fall. A float below 1 is a fraction of all steps."""
     final: int | float = Field(default=0.3, ge=0)
-    """Steps at the end in which the choice stands; a number below 1 is a fraction of all steps."""
+    """Steps at the end, in which ranks no longer change. A float below 1 is a fraction of all steps."""
     interval: int = Field(default=1, ge=1)
-    """Steps from one choice to the next."""
+    """Steps from one choice of triplets to the next."""
     beta1: float = Field(default=0.85, gt=0.0, lt=1.0)
-    """Weight of the past in the running mean of the sensitivity."""
+    """Weight of the past in the running mean of the sensitivity I."""
     beta2: float = Field(default=0.85, gt=0.0, lt=1.0)
-    """Weight of the past in the running mean of its deviation."""
+    """Weight of the past in the running mean of the deviation of I from its mean."""
     orthogonality: float = Field(default=0.5, ge=0.0)
-    """Factor of the penalty that keeps P and Q orthogonal."""
+    """Factor gamma of the penalty that keeps P and Q orthogonal."""
     sites: str | tuple[str, ...] = "linear"
 
     @model_validator(mode="after")
@@ -94,9 +98,10 @@ class AdaLoRA(AdapterConfig):
 
 
 class AdaLoRAAdapter(WeightDelta):
-    """P [O, R] and Q [R, I] from N(0, 0.02), E [R] at zero, and which triplets are kept [R].
+    """P [O, R] and Q [R, I] from N(0, 0.02), E [R] at zero, and `kept` [R], which marks the triplets in use.
 
-    While ranks are being given, the running means of every entry's sensitivity and its deviation go along, for exact resuming.
+    While ranks change, the module also has the running means of sensitivity and deviation of every entry as buffers. A training checkpoint
+    stores them, so that a resumed run is exact.
     """
 
     kept: Tensor
@@ -117,15 +122,15 @@ class AdaLoRAAdapter(WeightDelta):
     def share(self, shared: Shared) -> None:
         super().share(shared)
         assert isinstance(shared, Allocator)
-        shared.sites = (*shared.sites, self)
+        shared.adapters = (*shared.adapters, self)
 
     def apply_to(self, x: Tensor) -> Tensor:
-        values = torch.where(self.kept, self.E, 0.0) * self.scale
-        low_R = F.linear(x, self.Q.to(x.dtype)) * values.to(x.dtype)
-        return F.linear(low_R, self.P.to(x.dtype))
+        values_R = torch.where(self.kept, self.E, 0.0) * self.scale
+        low_R = F.linear(x, self.Q.to(x.dtype)) * values_R.to(x.dtype)  # [..., R]
+        return F.linear(low_R, self.P.to(x.dtype))  # [..., O]
 
     def difference(self) -> Tensor:
-        return (self.P * torch.where(self.kept, self.E, 0.0) * self.scale) @ self.Q
+        return (self.P * torch.where(self.kept, self.E, 0.0) * self.scale) @ self.Q  # [O, I]
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training and self.means and not torch.compiler.is_compiling():
@@ -139,105 +144,112 @@ class AdaLoRAAdapter(WeightDelta):
 
     @torch.no_grad()
     def note_gradient(self, beta1: float, beta2: float) -> None:
-        """Take this step's gradients into the running means."""
+        """Update the running means with the gradients of this step."""
         for key in "PEQ":
             weight, mean, deviation = (getattr(self, name) for name in (key, f"sensitivity_{key}", f"deviation_{key}"))
             if weight.grad is None:
                 continue
-            now = (weight * weight.grad).abs()
-            mean.mul_(beta1).add_(now, alpha=1 - beta1)
-            deviation.mul_(beta2).add_((now - mean).abs(), alpha=1 - beta2)
+            sensitivity = (weight * weight.grad).abs()
+            mean.mul_(beta1).add_(sensitivity, alpha=1 - beta1)
+            deviation.mul_(beta2).add_(
+                (sensitivity - mean).abs(), alpha=1 - beta2
+            )  # from the mean that was just updated
 
     def scores(self) -> Tensor:
-        """The score of each triplet [R]."""
-        P, E, Q = (getattr(self, f"sensitivity_{key}") * getattr(self, f"deviation_{key}") for key in "PEQ")
+        """Return the score of each triplet [R]."""
+        P, E, Q = (
+            getattr(self, f"sensitivity_{key}") * getattr(self, f"deviation_{key}") for key in "PEQ"
+        )  # [O, R], [R], [R, I]
         return E + P.mean(0) + Q.mean(1)
 
 
 class Allocator(Shared):
-    """Gives ranks to the sites of one adapter after each optimiser step, and penalises what is not orthogonal."""
+    """Distribute the rank budget over the sites of one adapter after each optimiser step, and penalise P and Q that are not orthogonal."""
 
     def __init__(self, config: AdaLoRA) -> None:
         super().__init__()
         assert config.target_rank is not None
         self.config = config
         self.target = config.target_rank
-        self.sites: tuple[AdaLoRAAdapter, ...] = ()
-        """They come in when they take this module as theirs, and keep their parameters."""
-        self.unseen: int | None = 0
-        """Optimiser steps that nobody told of; None once one was told of, or the warning given."""
-        self.seen: Tensor | None = None
-        """The first site's E as a training pass last saw it: torch's fused optimisers change weights and not their versions."""
+        self.adapters: tuple[AdaLoRAAdapter, ...] = ()
+        """The module of each site, which registers itself in `share`. A tuple, so that their parameters stay out of this module's own."""
+        self.unreported: int | None = 0
+        """Optimiser steps without a call of `after_step`. None after the first call, or once the warning was given."""
+        self.last_E: Tensor | None = None
+        """E of the first site in the last training pass. Tensor versions would not do: torch's fused optimisers do not raise them."""
 
     def penalty(self) -> Tensor | None:
         if not self.config.orthogonality:
             return None
-        grams = [gram for site in self.sites for gram in (site.P.T @ site.P, site.Q @ site.Q.T)]
+        grams = [gram for each in self.adapters for gram in (each.P.T @ each.P, each.Q @ each.Q.T)]
         norms = [(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm() for gram in grams]
         return self.config.orthogonality * torch.stack(norms).mean()
 
-    def watch(self, site: AdaLoRAAdapter) -> None:
-        """Warn once where weights change from pass to pass and `after_step` is never called: ranks would stay in silence."""
-        if (
-            self.unseen is None
-            or site is not self.sites[0]
-            or (self.seen is not None and torch.equal(site.E, self.seen))
-        ):
+    def watch(self, adapter: AdaLoRAAdapter) -> None:
+        """Warn once if weights change from pass to pass but nobody calls `after_step`, so that ranks never change."""
+        if self.unreported is None or adapter is not self.adapters[0]:
             return
-        self.unseen, self.seen = self.unseen + (self.seen is not None), site.E.detach().clone()
-        if self.unseen == UNSEEN_STEPS:
-            self.unseen = None
+        if self.last_E is not None and torch.equal(adapter.E, self.last_E):
+            return
+        self.unreported, self.last_E = self.unreported + (self.last_E is not None), adapter.E.detach().clone()
+        if self.unreported == UNREPORTED_STEPS:
+            self.unreported = None
             warnings.warn(
-                "an AdaLoRA adapter is being trained and its ranks stay as they are, since nobody tells it of the steps taken: give a "
-                "Trainer callbacks=[graft.callback()], or in a loop of your own add graft.penalty(model, name) to the loss and call "
-                "graft.after_step(model, name, step, steps) after optimizer.step(); with target_rank: null no ranks are given",
+                "an AdaLoRA adapter is being trained, but its ranks do not change, because nothing reports the optimiser steps to it. "
+                "With a Trainer, pass callbacks=[graft.callback()]. In a loop of your own, add graft.penalty(model, name) to the loss and "
+                "call graft.after_step(model, name, step, steps) after optimizer.step(). To keep all ranks, set target_rank: null",
                 stacklevel=2,
             )
 
     def after_step(self, step: int, steps: int) -> None:
-        self.unseen = None
+        self.unreported = None
         warmup, end = self.schedule(steps)
         if step < end:
-            for site in self.sites:
-                site.note_gradient(self.config.beta1, self.config.beta2)
+            for adapter in self.adapters:
+                adapter.note_gradient(self.config.beta1, self.config.beta2)
         if step == end or (warmup < step < end and step % self.config.interval == 0):
             self._choose(self.budget(step, steps), last=step == end)
         elif step > end:
             self._hold()
 
     def schedule(self, steps: int) -> tuple[int, int]:
-        """(last step of the warm-up, step of the last choice). Raises `GraftError` when nothing is left between them."""
+        """Return (last step of the warm-up, step of the last choice). Raises `GraftError` if no step is left between them."""
         warmup, final = (
             round(value * steps) if isinstance(value, float) and value < 1 else int(value)
             for value in (self.config.warmup, self.config.final)
         )
         if warmup >= steps - final:
             raise GraftError(
-                f"AdaLoRA with a warm-up of {warmup} and {final} final steps has no steps left to give ranks in a run of {steps}: "
+                f"AdaLoRA with {warmup} warm-up and {final} final steps has no steps left to move ranks in a run of {steps} steps: "
                 "lower `warmup` or `final`, or train longer"
             )
         return warmup, steps - final
 
     def budget(self, step: int, steps: int) -> int:
-        """Triplets that are kept after a step, over all sites."""
+        """Return the number of triplets, over all sites, that are kept after a step."""
         warmup, end = self.schedule(steps)
-        start, target = self.config.init_rank * len(self.sites), self.target * len(self.sites)
-        left = 1 - (min(max(step, warmup), end) - warmup) / (end - warmup)
+        start, target = self.config.init_rank * len(self.adapters), self.target * len(self.adapters)
+        left = 1 - (min(max(step, warmup), end) - warmup) / (end - warmup)  # from 1 to 0
         return int((start - target) * left**3 + target)
 
     @torch.no_grad()
     def _choose(self, budget: int, last: bool) -> None:
-        """Zero the E of all but the best triplets; the last time, for good."""
-        score_NR = torch.stack([site.scores().to(self.sites[0].E.device) for site in self.sites])
+        """Set the E of all but the best triplets to zero. `last` makes the choice permanent.
+
+        With 2 sites of rank 3, scores [[5, 1, 4], [3, 0, 2]] and a budget of 4, site 0 keeps triplets 0 and 2, site 1 keeps 0 and 2.
+        """
+        score_NR = torch.stack([adapter.scores().to(self.adapters[0].E.device) for adapter in self.adapters])
         chosen = torch.zeros(score_NR.numel(), dtype=torch.bool, device=score_NR.device)
-        chosen[score_NR.flatten().argsort(descending=True, stable=True)[:budget]] = True
-        for site, kept in zip(self.sites, chosen.view_as(score_NR), strict=True):
-            site.E.masked_fill_(~kept.to(site.E.device), 0.0)
+        chosen[score_NR.flatten().argsort(descending=True, stable=True)[:budget]] = (
+            True  # stable: ties go to the earlier site
+        )
+        for adapter, kept_R in zip(self.adapters, chosen.view_as(score_NR), strict=True):
+            adapter.E.masked_fill_(~kept_R.to(adapter.E.device), 0.0)
             if last:
-                site.kept.copy_(kept)
+                adapter.kept.copy_(kept_R)
 
     @torch.no_grad()
     def _hold(self) -> None:
-        """Keep at zero what the last choice left out, whatever an optimiser's momentum says."""
-        for site in self.sites:
-            site.E.masked_fill_(~site.kept, 0.0)
+        """Set the E that the last choice left out to zero again, since an optimiser's momentum may have moved them."""
+        for adapter in self.adapters:
+            adapter.E.masked_fill_(~adapter.kept, 0.0)

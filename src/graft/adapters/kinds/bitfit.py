@@ -1,7 +1,7 @@
-"""BitFit: the biases alone, as differences to the base: h' = h + b.
+"""BitFit: only the biases, trained as differences from those of the base: h' = h + b.
 
-Ben Zaken et al. 2022, "BitFit" (arXiv 2106.10199). `sites: bias` is every linear layer and norm that has a bias;
-any names of such are a subset (the paper's smaller variant trains `attn.q mlp.up`).
+`sites: bias` names every linear layer and norm that has a bias. Other names choose a subset; the paper's smaller variant trains
+`attn.q mlp.up`. Ben Zaken et al. 2022, "BitFit" (arXiv 2106.10199).
 
 Legend: O output features.
 """
@@ -20,12 +20,12 @@ from graft.errors import GraftError
 
 
 class BitFit(AdapterConfig):
-    """The biases of the base, as differences."""
+    """The biases of the base, trained as differences."""
 
     source = "arXiv 2106.10199"
     takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "norm"})
     needs = frozenset({"bias"})
-    suits = "A small baseline for encoders; the base has to have biases."
+    suits = "A small baseline for encoders. The base must have biases."
 
     kind: Literal["bitfit"] = "bitfit"
     sites: str | tuple[str, ...] = "bias"
@@ -39,7 +39,7 @@ class BitFit(AdapterConfig):
 
 
 class BitFitAdapter(OutputScaling):
-    """bias [O], a difference to the bias that the host has."""
+    """bias [O], the difference from the host's bias."""
 
     def __init__(self, spec: SiteSpec) -> None:
         super().__init__(spec, "outside", scaled=False)
@@ -48,4 +48,4 @@ class BitFitAdapter(OutputScaling):
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
         if not isinstance(around.bias(), Tensor):
-            raise GraftError(f"'{self.path}' has no bias to train: name sites that have one; `bias` names them all")
+            raise GraftError(f"'{self.path}' has no bias to train: name sites that have one (`bias` names all of them)")

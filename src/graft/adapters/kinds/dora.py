@@ -1,8 +1,9 @@
-"""DoRA: LoRA that learns the length of each row of the weight apart from its direction.
+"""DoRA: LoRA for the direction of each row of the weight, and a trained magnitude for its length.
 
-    W' = g (W + s B A),    g = m / ||W + s B A||   by rows, the norm taken as a constant in backward
+    W' = g (W + s B A),    g = m / ||W + s B A||
 
-so that h' = h + (g - 1) (W x + s B A x) + s B A x without writing W' out. Dropout acts on the x of both terms, on W's too.
+The norm is taken row by row, and backward treats it as a constant. The layer computes h' = h + (g - 1) (W x + s B A x) + s B A x, without
+writing W' out. Dropout acts on the x of both products, W x and B A x.
 
 Liu et al. 2024, "DoRA" (arXiv 2402.09353), equation 5 and section 4.3.
 
@@ -24,12 +25,10 @@ from graft.routing.context import AdapterContext
 
 
 class DoRA(LoRAFields):
-    """Weight-decomposed low-rank adaptation: direction by LoRA, the length of each row by a number of its own."""
+    """LoRA for the direction of each weight row, and a trained magnitude for its length."""
 
     source = "arXiv 2402.09353"
-    suits = (
-        "Where LoRA of a small rank falls short of full training; takes the norm of each adapted weight in every step."
-    )
+    suits = "For when LoRA at a small rank falls short of full training. Every step computes the norms of each adapted weight."
 
     kind: Literal["dora"] = "dora"
 
@@ -38,7 +37,7 @@ class DoRA(LoRAFields):
 
 
 class DoRAAdapter(LoRAAdapter):
-    """LoRA's A and B, and magnitude m [O], which starts as the row norms of the frozen weight."""
+    """LoRA's A and B, and the magnitude m [O], which starts as the row norms of the frozen weight."""
 
     def __init__(self, config: DoRA, spec: SiteSpec) -> None:
         super().__init__(config, spec)
@@ -51,7 +50,10 @@ class DoRAAdapter(LoRAAdapter):
 
     @torch.no_grad()
     def _norm(self) -> Tensor:
-        """||W + s B A|| by rows [O], in the masters' precision. A row of zeros has no direction, and a length that divides nothing."""
+        """Return the row norms ||W + s B A|| [O], in the precision of the masters.
+
+        A row of zeros has no direction. Its norm becomes the smallest positive number, so that nothing is divided by zero.
+        """
         weight = self.around.weight().to(self.A.dtype)
         norm = torch.addmm(weight, self.B, self.A, alpha=self.scale).norm(dim=1)
         return norm.clamp_min(torch.finfo(norm.dtype).tiny)
@@ -60,19 +62,18 @@ class DoRAAdapter(LoRAAdapter):
         bias = self.around.bias()
         if self.training and self.p:
             x = ctx.dropout(x, self.p, self.site_index).to(h.dtype)
-            frozen = F.linear(x, self.around.weight().to(h.dtype))
+            frozen = F.linear(x, self.around.weight().to(h.dtype))  # W x [..., O]: h has not seen this dropout
         else:
-            frozen = h if bias is None else h - bias.to(h.dtype)
-        change = self.apply_to(x.to(h.dtype))
-        gain = (self.magnitude / self._norm() - 1).to(h.dtype)
-        h = h + gain * (frozen + change) + change
+            frozen = h if bias is None else h - bias.to(h.dtype)  # W x [..., O], as the base computed it
+        update = self.apply_to(x.to(h.dtype))  # s B A x [..., O]
+        gain = (self.magnitude / self._norm() - 1).to(h.dtype)  # g - 1 [O], exactly zero at the start
+        h = h + gain * (frozen + update) + update
         return h if self.bias is None else h + self.bias.to(h.dtype)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         gain, own = (self.magnitude / self._norm()).to(weight.dtype), self.around.bias()
-        if (
-            bias is not None and own is not None
-        ):  # what other adapters of a stack made of the bias is scaled, the bias is not
+        if bias is not None and own is not None:
+            # The base's bias stays as it is, but what earlier parts of a stack added to it passes through g.
             bias = own.to(bias.dtype) + gain * (bias - own.to(bias.dtype))
         weight, bias = super().fold(weight, bias)
         return gain[:, None] * weight, bias

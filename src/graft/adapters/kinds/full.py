@@ -1,10 +1,10 @@
-"""Full training of any module with parameters of its own, kept as a difference D to the base, so that the base stays as it is.
+"""Full training of any module that has parameters, stored as a difference D from the base, so that the base stays as it is.
 
-    linear layer   h + D x (+ d)
-    embedding      h + D[token]
-    anything else  the module's own forward with P + D in place of each of its parameters P (norms; a small head as a whole)
+    linear layer      h' = h + D x (+ d)
+    embedding         h' = h + D[token]
+    anything else     the module's own forward, with P + D in place of each of its parameters P (norms; a small head as a whole)
 
-What PEFT calls modules_to_save, layer-norm tuning and trainable tokens, and LLM-Adapters stores as whole weights, is this difference.
+This is what PEFT calls modules_to_save, layer-norm tuning and trainable tokens. LLM-Adapters stores it as whole weights.
 
 Legend: I input features, O output features, V rows of the table, T chosen tokens.
 """
@@ -27,21 +27,21 @@ from graft.routing.context import AdapterContext
 
 
 class Full(AdapterConfig):
-    """Full training of the named modules (layers, norms, embeddings, heads), as a difference to the base.
+    """Full training of the named modules (layers, norms, embeddings, heads), stored as differences from the base.
 
-    Where the output head shares the embedding's weight, `embed head` train one difference that both use, as the base does, and it merges;
-    naming one of the two changes that one alone, and cannot be merged into the weight that both use.
+    If the output head shares the embedding's weight, `embed head` trains one difference that both use, and it can be merged. Naming only
+    one of them changes only that one, and cannot be merged into the weight that both use.
     """
 
     takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "embedding", "norm", "other"})
-    suits = "What low-rank differences do not reach: norms, a task's head, rows of new tokens. As large as the modules it names."
+    suits = "Trains what low-rank updates do not reach: norms, a task's head, rows of new tokens. As large as the modules it names."
 
     kind: Literal["full"] = "full"
     train_bias: bool = False
-    """Of linear layers, also learn a difference to the bias. Norms and other modules train all of their parameters anyway."""
+    """Also train the bias of linear layers. Norms and other modules always train all of their parameters."""
     tokens: tuple[int, ...] = ()
-    """Train only the rows of these token ids (of `embed`, `head` or both). The rows that they start from are saved too, so that rows
-    which were added to the base for new tokens come along with the adapter."""
+    """Train only the rows of these token ids (of `embed`, `head` or both). Their initial values are saved too, so that rows that were
+    added to the base for new tokens travel with the adapter."""
     sites: str | tuple[str, ...] = "head"
 
     @property
@@ -52,13 +52,13 @@ class Full(AdapterConfig):
         types = {site.type for site in sites}
         if self.train_bias and "linear" not in types:
             raise GraftError(
-                "train_bias: has no effect without a linear layer; norms and other modules train their bias anyway"
+                "train_bias: has no effect without a linear layer; norms and other modules always train their bias"
             )
         if self.tokens and types - {"linear", "embedding"}:
             wrong = next(site for site in sites if site.type not in ("linear", "embedding"))
-            raise GraftError(f"tokens: '{wrong.module}' has no rows of tokens; name embed, head or both")
+            raise GraftError(f"tokens: '{wrong.module}' has no rows of tokens: name embed, head or both")
         if len(set(self.tokens)) != len(self.tokens) or any(token < 0 for token in self.tokens):
-            raise GraftError(f"tokens: each id once and none below 0; given {list(self.tokens)}")
+            raise GraftError(f"tokens: give each id once, and none below 0; given {list(self.tokens)}")
 
     def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
         types = [spec.type for spec in specs]
@@ -71,28 +71,28 @@ class Full(AdapterConfig):
 
 
 class Ties(Shared):
-    """Which module of the adapter holds the difference to which frozen weight: layers that share a weight share its difference."""
+    """Which module of the adapter holds the difference for which frozen weight. Layers that share a weight share its difference."""
 
     def __init__(self) -> None:
         super().__init__()
         self._holders: dict[int, tuple[FullWeight]] = {}
 
     def holder(self, weight: Tensor, adapter: FullWeight) -> FullWeight:
-        """The first module that came with this weight."""
+        """Return the first module that asked for this weight."""
         return self._holders.setdefault(id(weight), (adapter,))[0]
 
 
 class FullWeight(Adapter):
-    """A difference `weight` [O, I] (a table: [V, I]) to the host's weight, unless another module of the adapter holds it already."""
+    """A difference `weight` from the host's weight, [O, I] or of a table [V, O], unless another module of the adapter holds it already."""
 
     weight: nn.Parameter | None
 
-    def __init__(self, spec: SiteSpec, rows: int, width: int) -> None:
+    def __init__(self, spec: SiteSpec, height: int, width: int) -> None:
         super().__init__(spec)
         self.like = {"dtype": spec.dtype, "device": spec.device}
-        self.weight = nn.Parameter(torch.zeros(rows, width, **self.like))
+        self.weight = nn.Parameter(torch.zeros(height, width, **self.like))
         self._shared: tuple[Shared, ...] = ()
-        self._holder: tuple[FullWeight, ...] = ()
+        self._holder: tuple[FullWeight, ...] = ()  # in a tuple, so that it does not become a child module
 
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
@@ -111,7 +111,7 @@ class FullWeight(Adapter):
 
     @property
     def difference(self) -> Tensor:
-        """To the frozen weight, wherever it is kept."""
+        """The difference from the frozen weight, from whichever module holds it."""
         weight = self._holder[0].weight if self._holder else self.weight
         assert weight is not None
         return weight
@@ -121,7 +121,7 @@ class FullWeight(Adapter):
 
 
 class FullLinear(FullWeight):
-    """weight [O, I] and, where asked for, bias [O]; both start at zero."""
+    """weight [O, I] and, if asked for, bias [O]. Both start at zero."""
 
     def __init__(self, config: Full, spec: SiteSpec) -> None:
         super().__init__(spec, spec.out_features, spec.in_features)
@@ -139,7 +139,7 @@ class FullLinear(FullWeight):
 
 
 class FullEmbedding(FullWeight):
-    """weight [V, O], looked up and scaled the way the base does its own table."""
+    """weight [V, O]. The base's own forward looks it up, and scales it as it scales its table."""
 
     def __init__(self, config: Full, spec: SiteSpec) -> None:
         super().__init__(spec, spec.in_features, spec.out_features)
@@ -153,27 +153,31 @@ class FullEmbedding(FullWeight):
 
 
 class FullRows(FullWeight):
-    """weight [T, O]: rows of a table, or of a head's weight. `start` [T, O] are the rows that they are the difference to."""
+    """weight [T, O]: differences of some rows of a table or of a head's weight from their initial values `start` [T, O].
+
+    Example: tokens (5, 2) in a table of 8 rows. `chosen` is [5, 2], and `row_of` is [2, 2, 1, 2, 2, 0, 2, 2]: token 5 reads row 0, token 2
+    reads row 1, and all others read row 2, which is zeros.
+    """
+
+    chosen: Tensor
+    """[T], the token ids."""
+    row_of: Tensor
+    """[V], the row of each token id here; T, a row of zeros, for all others."""
+    start: Tensor | None
 
     def __init__(self, config: Full, spec: SiteSpec) -> None:
         linear = spec.type == "linear"
-        self.rows, width = (spec.out_features, spec.in_features) if linear else (spec.in_features, spec.out_features)
+        height, width = (spec.out_features, spec.in_features) if linear else (spec.in_features, spec.out_features)
         super().__init__(spec, len(config.tokens), width)
-        if self.rows <= max(config.tokens):
-            raise GraftError(f"tokens: there is no row {max(config.tokens)}; '{spec.module}' has {self.rows} rows")
+        if height <= max(config.tokens):
+            raise GraftError(f"tokens: there is no row {max(config.tokens)}; '{spec.module}' has {height} rows")
         chosen = torch.tensor(config.tokens, device=spec.device)
-        row_of = torch.full((self.rows,), len(chosen), device=spec.device).scatter(
+        row_of = torch.full((height,), len(chosen), device=spec.device).scatter(
             0, chosen, torch.arange(len(chosen), device=spec.device)
         )
         self.linear = linear
         self.register_buffer("chosen", chosen, persistent=False)
         self.register_buffer("row_of", row_of, persistent=False)
-
-    chosen: Tensor
-    """[T] token ids."""
-    row_of: Tensor
-    """[V] token id -> its row here; T, a row of zeros, for all others."""
-    start: Tensor | None
 
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
@@ -181,27 +185,29 @@ class FullRows(FullWeight):
         self.register_buffer("start", None if self._holder else frozen.detach()[self.chosen].to(**self.like))
         if not self.linear:
             self._base_copy = (embedding_copy(around.host),)
-            self._base_copy[0].module.__dict__["padding_idx"] = None  # a row here is not a row there
+            self._base_copy[0].module.__dict__["padding_idx"] = None  # it is a row of the base's table, not of this one
 
     def rows_now(self) -> Tensor:
-        """The rows [T, O] that take the frozen ones' place."""
+        """Return the trained rows [T, O] that replace the frozen ones."""
         holder = self._holder[0] if self._holder else self
         assert isinstance(holder, FullRows) and holder.start is not None
         return holder.start + self.difference
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
-        change = self.rows_now() - self.around.weight()[self.chosen].to(self.difference.dtype)
+        # A base that was extended for new tokens again may hold other values in these rows than `start`, so the difference is taken
+        # from its current rows.
+        delta_TO = self.rows_now() - self.around.weight()[self.chosen].to(self.difference.dtype)
         if not self.linear:
-            table = torch.cat([change, change.new_zeros(1, change.shape[1])])
+            table = torch.cat([delta_TO, delta_TO.new_zeros(1, delta_TO.shape[1])])  # [T + 1, O]
             return h + self._base_copy[0].run({"weight": table}, self.row_of[x]).to(h.dtype)
-        return h.index_add(-1, self.chosen, F.linear(x.to(h.dtype), change.to(h.dtype)))
+        return h.index_add(-1, self.chosen, F.linear(x.to(h.dtype), delta_TO.to(h.dtype)))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight.index_copy(0, self.chosen, self.rows_now().to(weight.dtype)), bias
 
 
 class FullModule(Adapter):
-    """A difference to each parameter of the host, by the host's own names, children included; all start at zero."""
+    """A difference from each parameter of the host and its children, under the host's own names. All start at zero."""
 
     runs_host = True
 
@@ -218,17 +224,21 @@ class FullModule(Adapter):
             raise GraftError(f"'{self.path}' ({type(around.host).__name__}) has no parameters to train")
         for name, parameter in frozen.items():
             if not parameter.is_floating_point():
-                raise GraftError(f"'{self.path}.{name}' is quantised: full training needs it in bfloat16 or float32")
+                raise GraftError(
+                    f"'{self.path}.{name}' is quantised: full training needs it in a floating-point dtype, such as bfloat16"
+                )
+            # "dense.weight" becomes the parameter `weight` of an empty child module `dense`. `_modules` and `_parameters` are set directly,
+            # since `register_module` refuses names that nn.Module has as attributes.
             *parents, own = name.split(".")
             holder: nn.Module = self
-            for parent in parents:  # `_modules` directly, past nn.Module's reserved attributes, so that names are free
+            for parent in parents:
                 child = holder._modules.setdefault(parent, nn.Module())
                 assert child is not None
                 holder = child
             holder._parameters[own] = nn.Parameter(torch.zeros(parameter.shape, **self.like))
 
     def parameters_now(self) -> dict[str, Tensor]:
-        """Name -> what takes the frozen parameter's place, in its dtype."""
+        """Return, by name, the tensors P + D that replace the frozen parameters, in their dtype."""
         frozen, now = self._base_copy[0].parameters(), {}
         for name, difference in self.named_parameters():
             if frozen[name].device.type == "meta" != difference.device.type:

@@ -1,9 +1,9 @@
-"""The Hadamard adapter: an element-wise linear map of the attention's output, trained together with the norm that follows.
+"""The Hadamard adapter: an elementwise linear map of the attention's output, trained together with the norm that follows.
 
-    after the output projection:  h' = w * h + b          before it (on the joined heads):  x' = w * x + b
+    after the output projection:  h' = w (.) h + b          before it, on the joined heads:  x' = w (.) x + b
 
-Chen et al. 2024, "Hadamard Adapter" (arXiv 2407.11033). The paper keeps a part of the layers: give `sites` a range.
-Its recipe has two stages: the head alone, then this adapter with the head frozen.
+Chen et al. 2024, "Hadamard Adapter" (arXiv 2407.11033). The paper adapts only a part of the layers: give `sites` a range. Its recipe has
+two stages: first the head alone, then this adapter with the head frozen.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from graft.errors import GraftError
 
 
 class Hadamard(AdapterConfig):
-    """Factors and shifts on the attention's output, with the norm that follows."""
+    """Factors and shifts on the attention's output, trained with the norm that follows."""
 
     source = "arXiv 2407.11033"
-    suits = "Classification with encoders in a few ten thousand parameters."
+    suits = "Classification with encoders in a few tens of thousands of parameters."
 
     kind: Literal["hadamard"] = "hadamard"
     position: Literal["after", "before"] = "after"
-    """Of the output projection."""
+    """Whether the map acts after the output projection or before it."""
     norm: Literal["attn", "mlp", "none"] = "attn"
-    """Which norm of the same layers trains with it: the attention's, the MLP's, or none."""
+    """Norm of the same layers that is trained too: the attention's, the MLP's, or none."""
     sites: str | tuple[str, ...] = "attn.o"
 
     @property
@@ -46,17 +46,18 @@ class Hadamard(AdapterConfig):
         )
 
     def _names(self) -> tuple[str, ...]:
+        """Return the site names one by one."""
         if isinstance(self.sites, str) and not self.sites.startswith("re:"):
             return tuple(self.sites.split())
         return (self.sites,) if isinstance(self.sites, str) else self.sites
 
     def _norm_of(self, site: str) -> str:
-        """ "decoder.attn.o@4-11" -> "decoder.norm.attn@4-11"."""
+        """Return the site of the norm that belongs to a site: "decoder.attn.o@4-11" gives "decoder.norm.attn@4-11"."""
         name, at, layers = site.partition("@")
         head, _, sublayer = name.removesuffix(".o").rpartition(".")
         if not name.endswith(".o") or sublayer not in ("attn", "cross"):
             raise GraftError(
-                f"hadamard: which norm belongs to site '{site}' is not known: write norm: none, and stack `full` for the norms"
+                f"hadamard: Graft does not know which norm belongs to site '{site}': write norm: none, and stack `full` for the norms"
             )
         chosen = "mlp" if self.norm == "mlp" else sublayer
         return f"{head}.norm.{chosen}{at}{layers}".removeprefix(".")

@@ -1,7 +1,9 @@
 """A layer of the adapter's own in place of the base's: h' = W x + b, for a head that the base does not bring.
 
-A head that transformers draws at random when it loads a base (a classifier's) is another one in each process, so a difference to it
-would mean nothing. W and b are kept whole; they start as what the base has when the adapter is attached.
+transformers draws a classifier's missing head at random each time it loads a base, so a difference from that head would mean nothing in
+another process. The adapter therefore holds W and b whole. They start as what the base has when the adapter is attached.
+
+Legend: I input features, O output features.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from graft.routing.context import AdapterContext
 
 
 class Head(AdapterConfig):
-    """Linear layers that the adapter brings whole. Runs put it at a classifier's head where the base has none."""
+    """Linear layers that the adapter holds whole. Runs use it for a classifier's head if the base has none."""
 
     replaces: ClassVar[bool] = True
-    suits = "A classifier's head on a base that brings none; runs add it by themselves."
+    suits = "A classifier's head on a base without one. Runs add it automatically."
 
     kind: Literal["head"] = "head"
     sites: str | tuple[str, ...] = "head"
@@ -35,7 +37,7 @@ class Head(AdapterConfig):
 
 
 class HeadAdapter(Adapter):
-    """weight [O, I] and, where the base's layer has one, bias [O]."""
+    """weight [O, I] and, if the base's layer has one, bias [O]."""
 
     def __init__(self, spec: SiteSpec) -> None:
         super().__init__(spec)

@@ -1,6 +1,6 @@
 """(IA)3: learned factors on the keys, the values and the inner activations of the MLP.
 
-    keys, values:  k' = l_k * k,   v' = l_v * v        MLP:  W2 (l_ff * act(W1 x))
+    keys, values:  k' = l_k (.) k,   v' = l_v (.) v        MLP:  W2 (l_ff (.) act(W1 x))
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning" (arXiv 2205.05638).
 """
@@ -21,11 +21,11 @@ class IA3(AdapterConfig):
     """Learned factors on keys, values and the inner activations of the MLP."""
 
     source = "arXiv 2205.05638"
-    suits = "A vector per layer: for few examples and for many adapters in one batch; merges."
+    suits = "One vector per layer: for few examples, and for many adapters in one batch. Can be merged."
 
     kind: Literal["ia3"] = "ia3"
     inputs: tuple[str, ...] = ("mlp.down",)
-    """Sites whose input is scaled, by name or by regular expression over module names; the others scale their output."""
+    """Sites that scale their input, by name or by regular expression over module names. The others scale their output."""
     sites: str | tuple[str, ...] = "attn.k attn.v cross.k? cross.v? mlp.down"
 
     @property

@@ -1,8 +1,8 @@
-"""LLaMA-Adapter v2, the part without prompts: a bias and factors on every linear layer, and all norms.
+"""LLaMA-Adapter V2 without its prompts: a bias and factors on every linear layer, and all norms.
 
-    scale on the output (the paper):  h' = s * (W x + b)        on the input (its released chat models):  h' = W (s * x) + b
+    factors on the output (the paper):  h' = s (.) (W x + b)        on the input (its released chat models):  h' = W (s (.) x) + b
 
-Gao et al. 2023, "LLaMA-Adapter V2" (arXiv 2304.15010). Its prompts are the kind `llama-adapter` beside it in a stack.
+Its prompts are the kind `llama-adapter`, which can join this one in a stack. Gao et al. 2023, "LLaMA-Adapter V2" (arXiv 2304.15010).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from graft.architectures.site import SiteSpec
 
 
 class LLaMAAdapterV2(AdapterConfig):
-    """A bias and factors on every linear layer, with all norms."""
+    """A bias and factors on every linear layer, trained with all norms."""
 
     source = "arXiv 2304.15010"
-    suits = "0.04 % of LLaMA-7B; where layers have no bias the learned ones cannot be merged."
+    suits = "0.04 % of the parameters of LLaMA-7B. A learned bias cannot be merged into a layer that has none."
 
     kind: Literal["llama-adapter-v2"] = "llama-adapter-v2"
     scale: Literal["output", "input", "none"] = "output"
-    """Where the factors act: on the output (the paper), on the input (the released chat models), or nowhere (biases alone)."""
+    """Where the factors act. output: as in the paper. input: as in the released chat models. none: only biases are trained."""
     norms: bool = True
     """Also train every norm of the model."""
     sites: str | tuple[str, ...] = "linear"

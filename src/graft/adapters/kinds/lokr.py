@@ -1,13 +1,16 @@
-"""LoKr: a difference that is the Kronecker product of a small matrix and a low-rank one.
+"""LoKr: an update that is the Kronecker product of a small matrix and a low-rank one.
 
     h' = h + s (W1 (x) W2) dropout(x),    s = alpha / rank,    W1 [O1, I1], W2 [O2, I2],    O = O1 O2, I = I1 I2
 
-W2 is a product of rank R where that is smaller than the whole, and so is W1 with `decompose_both`. The Kronecker product is never written
-out: x as a matrix [I1, I2] is multiplied by W2 from the right and by W1 from the left.
+W2 is a product of rank R where that is smaller than the whole matrix, and so is W1 with `decompose_both`. The Kronecker product is never
+written out: x, seen as a matrix [I1, I2], is multiplied by W2 from the right and by W1 from the left.
 
-Yeh et al. 2023, "LyCORIS" (arXiv 2309.14859); sizes and start as in PEFT.
+Example: I = O = 768 gives I1 = O1 = 24 and I2 = O2 = 32. W1 is [24, 24]. W2 is [32, 8] times [8, 32] at rank 8, and a whole [32, 32] from
+rank 16 on.
 
-Legend: I input features, O output features, R rank; 1 and 2 their factors.
+Yeh et al. 2023, "LyCORIS" (arXiv 2309.14859). Sizes and initial values are PEFT's.
+
+Legend: I input features, O output features, R rank; I1 I2 and O1 O2 are the factors of I and O.
 """
 
 from __future__ import annotations
@@ -25,23 +28,27 @@ from graft.architectures.site import SiteSpec
 
 
 class LoKr(LowRank):
-    """The Kronecker product of a small and a low-rank matrix as a difference."""
+    """Update that is the Kronecker product of a small matrix and a low-rank one."""
 
     source = "arXiv 2309.14859"
-    suits = "Few parameters and yet a difference that can have full rank."
+    suits = "Few parameters, and yet the update can have full rank."
 
     kind: Literal["lokr"] = "lokr"
     decompose_both: bool = False
-    """Make the small matrix a low-rank product too, where its size is more than twice the rank."""
+    """Make the small matrix a low-rank product too, if its longer side is more than twice the rank."""
     factor: int | None = Field(default=None, ge=1)
-    """The first factor of each size: this where it divides, else the largest divisor below it. None: the divisor nearest the root."""
+    """First factor of each size: this number if it divides the size, otherwise the largest divisor below it, up to the square root. None:
+    the largest divisor up to the square root."""
 
     def build(self, spec: SiteSpec) -> LoKrAdapter:
         return LoKrAdapter(self, spec)
 
 
 def factors(size: int, wanted: int | None = None) -> tuple[int, int]:
-    """Two numbers whose product is `size`: (`wanted`, the rest) where that divides, else the divisor nearest the root, at most `wanted`."""
+    """Split `size` into two factors: `wanted` and the rest if that divides, otherwise the largest divisor up to the root and `wanted`.
+
+    factors(768) is (24, 32), factors(768, 16) is (16, 48), factors(768, 20) is (16, 48).
+    """
     if wanted is not None and size % wanted == 0:
         return wanted, size // wanted
     limit = math.isqrt(size) if wanted is None else min(math.isqrt(size), wanted)
@@ -50,7 +57,7 @@ def factors(size: int, wanted: int | None = None) -> tuple[int, int]:
 
 
 class LoKrAdapter(WeightDelta):
-    """w1 [O1, I1], or w1_a [O1, R] and w1_b [R, I1]; likewise w2. The first factor starts at zero, the others kaiming-uniform."""
+    """w1 [O1, I1], or w1_a [O1, R] and w1_b [R, I1]; likewise w2. w1 (or w1_a) starts at zero, the others kaiming-uniform."""
 
     def __init__(self, config: LoKr, spec: SiteSpec) -> None:
         super().__init__(spec, config.dropout)
@@ -62,23 +69,26 @@ class LoKrAdapter(WeightDelta):
         self._add("w2", O2, I2, rank if rank < max(O2, I2) / 2 else None, spec)
         nn.init.zeros_(getattr(self, "w1" if whole1 else "w1_a"))
 
-    def _add(self, name: str, rows: int, columns: int, rank: int | None, spec: SiteSpec) -> None:
-        shapes = {name: (rows, columns)} if rank is None else {f"{name}_a": (rows, rank), f"{name}_b": (rank, columns)}
+    def _add(self, name: str, num_out: int, num_in: int, rank: int | None, spec: SiteSpec) -> None:
+        """Add W1 or W2 as one parameter, or as two of a low-rank product."""
+        shapes = (
+            {name: (num_out, num_in)} if rank is None else {f"{name}_a": (num_out, rank), f"{name}_b": (rank, num_in)}
+        )
         for key, shape in shapes.items():
             parameter = nn.Parameter(torch.empty(shape, dtype=spec.dtype, device=spec.device))
             nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
             self.register_parameter(key, parameter)
 
     def _whole(self, name: str) -> Tensor:
-        """W1 or W2."""
-        return (
-            getattr(self, name) if name in self._parameters else getattr(self, f"{name}_a") @ getattr(self, f"{name}_b")
-        )
+        """Return W1 or W2, multiplied out if it is a low-rank product."""
+        if name in self._parameters:
+            return getattr(self, name)
+        return getattr(self, f"{name}_a") @ getattr(self, f"{name}_b")
 
     def apply_to(self, x: Tensor) -> Tensor:
-        w1, w2 = (self._whole("w1") * self.scale).to(x.dtype), self._whole("w2").to(x.dtype)
+        w1, w2 = (self._whole("w1") * self.scale).to(x.dtype), self._whole("w2").to(x.dtype)  # [O1, I1], [O2, I2]
         half = F.linear(x.unflatten(-1, self.sizes), w2)  # [..., I1, O2]
         return F.linear(half.transpose(-1, -2), w1).transpose(-1, -2).flatten(-2)  # [..., O2, O1] -> [..., O]
 
     def difference(self) -> Tensor:
-        return torch.kron(self._whole("w1") * self.scale, self._whole("w2"))
+        return torch.kron(self._whole("w1") * self.scale, self._whole("w2"))  # [O, I]

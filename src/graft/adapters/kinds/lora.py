@@ -1,7 +1,9 @@
-"""LoRA: h + s * B(A(dropout(x))), a low-rank difference beside a frozen linear layer.
+"""LoRA: a low-rank update beside a frozen linear layer.
 
-Hu et al. 2021, "LoRA" (arXiv 2106.09685); the scale alpha / sqrt(rank) is rsLoRA (Kalajdzievski 2023, arXiv 2312.03732), a learning rate of
-B that is a multiple of A's is LoRA+ (Hayou et al. 2024, arXiv 2402.12354).
+    h' = h + s B A dropout(x),    s = alpha / rank
+
+Hu et al. 2021, "LoRA" (arXiv 2106.09685). `rslora` sets s = alpha / sqrt(rank) (Kalajdzievski 2023, "rsLoRA", arXiv 2312.03732). `lr_ratio`
+trains B with a multiple of A's learning rate (Hayou et al. 2024, "LoRA+", arXiv 2402.12354).
 
 Legend: I input features, O output features, R rank.
 """
@@ -26,15 +28,15 @@ from graft.routing.context import AdapterContext
 
 
 class LoRAFields(LowRank):
-    """The fields of the kinds that train a pair A, B: LoRA, DoRA, PiSSA."""
+    """The settings of the kinds that train a pair A, B: LoRA, DoRA, PiSSA."""
 
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank."""
     lr_ratio: float = Field(default=1.0, gt=0.0)
-    """LoRA+: the learning rate of B (and of biases and magnitudes) divided by that of A; its paper advises 16. With an optimiser of your
-    own, take its groups from `graft.parameter_groups`; a Trainer that makes its own knows nothing of this."""
+    """LoRA+: the learning rate of B (and of biases and magnitudes) divided by that of A. The paper advises 16. Graft's runs apply it. An
+    optimiser of your own needs the parameter groups of `graft.parameter_groups`; an optimiser that a Trainer makes ignores it."""
     train_bias: bool = False
-    """Also learn a difference to the layer's bias."""
+    """Also train the layer's bias, stored as a difference from the base's."""
 
     @property
     def scale(self) -> float:
@@ -42,11 +44,11 @@ class LoRAFields(LowRank):
 
 
 class LoRA(LoRAFields):
-    """Low-rank adaptation of linear layers, embeddings and experts: h + alpha / rank * B(A(x)). Dropout acts at linear layers alone."""
+    """Low-rank update alpha / rank * B A of linear layers, embeddings and experts. Dropout acts only at linear layers."""
 
     takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "embedding", "experts"})
     source = "arXiv 2106.09685"
-    suits = "The usual first choice: small files, no cost once merged, and what every server reads."
+    suits = "The usual first choice: small files, no cost once merged, and every server supports it."
 
     kind: Literal["lora"] = "lora"
 
@@ -74,23 +76,24 @@ class LoRAAdapter(WeightDelta):
         return 1.0 if parameter == "A" else self.lr_ratio
 
     def apply_to(self, x: Tensor) -> Tensor:
-        low_R = F.linear(x, self.A.to(x.dtype))
-        return F.linear(low_R * self.scale, self.B.to(x.dtype))
+        low_R = F.linear(x, self.A.to(x.dtype))  # [..., R]
+        return F.linear(low_R * self.scale, self.B.to(x.dtype))  # [..., O]
 
     def difference(self) -> Tensor:
-        return self.scale * (self.B @ self.A)
+        return self.scale * (self.B @ self.A)  # [O, I]
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         h = add_low_rank(x.to(h.dtype), h, [self.update(ctx)])
         return h if self.bias is None else h + self.bias.to(h.dtype)
 
     def update(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate:
-        """What is added to h."""
+        """Return what `adapt` adds to h on these rows, without the bias."""
         return LowRankUpdate(self.A, self.B, self.scale, self.p if self.training else 0.0, self.site_index, ctx, rows)
 
     def low_rank(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate | None:
-        whole = self.bias is None and type(self).adapt is LoRAAdapter.adapt
-        return self.update(ctx, rows) if whole else None
+        # DoRA and PiSSA compute more than the update, as their own `adapt` says.
+        nothing_else = self.bias is None and type(self).adapt is LoRAAdapter.adapt
+        return self.update(ctx, rows) if nothing_else else None
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weight, bias = super().fold(weight, bias)

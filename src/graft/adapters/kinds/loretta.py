@@ -1,10 +1,12 @@
-"""LoRETTA: adapters whose matrices are tensor trains.
+"""LoRETTA: adapters with tensor trains (TT) in place of matrices.
 
-adp: a series adapter, h' = h + s * TT_up(act(TT_down(h))).
-rep: a low-rank difference, h' = h + alpha / M * (TT_B(TT_A(x)) - its start), which begins at the base exactly.
+    loretta-adp, a series adapter:     h' = h + s TT_up(act(TT_down(h)))
+    loretta-rep, a low-rank update:    h' = h + alpha / M (TT_B(TT_A(dropout(x))) - its initial value)
 
-Yang et al. 2024, "LoRETTA" (arXiv 2402.11417). The paper takes the start away so that training begins at the base; its code does not
+Subtracting the initial value makes training start at the base exactly, as in the paper. The released code does not subtract it
 (`init_residual: false`).
+
+Yang et al. 2024, "LoRETTA" (arXiv 2402.11417).
 
 Legend: I input width, O output width, M bottleneck.
 """
@@ -24,16 +26,16 @@ from graft.routing.context import AdapterContext
 
 
 class LorettaAdp(SeriesConfig):
-    """A series adapter of tensor trains."""
+    """Series adapter with tensor trains in place of matrices."""
 
     source = "arXiv 2402.11417"
-    suits = "A series adapter of 610,560 parameters on LLaMA-7B where dense matrices take 50,331,648."
+    suits = "610,560 parameters on LLaMA-7B, where a series adapter of dense matrices has 50,331,648."
 
     kind: Literal["loretta-adp"] = "loretta-adp"
     tt_rank: int = Field(default=5, ge=1)
-    """Rank of the trains."""
+    """Rank of the tensor trains."""
     biases: bool = True
-    """Whether down and up have biases. They start like nn.Linear's, so a fresh adapter is not the identity."""
+    """Whether down and up have biases. They start like those of nn.Linear, so a fresh adapter is not the identity."""
     sites: str | tuple[str, ...] = "attn mlp"
 
     @property
@@ -46,22 +48,22 @@ class LorettaAdp(SeriesConfig):
 
 
 class LorettaRep(AdapterConfig):
-    """A low-rank difference of tensor trains beside a linear layer."""
+    """Low-rank update of tensor trains beside a linear layer."""
 
     source = "arXiv 2402.11417"
-    suits = "LoRA in tensor trains, for where the size of what is sent or stored counts most; merges."
+    suits = "LoRA in tensor trains, for when the size of the file matters most. Can be merged."
 
     kind: Literal["loretta-rep"] = "loretta-rep"
     bottleneck: int = Field(default=8, ge=1)
-    """Width between the two trains, the rank of the difference."""
+    """Width between the two trains, which is the rank of the update."""
     tt_rank: int = Field(default=5, ge=1)
-    """Rank of the trains."""
+    """Rank of the tensor trains."""
     alpha: float = 16.0
-    """Numerator of the scale; the difference is multiplied by alpha / bottleneck."""
+    """Numerator of the scale alpha / bottleneck of the update."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the input (the paper's runs use 0.05)."""
+    """Dropout on the adapter's input. The paper's runs use 0.05."""
     init_residual: bool = True
-    """Take the trains' random start away, so that a fresh adapter is the identity (the paper); false keeps it (the released code)."""
+    """Subtract the random initial value of the trains, so that a fresh adapter is the identity (the paper). false: the released code."""
     sites: str | tuple[str, ...] = "attn.q attn.v"
 
     @property
@@ -77,7 +79,7 @@ class LorettaRep(AdapterConfig):
 
 
 class LorettaRepAdapter(Adapter):
-    """Trains A [I, M] and B [M, O]; with `init_residual` their start stays beside them, frozen (a few hundred numbers)."""
+    """Trains A [I, M] and B [M, O]. With `init_residual` it also holds their frozen initial values, a few hundred numbers."""
 
     def __init__(self, config: LorettaRep, spec: SiteSpec) -> None:
         super().__init__(spec)
@@ -91,13 +93,13 @@ class LorettaRepAdapter(Adapter):
         if self.training:
             x = ctx.dropout(x, self.p, self.site_index)
         x = x.to(h.dtype)
-        change = self.B(self.A(x))
+        update = self.B(self.A(x))  # [..., M] -> [..., O]
         if self.start is not None:
-            change = change - self.start["B"](self.start["A"](x))
-        return h + self.scale * change
+            update = update - self.start["B"](self.start["A"](x))
+        return h + self.scale * update
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        change = self.A.weight() @ self.B.weight()
+        update_IO = self.A.weight() @ self.B.weight()
         if self.start is not None:
-            change = change - self.start["A"].weight() @ self.start["B"].weight()  # pyright: ignore
-        return weight + (self.scale * change.t()).to(weight.dtype), bias
+            update_IO = update_IO - self.start["A"].weight() @ self.start["B"].weight()  # pyright: ignore
+        return weight + (self.scale * update_IO.t()).to(weight.dtype), bias

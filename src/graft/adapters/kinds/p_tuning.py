@@ -1,6 +1,6 @@
-"""P-tuning: the virtual tokens before the sequence are the output of a small encoder, P = MLP(E) or P = MLP(BiLSTM(E)).
+"""P-tuning: virtual tokens before the sequence, produced by a small encoder: P = MLP(E) or P = MLP(BiLSTM(E)).
 
-Liu et al. 2021, "GPT Understands, Too" (arXiv 2103.10385). The encoder serves training only: a saved adapter is a plain prompt.
+The encoder serves training only: a saved adapter is a plain prompt. Liu et al. 2021, "GPT Understands, Too" (arXiv 2103.10385).
 
 Legend: P virtual tokens, D embedding width, M hidden width.
 """
@@ -22,23 +22,24 @@ from graft.errors import GraftError
 
 
 class PTuning(AdapterConfig):
-    """Virtual tokens before the embedded sequence that an encoder produces."""
+    """Virtual tokens before the embedded sequence, produced by an encoder."""
 
     takes: ClassVar[frozenset[SiteType]] = frozenset({"embedding"})
     source = "arXiv 2103.10385"
-    suits = "Prompt tuning that an encoder makes easier to train; only the prompt itself is saved."
+    suits = "Prompt tuning with an encoder that makes it easier to train. Only the prompt itself is saved."
 
     kind: Literal["p-tuning"] = "p-tuning"
     tokens: int = Field(default=20, ge=1)
-    """Virtual tokens."""
+    """Number of virtual tokens."""
     encoder: Literal["mlp", "lstm"] = "mlp"
-    """Three linear layers, or a bidirectional LSTM and two of them."""
+    """mlp: three linear layers. lstm: a bidirectional LSTM and two linear layers."""
     hidden: int = Field(default=128, ge=1)
-    """Width of the encoder (of each direction of the LSTM)."""
+    """Width of the encoder. The LSTM has this width in each direction."""
     lstm_layers: int = Field(default=2, ge=1)
-    """Layers of the LSTM."""
+    """Number of layers of the LSTM."""
     window: Literal["shows", "hides"] = "shows"
-    """Whether a sliding window of a causal base shows the virtual tokens to every token, or hides them as it hides real ones (PEFT)."""
+    """What the sliding window of a causal base does with the virtual tokens. shows: every token sees them. hides: it hides them like real
+    tokens (PEFT)."""
     sites: str | tuple[str, ...] = "embed"
 
     @property
@@ -48,7 +49,7 @@ class PTuning(AdapterConfig):
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
         self.collapsed().check_sites(sites)
         if self.encoder == "mlp" and "lstm_layers" in self.model_fields_set and self.lstm_layers != 2:
-            raise GraftError("lstm_layers: an MLP has none; choose encoder: lstm")
+            raise GraftError("lstm_layers: has no effect with encoder: mlp; choose encoder: lstm")
 
     def build(self, spec: SiteSpec) -> PTuningAdapter:
         return PTuningAdapter(self, spec)
@@ -58,7 +59,7 @@ class PTuning(AdapterConfig):
 
 
 class PTuningAdapter(EmbeddingAdapter):
-    """embedding [P, D] and the encoder D -> M -> D."""
+    """embedding [P, D], and the encoder D -> M -> D."""
 
     def __init__(self, config: PTuning, spec: SiteSpec) -> None:
         super().__init__(spec)
@@ -78,9 +79,13 @@ class PTuningAdapter(EmbeddingAdapter):
             )  # fmt: skip
 
     def prompt(self) -> Tensor:
-        hidden_PD = self.embedding if self.lstm is None else self.lstm(self.embedding[None])[0][0]
-        return self.mlp(hidden_PD)
+        hidden = (
+            self.embedding if self.lstm is None else self.lstm(self.embedding[None])[0][0]
+        )  # [P, D], of an LSTM [P, 2M]
+        return self.mlp(hidden)
 
     def to_save(self) -> dict[str, Tensor]:
-        with torch.no_grad():  # as in evaluation: with gradients another kernel may run the LSTM
+        with (
+            torch.no_grad()
+        ):  # as in evaluation: with gradients the LSTM may run in another kernel, which rounds differently
             return {"vectors": self.prompt()}

@@ -1,4 +1,4 @@
-"""Parallel adapters: a bottleneck beside a site, h' = h + f(x), where x is the site's input, or the residual stream (AdapterHub).
+"""Parallel adapters: a bottleneck f beside a site, h' = h + f(x), with x the site's input or the residual stream (AdapterHub).
 
 He et al. 2021, "Towards a Unified View of Parameter-Efficient Transfer Learning" (arXiv 2110.04366).
 """
@@ -17,30 +17,29 @@ from graft.routing.context import AdapterContext
 
 
 class Parallel(DenseBottleneckConfig):
-    """A bottleneck adapter beside a sublayer or a linear layer."""
+    """Bottleneck beside a sublayer or a linear layer."""
 
     source = "arXiv 2110.04366"
-    suits = (
-        "As series, but it reads what its site reads; with a wide bottleneck at the MLP the strong form of its paper."
-    )
+    suits = "Like series, but it reads the site's input. With a wide bottleneck at the MLP it is the strongest form in its paper."
 
     kind: Literal["parallel"] = "parallel"
     reads: Literal["site", "stream"] = "site"
-    """What f sees: the site's input, or the residual stream, not yet normed (AdapterHub's par_bn; at sublayers only)."""
+    """What the bottleneck reads. site: the site's input. stream: the residual stream before any norm (AdapterHub's par_bn; only at
+    sublayers)."""
     sites: str | tuple[str, ...] = "mlp"
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
         super().check_sites(sites)
         if self.reads == "stream" and any(site.type != "sublayer" for site in sites):
             names = ", ".join(dict.fromkeys(site.name for site in sites))
-            raise GraftError(f"reads: stream is for the sublayers attn and mlp; given {names}")
+            raise GraftError(f"reads: stream works only at the sublayers attn and mlp; given {names}")
 
     def build(self, spec: SiteSpec) -> ParallelAdapter:
         return ParallelAdapter(self, spec)
 
 
 class ParallelAdapter(BottleneckAdapter):
-    """The bottleneck leads from the site's input width to its output width."""
+    """A bottleneck from the site's input width to its output width."""
 
     def __init__(self, config: Parallel, spec: SiteSpec) -> None:
         super().__init__(config, spec, spec.in_features, spec.out_features)

@@ -1,8 +1,10 @@
-"""Prefix tuning: learned keys and values in front of every attention's own, K = [P_K; K], V = [P_V; V].
+"""Prefix tuning: learned keys and values before those of every attention, K' = [P_K; K] and V' = [P_V; V].
 
-Li and Liang 2021, "Prefix-Tuning" (arXiv 2101.00190). With `projection` the prefix is the output of an MLP shared by all layers,
-P = W2 tanh(W1 E), which a saved adapter no longer needs. A prefix can start as a cached prompt: the keys and values that the base
-computes of a text, so that in a causal model a fresh adapter is the base with that text before its input.
+With `projection` the prefix is the output of an MLP that all layers share, P = W2 tanh(W1 E). A saved adapter holds the result and no MLP.
+A prefix can start from a text (`init: text`): it then begins as the keys and values that the base computes for it. In a causal model a
+fresh adapter then equals the base with that text before its input.
+
+Li and Liang 2021, "Prefix-Tuning" (arXiv 2101.00190).
 
 Legend: P virtual tokens, L adapted layers, K key-value heads, D head size, E embedding width, M width of the projection.
 """
@@ -19,7 +21,7 @@ from torch.nn import functional as F
 
 from graft.adapters.base import AdapterConfig, Shared
 from graft.adapters.hooks import AttentionAdapter
-from graft.adapters.parts.starting_text import ids_of, ready
+from graft.adapters.parts.starting_text import require_ids, text_ids
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
 
 
@@ -28,42 +30,45 @@ class Prefix(AdapterConfig):
 
     takes: ClassVar[frozenset[SiteType]] = frozenset({"attention"})
     source = "arXiv 2101.00190"
-    suits = "Steers a model without touching a weight or an activation; its tokens take room in the attention of every layer."
+    suits = "Steers a model without changing weights or activations. Its tokens take up room in the attention of every layer."
 
     kind: Literal["prefix"] = "prefix"
     tokens: int = Field(default=30, ge=1)
-    """Virtual tokens per layer."""
+    """Number of virtual tokens per layer."""
     projection: int | None = Field(default=None, ge=1)
-    """Width of the MLP that produces the prefix while training; None trains the keys and values themselves."""
+    """Width of the MLP that produces the prefix in training. None: train the keys and values themselves."""
     init: Literal["normal", "text"] = "normal"
-    """How it starts: normal with `init_std`, or as the base's keys and values of `init_ids` (with positions: after_prefix)."""
+    """Initial values. normal: with `init_std`. text: the base's keys and values for `init_ids` (needs positions: after_prefix)."""
     init_std: float = Field(default=0.02, gt=0.0)
-    """Standard deviation of `init: normal` (of the embedding, with a projection). LLM-Adapters and PEFT use 1."""
+    """Standard deviation of `init: normal` (with a projection, that of its embedding). LLM-Adapters and PEFT use 1."""
     init_text: str | None = None
-    """What `init: text` starts from. A run turns it into `init_ids` with the base's tokenizer; in Python: `config.tokenised(tokenizer)`."""
+    """Text for `init: text`. A run turns it into `init_ids` with the base's tokenizer. In Python, use `config.tokenised(tokenizer)`."""
     init_ids: tuple[int, ...] = ()
-    """Token ids that `init: text` starts from, as many as `tokens`."""
+    """Token ids for `init: text`, exactly `tokens` of them."""
     positions: Literal["zero", "after_prefix", "moved_keys"] = "zero"
-    """Where the real sequence's positions start: at 0 (AdapterHub), or behind the virtual tokens (PEFT, LLM-Adapters). moved_keys is what
-    AdapterHub computes on T5: the keys stand behind the virtual tokens, the queries at 0."""
+    """Where the positions of the real sequence start. zero: at 0 (AdapterHub). after_prefix: after the virtual tokens (PEFT, LLM-Adapters).
+    moved_keys: after the virtual tokens for keys, at 0 for queries, which is what AdapterHub computes on T5."""
     window: Literal["shows", "hides"] = "shows"
-    """Whether a sliding window shows the virtual tokens to every token, or hides them as it hides real ones (PEFT; after_prefix only)."""
+    """What a sliding window does with the virtual tokens. shows: every token sees them. hides: it hides them like real tokens (PEFT; only
+    with positions: after_prefix)."""
     sites: str | tuple[str, ...] = "attn"
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Prefix:
         if (self.init == "text") != bool(self.init_text or self.init_ids):
-            raise ValueError("init: text and init_text (or init_ids) need each other")
+            raise ValueError("init: text and init_text (or init_ids) need each other: give both or neither")
         if self.init_ids and len(self.init_ids) != self.tokens:
             raise ValueError(
                 f"the text to start from has {len(self.init_ids)} tokens: set tokens: {len(self.init_ids)}"
             )
         if self.positions != "after_prefix" and (self.init == "text" or self.window == "hides"):
             raise ValueError(
-                "init: text and window: hides need positions: after_prefix, where the virtual tokens have positions"
+                "init: text and window: hides need positions: after_prefix, because only there virtual tokens have positions"
             )
         if self.projection is not None and self.init == "text":
-            raise ValueError("init: text sets the keys and values themselves, which a projection would produce")
+            raise ValueError(
+                "init: text sets the keys and values themselves, but a projection produces them: leave out one of the two"
+            )
         return self
 
     @property
@@ -75,10 +80,10 @@ class Prefix(AdapterConfig):
         return self.init_ids
 
     def tokenised(self, tokenizer: Any) -> Prefix:
-        return self.model_validate({**self.model_dump(), "init_ids": ids_of(self, tokenizer)})
+        return self.model_validate({**self.model_dump(), "init_ids": text_ids(self, tokenizer)})
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
-        ready(self)
+        require_ids(self)
 
     def build(self, spec: SiteSpec) -> PrefixAdapter:
         return PrefixAdapter(self, spec)
@@ -91,7 +96,7 @@ class Prefix(AdapterConfig):
 
 
 class PrefixProjection(Shared):
-    """The MLP of the reparametrisation: embedding [P, E], down E -> M, up M -> sum over layers of 2 K D."""
+    """The shared MLP: embedding [P, E], down E -> M, up M -> 2 K D for each of the L layers, end to end."""
 
     def __init__(self, config: Prefix, specs: Sequence[SiteSpec]) -> None:
         super().__init__()
@@ -99,20 +104,22 @@ class PrefixProjection(Shared):
         like = {"dtype": specs[0].dtype, "device": specs[0].device}
         width = specs[0].in_features
         sizes = [2 * spec.num_kv_heads * spec.head_dim for spec in specs]
-        self.ends = {spec.index: sum(sizes[: i + 1]) for i, spec in enumerate(specs)}
+        self.ends = {
+            spec.index: sum(sizes[: i + 1]) for i, spec in enumerate(specs)
+        }  # where each layer's slice of `up` ends
         self.embedding = nn.Parameter(torch.empty(config.tokens, width, **like).normal_(std=config.init_std))
         self.down = nn.Linear(width, config.projection, **like)
         self.up = nn.Linear(config.projection, sum(sizes), **like)
 
     def layer(self, index: int, size: int) -> Tensor:
-        """The prefix [P, size] of one site; only its rows of `up` are computed."""
-        rows = slice(self.ends[index] - size, self.ends[index])
+        """Return the prefix [P, size] of one site, using only the output features of `up` that belong to it."""
+        features = slice(self.ends[index] - size, self.ends[index])
         hidden_PM = torch.tanh(self.down(self.embedding))
-        return F.linear(hidden_PM, self.up.weight[rows], self.up.bias[rows])
+        return F.linear(hidden_PM, self.up.weight[features], self.up.bias[features])
 
 
 class PrefixAdapter(AttentionAdapter):
-    """keys and values [P, K, D] of one layer, or, with a projection, its slice of the shared MLP."""
+    """keys and values [P, K, D] of one layer. With a projection the shared MLP produces them, and this module has no parameters."""
 
     def __init__(self, config: Prefix, spec: SiteSpec) -> None:
         super().__init__(spec)
@@ -127,10 +134,12 @@ class PrefixAdapter(AttentionAdapter):
 
     def start_at(self, keys: Tensor, values: Tensor) -> None:
         assert self.keys is not None and self.values is not None
-        each = keys.shape[1] // self.shape[1]  # Falcon's module holds a head once for each query head of its group
+        copies = (
+            keys.shape[1] // self.shape[1]
+        )  # Falcon's attention repeats a key-value head for each query head of its group
         with torch.no_grad():
-            self.keys.copy_(keys[:, ::each])
-            self.values.copy_(values[:, ::each])
+            self.keys.copy_(keys[:, ::copies])
+            self.values.copy_(values[:, ::copies])
 
     def keys_values(self) -> tuple[Tensor, Tensor]:
         if self.keys is not None and self.values is not None:
@@ -138,8 +147,8 @@ class PrefixAdapter(AttentionAdapter):
         tokens, heads, head_dim = self.shape
         (shared,) = self._shared
         assert isinstance(shared, PrefixProjection)
-        flat_P = shared.layer(self.site_index, 2 * heads * head_dim).view(tokens, 2, heads, head_dim)
-        return flat_P[:, 0], flat_P[:, 1]
+        both = shared.layer(self.site_index, 2 * heads * head_dim).view(tokens, 2, heads, head_dim)  # [P, 2, K, D]
+        return both[:, 0], both[:, 1]
 
     def to_save(self) -> dict[str, Tensor]:
         keys, values = self.keys_values()

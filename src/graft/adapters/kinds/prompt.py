@@ -1,8 +1,9 @@
 """Prompt tuning: learned vectors before the embedded sequence, h_0 = [P; E(tokens)].
 
-Lester, Al-Rfou and Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning" (arXiv 2104.08691). In causal models the
-vectors run through the model once per forward pass and every row sees their keys and values; in encoders they are prepended to each
-row, and the encoder's output is cut to the caller's tokens. By default a sliding window does not hide them.
+In causal models the vectors run through the model once per forward pass, and every row of the batch sees their keys and values. In encoders
+they are prepended to each row, and the encoder's output is cut back to the caller's tokens. By default a sliding window does not hide them.
+
+Lester, Al-Rfou and Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning" (arXiv 2104.08691).
 
 Legend: P virtual tokens, D embedding width.
 """
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from graft.adapters.base import AdapterConfig
 from graft.adapters.hooks import EmbeddingAdapter
-from graft.adapters.parts.starting_text import ids_of, ready
+from graft.adapters.parts.starting_text import require_ids, text_ids
 from graft.adapters.surroundings import Surroundings, frozen
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
@@ -29,30 +30,32 @@ class PromptTuning(AdapterConfig):
 
     takes: ClassVar[frozenset[SiteType]] = frozenset({"embedding"})
     source = "arXiv 2104.08691"
-    suits = "Among the smallest of all; its paper finds it level with full training on very large bases only."
+    suits = "One of the smallest kinds. In its paper it matches full fine-tuning only on very large bases."
 
     kind: Literal["prompt"] = "prompt"
     tokens: int = Field(default=20, ge=1)
-    """Virtual tokens."""
+    """Number of virtual tokens."""
     init: Literal["uniform", "normal", "vocabulary", "text"] = "uniform"
-    """How they start: uniform in -0.5 to 0.5, normal with `init_std`, as random rows of the embedding, or as the embedded `init_ids`."""
+    """Initial vectors. uniform: from -0.5 to 0.5. normal: with `init_std`. vocabulary: random rows of the embedding. text: the embedded
+    `init_ids`."""
     init_std: float = Field(default=0.02, gt=0.0)
     """Standard deviation of `init: normal`."""
     init_text: str | None = None
-    """What `init: text` starts from. A run turns it into `init_ids` with the base's tokenizer; in Python: `config.tokenised(tokenizer)`."""
+    """Text for `init: text`. A run turns it into `init_ids` with the base's tokenizer. In Python, use `config.tokenised(tokenizer)`."""
     init_ids: tuple[int, ...] = ()
-    """Token ids that `init: text` starts from, repeated until there are enough. More than `tokens` is an error."""
+    """Token ids for `init: text`, repeated until there are `tokens` of them. More than `tokens` is an error."""
     enters: Literal["embedding", "blocks"] = "embedding"
-    """Whether the virtual tokens get positions of their own, before the sequence's (PEFT), or stand in front of an encoder's first block
-    without any, and the sequence keeps its own (AdapterHub)."""
+    """Where the virtual tokens enter. embedding: before the sequence, with positions of their own (PEFT). blocks: before the first block
+    of an encoder, without positions, so that the sequence keeps its own (AdapterHub)."""
     window: Literal["shows", "hides"] = "shows"
-    """Whether a sliding window of a causal base shows the virtual tokens to every token, or hides them as it hides real ones (PEFT)."""
+    """What the sliding window of a causal base does with the virtual tokens. shows: every token sees them. hides: it hides them like real
+    tokens (PEFT)."""
     sites: str | tuple[str, ...] = "embed"
 
     @model_validator(mode="after")
     def _text_needs_a_text(self) -> PromptTuning:
         if (self.init == "text") != bool(self.init_text or self.init_ids):
-            raise ValueError("init: text and init_text (or init_ids) need each other")
+            raise ValueError("init: text and init_text (or init_ids) need each other: give both or neither")
         if len(self.init_ids) > self.tokens:
             raise ValueError(
                 f"the text to start from has {len(self.init_ids)} tokens, but there are {self.tokens} virtual tokens"
@@ -64,21 +67,21 @@ class PromptTuning(AdapterConfig):
         return False
 
     def tokenised(self, tokenizer: Any) -> PromptTuning:
-        return self.model_validate({**self.model_dump(), "init_ids": ids_of(self, tokenizer)})
+        return self.model_validate({**self.model_dump(), "init_ids": text_ids(self, tokenizer)})
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
         if len(sites) > 1:
             raise GraftError(
-                f"kind prompt takes one embedding; '{self.sites}' names {len(sites)}: {', '.join(site.module for site in sites)}"
+                f"kind prompt takes one embedding, but '{self.sites}' names {len(sites)}: {', '.join(site.module for site in sites)}"
             )
-        ready(self)
+        require_ids(self)
 
     def build(self, spec: SiteSpec) -> PromptTuningAdapter:
         return PromptTuningAdapter(self, spec)
 
 
 class PromptTuningAdapter(EmbeddingAdapter):
-    """vectors [P, D]."""
+    """The vectors [P, D]."""
 
     def __init__(self, config: PromptTuning, spec: SiteSpec) -> None:
         super().__init__(spec)
@@ -99,8 +102,9 @@ class PromptTuningAdapter(EmbeddingAdapter):
                 self.vectors.copy_(frozen(around.host, ids_P.to(self.vectors.device)))
 
     def _text_ids(self, size: int) -> Tensor:
+        """Repeat `init_ids` to P ids: (7, 8) become 7 8 7 8 7 for P = 5. `size` is the number of rows of the embedding."""
         if unknown := [number for number in self.config.init_ids if not 0 <= number < size]:
-            raise GraftError(f"init_ids: {unknown[0]} is no row of an embedding of {size}")
+            raise GraftError(f"init_ids: {unknown[0]} is no row of an embedding of {size} rows")
         ids = torch.tensor(self.config.init_ids)
         return ids.repeat(-(-self.tokens // len(ids)))[: self.tokens]
 

@@ -1,8 +1,11 @@
-"""Series adapters: a bottleneck in line with a site.
+"""Series adapters: a bottleneck f in series with a site.
 
-after (Houlsby, AdapterP):                      h' = h + f(h)
-after, reading the stream (Pfeiffer):           h' = h + f(LN(h + r)), r the residual stream, LN the post-norm where the family has one
-before (AdapterH on the gate and up layers):    x' = x + f(x)
+    after the site (Houlsby, AdapterP):                     h' = h + f(h)
+    after the site, reading the stream (Pfeiffer):          h' = h + f(LN(h + r))
+    before the site (AdapterH at the gate and up layers):   x' = x + f(x)
+
+r is the residual stream that h is added to. LN is the norm that post-norm families such as BERT apply to h + r; other families have none
+here.
 
 Houlsby et al. 2019 (arXiv 1902.00751); Pfeiffer et al. 2020 (arXiv 2005.00247); placements of LLM-Adapters (arXiv 2304.01933).
 """
@@ -22,15 +25,15 @@ from graft.routing.context import AdapterContext
 
 
 class SeriesConfig(BottleneckConfig):
-    """Where a bottleneck stands in line: what it reads and what it is added to."""
+    """Settings of a bottleneck in series: where it stands, what it reads and what it is added to."""
 
     position: Literal["after", "before"] = "after"
-    """after: on the site's output; before: on its input."""
+    """after: the bottleneck changes the site's output. before: it changes the site's input."""
     reads: Literal["site", "stream"] = "site"
-    """What f sees: the site's output (or input), or the residual stream with the output added, normed where the family norms it there
-    (Pfeiffer; after a sublayer only)."""
+    """What the bottleneck reads. site: the site's output (or input). stream: the residual stream with the output added, after the norm if
+    the family has one there (Pfeiffer; only with position: after at sublayers)."""
     skip: Literal["site", "stream", "none"] = "site"
-    """What f is added to: the site's output (or input), what f read, or nothing."""
+    """What the bottleneck is added to. site: the site's output (or input). stream: what the bottleneck read. none: nothing."""
 
     def build(self, spec: SiteSpec) -> SeriesAdapter:
         return SeriesAdapter(self, spec)
@@ -40,17 +43,19 @@ class SeriesConfig(BottleneckConfig):
         if self.reads == "stream" and (self.position == "before" or any(site.type != "sublayer" for site in sites)):
             names = ", ".join(dict.fromkeys(site.name for site in sites))
             raise GraftError(
-                f"reads: stream is for position: after at the sublayers attn and mlp; given position: {self.position} at {names}"
+                f"reads: stream works only with position: after at the sublayers attn and mlp; given position: {self.position} at {names}"
             )
         if self.skip == "stream" and self.reads == "site":
-            raise GraftError("skip: stream needs reads: stream (otherwise skip: site says the same)")
+            raise GraftError("skip: stream needs reads: stream; without it, skip: site means the same")
 
 
 class Series(SeriesConfig, DenseBottleneckConfig):
-    """A bottleneck adapter in series with a sublayer or a linear layer."""
+    """Bottleneck after or before a sublayer or a linear layer."""
 
     source = "arXiv 1902.00751"
-    suits = "Nonlinear, so it learns what no difference of weights can; it stays in the forward pass, since it does not merge."
+    suits = (
+        "Nonlinear, so it can learn what no change of weights can. It cannot be merged and stays in the forward pass."
+    )
 
     kind: Literal["series"] = "series"
     sites: str | tuple[str, ...] = "mlp"
@@ -61,7 +66,7 @@ class Series(SeriesConfig, DenseBottleneckConfig):
 
 
 class SeriesAdapter(BottleneckAdapter):
-    """The bottleneck's width is the site's output (after) or input (before)."""
+    """A bottleneck as wide as the site's output (after) or input (before)."""
 
     def __init__(self, config: SeriesConfig, spec: SiteSpec) -> None:
         width = spec.out_features if config.position == "after" else spec.in_features
@@ -83,6 +88,6 @@ class SeriesAdapter(BottleneckAdapter):
         return f if self.skip == "none" else f + (u if self.skip == "stream" else h)
 
     def _stream(self, residual: Tensor, h: Tensor) -> Tensor:
-        """h + r, normed where the family norms it here."""
+        """Return h + r, after the norm if the family has one here."""
         stream, norm = h + residual.to(h.dtype), self.around.norm
         return stream if norm is None else frozen(norm, stream)

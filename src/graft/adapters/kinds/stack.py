@@ -1,6 +1,6 @@
-"""Several adapters under one name: each part at its own sites, parts that share a site in the order written.
+"""Several adapters under one name: each part at its own sites, and parts that share a site in the order written.
 
-AdapterH (series before gate and up, series after down) and MAM (prefix on attention, parallel on the MLP) are stacks.
+Examples are AdapterH (series before gate and up, series after down) and MAM (prefix on attention, parallel on the MLP).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Stack(AdapterConfig):
     takes: ClassVar[frozenset[SiteType]] = frozenset(
         {"linear", "sublayer", "attention", "embedding", "norm", "experts", "other"}
     )
-    suits = "Kinds that complete each other under one name: prefix and parallel (MAM), LoRA and the rows of new tokens."
+    suits = "Kinds that complement each other under one name: prefix and parallel (MAM), or LoRA and the rows of new tokens."
 
     kind: Literal["stack"] = "stack"
     adapters: tuple[AdapterConfig, ...] = Field(min_length=1)
-    """The parts. In YAML a plain list in place of the adapter says the same."""
+    """The parts. In YAML, a plain list in place of the adapter means the same."""
     sites: str | tuple[str, ...] = ()
     """Unused: each part names its own sites."""
 
@@ -35,16 +35,16 @@ class Stack(AdapterConfig):
 
         configs = [parse(part) for part in value]
         if presets := [config for config in configs if not isinstance(config, AdapterConfig)]:
-            raise GraftError(f"a stack holds plain adapters, not presets (given: {presets[0].preset})")
+            raise GraftError(
+                f"a stack takes adapters, but not presets (given: {presets[0].preset}): write the preset's adapters out"
+            )
         return tuple(part for config in configs if isinstance(config, AdapterConfig) for part in config.parts())
 
     @field_validator("sites")
     @classmethod
     def _no_sites(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if value:
-            raise GraftError(
-                f"a stack has no sites of its own (given: {value!r}): write `sites` in each of its adapters"
-            )
+            raise GraftError(f"a stack has no sites of its own (given: {value!r}): set `sites` in each of its adapters")
         return value
 
     @property

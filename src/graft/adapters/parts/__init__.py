@@ -1,1 +1,1 @@
-"""Pieces that several kinds share."""
+"""Building blocks that several kinds share."""

@@ -1,7 +1,8 @@
 """The bottleneck f(u) = s * up(act(down(dropout(norm(u))))) that series and parallel adapters share.
 
-Houlsby et al. 2019 (arXiv 1902.00751); LLM-Adapters (arXiv 2304.01933) uses it without biases and norm. What `down` and `up` are is the
-kind's choice: dense matrices here, Kronecker sums in Compacter, tensor trains in LoRETTA.
+What `down` and `up` are is the choice of the kind: dense matrices here, sums of Kronecker products in Compacter, tensor trains in LoRETTA.
+
+Houlsby et al. 2019 (arXiv 1902.00751); LLM-Adapters (arXiv 2304.01933) uses it without biases and norm.
 
 Legend: I input width, M bottleneck, O output width.
 """
@@ -26,7 +27,7 @@ Init = Literal["identity", "bert", "mam", "houlsby", "torch"]
 
 
 class BottleneckConfig(AdapterConfig):
-    """What all bottleneck adapters have in common."""
+    """The settings that all bottleneck adapters share."""
 
     takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "sublayer", "norm", "other"})
 
@@ -35,25 +36,25 @@ class BottleneckConfig(AdapterConfig):
     activation: str = "relu"
     """Activation between down and up, by its transformers name."""
     scale: float | Literal["learned", "channel"] = 1.0
-    """Factor of the adapter's output: a constant, "learned" (one number per site, from 1) or "channel" (one per output feature)."""
+    """Factor of the adapter's output: a constant, "learned" (one number per site, starting at 1) or "channel" (one per output feature)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the bottleneck's input."""
     norm: bool = False
-    """A LayerNorm of its own on the bottleneck's input."""
+    """Whether a LayerNorm of the adapter's own precedes the bottleneck."""
     norm_after: bool = False
-    """A LayerNorm of its own on the bottleneck's output."""
+    """Whether a LayerNorm of the adapter's own follows the bottleneck."""
     train_bias: bool = False
-    """Also learn a difference to the bias of an adapted linear layer."""
+    """Also train the bias of an adapted linear layer, stored as a difference from the base's."""
 
     def layers(self, spec: SiteSpec, width_in: int, width_out: int) -> tuple[nn.Module, nn.Module]:
-        """The modules down [I] -> [M] and up [M] -> [O], which compute in their input's dtype."""
+        """Make the modules down [I] -> [M] and up [M] -> [O]. They compute in the dtype of their input."""
         raise NotImplementedError
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
         if self.train_bias and not any(site.type == "linear" for site in sites):
             names = ", ".join(dict.fromkeys(site.name for site in sites))
             raise GraftError(
-                f"train_bias: none of the adapter's sites ({names}) is a linear layer, so there is no bias to learn a difference to"
+                f"train_bias: none of the adapter's sites ({names}) is a linear layer, so there is no bias to train"
             )
 
 
@@ -63,8 +64,8 @@ class DenseBottleneckConfig(BottleneckConfig):
     biases: bool = True
     """Whether down and up have biases."""
     init: Init = "identity"
-    """identity: down N(0, 0.02), up zero. mam: down kaiming-uniform, up zero. bert: both N(0, 0.02). houlsby: both truncated N(0, 0.001).
-    torch: both as nn.Linear starts. The last three are not the identity."""
+    """Initial weights. identity: down N(0, 0.02), up zero. mam: down kaiming-uniform, up zero. bert: both N(0, 0.02). houlsby: both
+    truncated N(0, 0.001). torch: both as in nn.Linear. With bert, houlsby or torch a fresh adapter is not the identity."""
 
     @property
     def starts_as_identity(self) -> bool:
@@ -80,14 +81,15 @@ class DenseBottleneckConfig(BottleneckConfig):
 
 
 class Dense(nn.Linear):
-    """A linear layer that computes in its input's dtype."""
+    """A linear layer that computes in the dtype of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.to(input.dtype), like(self.bias, input))
+        return F.linear(input, self.weight.to(input.dtype), cast_like(self.bias, input))
 
 
 @torch.no_grad()
 def _initialise(down: nn.Linear, up: nn.Linear, init: Init) -> None:
+    """Set the weights by `init`, and the biases to zero."""
     for linear, starts_at_zero in ((down, False), (up, init in ("identity", "mam"))):
         if starts_at_zero:
             linear.weight.zero_()
@@ -102,31 +104,31 @@ def _initialise(down: nn.Linear, up: nn.Linear, init: Init) -> None:
 
 
 class Bottleneck(nn.Module):
-    """f: [..., I] -> [..., O], computed in the input's dtype from masters of their own."""
+    """The bottleneck f: [..., I] -> [..., O]. It casts its masters to the dtype of its input."""
 
     def __init__(self, config: BottleneckConfig, spec: SiteSpec, width_in: int, width_out: int) -> None:
         super().__init__()
-        place_like = {"dtype": spec.dtype, "device": spec.device}
+        like = {"dtype": spec.dtype, "device": spec.device}
         self.site_index, self.p = spec.index, config.dropout
-        self.norm = nn.LayerNorm(width_in, **place_like) if config.norm else None
+        self.norm = nn.LayerNorm(width_in, **like) if config.norm else None
         self.down, self.up = config.layers(spec, width_in, width_out)
         self.act = _activation(config.activation)
-        self.norm_after = nn.LayerNorm(width_out, **place_like) if config.norm_after else None
+        self.norm_after = nn.LayerNorm(width_out, **like) if config.norm_after else None
         if isinstance(config.scale, str):
-            self.scale = nn.Parameter(torch.ones(width_out if config.scale == "channel" else 1, **place_like))
+            self.scale = nn.Parameter(torch.ones(width_out if config.scale == "channel" else 1, **like))
         else:
             self.scale = float(config.scale)
 
     def forward(self, u_I: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training:
             u_I = ctx.dropout(u_I, self.p, self.site_index)
-        out_O = self.up(self.act(self.down(_normed(self.norm, u_I))))
+        out_O = self.up(self.act(self.down(_normed(self.norm, u_I))))  # [..., I] -> [..., M] -> [..., O]
         out_O = out_O * (self.scale.to(out_O.dtype) if isinstance(self.scale, Tensor) else self.scale)
         return _normed(self.norm_after, out_O)
 
 
 class BottleneckAdapter(Adapter):
-    """A bottleneck at one site, with the optional difference to the layer's bias."""
+    """A bottleneck at one site, and the trained bias of the layer if there is one."""
 
     def __init__(self, config: BottleneckConfig, spec: SiteSpec, width_in: int, width_out: int) -> None:
         super().__init__(spec)
@@ -139,24 +141,28 @@ class BottleneckAdapter(Adapter):
     def share(self, shared: Shared) -> None:
         super().share(shared)
         for layer in (self.f.down, self.f.up):
-            layer.__dict__["_shared"] = (shared,)  # out of sight of the module's own parameters
+            layer.__dict__["_shared"] = (shared,)  # in a tuple, so that it does not become a child module
 
     def with_bias(self, h: Tensor) -> Tensor:
-        """The base's output with the learned difference to its bias."""
+        """Add the trained difference from the base's bias to the base's output."""
         return h if self.bias is None else h + self.bias.to(h.dtype)
 
 
 def _normed(norm: nn.LayerNorm | None, u: Tensor) -> Tensor:
-    return u if norm is None else F.layer_norm(u, norm.normalized_shape, like(norm.weight, u), like(norm.bias, u))
+    return (
+        u
+        if norm is None
+        else F.layer_norm(u, norm.normalized_shape, cast_like(norm.weight, u), cast_like(norm.bias, u))
+    )
 
 
-def like(parameter: Tensor | None, u: Tensor) -> Tensor | None:
-    """A parameter in the dtype of what it meets."""
+def cast_like(parameter: Tensor | None, u: Tensor) -> Tensor | None:
+    """Cast a parameter to the dtype of the tensor it is applied to."""
     return None if parameter is None else parameter.to(u.dtype)
 
 
 def _activation(name: str) -> nn.Module:
-    """An activation by its transformers name ("relu", "tanh", "gelu", "gelu_new", "silu", ...)."""
+    """Return an activation by its transformers name ("relu", "tanh", "gelu", "gelu_new", "silu", ...)."""
     from transformers.activations import ACT2FN
 
     try:

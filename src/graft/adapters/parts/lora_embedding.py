@@ -1,6 +1,7 @@
-"""LoRA on an embedding: h + s * B A[:, token], a low-rank difference to the table, looked up and scaled as the base does its own.
+"""LoRA on an embedding: h' = h + s B A[:, token], a low-rank update of the table.
 
-Hu et al. 2021, "LoRA" (arXiv 2106.09685). A head that shares the embedding's weight keeps the base's.
+The base's own forward looks the rows of A^T up, so an embedding that scales its output scales the update too. A head that shares the
+embedding's weight keeps the base's weight. Hu et al. 2021, "LoRA" (arXiv 2106.09685).
 
 Legend: V rows of the table, D width, R rank.
 """
@@ -19,7 +20,7 @@ from graft.routing.context import AdapterContext
 
 
 class LoRAEmbedding(Adapter):
-    """A [R, V] starts at zero, B [D, R] from N(0, 1), as in PEFT: a table's rows are met one at a time."""
+    """A [R, V] starts at zero and B [D, R] from N(0, 1), as in PEFT. Each token reads its own column of A."""
 
     def __init__(self, rank: int, scale: float, spec: SiteSpec) -> None:
         super().__init__(spec)
@@ -33,7 +34,7 @@ class LoRAEmbedding(Adapter):
         self._base_copy = (embedding_copy(around.host),)
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
-        low_R = self._base_copy[0].run({"weight": self.A.t()}, x).to(h.dtype)
+        low_R = self._base_copy[0].run({"weight": self.A.t()}, x).to(h.dtype)  # token ids [...] -> [..., R]
         return h + F.linear(low_R * self.scale, self.B.to(h.dtype))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

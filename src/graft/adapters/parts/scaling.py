@@ -1,8 +1,9 @@
-"""A vector of factors s and, where asked for, a vector of shifts b, on the output or the input of a linear layer.
+"""A vector of factors s, and optionally of shifts, on the output or the input of a linear layer.
 
-    output: h' = s * (h + c) + b, with a shift before the factors (c) or after them (b)      input: x' = s * x + b, h' = h + c
+    output:  h' = s (.) (h + c)  or  h' = s (.) h + b        input:  x' = s (.) x + b,  h' = h + c
 
-(IA)3, the Hadamard adapter and LLaMA-Adapter v2 are cases of this. All start as the identity: s = 1, b = c = 0.
+The shift of the output is added before the factors (c) or after them (b). (IA)3, the Hadamard adapter, BitFit and LLaMA-Adapter V2 are
+special cases. All of them start as the identity: s = 1, b = c = 0.
 
 Legend: I input features, O output features.
 """
@@ -22,7 +23,7 @@ from graft.routing.context import AdapterContext
 
 
 class OutputScaling(Adapter):
-    """scale [O] or None; bias [O] before the factors ("inside"), after them ("outside"), or None."""
+    """scale [O] or None; bias [O], added before the factors ("inside") or after them ("outside"), or None."""
 
     reads = "nothing"
 
@@ -56,7 +57,7 @@ class OutputScaling(Adapter):
 
 
 class InputScaling(Adapter):
-    """scale [I]; shift [I] of the input, bias [O] of the output, each or None."""
+    """scale [I] and, if asked for, shift [I] of the input and bias [O] of the output."""
 
     reads = "nothing"
 
@@ -73,7 +74,7 @@ class InputScaling(Adapter):
         if around.rows is not None:
             raise GraftError(
                 f"'{self.spec.name}' is a slice of the fused projection '{self.spec.module}', which has one input for q, k and v: "
-                "scale the slice's output, or name attn.qkv"
+                "scale the output of the slice, or name attn.qkv"
             )
 
     def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:

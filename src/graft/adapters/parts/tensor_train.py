@@ -1,7 +1,10 @@
-"""A matrix as a tensor train: W [I, O] is the row-major reshape of G_1 x ... x G_D, cores G_i [r_{i-1}, k_i, r_i], r_0 = r_D = 1.
+"""A matrix as a tensor train: W [I, O] is the row-major reshape of G_1 x ... x G_D, with cores G_i [r_{i-1}, k_i, r_i] and r_0 = r_D = 1.
 
-Oseledets 2011; as LoRETTA uses it (Yang et al. 2024, arXiv 2402.11417). The product of the k_i is I * O; where one core ends and the next
-begins need not be where inputs end and outputs begin.
+The product of all k_i is I * O. A core may span the border between inputs and outputs.
+
+Example: W [64, 32] has 2048 entries, and sizes (8, 16, 16) at rank 5 make cores [1, 8, 5], [5, 16, 5] and [5, 16, 1] with 520 entries.
+
+Oseledets 2011, "Tensor-Train Decomposition"; used as in LoRETTA (Yang et al. 2024, arXiv 2402.11417).
 
 Legend: I input width, O output width, D cores, k_i their sizes, r ranks.
 """
@@ -22,11 +25,15 @@ PUBLISHED: dict[frozenset[int], tuple[int, ...]] = {
     frozenset({4096, 8}): (16, 16, 8, 4, 4), frozenset({5120, 8}): (8, 8, 10, 8, 8), frozenset({8192, 8}): (4, 16, 16, 16, 4),
     frozenset({768}): (8, 8, 12, 12, 8, 8), frozenset({1024}): (4, 8, 8, 16, 8, 8, 4), frozenset({4096}): (4, 4, 16, 16, 16, 16, 4, 4),
 }  # fmt: skip
-"""The sizes of LoRETTA's tables by the two widths."""
+"""The core sizes in LoRETTA's tables, by the two widths of the matrix (one if it is square)."""
 
 
 def core_sizes(width_in: int, width_out: int) -> tuple[int, ...]:
-    """The published sizes for these widths, else derived: the prime factors of I * O, the two smallest joined up to 16."""
+    """Return the published sizes for these widths. Otherwise join the prime factors of I * O, smallest first, while products stay within
+    16.
+
+    12 x 10: the primes 2 2 2 3 5 become 2 3 4 5, then 4 5 6, and stay, since 4 * 5 is more than 16.
+    """
     if published := PUBLISHED.get(frozenset({width_in, width_out})):
         return published
     sizes = sorted(_primes(width_in) + _primes(width_out))
@@ -36,6 +43,7 @@ def core_sizes(width_in: int, width_out: int) -> tuple[int, ...]:
 
 
 def _primes(number: int) -> list[int]:
+    """Return the prime factors of a number in ascending order."""
     found, divisor = [], 2
     while number > 1:
         while number % divisor == 0:
@@ -46,20 +54,20 @@ def _primes(number: int) -> list[int]:
 
 
 class Train(nn.Module):
-    """x [..., I] -> x W [..., O], computed in the input's dtype."""
+    """Compute x W in the dtype of the input. x: [..., I] -> [..., O]."""
 
     shape: tuple[int, int]
 
     def cores_in_order(self) -> list[Tensor]:
-        """G_1 to G_D."""
+        """Return G_1 to G_D."""
         raise NotImplementedError
 
     def weight(self) -> Tensor:
-        """W [I, O], multiplied out from the left."""
+        """Multiply the cores out, from the left, to W [I, O]."""
         product, *rest = self.cores_in_order()
-        product = product.flatten(0, 1)
+        product = product.flatten(0, 1)  # [k_1, r_1]
         for core in rest:
-            product = (product @ core.flatten(1)).reshape(-1, core.shape[2])
+            product = (product @ core.flatten(1)).reshape(-1, core.shape[2])  # [k_1 ... k_i, r_i]
         return product.view(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,21 +75,22 @@ class Train(nn.Module):
 
 
 class TensorTrain(Train):
-    """A train that trains. W's entries start with variance 1 / (I + O); the bias like nn.Linear's."""
+    """A train of parameters. The entries of W start with variance 1 / (I + O), the bias as in nn.Linear."""
 
     def __init__(self, spec: SiteSpec, width_in: int, width_out: int, rank: int, biases: bool) -> None:
         super().__init__()
         self.shape = (width_in, width_out)
         sizes = core_sizes(width_in, width_out)
-        place_like = {"dtype": spec.dtype, "device": spec.device}
+        like = {"dtype": spec.dtype, "device": spec.device}
         ranks = [1, *[rank] * (len(sizes) - 1), 1]
+        # An entry of W sums r_1 ... r_{D-1} products of D entries. Dividing by sqrt(r_i) cancels the sums, the D-th root the products.
         std = math.sqrt(1 / (width_in + width_out)) ** (1 / len(sizes))
         self.cores = nn.ParameterList(
-            torch.randn(left, size, right, **place_like) * (std / math.sqrt(right))
+            torch.randn(left, size, right, **like) * (std / math.sqrt(right))
             for left, size, right in zip(ranks, sizes, ranks[1:], strict=False)
         )
         bound = 1 / math.sqrt(width_out)
-        self.bias = nn.Parameter(torch.empty(width_out, **place_like).uniform_(-bound, bound)) if biases else None
+        self.bias = nn.Parameter(torch.empty(width_out, **like).uniform_(-bound, bound)) if biases else None
 
     def cores_in_order(self) -> list[Tensor]:
         return list(self.cores)
@@ -92,7 +101,7 @@ class TensorTrain(Train):
 
 
 class FrozenTrain(Train):
-    """A train as it was at one time, in buffers."""
+    """A frozen copy of a train, held in buffers."""
 
     def __init__(self, train: TensorTrain) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What LoRA and its relatives have in common: a rank and a scale, patterns of both by site, and a difference linear in the input.
+"""What LoRA and its relatives share: a rank and a scale, patterns that change both by site, and an update that is linear in the input.
 
     h' = h + D dropout(x)          folded: W + D
 
@@ -20,18 +20,18 @@ from graft.routing.context import AdapterContext
 
 
 class LowRank(AdapterConfig):
-    """The fields of every kind that has a rank per site."""
+    """The settings of every kind that has a rank per site."""
 
     rank: int = Field(default=8, ge=1)
-    """Rank of the difference."""
+    """Rank of the update."""
     alpha: float = 16.0
-    """Numerator of the scale; the difference is multiplied by alpha / rank."""
+    """Numerator of the scale alpha / rank of the update."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
     rank_pattern: dict[str, int] = {}
-    """Ranks that differ: site name (as `attn.q`) or regular expression over module names -> rank."""
+    """Ranks of single sites: a site name such as `attn.q`, or a regular expression over module names, and the rank there."""
     alpha_pattern: dict[str, float] = {}
-    """Alphas that differ, by the same patterns."""
+    """Alphas of single sites, by the same patterns."""
     sites: str | tuple[str, ...] = "linear"
 
     @property
@@ -40,7 +40,7 @@ class LowRank(AdapterConfig):
 
     @property
     def scale(self) -> float:
-        """The factor of the difference."""
+        """The factor of the update."""
         return self.alpha / self.rank
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
@@ -62,24 +62,30 @@ class LowRank(AdapterConfig):
 
 
 def matches(pattern: str, site: SiteLike) -> bool:
-    """A site's name, or a regular expression that fits the end of the module's name from a dot on (of experts: with the part behind it)."""
-    parts = [site.module, f"{site.module}.{site.name.rpartition('.')[2]}"][: 2 if site.type == "experts" else 1]
-    return pattern == site.name or any(re.search(rf"(^|\.)({pattern})$", path) for path in parts)
+    """Whether a pattern is the site's name, or a regular expression that matches the end of the module's path from a dot on.
+
+    "attn.q" matches by name; "1.self_attn.q_proj" matches "model.layers.1.self_attn.q_proj" but not that of layer 11. A site of experts is
+    also matched with its part after the path, as in "mlp.experts.down".
+    """
+    paths = [site.module]
+    if site.type == "experts":
+        paths.append(f"{site.module}.{site.name.rpartition('.')[2]}")
+    return pattern == site.name or any(re.search(rf"(^|\.)({pattern})$", path) for path in paths)
 
 
 class WeightDelta(Adapter):
-    """A difference D [O, I] beside a frozen linear layer. A kind says what D is, and how it is applied without being written out."""
+    """An update D [O, I] of the weight of a frozen linear layer. The kind defines D, and how to apply it without writing it out."""
 
     def __init__(self, spec: SiteSpec, dropout: float) -> None:
         super().__init__(spec)
         self.p = dropout
 
     def apply_to(self, x: Tensor) -> Tensor:
-        """D x in x's precision. x: [..., I] -> [..., O]."""
+        """Compute D x in the dtype of x. x: [..., I] -> [..., O]."""
         raise NotImplementedError
 
     def difference(self) -> Tensor:
-        """D [O, I] in the masters' precision."""
+        """Return D [O, I] in the precision of the masters."""
         raise NotImplementedError
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
