@@ -149,11 +149,9 @@ class BottleneckAdapter(Adapter):
 
 
 def _normed(norm: nn.LayerNorm | None, u: Tensor) -> Tensor:
-    return (
-        u
-        if norm is None
-        else F.layer_norm(u, norm.normalized_shape, cast_like(norm.weight, u), cast_like(norm.bias, u))
-    )
+    if norm is None:
+        return u
+    return F.layer_norm(u, norm.normalized_shape, cast_like(norm.weight, u), cast_like(norm.bias, u))
 
 
 def cast_like(parameter: Tensor | None, u: Tensor) -> Tensor | None:

@@ -29,9 +29,9 @@ PUBLISHED: dict[frozenset[int], tuple[int, ...]] = {
 
 
 def core_sizes(width_in: int, width_out: int) -> tuple[int, ...]:
-    """Return the published sizes for these widths. Otherwise join the prime factors of I * O, smallest first, while products stay within
-    16.
+    """Return the published core sizes for these widths, or derive them from the prime factors of I * O.
 
+    The two smallest factors are joined as long as their product is at most 16.
     12 x 10: the primes 2 2 2 3 5 become 2 3 4 5, then 4 5 6, and stay, since 4 * 5 is more than 16.
     """
     if published := PUBLISHED.get(frozenset({width_in, width_out})):
