@@ -77,8 +77,8 @@ def case(shared: Path, path: str) -> Case:
 
 def fill(model: Any, name: str, values: dict[str, Tensor]) -> None:
     """Give every parameter of an adapter its value by name; none may be missing and none left over."""
-    places = dict(graft.parameters(model, name))
-    assert set(places) == set(values), set(places) ^ set(values)
+    parameters = dict(graft.parameters(model, name))
+    assert set(parameters) == set(values), set(parameters) ^ set(values)
     with torch.no_grad():
-        for key, spec in places.items():
-            spec.copy_(values[key])
+        for key, tensor in parameters.items():
+            tensor.copy_(values[key])

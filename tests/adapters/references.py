@@ -87,14 +87,14 @@ class Case:
     def fill(self, names: Mapping[str, str]) -> None:
         """Put the file's tensors into the adapter "a"; `names` maps ours to theirs ("shared.A" to a name of its own)."""
         used = set()
-        for key, spec in tensors(self.model, state_of(self.model), "a"):
+        for key, tensor in tensors(self.model, state_of(self.model), "a"):
             path, _, name = key.rpartition(".")
             shared = path.startswith(SHARED)
             if (f"shared.{name}" if shared else name) in names:
                 theirs = names[f"shared.{name}"] if shared else f"{path.rpartition('.')[0]}.{names[name]}"
                 used.add(theirs)
                 with torch.no_grad():
-                    spec.copy_(self.tensors[theirs].view_as(spec))
+                    tensor.copy_(self.tensors[theirs].view_as(tensor))
         assert used == set(self.tensors), set(self.tensors) ^ used
 
     def assert_matches(self) -> None:

@@ -102,7 +102,7 @@ def test_a_file_that_adapterhub_wrote_has_an_equal(shared: Path) -> None:
     A, B = (file[f"bert.shared_parameters.fx.lora_{name}"] for name in "AB")
     graft.attach(oracle.model, {"a": graft.LoRA(rank=config["r"], alpha=config["alpha"], sites="attn.q attn.v")})
     with torch.no_grad():
-        for key, spec in graft.parameters(oracle.model, "a"):
+        for key, parameter in graft.parameters(oracle.model, "a"):
             site = f"bert.{key.rsplit('.', 2)[0]}.loras.fx"
-            spec.copy_(file[f"{site}.vera_D"] @ A if key.endswith(".A") else file[f"{site}.vera_B"] @ B)
+            parameter.copy_(file[f"{site}.vera_D"] @ A if key.endswith(".A") else file[f"{site}.vera_B"] @ B)
     oracle.assert_matches()

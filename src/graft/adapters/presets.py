@@ -1,9 +1,10 @@
 """Published configurations by name. What depends on the model family is filled in when the adapter is attached to a model.
 
-llm-adapters/*: the commands in the repository of Hu et al. 2023, "LLM-Adapters" (arXiv 2304.01933). LoRA has rank 32 on q, k, v, up and
-down. Bottlenecks have 256 features, tanh, no biases and weights from N(0, 0.02). The prefix has 10 tokens from N(0, 1), and positions
-start after it. papers/*: the settings of the papers, which the files of the kinds name, with trained norms where the paper trains them.
-papers/distilbert is "Finetuning LLMs Efficiently with Adapters" (Raschka 2023): two bottlenecks per block in place of the sublayers'
+llm-adapters/*      The commands in the repository of Hu et al. 2023, "LLM-Adapters" (arXiv 2304.01933). LoRA has rank 32 on q, k, v, up and
+                    down. Bottlenecks have 256 features, tanh, no biases and weights from N(0, 0.02). The prefix has 10 tokens from N(0, 1),
+                    and the positions of the sequence start after it.
+papers/*            The settings of the papers that the files of the kinds name, with trained norms where the paper trains them.
+papers/distilbert   "Finetuning LLMs Efficiently with Adapters" (Raschka 2023): two bottlenecks per block in place of the sublayers'
 outputs.
 """
 
@@ -54,6 +55,7 @@ _PRESETS: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
         "kind": "series", "bottleneck": 32, "activation": "gelu", "skip": "none", "init": "torch", "sites": "attn mlp",
     },
 }  # fmt: skip
+"""Preset -> an adapter, or the parts of a stack. {qkv} and {into_mlp} stand for the sites of a family (see `Preset._filled`)."""
 
 
 class Preset(BaseModel):

@@ -88,14 +88,13 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         updates, (grad,), (x, *saved) = ctx.updates, grads, ctx.saved_tensors
         # Each update overwrites the gradient of its own rows. Rows that no update covers need zeros: if adapter a has rows 0 and 1 of
-        # four, b has row 2 and row 3 runs on the base alone, then row 3 of x gets no gradient from here (its h has one of its own).
+        # four, b has row 2 and row 3 runs on the base alone, then row 3 of x gets its gradient only through the frozen layer.
         covered = sum(update.rows_of(grad).numel() for update in updates) == grad.numel()
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (torch.empty if covered else torch.zeros)(x.shape, dtype=x.dtype, device=x.device)
-        factor_grads = factor_gradients(
-            updates, grad, x, saved, ctx.needs_input_grad[4:], grad_x, overwrite=True
-        )  # inputs 0 to 3 are x, h, updates and in_place
+        # Inputs 0 to 3 are x, h, updates and in_place; the factors follow.
+        factor_grads = factor_gradients(updates, grad, x, saved, ctx.needs_input_grad[4:], grad_x, overwrite=True)
         return grad_x, grad, None, None, *factor_grads
 
 
