@@ -67,7 +67,7 @@ def _copied(host: nn.Module) -> nn.Module:
 
 
 def require_one_input(host: nn.Module) -> None:
-    """Raise `GraftError` for a module whose forward needs more than one input, since only the first reaches an adapter."""
+    """Raise `GraftError` for a module with a forward that needs more than one input, since only the first reaches an adapter."""
     forward = getattr(type(host), "graft_base", type(host)).forward
     given = list(inspect.signature(forward).parameters.values())[1:]
     needed = [p.name for p in given if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -151,15 +151,13 @@ class AdaLoRAAdapter(WeightDelta):
                 continue
             sensitivity = (weight * weight.grad).abs()
             mean.mul_(beta1).add_(sensitivity, alpha=1 - beta1)
-            deviation.mul_(beta2).add_(
-                (sensitivity - mean).abs(), alpha=1 - beta2
-            )  # from the mean that was just updated
+            # The deviation is that from the mean with this step in it.
+            deviation.mul_(beta2).add_((sensitivity - mean).abs(), alpha=1 - beta2)
 
     def scores(self) -> Tensor:
         """Return the score of each triplet [R]."""
-        P, E, Q = (
-            getattr(self, f"sensitivity_{key}") * getattr(self, f"deviation_{key}") for key in "PEQ"
-        )  # [O, R], [R], [R, I]
+        # [O, R], [R], [R, I]
+        P, E, Q = (getattr(self, f"sensitivity_{key}") * getattr(self, f"deviation_{key}") for key in "PEQ")
         return E + P.mean(0) + Q.mean(1)
 
 

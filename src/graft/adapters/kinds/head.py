@@ -1,4 +1,4 @@
-"""A layer of the adapter's own in place of the base's: h' = W x + b, for a head that the base does not bring.
+"""A layer of the adapter's own in place of the base's: h' = W x + b, for a head that the base does not have.
 
 transformers draws a classifier's missing head at random each time it loads a base, so a difference from that head would mean nothing in
 another process. The adapter therefore holds W and b whole. They start as what the base has when the adapter is attached.
@@ -20,10 +20,10 @@ from graft.routing.context import AdapterContext
 
 
 class Head(AdapterConfig):
-    """Linear layers that the adapter holds whole. Runs use it for a classifier's head if the base has none."""
+    """Linear layers of the adapter's own in place of the base's, stored whole."""
 
     replaces: ClassVar[bool] = True
-    suits = "A classifier's head on a base without one. Runs add it automatically."
+    suits = "A classifier's head on a base that has none. Runs add it automatically."
 
     kind: Literal["head"] = "head"
     sites: str | tuple[str, ...] = "head"

@@ -79,13 +79,11 @@ class PTuningAdapter(EmbeddingAdapter):
             )  # fmt: skip
 
     def prompt(self) -> Tensor:
-        hidden = (
-            self.embedding if self.lstm is None else self.lstm(self.embedding[None])[0][0]
-        )  # [P, D], of an LSTM [P, 2M]
+        # [P, D], or [P, 2M] of an LSTM
+        hidden = self.embedding if self.lstm is None else self.lstm(self.embedding[None])[0][0]
         return self.mlp(hidden)
 
     def to_save(self) -> dict[str, Tensor]:
-        with (
-            torch.no_grad()
-        ):  # as in evaluation: with gradients the LSTM may run in another kernel, which rounds differently
+        # As in evaluation: with gradients the LSTM may run in another kernel, which rounds differently.
+        with torch.no_grad():
             return {"vectors": self.prompt()}

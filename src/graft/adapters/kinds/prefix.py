@@ -134,9 +134,8 @@ class PrefixAdapter(AttentionAdapter):
 
     def start_at(self, keys: Tensor, values: Tensor) -> None:
         assert self.keys is not None and self.values is not None
-        copies = (
-            keys.shape[1] // self.shape[1]
-        )  # Falcon's attention repeats a key-value head for each query head of its group
+        # Falcon's attention repeats each key-value head for every query head of its group: keep one copy.
+        copies = keys.shape[1] // self.shape[1]
         with torch.no_grad():
             self.keys.copy_(keys[:, ::copies])
             self.values.copy_(values[:, ::copies])
