@@ -22,7 +22,7 @@ from graft.ops.low_rank_update import as_matrix
 
 @dataclass(frozen=True, eq=False)
 class FrozenLinear:
-    """x W^T + b."""
+    """A frozen layer x W^T + b."""
 
     stored: Tensor
     """W [O, I], or the codes that bitsandbytes stores for it. This is what a node saves for backward."""
@@ -38,9 +38,8 @@ class FrozenLinear:
         from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
         state = copy.copy(self.state)
-        state.dtype = (
-            dtype  # dequantise straight to it, as the layer's own forward does, not to the dtype before quantisation
-        )
+        # Dequantise straight to the input's dtype, as the layer's own forward does, and not to the dtype before quantisation.
+        state.dtype = dtype
         return dequantize_4bit(stored.view(-1, 1), state)
 
     def output(self, x: Tensor) -> Tensor:
