@@ -114,7 +114,7 @@ class PrefixProjection(Shared):
     def layer(self, index: int, size: int) -> Tensor:
         """Return the prefix [P, size] of one site, using only the output features of `up` that belong to it."""
         features = slice(self.ends[index] - size, self.ends[index])
-        hidden_PM = torch.tanh(self.down(self.embedding))
+        hidden_PM = torch.tanh(self.down(self.embedding))  # [P, E] -> [P, M]
         return F.linear(hidden_PM, self.up.weight[features], self.up.bias[features])
 
 

@@ -83,8 +83,8 @@ class SeriesAdapter(BottleneckAdapter):
         h = self.with_bias(h)
         if self.position == "before":
             return h
-        u = self._stream(x, h) if self.reads == "residual" else h
-        f = self.f(u, ctx).to(h.dtype)
+        u = self._stream(x, h) if self.reads == "residual" else h  # x is the residual stream here
+        f = self.f(u, ctx).to(h.dtype)  # [..., O]
         return f if self.skip == "none" else f + (u if self.skip == "stream" else h)
 
     def _stream(self, residual: Tensor, h: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class OutputScaling(Adapter):
         return h if bias is None or self.inside else h + bias
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        # s (.) (W x + d + c) = (diag(s) W) x + s (.) (d + c), and b is added after the factors
         own = None if self.bias is None else self.bias.to(weight.dtype)
         if own is not None and self.inside:
             bias = own if bias is None else bias + own
