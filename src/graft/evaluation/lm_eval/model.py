@@ -64,16 +64,3 @@ def _present(device: str | None) -> str | None:
 
 
 _graft_lm_eval.add_model()
-
-
-def main() -> None:
-    """lm-eval's own command line, where Python did not import `_graft_lm_eval` at its start."""
-    import lm_eval.tasks.manager as manager
-    from lm_eval.__main__ import cli_evaluate
-
-    _graft_lm_eval.add_tasks(manager)
-    cli_evaluate()
-
-
-if __name__ == "__main__":
-    main()

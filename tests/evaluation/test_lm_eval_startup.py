@@ -50,7 +50,7 @@ def test_a_task_manager_gets_the_folder_of_tasks_behind_its_own_and_before_the_u
     module.TaskManager = TaskManager  # pyright: ignore[reportAttributeAccessIssue]
     _graft_lm_eval.add_tasks(module)
     _graft_lm_eval.add_tasks(module)
-    folder = Path(_graft_lm_eval.__file__).parent.parent / "graft" / "interop" / "lm_eval_tasks"
+    folder = Path(_graft_lm_eval.__file__).parent.parent / "graft" / "evaluation" / "lm_eval" / "tasks"
     assert TaskManager().paths == [str(folder)]
     assert TaskManager(None, "mine").paths == [str(folder), "mine"]
     assert TaskManager(include_path=["mine", "yours"]).paths == [str(folder), "mine", "yours"]

@@ -35,7 +35,7 @@ def only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def only_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     from graft.evaluation.lm_eval import harness as lm_eval_harness
 
-    only(monkeypatch, Path(lm_eval_harness.__file__).parent / "lm_eval_tasks")
+    only(monkeypatch, Path(lm_eval_harness.__file__).parent / "tasks")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_lm_evals_own_command_knows_the_model_graft(run: Path, data: Path, tmp_p
     line: list[Any] = [
         sys.executable,
         "-m",
-        "graft.evaluation.lm_eval.model",
+        "graft.evaluation.lm_eval",
         "run",
         "--model",
         "graft",
