@@ -17,7 +17,7 @@ from graft.data.samples import Example, Sample
 from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.evaluation import evaluate, evaluate_on
-from graft.evaluation.datafile import evaluate_bench, evaluation_of
+from graft.evaluation.datafile import evaluate_data_file, evaluation_of
 from graft.generation.loaded import Candidate, LoadedModel, load_candidates
 from graft.generation.loss import sample_losses
 from graft.generation.requests import Generated
@@ -43,7 +43,7 @@ def samples(*pairs: tuple[str, str]) -> list[Sample]:
 
 
 class Scripted:
-    """An engine whose answers come from a script, so that their outcomes are known, and a bench with it."""
+    """An engine whose answers come from a script, so that their outcomes are known, and a loaded model with it."""
 
     name = "script"
 
@@ -73,7 +73,7 @@ def test_every_answer_has_one_outcome_and_all_are_counted(tmp_path: Path) -> Non
     )
     rows = samples(("a", "#### 3"), ("b", "8"), ("c", "8"), ("d", "8"), ("e", "1000"))
     evaluation = evaluation_of("five", rows, EvalConfig())
-    result = evaluate_bench(scripted.loaded, evaluation, tmp_path)
+    result = evaluate_data_file(scripted.loaded, evaluation, tmp_path)
     (found,) = result["results"]
     counts = {key: found[key] for key in ("total", "correct", "wrong", "unextractable", "no_room", "truncated")}
     assert counts == {"total": 5, "correct": 2, "wrong": 1, "unextractable": 1, "no_room": 1, "truncated": 2}
@@ -107,7 +107,7 @@ def test_texts_are_compared_whole_where_a_reference_has_no_number() -> None:
     scripted = Scripted({"a": ("Paris.", "stopped"), "b": ("3 or 4", "stopped")})
     evaluation = evaluation_of("two", samples(("a", "paris"), ("b", "4")), EvalConfig())
     assert evaluation.metric == "exact"
-    assert evaluate_bench(scripted.loaded, evaluation)["results"][0]["correct"] == 1
+    assert evaluate_data_file(scripted.loaded, evaluation)["results"][0]["correct"] == 1
 
 
 def test_a_run_is_evaluated_with_its_base_and_all_its_adapters_and_leaves_files(run: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, Mistral
 
 import graft
 from graft.errors import GraftError
+from graft.generation.causal import CacheKind
 from graft.generation.generate import generate
 from graft.generation.requests import Decoding, Request
-from graft.generation.rows import CacheKind
 from tests.small import small_model
 
 KINDS: dict[str, Any] = {

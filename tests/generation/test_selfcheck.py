@@ -9,7 +9,7 @@ import torch
 
 import graft
 from graft.errors import GraftError
-from graft.generation.likelihood import tokenized
+from graft.generation.likelihood import tokenize_pairs
 from graft.generation.selfcheck import likelihood_check
 from tests.small import small_model, small_tokenizer
 
@@ -17,7 +17,7 @@ QUESTIONS = [[("Why? " * number, " yes"), ("Why? " * number, " not at all" * num
 
 
 def examples() -> list[Any]:
-    return [tokenized(small_tokenizer(), question) for question in QUESTIONS]
+    return [tokenize_pairs(small_tokenizer(), question) for question in QUESTIONS]
 
 
 def test_eight_questions_of_all_lengths_and_adapters_are_compared() -> None:

@@ -87,7 +87,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
-def bench_with(tmp_path: Path, **adapters: Any) -> LoadedModel:
+def loaded_with(tmp_path: Path, **adapters: Any) -> LoadedModel:
     return load_candidates(make_run(tmp_path / "run", adapters, context=256))
 
 
@@ -101,10 +101,10 @@ def asked(adapters: list[str | None]) -> list[Request]:
 def test_base_and_loras_answer_as_in_graft_and_prompts_without_room_are_not_asked(vllm: None, tmp_path: Path) -> None:
     from graft.generation.vllm import VLLM
 
-    loaded = bench_with(tmp_path, small=LORA, wide={**LORA, "rank": 20, "sites": "attn.q attn.v"})
+    loaded = loaded_with(tmp_path, small=LORA, wide={**LORA, "rank": 20, "sites": "attn.q attn.v"})
     engine, requests = VLLM(loaded), asked([None, "small", "wide"])
     found = dict(engine.answers(requests, Decoding(12), 10**6))
-    assert found == dict(loaded.answering.answers(requests, Decoding(12), 10**6))
+    assert found == dict(loaded.active_engine.answers(requests, Decoding(12), 10**6))
     assert {answer.reason for answer in found.values()} == {"stopped", "truncated", "no_room"}
     assert engine.name == "vllm 0.0" and engine.check(requests, 1) == 0
     [made] = LLM.made
@@ -126,14 +126,14 @@ def test_a_base_without_adapters_asks_for_no_room_for_loras(vllm: None, tmp_path
     [
         (
             {"kind": "series", "bottleneck": 4},
-            "'odd' is series, and vLLM computes no adapter but LoRA.*leave out --engine vllm",
+            "'odd' is of kind series, but vLLM serves no kind of adapter other than LoRA.*leave out --engine vllm",
         ),
         (
             {"kind": "prefix", "tokens": 2},
-            "'odd' is prefix, and vLLM computes no adapter but LoRA.*leave out --engine vllm",
+            "'odd' is of kind prefix, but vLLM serves no kind of adapter other than LoRA.*leave out --engine vllm",
         ),
-        ({"kind": "full", "sites": "attn.q"}, "'odd' is full.*merge it first .graft merge"),
-        ({**LORA, "train_bias": True}, "'odd' has biases of the LoRA, which vLLM cannot serve; merge it first"),
+        ({"kind": "full", "sites": "attn.q"}, "'odd' is of kind full.*merge it first .graft merge"),
+        ({**LORA, "train_bias": True}, "'odd' has LoRA biases, which vLLM cannot serve; merge it first"),
         ([LORA, {**LORA, "rank": 5, "sites": "attn.v"}], "'odd' has LoRAs of several ranks.*merge it first"),
     ],
 )
@@ -143,14 +143,14 @@ def test_what_vllm_cannot_serve_is_refused_with_the_reason_and_a_way_out(
     from graft.generation.vllm import VLLM
 
     with pytest.raises(GraftError, match=message):
-        VLLM(bench_with(tmp_path, odd=config))
+        VLLM(loaded_with(tmp_path, odd=config))
     assert not LLM.made, "an engine is not started in vain"
 
 
 def test_beams_are_refused_since_vllm_searches_by_other_rules(vllm: None, tmp_path: Path) -> None:
     from graft.generation.vllm import VLLM
 
-    engine = VLLM(bench_with(tmp_path, lora=LORA))
+    engine = VLLM(loaded_with(tmp_path, lora=LORA))
     with pytest.raises(GraftError, match="vLLM's beam search is not the one that this protocol names"):
         list(engine.answers(asked([None]), Decoding(4, beams=4), 1))
 

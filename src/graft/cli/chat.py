@@ -17,7 +17,7 @@ from graft.cli.loading import (
     Only,
     RunFolderArgument,
     TemplateName,
-    load_bench,
+    load_model,
 )
 from graft.errors import GraftError
 
@@ -46,7 +46,7 @@ def command(
     any_base: AnyBase = False,
 ) -> None:
     """Talk to an adapter. In the conversation: /base, /adapter NAME, /reset, /help, /quit. Reads lines where stdin is no terminal."""
-    loaded = load_bench(run, base, adapter, template, device, dtype, any_base)
+    loaded = load_model(run, base, adapter, template, device, dtype, any_base)
     from graft.generation.conversation import Conversation
     from graft.generation.requests import Decoding
 

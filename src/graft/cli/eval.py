@@ -20,14 +20,14 @@ from graft.cli.loading import (
     RunFolderArgument,
     TemplateName,
     bar,
-    load_bench,
+    load_model,
 )
 
 if TYPE_CHECKING:
     from graft.config.eval import EvalConfig
     from graft.evaluation.limits import Limits
+    from graft.generation.causal import CacheKind
     from graft.generation.loaded import LoadedModel
-    from graft.generation.rows import CacheKind
 
 
 def command(
@@ -135,7 +135,7 @@ def command(
         device, dtype = "cpu", _dtype_for_vllm(run, dtype)
     elif harness is not None and cache != "dynamic":
         raise GraftError("--cache has no effect with --harness: lm-eval generates in its own way")
-    loaded = _with_engine(load_bench(run, base, adapter, template, device, dtype, any_base), engine, cache)
+    loaded = _with_engine(load_model(run, base, adapter, template, device, dtype, any_base), engine, cache)
     folder = out or (run / "eval" if run is not None else Path("eval"))
     if harness is not None:
         names = [name.strip() for name in harness.split(",")]
@@ -211,8 +211,8 @@ def _with_engine(loaded: LoadedModel, engine: str, cache: CacheKind) -> LoadedMo
         from graft.generation.vllm import VLLM
 
         return replace(loaded, engine=VLLM(loaded))
+    from graft.generation.causal import check_cache
     from graft.generation.engines import LocalEngine
-    from graft.generation.rows import check_cache
 
     check_cache(loaded.base.model, cache)
     return replace(loaded, engine=LocalEngine(loaded.base.model, cache))

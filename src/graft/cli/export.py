@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.foreign import BaseName, loaded_base
-from graft.cli.loading import AnyBase, Device, Dtype, Only, load_bench, one_of
+from graft.cli.loading import AnyBase, Device, Dtype, Only, load_model, one_of
 from graft.errors import GraftError
 
 
@@ -55,7 +55,7 @@ def _attached(
 ) -> tuple[Any, str]:
     """The model with the adapter on it, and the adapter's name."""
     if (source / "config.yaml").is_file():
-        loaded = load_bench(source, base, None, None, device, dtype, any_base)
+        loaded = load_model(source, base, None, None, device, dtype, any_base)
         candidate = one_of(loaded, use)
         if candidate.adapter is None:
             raise GraftError("there is no adapter to export: choose one with --use")

@@ -43,7 +43,7 @@ Only = Annotated[
 ]
 
 
-def load_bench(
+def load_model(
     run: Path | None,
     base: str | None,
     adapters: Sequence[str] | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graft.cli.common import AsJson, print_json
-from graft.cli.loading import Adapters, AnyBase, BaseName, Device, Dtype, Only, RunFolderArgument, load_bench, one_of
+from graft.cli.loading import Adapters, AnyBase, BaseName, Device, Dtype, Only, RunFolderArgument, load_model, one_of
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def command(
     """Merge an adapter into its base: write a plain Hugging Face model, load it again, and report how far its logits differ."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise GraftError(f"{to} is not empty: name a new folder for the merged model")
-    loaded = load_bench(run, base, adapter, None, device, dtype, any_base)
+    loaded = load_model(run, base, adapter, None, device, dtype, any_base)
     candidate = one_of(loaded, use)
     if candidate.adapter is None:
         raise GraftError("there is no adapter to merge: name one with --adapter FOLDER")

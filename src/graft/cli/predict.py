@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graft.cli.loading import Adapters, AnyBase, BaseName, Device, Dtype, Only, TemplateName, bar, load_bench, one_of
+from graft.cli.loading import Adapters, AnyBase, BaseName, Device, Dtype, Only, TemplateName, bar, load_model, one_of
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def command(
     run, prompts = (paths[0] if len(paths) == 2 else None), paths[-1]
     if out is not None and out.exists() and not overwrite:
         raise GraftError(f"{out} exists already: name another file, or replace it with --overwrite")
-    loaded = load_bench(run, base, adapter, template, device, dtype, any_base)
+    loaded = load_model(run, base, adapter, template, device, dtype, any_base)
     if loaded.base.task in ("classification", "regression"):
         _refuse({"--beams": beams > 1, "--temperature": temperature > 0, "--top-p": top_p < 1})
         _write(_labels(loaded, one_of(loaded, use), prompts, token_budget), out)

@@ -67,12 +67,12 @@ def answer(
     """
     pairs = [(candidate, item) for item in items for candidate in loaded.candidates]
     requests = [_request(loaded, prompt or candidate.template, candidate.adapter, item) for candidate, item in pairs]
-    checked = loaded.answering.check(requests, token_budget)
+    checked = loaded.active_engine.check(requests, token_budget)
     left = [at for at, (who, item) in enumerate(pairs) if (who.name, item.number) not in journal.answers]
     done = len(pairs) - len(left)
     if progress is not None:
         progress(done, len(pairs))
-    for place, generated in loaded.answering.answers([requests[at] for at in left], decoding, token_budget):
+    for place, generated in loaded.active_engine.answers([requests[at] for at in left], decoding, token_budget):
         candidate, item = pairs[left[place]]
         text = loaded.base.tokenizer.decode(generated.ids, skip_special_tokens=True)
         judged = Judgement(None, "no_room") if generated.reason == "no_room" else judge(item, text)
@@ -131,7 +131,7 @@ def about(
         "protocol_hash": protocol_hash,
         "base": loaded.base.identity,
         "dtype": str(loaded.base.dtype).removeprefix("torch."),
-        "engine": loaded.answering.name,
+        "engine": loaded.active_engine.name,
         "contestants": {each.name: _described(each, prompt) for each in loaded.candidates},
     }
 

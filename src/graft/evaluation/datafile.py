@@ -100,7 +100,7 @@ def _split(sample: Sample) -> tuple[tuple[Message, ...], str]:
     return sample.messages[:-1], sample.messages[-1]["content"]
 
 
-def evaluate_bench(
+def evaluate_data_file(
     loaded: LoadedModel,
     evaluation: Evaluation,
     out: Path | None = None,

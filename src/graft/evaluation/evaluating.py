@@ -20,7 +20,7 @@ from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
 from graft.evaluation.answering import Progress, folder_of
 from graft.evaluation.benchmark import evaluate_task
-from graft.evaluation.datafile import evaluate_bench, evaluation_of, protocol_hash
+from graft.evaluation.datafile import evaluate_data_file, evaluation_of, protocol_hash
 from graft.evaluation.labels import evaluate_labels
 from graft.evaluation.limits import Limits
 from graft.evaluation.overlaps import known_overlaps
@@ -54,7 +54,7 @@ def evaluate_jobs(
     def key(own: RunConfig) -> Any:
         return own.data.train_on, own.eval, own.data if data is None else None
 
-    return [evaluate_on(part, data, out, **options) for part in loaded.apart(key)]
+    return [evaluate_on(part, data, out, **options) for part in loaded.split_jobs(key)]
 
 
 def evaluate_on(
@@ -95,7 +95,7 @@ def evaluate_on(
     evaluation = evaluation_of(task, samples, settings, golds, train_on=train_on, beams=beams)
     folder = folder_of(out, task, protocol_hash(evaluation, loaded.candidates))
     overlap = known_overlaps(loaded, {task: questions_of(evaluation.samples)})[task]
-    return evaluate_bench(
+    return evaluate_data_file(
         loaded, evaluation, folder, progress, overwrite=overwrite, limit=settings.limit, overlap=overlap
     )
 

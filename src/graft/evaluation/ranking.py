@@ -12,7 +12,7 @@ from graft.evaluation.answering import Item, Progress, line_of
 from graft.evaluation.journal import Journal
 from graft.evaluation.protocols import RankProtocol
 from graft.evaluation.tasks import Record, Task
-from graft.generation.likelihood import likelihoods, tokenized
+from graft.generation.likelihood import likelihoods, tokenize_pairs
 from graft.generation.loaded import LoadedModel
 from graft.generation.selfcheck import likelihood_check
 
@@ -67,4 +67,4 @@ def rank_choices(
 
 def _choices(loaded: LoadedModel, task: Task, protocol: RankProtocol, record: Record) -> list[Example]:
     asked = protocol.continuations(task, record)
-    return tokenized(loaded.base.tokenizer, [(each.context, each.text) for each in asked])
+    return tokenize_pairs(loaded.base.tokenizer, [(each.context, each.text) for each in asked])

@@ -1,1 +1,1 @@
-"""Answers to prompts: batches, beams, caches, engines."""
+"""Generate answers to prompts: batches, beam search, KV caches, engines."""

@@ -1,4 +1,4 @@
-"""Prompts of unequal length as one batch: padded on the left, each row with its own adapter, the model in evaluation mode.
+"""Helpers that every batched forward pass here needs: left padding, one adapter per row, eval mode.
 
 Legend: B rows, L padded length.
 """
@@ -18,8 +18,9 @@ from graft.routing.context import ForwardContext
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a block of code; every module's mode comes back."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode for a block of code, then restore the mode of every module."""
+    # Modules can differ in mode (a frozen base in eval mode, an adapter in train mode), so each mode is remembered.
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -30,14 +31,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def routed(model: nn.Module, rows: Sequence[str | None], mask: Tensor | None = None) -> AbstractContextManager[None]:
-    """The pass of these rows; nothing to do for a model without adapters."""
+    """Run a block of code in which row i of the batch uses adapter rows[i] (None: the bare base).
+
+    mask: attention mask [B, L] of the batch. A model without adapters needs no routing.
+    """
     if not names(model):
         return nullcontext()
+    # One name for the whole batch spares the model from splitting its rows.
     return running(model, ForwardContext(rows[0] if len(set(rows)) == 1 else tuple(rows), mask=mask))
 
 
-def left_padded(requests: Sequence[Request], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids [B, L], mask [B, L]); what stands at padding is masked by position and never matters."""
+def pad_left(requests: Sequence[Request], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return (token ids [B, L], attention mask [B, L]) of the prompts, padded on the left with zeros.
+
+    Left padding puts the last prompt token of every row in the last column, where the next token is predicted:
+
+        prompts (5, 6, 7) and (8,)  ->  ids [[5, 6, 7], [0, 0, 8]], mask [[1, 1, 1], [0, 0, 1]]
+    """
     length = max(len(request.ids) for request in requests)
     ids_BL = torch.tensor([(0,) * (length - len(request.ids)) + request.ids for request in requests])
     counts_B = torch.tensor([len(request.ids) for request in requests])

@@ -1,4 +1,4 @@
-"""A conversation with a base and its adapters: the turns so far, who answers, and answers as text while they come."""
+"""A conversation with a base and its adapters: it keeps the turns and streams the answers as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graft.generation.requests import Decoding, Request, limits
 
 
 class Conversation:
-    """Turns with one answerer at a time. Switching keeps what was said."""
+    """A conversation in which one candidate at a time answers. Switching the candidate keeps the turns."""
 
     def __init__(
         self, loaded: LoadedModel, candidate: Candidate, decoding: Decoding, system: str | None = None
@@ -27,17 +27,17 @@ class Conversation:
         self.messages: list[Message] = []
 
     def switch(self, name: str) -> None:
-        """Let another adapter, or the base, answer. Raises `GraftError` for a name that is not there."""
+        """Let another adapter, or the base, answer from now on. Raises `GraftError` for an unknown name."""
         self.candidate = self.loaded.find(name)
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Forget all turns."""
         self.messages = []
 
     def ask(self, text: str) -> Iterator[str]:
-        """The answer to a question, piece by piece. What was answered, were it cut short, becomes part of the conversation.
+        """Yield the answer to a question piece by piece and add both to the conversation, even if the answer is interrupted.
 
-        Where the conversation fills the context the answer says so, and the question is taken back.
+        If the conversation fills the context, the answer is a note that says so, and the question is not added.
         """
         tokenizer, template = self.loaded.base.tokenizer, self.candidate.template.with_system(self.system)
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
@@ -45,10 +45,10 @@ class Conversation:
         request = Request(tuple(ids), self.candidate.adapter, frozenset(template.stop_ids(tokenizer)))
         if limits(self.loaded.base.model, [request], self.decoding) == [0]:
             room = context_length(self.loaded.base.model, self.candidate.adapter)
-            yield f"[no room: {len(ids)} tokens fill the context of {room}; forget the conversation with /reset]"
+            yield f"[no room: {len(ids)} tokens fill the context of {room}; start again with /reset]"
             return
         answer = ""
-        try:
+        try:  # `finally` also runs when the caller stops iterating, for example after Ctrl-C
             for piece in as_text(stream(self.loaded.base.model, request, self.decoding), tokenizer):
                 answer += piece
                 yield piece
@@ -57,7 +57,7 @@ class Conversation:
 
 
 def as_text(ids: Iterable[int], tokenizer: Any) -> Iterator[str]:
-    """Tokens as text while they come; a character of several tokens comes when it is whole."""
+    """Yield tokens as text while they arrive. A character that is made of several tokens is held back until it is complete."""
     decoder = DecodeStream(skip_special_tokens=True)
     seen: list[int] = []
     shown = ""
@@ -66,6 +66,7 @@ def as_text(ids: Iterable[int], tokenizer: Any) -> Iterator[str]:
         if piece := decoder.step(tokenizer.backend_tokenizer, token):
             shown += piece
             yield piece
+    # The stream decoder keeps an incomplete last character; decoding everything at once shows what is missing.
     whole = tokenizer.decode(seen, skip_special_tokens=True)
     if whole.startswith(shown) and len(whole) > len(shown):
         yield whole[len(shown) :]

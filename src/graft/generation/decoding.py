@@ -1,4 +1,4 @@
-"""How tokens are chosen. A file of its own, since protocols say it and need no model."""
+"""The decoding settings. They are apart from `requests` because evaluation protocols use them without importing torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from graft.errors import GraftError
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen. The default is greedy; several beams are deterministic beam search; a temperature samples."""
+    """How the next token is chosen: greedily by default, by beam search with several beams, by sampling with a temperature."""
 
     max_new_tokens: int = 256
     beams: int = 1
+    """1 is greedy decoding or sampling; more is deterministic beam search."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """0 is greedy; above 0 tokens are sampled."""
     top_p: float = 1.0
-    """Sampling keeps the likeliest tokens that together have this probability."""
+    """Sampling keeps the likeliest tokens whose probabilities add up to this."""
     seed: int = 0
-    """Of sampling; each request draws from its own generator, so its company changes nothing."""
+    """Seed of the sampling. Each request has its own generator, so other requests in the batch do not change its answer."""
 
     def __post_init__(self) -> None:
         problems = {

@@ -1,4 +1,4 @@
-"""What makes the answers of an evaluation: Graft's own generation, or another program with the same base and adapters."""
+"""The interface of what generates answers, and Graft's own implementation of it (`vllm` is the other one)."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Protocol
 
 from torch import nn
 
+from graft.generation.causal import CacheKind
 from graft.generation.generate import generate
 from graft.generation.requests import Decoding, Generated, Request
-from graft.generation.rows import CacheKind
 from graft.generation.selfcheck import self_check
 
 
 class Engine(Protocol):
-    """Answers requests for the base and the adapters of a bench."""
+    """Generates answers with a base and its adapters."""
 
     @property
     def name(self) -> str:
-        """As results say it. Answers of different engines do not share a folder."""
+        """The name that results carry. Answers of different engines are never kept in one folder."""
         ...
 
     def check(self, requests: Sequence[Request], token_budget: int) -> int:
-        """On how many requests it was proved that batches change nothing; 0 where nothing is proved."""
+        """Check that batching does not change answers; return on how many requests (0: this engine cannot check it)."""
         ...
 
     def answers(
         self, requests: Sequence[Request], decoding: Decoding, token_budget: int
     ) -> Iterator[tuple[int, Generated]]:
-        """(number of the request, its answer), in any order."""
+        """Yield (number of the request, its answer) in any order."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Graft's own generation. The cache changes the speed and not the answers, which the check proves too."""
+    """Graft's own generation. The kind of cache changes the speed but not the answers; `check` covers it."""
 
     model: nn.Module
     cache: CacheKind = "dynamic"

@@ -1,7 +1,7 @@
-"""Generation for many prompts at once: left padded, with mask and positions, a cache, and finished rows taken out.
+"""Generate answers to many prompts at once: prompts are padded on the left, and finished rows leave the batch.
 
-The base runs once on all rows of a batch, each row's adapter on that row alone (`rows`). Under greedy decoding in float32 the
-answers are those of one prompt at a time (`selfcheck` proves it); `beams` searches.
+The base runs once on all rows of a batch and each adapter on its own rows (`causal`, `seq2seq`). In float32, greedy answers
+equal those of one prompt at a time, which `selfcheck` verifies. `beams` holds the beam search.
 
 Legend: B rows still running, V vocabulary.
 """
@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from graft.generation.batching import evaluating
+from graft.generation.batching import eval_mode
 from graft.generation.beams import beam_search
+from graft.generation.causal import CacheKind, check_cache
 from graft.generation.requests import Decoding, Generated, Request, limits, plan
-from graft.generation.rows import CacheKind, check_cache
-from graft.generation.seq2seq_rows import rows_of
+from graft.generation.seq2seq import start_batch
 
 
 def generate(
@@ -28,10 +28,11 @@ def generate(
     token_budget: int = 8192,
     cache: CacheKind = "dynamic",
 ) -> Iterator[tuple[int, Generated]]:
-    """Answer all requests; yields (number of the request, answer) as batches finish, in no particular order.
+    """Answer all requests. Yields (number of the request, its answer) as batches finish, in no particular order.
 
-    token_budget: tokens of a batch at most, prompts and room for answers together. cache: see `rows`.
-    Raises `GraftError` for a prompt of no tokens, for an adapter that is not attached, and for a cache that the model cannot have.
+    token_budget: most tokens of a batch, counting prompts and the room for answers. cache: see `causal`.
+    Raises `GraftError` for a prompt without tokens, for an adapter that is not attached, and for a cache that the model does
+    not support.
     """
     decoding = decoding or Decoding()
     check_cache(model, cache)
@@ -40,7 +41,7 @@ def generate(
         yield number, Generated((), "no_room")
     for batch in plan(requests, limit, decoding, token_budget):
         chosen, allowed = [requests[number] for number in batch], [limit[number] for number in batch]
-        with evaluating(model):
+        with eval_mode(model):
             if decoding.beams > 1:
                 answers = beam_search(model, chosen, allowed, decoding, cache)
             else:
@@ -49,12 +50,12 @@ def generate(
 
 
 def stream(model: nn.Module, request: Request, decoding: Decoding | None = None) -> Iterator[int]:
-    """Answer one request token by token. The stop token is not among them; nothing comes where there is no room."""
+    """Answer one request token by token, without the stop token. Yields nothing if the prompt fills the context."""
     decoding = decoding or Decoding()
     (limit,) = limits(model, [request], decoding)
     if not limit:
         return
-    with evaluating(model):
+    with eval_mode(model):
         for _, token in _steps(model, [request], [limit], decoding):
             if token in request.stop_ids:
                 return
@@ -64,6 +65,7 @@ def stream(model: nn.Module, request: Request, decoding: Decoding | None = None)
 def _collected(
     model: nn.Module, requests: Sequence[Request], limit: Sequence[int], decoding: Decoding, cache: CacheKind
 ) -> list[Generated]:
+    """Run one batch to its end and collect the answer of each row."""
     ids: list[list[int]] = [[] for _ in requests]
     stopped = [False] * len(requests)
     for row, token in _steps(model, requests, limit, decoding, cache):
@@ -81,38 +83,40 @@ def _steps(
     decoding: Decoding,
     cache: CacheKind = "dynamic",
 ) -> Iterator[tuple[int, int]]:
-    """(row, token) of every running row, step by step. A row ends with its stop token or its limit."""
-    rows = rows_of(model, requests, max(limit), cache)
-    pick = _Pick(decoding, len(requests), rows.device)
+    """Yield (row, token) for every running row, step by step. A row ends with its stop token or at its limit."""
+    batch = start_batch(model, requests, max(limit), cache)
+    choose = _TokenChooser(decoding, len(requests), batch.device)
     running_rows = list(range(len(requests)))
-    tokens_B, done = None, 0
+    tokens_B, num_new = None, 0
     while running_rows:
-        tokens_B = pick(rows.forward(tokens_B), running_rows)
-        done += 1
+        tokens_B = choose(batch.forward(tokens_B), running_rows)
+        num_new += 1
         chosen = tokens_B.tolist()
         yield from zip(running_rows, chosen, strict=True)
+        # Take finished rows out of the batch. `running_rows` keeps the original number of each row that is left:
+        # if row 1 of [0, 1, 2] ends, left is [0, 2], and from then on row 1 of the batch is the original row 2.
         left = [
             index
             for index, (row, token) in enumerate(zip(running_rows, chosen, strict=True))
-            if token not in requests[row].stop_ids and done < limit[row]
+            if token not in requests[row].stop_ids and num_new < limit[row]
         ]
         if len(left) < len(running_rows):
             running_rows = [running_rows[index] for index in left]
             if running_rows:
-                index_B = torch.tensor(left, device=rows.device)
-                rows.select(index_B)
+                index_B = torch.tensor(left, device=batch.device)
+                batch.select(index_B)
                 tokens_B = tokens_B[index_B]
 
 
-class _Pick:
-    """Choose the next token of each row."""
+class _TokenChooser:
+    """Chooses the next token of each row, greedily or by sampling."""
 
     def __init__(self, decoding: Decoding, num_rows: int, device: torch.device) -> None:
         self.decoding = decoding
         self.generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in range(num_rows)]
 
     def __call__(self, logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
-        """[B] tokens; `rows` are the numbers of the requests."""
+        """Return the next tokens [B]. rows: the original number of each row, which selects its random generator."""
         if not self.decoding.temperature:
             return logits_BV.argmax(-1)
         probs_BV = torch.softmax(logits_BV.float() / self.decoding.temperature, -1)
@@ -125,9 +129,12 @@ class _Pick:
 
 
 def nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
-    """Zero but for the likeliest tokens whose probability together reaches `top_p` (at least one). Not normalised."""
+    """Keep the likeliest tokens whose probabilities together reach `top_p` (at least one) and set the others to 0.
+
+    The result is not normalised. With top_p = 0.7, [0.2, 0.5, 0.3] becomes [0, 0.5, 0.3].
+    """
     if top_p >= 1:
         return probs_BV
     sorted_BV, order_BV = probs_BV.sort(-1, descending=True)
-    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV  # probability of all likelier tokens
     return torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV.masked_fill(before_BV >= top_p, 0.0))

@@ -1,7 +1,7 @@
-"""How likely a model finds a text behind a context: what ranking the choices of a question needs.
+"""Compute the log-likelihood of texts that follow a context, as ranking the choices of a question needs it.
 
-Contexts and texts are tokenised as prompts and answers are in training: no token straddles their border, and the tokens that
-the tokenizer puts at the start of a text come first. Rows are padded on the right and masked, each under its own adapter.
+Context and text are tokenised as prompt and answer are in training: no token spans the boundary between them, and the
+tokenizer's special tokens for the start of a sequence come first. Rows are padded on the right, each with its own adapter.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ def log_likelihoods(
     *,
     token_budget: int = 8192,
 ) -> list[float | None]:
-    """Log-likelihood in nats of each text behind its context, summed over its tokens; None: longer than the model's context.
+    """Return the log-likelihood in nats of each text given its context, summed over the tokens of the text.
 
-    pairs: (context, text). adapters: of each pair; None is the bare base. token_budget: tokens of a batch, padding counted.
-    Raises `GraftError` for a text of no tokens, and for one at the very start, which nothing predicts.
+    A pair that does not fit into the model's context gives None. pairs: (context, text). adapters: one per pair; None is the
+    bare base. token_budget: most tokens of a batch, padding counted.
+    Raises `GraftError` for a text without tokens, and for a text with no token before it, which nothing predicts.
     """
-    return likelihoods(model, tokenized(tokenizer, pairs), adapters, token_budget=token_budget)
+    return likelihoods(model, tokenize_pairs(tokenizer, pairs), adapters, token_budget=token_budget)
 
 
-def tokenized(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Example]:
-    """(context, text) as tokens of which those of the text count. Raises `GraftError` as `log_likelihoods` does."""
+def tokenize_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Example]:
+    """Tokenise (context, text) pairs; only the tokens of the text are supervised. Raises `GraftError` as `log_likelihoods` does."""
     return [_example(number, *pair, tokenizer) for number, pair in enumerate(pairs)]
 
 
 def likelihoods(
     model: nn.Module, examples: Sequence[Example], adapters: Sequence[str | None], *, token_budget: int = 8192
 ) -> list[float | None]:
-    """Log-likelihood in nats of the supervised tokens of each example under its adapter; None: longer than the context."""
-    fits = fitting(model, [len(example) for example in examples], adapters)
+    """Return the log-likelihood in nats of each example's supervised tokens under its adapter; None: longer than the context."""
+    fits = fitting_examples(model, [len(example) for example in examples], adapters)
     chosen = [examples[row] for row in fits]
     losses = sample_losses(model, chosen, [adapters[row] for row in fits], token_budget=token_budget) if fits else []
     found: list[float | None] = [None] * len(examples)
@@ -53,8 +54,8 @@ def likelihoods(
     return found
 
 
-def fitting(model: nn.Module, lengths: Sequence[int], adapters: Sequence[str | None]) -> list[int]:
-    """Places of the lengths in tokens that the model's context holds under their adapters."""
+def fitting_examples(model: nn.Module, lengths: Sequence[int], adapters: Sequence[str | None]) -> list[int]:
+    """Return the indices of the examples that fit into the model's context under their adapters. lengths: in tokens."""
     room = {adapter: context_length(model, adapter) for adapter in set(adapters)}
     limits = [room[adapter] for adapter in adapters]
     return [place for place, limit in enumerate(limits) if limit is None or lengths[place] <= limit]
@@ -65,6 +66,6 @@ def _example(number: int, context: str, text: str, tokenizer: Any) -> Example:
     supervised = np.array([span == 1 for span in tokens.spans])
     if not supervised.any() or supervised[0]:
         raise GraftError(
-            f"there is no likelihood of {text!r} behind {context!r}: a text needs tokens, and one before them"
+            f"{text!r} after {context!r} has no likelihood: a text needs tokens, and at least one token before it"
         )
     return Example(np.array(tokens.ids, dtype=np.int32), supervised, "likelihood", number + 1)

@@ -1,6 +1,6 @@
-"""Who is measured, asked or merged: a base and the adapters on it, each with the template that it was trained with.
+"""Load a base with its adapters to evaluate, chat with or merge them, each with the template that it was trained with.
 
-The template comes from the adapter's folder. Another one is taken only where the user names it: prompts that differ from
+The template comes from the adapter's folder. Another one is used only if the user names it, because prompts that differ from
 those of the training are the commonest cause of bad answers.
 """
 
@@ -34,20 +34,20 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 @dataclass(frozen=True)
 class Candidate:
-    """The bare base, or one adapter on it."""
+    """One of the models that answer: the bare base, or one adapter on it."""
 
     name: str
-    """What tables call it."""
+    """The name that tables and results use."""
     adapter: str | None
-    """The name it is attached under; None is the bare base."""
+    """The name under which the adapter is attached; None is the bare base."""
     template: Template
     folder: Path | None = None
     digest: str | None = None
-    """Of the adapter's weights file."""
+    """Digest of the adapter's weights file."""
     settings: Mapping[str, Any] | None = None
-    """The adapter's configuration: its kind, its sites, its fields."""
+    """The adapter's configuration: its kind, its sites, its other fields."""
     trained: RunConfig | None = None
-    """The run that the adapter comes from, where its folder lies in one."""
+    """Configuration of the run that trained the adapter, if its folder lies in a run folder."""
 
 
 @dataclass(frozen=True)
@@ -56,43 +56,49 @@ class LoadedModel:
 
     base: Base
     candidates: tuple[Candidate, ...]
-    """The bare base first, but for one whose head is fresh."""
+    """The bare base comes first. It is left out if its head is fresh, because a fresh head answers at random."""
     config: RunConfig | None = None
-    """Of the run, where there is one."""
+    """Configuration of the run, if the adapters come from one."""
     engine: Engine | None = None
-    """What makes answers; None is Graft's own generation."""
-
+    """What generates the answers; None is Graft's own generation."""
     jobs: Mapping[str, RunConfig] = field(default_factory=dict)
-    """Of a run of several jobs: each as the run that it would be alone."""
+    """For a run of several jobs: each job as the configuration it would have alone."""
 
-    def apart(self, key: Callable[[RunConfig], Any]) -> list[LoadedModel]:
-        """A bench for the jobs that have the same key, with the base and whoever is of no job in each; this one where all have."""
-        kinds: list[Any] = []
-        for own in (key(own) for own in self.jobs.values()):
-            kinds += [] if own in kinds else [own]
+    def split_jobs(self, key: Callable[[RunConfig], Any]) -> list[LoadedModel]:
+        """Group the jobs by a key of their configuration and return one loaded model per group.
+
+        Each group also has the candidates that belong to no job, such as the base. Without jobs the result is [self].
+        """
+        groups: list[tuple[Any, dict[str, RunConfig]]] = []  # keys need not be hashable
+        for name, config in self.jobs.items():
+            value = key(config)
+            group = next((jobs for known, jobs in groups if known == value), None)
+            if group is None:
+                groups.append((value, {name: config}))
+            else:
+                group[name] = config
         found = []
-        for kind in kinds:
-            own = {name: config for name, config in self.jobs.items() if key(config) == kind}
-            there = tuple(each for each in self.candidates if each.name in own or each.name not in self.jobs)
-            found.append(replace(self, candidates=there, config=next(iter(own.values())), jobs=own))
+        for _, jobs in groups:
+            candidates = tuple(each for each in self.candidates if each.name in jobs or each.name not in self.jobs)
+            found.append(replace(self, candidates=candidates, config=next(iter(jobs.values())), jobs=jobs))
         return found or [self]
 
     @property
-    def answering(self) -> Engine:
-        """The engine, or Graft's own."""
+    def active_engine(self) -> Engine:
+        """The engine that was chosen, else Graft's own."""
         return self.engine or LocalEngine(self.base.model)
 
     @property
     def adapters(self) -> tuple[Candidate, ...]:
-        """All but the bare base."""
+        """All candidates except the bare base."""
         return tuple(each for each in self.candidates if each.adapter is not None)
 
     def find(self, name: str) -> Candidate:
-        """By name. Raises `GraftError` with the names that there are."""
+        """Return the candidate of this name. Raises `GraftError`, listing the known names, if there is none."""
         for candidate in self.candidates:
             if candidate.name == name:
                 return candidate
-        raise GraftError(f"there is no '{name}' here; there is {', '.join(each.name for each in self.candidates)}")
+        raise GraftError(f"there is no adapter '{name}'; there is {', '.join(each.name for each in self.candidates)}")
 
 
 def load_candidates(
@@ -103,45 +109,49 @@ def load_candidates(
     *,
     any_base: bool = False,
 ) -> LoadedModel:
-    """Load a base and its adapters: those of a run, and those in the folders named.
+    """Load a base and attach adapters to it: all adapters of a run, and those in the given folders.
 
-    base: in place of the run's own (and needed without a run). adapters: "FOLDER" or "NAME=FOLDER", where a folder is an
-    adapter's or a run's. template: for all, in place of the saved ones.
-    Raises `GraftError` for what cannot be read, for an adapter of another base, and for two adapters of one name.
+    base: replaces the run's own base; required without a run. adapters: "FOLDER" or "NAME=FOLDER", where FOLDER is an adapter
+    folder or a run folder. template: replaces the saved template of every adapter. any_base: accept an adapter that was made
+    for other base weights.
+    Raises `GraftError` for folders that cannot be read, for an adapter of another base, and for two adapters of one name.
     """
     folder = None if run is None else (run if isinstance(run, RunFolder) else RunFolder(run)).existing()
     jobs = folder.jobs() if folder is not None else {}
     config = next(iter(jobs.values()), None)
     if base is None and config is None:
         raise GraftError("name a run folder, or a base with --base")
-    found = [*(_of_run(folder) if folder is not None else []), *(pair for text in adapters for pair in _named(text))]
+    found = [
+        *(_run_adapters(folder) if folder is not None else []),
+        *(pair for text in adapters for pair in _parse(text)),
+    ]
     _check_names([name for name, _ in found])
     loaded = _base_for(base or config.base, [path for _, path in found])  # pyright: ignore[reportOptionalMemberAccess]
     for name, path in found:
         load(loaded.model, path, name=name, any_base=any_base)
     chosen = _named_template(template, loaded) if template is not None else None
     templates = [chosen or _template(path, config, loaded) for _, path in found]
-    of_base = chosen or (templates[0] if templates else _run_template(config, loaded))
-    candidates = (
-        [Candidate("base", None, of_base)] if not loaded.fresh else []
-    )  # a fresh head is noise without its adapter
+    # The base is asked with the first adapter's template, so that both see the same prompt.
+    base_template = chosen or (templates[0] if templates else _run_template(config, loaded))
+    # A fresh head is noise without the adapter that trained it, so such a base is no candidate.
+    candidates = [Candidate("base", None, base_template)] if not loaded.fresh else []
     candidates += [
         Candidate(name, name, its, path, _digest(path), _settings(loaded, name), _trained_by(path))
         for (name, path), its in zip(found, templates, strict=True)
     ]
     if not candidates:
         raise GraftError(
-            f"{loaded.name} has no head for {loaded.task}: name an adapter that brings one with --adapter FOLDER"
+            f"{loaded.name} has no head for {loaded.task}: name an adapter that has one with --adapter FOLDER"
         )
     return LoadedModel(loaded, tuple(candidates), config, jobs=jobs if len(jobs) > 1 else {})
 
 
 def _base_for(base: BaseConfig, folders: Sequence[Path]) -> Base:
-    """The base with the head that the adapters were trained with; without adapters, its own."""
+    """Load the base with the head that the adapters were trained with; without adapters, with its own head."""
     tasks = {saved_task(folder) or "causal": folder for folder in folders}
     if len(tasks) > 1:
         said = "; ".join(f"{task} in {folder}" for task, folder in tasks.items())
-        raise GraftError(f"adapters of different tasks do not share a base: {said}")
+        raise GraftError(f"adapters of different tasks do not share a base: {said}. Load them one at a time")
     task = next(iter(tasks), None) or own_task(base)
     if task != "classification":
         return load_base(base, task)
@@ -149,20 +159,22 @@ def _base_for(base: BaseConfig, folders: Sequence[Path]) -> Base:
     if len({len(names) for names in classes}) > 1:
         raise GraftError("adapters with different numbers of classes do not share a base: evaluate them one at a time")
     names, own = next(iter(classes)), own_classes(base)
+    # A saved head with another number of classes would not fit; if the adapters have heads of their own, it is not needed.
     if folders and own is not None and len(own) != len(names) and all(brings_head(folder) for folder in folders):
         base = base.model_copy(update={"head": "fresh"})
     return load_base(base, task, names)
 
 
 def _named_template(name: str, base: Base) -> Template:
-    """The template that the user wants in place of the saved ones."""
+    """Return the template that the user named to replace the saved ones."""
     if base.task in LABELLED:
-        raise GraftError(f"a template has no effect for {base.task}: texts are read as they are")
+        raise GraftError(f"a template has no effect for {base.task}, which reads texts as they are: leave it out")
     template = template_of(name, base.tokenizer)
     return Source.of(template) if base.task == "seq2seq" else template
 
 
-def _of_run(folder: RunFolder) -> list[tuple[str, Path]]:
+def _run_adapters(folder: RunFolder) -> list[tuple[str, Path]]:
+    """Return name and folder of every adapter of a run."""
     names = folder.adapters()
     if not names:
         state = folder.read_status().get("state", "not started")
@@ -170,20 +182,24 @@ def _of_run(folder: RunFolder) -> list[tuple[str, Path]]:
     return [(name, folder.adapter_dir(name)) for name in names]
 
 
-def _named(text: str) -> list[tuple[str, Path]]:
-    """The adapters that one --adapter means."""
-    name, given, rest = text.partition("=")
-    path = Path(rest if given and not Path(text).exists() else text)
-    own = name if str(path) != text else None
+def _parse(text: str) -> list[tuple[str, Path]]:
+    """Return name and folder of the adapters that one --adapter value means: "FOLDER" or "NAME=FOLDER".
+
+    The folder of a run with several adapters, `runs/math`, gives `math-lora`, `math-prefix` and so on.
+    """
+    name, equals, rest = text.partition("=")
+    path = Path(rest if equals and not Path(text).exists() else text)  # a folder's name may contain "="
+    given_name = name if str(path) != text else None
     if (path / "config.yaml").is_file() and not (path / "adapter_config.json").is_file():
-        inside = _of_run(RunFolder(path))
-        if own is not None and len(inside) > 1:
+        inside = _run_adapters(RunFolder(path))
+        if given_name is not None and len(inside) > 1:
             raise GraftError(
-                f"{path} holds several adapters ({', '.join(each for each, _ in inside)}): name one's folder"
+                f"{path} holds several adapters ({', '.join(each for each, _ in inside)}), so {given_name} cannot name them all: "
+                "name the folder of one"
             )
-        label = own or path.resolve().name
+        label = given_name or path.resolve().name
         return [(label if len(inside) == 1 else f"{label}-{each}", folder) for each, folder in inside]
-    return [(own or re.sub(r"[^A-Za-z0-9_\-]", "-", path.resolve().name), path)]
+    return [(given_name or re.sub(r"[^A-Za-z0-9_\-]", "-", path.resolve().name), path)]
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -195,7 +211,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _template(folder: Path, config: RunConfig | None, base: Base) -> Template:
-    """The adapter's own; for an adapter of other software, that of the run it is looked at in, else the automatic choice."""
+    """Return the adapter's own template. An adapter of another library has none: take the run's, else choose automatically."""
     if base.task in LABELLED:
         return LabelTemplate.of(load_labelling(folder))
     if base.task == "seq2seq":
@@ -204,6 +220,7 @@ def _template(folder: Path, config: RunConfig | None, base: Base) -> Template:
 
 
 def _run_template(config: RunConfig | None, base: Base) -> Template:
+    """Return the template for a base without an adapter's: the one in the base's own folder, the run's, or the automatic one."""
     own = Path(base.name)
     if base.task in LABELLED:
         merged = (own / TASK_FILE).is_file()
@@ -212,7 +229,7 @@ def _run_template(config: RunConfig | None, base: Base) -> Template:
         return LabelTemplate.of(load_labelling(own) if merged else Labelling(base.task, names, names))
     if base.task == "seq2seq":
         return Source.of(template_of(own if (own / FILE).is_file() else "plain", base.tokenizer))
-    if config is None:  # a merged model brings the template of its adapter along
+    if config is None:  # the folder of a merged model holds the template of its adapter
         return template_of(own if (own / FILE).is_file() else "auto", base.tokenizer)
     return template_of(config.data.template, base.tokenizer).with_system(config.data.system)
 
@@ -222,7 +239,7 @@ def _settings(base: Base, name: str) -> dict[str, Any]:
 
 
 def _trained_by(folder: Path) -> RunConfig | None:
-    """The run of an adapter that lies where runs keep theirs, adapters/<name>."""
+    """Return the configuration that trained the adapter in this folder, if it is adapters/<name> of a run folder."""
     inside = folder.resolve()
     run = RunFolder(inside.parent.parent)
     if inside.parent.name != "adapters" or not run.config_path.is_file():
@@ -232,7 +249,7 @@ def _trained_by(folder: Path) -> RunConfig | None:
 
 
 def _digest(folder: Path) -> str | None:
-    """SHA-256 of the weights, 16 digits."""
+    """Return the first 16 digits of the SHA-256 of the weights file."""
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         return None

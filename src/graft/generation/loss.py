@@ -1,6 +1,6 @@
-"""The loss of each sample under each adapter, in padded batches that hold several adapters at once.
+"""Compute the loss of samples in padded batches in which each row has its own adapter.
 
-Summed over supervised tokens and returned with their number, so that a caller can weigh tokens as training does.
+The loss of a sample is summed, not averaged, over its supervised tokens, so that a caller can weigh tokens as training does.
 
 Legend: N supervised tokens, V vocabulary.
 """
@@ -19,16 +19,16 @@ from torch.nn import functional as F
 from graft.bases.inputs import inputs_of
 from graft.data.batches import micro_batches, padded
 from graft.data.samples import Example
-from graft.generation.batching import evaluating, routed
+from graft.generation.batching import eval_mode, routed
 from graft.injection.state import unwrapped
 
 
 def sample_losses(
     model: nn.Module, examples: Sequence[Example], adapters: Sequence[str | None], *, token_budget: int = 4096
 ) -> list[float]:
-    """The loss of examples[i] under adapters[i], in nats, summed over its supervised tokens (None: the bare base).
+    """Return the loss of examples[i] under adapters[i] (None: the bare base), in nats, summed over its supervised tokens.
 
-    Every example must fit into the model's context.
+    token_budget: most tokens of a batch, padding counted. Every example must fit into the model's context.
     """
     root: Any = unwrapped(model)
     takes = inspect.signature(root.forward).parameters
@@ -36,14 +36,16 @@ def sample_losses(
     losses = [0.0] * len(examples)
     widths = np.array([example.widths for example in examples]).reshape(-1, 2)
     for group in micro_batches(widths, range(len(examples)), token_budget, "padded"):
+        # Rows of one adapter next to each other are a slice of the batch and need not be gathered.
         group.sort(key=lambda row: (adapters[row] is not None, adapters[row] or ""))
         batch = padded([examples[row] for row in group], group, padding).to(root.device)
         inputs = inputs_of(root, batch)
         if batch.answer_ids is None and "position_ids" in takes:
             inputs["position_ids"] = batch.position_ids
         who = [adapters[row] for row in group]
-        mask = batch.attention_mask if batch.answer_ids is None else None  # the rows of a decoder are others
-        with torch.no_grad(), evaluating(model), routed(model, who, mask):
+        # The mask of an encoder-decoder's batch is the encoder's and would not fit the decoder's tokens.
+        mask = batch.attention_mask if batch.answer_ids is None else None
+        with torch.no_grad(), eval_mode(model), routed(model, who, mask):
             out = model(**inputs)
         logits_NV = out.logits.flatten(0, 1).index_select(0, batch.target_index).float()
         losses_N = F.cross_entropy(logits_NV, batch.target_ids, reduction="none").double().cpu()

@@ -1,6 +1,6 @@
-"""What is to be generated, what comes back, and how requests are cut into batches.
+"""Requests, the answers to them, and how requests are split into batches.
 
-A prompt is never cut. One that leaves no room for an answer in the model's context comes back as `no_room`.
+Prompts are never truncated. A prompt that leaves no room for an answer in the model's context comes back as `no_room`.
 """
 
 from __future__ import annotations
@@ -35,40 +35,47 @@ class Generated:
     """The answer to a request."""
 
     ids: tuple[int, ...]
-    """Without the token that ended it."""
+    """The tokens of the answer, without the stop token."""
     reason: Literal["stopped", "truncated", "no_room"]
-    """It ended itself; it met the limit of new tokens or of the context; the prompt filled the context."""
+    """stopped: a stop token ended the answer. truncated: it reached the limit of new tokens or of the context.
+    no_room: the prompt filled the context."""
 
 
 def limits(model: nn.Module, requests: Sequence[Request], decoding: Decoding) -> list[int]:
-    """New tokens that each request may get; 0 where there is no room. A decoder beside an encoder has the whole context for its answer."""
-    apart = getattr(getattr(unwrapped(model), "config", None), "is_encoder_decoder", False)
+    """Return how many new tokens each request may get; 0 where there is no room.
+
+    In an encoder-decoder the prompt is in the encoder, so the decoder has the whole context for the answer.
+    """
+    encoder_decoder = getattr(getattr(unwrapped(model), "config", None), "is_encoder_decoder", False)
     lengths = {adapter: context_length(model, adapter) for adapter in {request.adapter for request in requests}}
     found = []
     for request in requests:
         if not request.ids:
-            raise GraftError("a prompt of no tokens cannot be answered: the template and the text are both empty")
+            raise GraftError("a prompt of no tokens cannot be answered: both the template and the text are empty")
         length = lengths[request.adapter]
         room = decoding.max_new_tokens if length is None else length - len(request.ids)
-        if length is not None and apart and room >= 0:
+        if length is not None and encoder_decoder and room >= 0:
             room = length
         found.append(max(0, min(room, decoding.max_new_tokens)))
     return found
 
 
 def plan(requests: Sequence[Request], limit: Sequence[int], decoding: Decoding, token_budget: int) -> list[list[int]]:
-    """Batches of request numbers: longest first, each of at most `token_budget` tokens (padding, beams and answers counted).
+    """Split request numbers into batches of at most `token_budget` tokens, counting padding, beams and answers; longest first.
 
-    A request that is larger than the budget goes alone. Few requests go through the base together, whoever they are for; of
-    many, one adapter's share a batch, which spares taking rows apart.
+    Requests are ordered by adapter and then by length. Requests of one adapter therefore share batches, which spares splitting
+    rows by adapter; a few requests for several adapters still fit into one batch. A request above the budget has a batch of
+    its own. For example, with a budget of 40, one beam and a limit of 10 new tokens each, prompts of 10, 9 and 3 tokens
+    become [10, 9] and [3]: two rows take 2 * (10 + 10) = 40 tokens, three would take 60.
     """
 
-    def who(number: int) -> tuple[bool, str]:
+    def adapter_order(number: int) -> tuple[bool, str]:
         return requests[number].adapter is not None, requests[number].adapter or ""
 
     runnable = [number for number in range(len(requests)) if limit[number]]
-    runnable.sort(key=lambda number: (who(number), -len(requests[number].ids), number))
+    runnable.sort(key=lambda number: (adapter_order(number), -len(requests[number].ids), number))
     batches: list[list[int]] = []
+    # `longest` and `most` are the longest prompt and the largest limit of the batch that is being filled.
     longest = most = 0
     for number in runnable:
         longest, most = max(longest, len(requests[number].ids)), max(most, limit[number])

@@ -1,11 +1,11 @@
-"""Answers by vLLM (github.com/vllm-project/vllm), for the bare base and for LoRAs beside it.
+"""The engine that generates answers with vLLM (github.com/vllm-project/vllm): the bare base and LoRA adapters on it.
 
-Adapters go to vLLM as PEFT folders (`graft.export`). It holds plain LoRA of one rank and one alpha; whatever else folds into the
-weights is merged first (`graft merge`) and is then a base like any other. Prompts and answers are tokens, as in Graft's
-own generation, and only a request's own stop tokens end its answer. vLLM's beam search scores and stops by other rules than
-transformers', so beams are refused: a protocol that wants them would not get them.
+Adapters are handed to vLLM as PEFT folders (`graft.export`). vLLM serves plain LoRA with one rank and one alpha. Any other
+adapter that can be folded into the weights has to be merged first (`graft merge`); the merged model is then a base like any
+other. Prompts and answers are passed as token ids, as in Graft's own generation, and only a request's own stop tokens end
+its answer. vLLM's beam search scores and stops by other rules than that of transformers, so beams are refused.
 
-Called are `vllm.LLM`, `vllm.SamplingParams` and `vllm.lora.request.LoRARequest` as vLLM 0.8 to 0.22 document them.
+The module uses `vllm.LLM`, `vllm.SamplingParams` and `vllm.lora.request.LoRARequest` as vLLM 0.8 to 0.22 document them.
 """
 
 from __future__ import annotations
@@ -25,29 +25,33 @@ from graft.injection.state import state_of
 from graft.utils.jsonl import read_json
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's max_lora_rank may be."""
+"""The values that vLLM's max_lora_rank may have."""
 AT_ONCE = 256
-"""Requests between two writes of answers."""
+"""Requests that are handed to vLLM in one call; their answers are written before the next call."""
 NOT_PLAIN = {
     "use_dora": "DoRA's magnitudes",
-    "lora_bias": "biases of the LoRA",
+    "lora_bias": "LoRA biases",
     "modules_to_save": "whole modules beside the LoRA",
     "rank_pattern": "LoRAs of several ranks",
     "alpha_pattern": "LoRAs of several alphas",
-    "trainable_token_indices": "rows of the embedding",
+    "trainable_token_indices": "trained token embeddings",
 }
-"""Fields of a PEFT folder that vLLM refuses or does not read, and what they stand for."""
+"""Fields of PEFT's adapter_config.json that vLLM refuses or ignores, and what they stand for."""
 
 
 class VLLM:
-    """vLLM with the base of a bench and its adapters. The bench's own copy of the base may lie on the CPU: it makes no answers."""
+    """vLLM with the base of a loaded model and its adapters.
+
+    vLLM loads the base itself. The copy in the loaded model generates nothing and may stay on the CPU.
+    """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        """Raises `MissingExtra` without vLLM, and `GraftError` for an adapter that it cannot serve, with the reason."""
+        """Raises `MissingExtra` if vLLM is not installed, and `GraftError`, with the reason, for an adapter it cannot serve."""
         self._vllm: Any = require("vllm", "vllm")
         self._requests: Any = require("vllm.lora.request", "vllm")
         self.name = f"vllm {self._vllm.__version__}"
         self._model = loaded.base.model
+        # vLLM reads the adapters from folders; these are removed together with this object.
         folder = Path(tempfile.mkdtemp(prefix="graft-vllm-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         names = [each.adapter for each in loaded.adapters if each.adapter is not None]
@@ -56,19 +60,25 @@ class VLLM:
             name: self._requests.LoRARequest(name, number, str(folder / name))
             for number, name in enumerate(names, start=1)
         }
-        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(max(ranks))} if ranks else {}
+        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _max_lora_rank(max(ranks))} if ranks else {}
         self._llm = self._vllm.LLM(
-            model=_where(loaded), dtype=str(loaded.base.dtype).removeprefix("torch."), skip_tokenizer_init=True, **lora
+            model=_base_path(loaded),
+            dtype=str(loaded.base.dtype).removeprefix("torch."),
+            skip_tokenizer_init=True,
+            **lora,
         )
 
     def check(self, requests: Sequence[Request], token_budget: int) -> int:
-        """Nothing is proved of another program."""
+        """Return 0: the self-check covers Graft's own generation only."""
         return 0
 
     def answers(
         self, requests: Sequence[Request], decoding: Decoding, token_budget: int
     ) -> Iterator[tuple[int, Generated]]:
-        """vLLM fills its batches itself: the token budget is Graft's own generation's. Raises `GraftError` for beams."""
+        """Yield (number of the request, its answer). vLLM fills its batches itself, so the token budget has no effect.
+
+        Raises `GraftError` for beams.
+        """
         if decoding.beams > 1:
             raise GraftError(
                 f"vLLM's beam search is not the one that this protocol names ({decoding.beams} beams of transformers): choose "
@@ -101,41 +111,41 @@ class VLLM:
 
 
 def _exported(loaded: LoadedModel, name: str, folder: Path) -> int:
-    """Write a LoRA where vLLM reads it; returns its rank."""
+    """Write a LoRA as a PEFT folder for vLLM and return its rank. Raises `GraftError` if vLLM cannot serve it."""
     model = loaded.base.model
     config = state_of(model).adapter(name).config
     kinds = sorted({part.kind for part in config.parts()})
-    merging = all(part.folds for part in config.parts())
+    can_merge = all(part.folds for part in config.parts())
     way_out = (
         "merge it first (graft merge ... --to FOLDER) and evaluate the merged model with --base FOLDER --engine vllm"
-        if merging
+        if can_merge
         else "leave out --engine vllm: Graft's own generation serves every kind"
     )
     if not set(kinds) <= {"lora", "pissa"}:
-        what = "is" if len(kinds) == 1 else "holds"
+        what = "is of kind" if len(kinds) == 1 else "is a stack of"
         raise GraftError(
-            f"adapter '{name}' {what} {' and '.join(kinds)}, and vLLM computes no adapter but LoRA beside a base; {way_out}"
+            f"adapter '{name}' {what} {' and '.join(kinds)}, but vLLM serves no kind of adapter other than LoRA; {way_out}"
         )
     export(model, name, folder, format="peft")
     written = read_json(folder / "adapter_config.json")
-    stuck = [words for field, words in NOT_PLAIN.items() if written.get(field)]
-    if stuck:
-        raise GraftError(f"adapter '{name}' has {' and '.join(stuck)}, which vLLM cannot serve; {way_out}")
+    refused = [words for field, words in NOT_PLAIN.items() if written.get(field)]
+    if refused:
+        raise GraftError(f"adapter '{name}' has {' and '.join(refused)}, which vLLM cannot serve; {way_out}")
     if written["r"] > RANKS[-1]:
         raise GraftError(f"adapter '{name}' has rank {written['r']}; vLLM serves at most {RANKS[-1]}; {way_out}")
     return int(written["r"])
 
 
-def _room_for(rank: int) -> int:
+def _max_lora_rank(rank: int) -> int:
     return next(allowed for allowed in RANKS if allowed >= rank)
 
 
-def _where(loaded: LoadedModel) -> str:
-    """The folder or hub name that the base was loaded from."""
+def _base_path(loaded: LoadedModel) -> str:
+    """Return the folder or hub name that the base was loaded from."""
     return str(getattr(loaded.base.model.config, "_name_or_path", "") or loaded.base.name)
 
 
 def _answer(ids: list[int], stop_ids: frozenset[int]) -> Generated:
-    """vLLM leaves the token that ended an answer in it."""
+    """Wrap an answer of vLLM, without the stop token, which vLLM leaves at its end."""
     ended = bool(ids) and ids[-1] in stop_ids
     return Generated(tuple(ids[:-1] if ended else ids), "stopped" if ended else "truncated")

@@ -1,9 +1,13 @@
-"""The rows of a batch while their answers are made: what each has read, its adapter, and the cache they share.
+"""The batch that a causal model generates answers for: attention mask, positions, adapters and KV cache of its rows.
 
-Three caches: `dynamic` grows with every token; `static` holds its full length from the start; `compiled` is a static one under
-`torch.compile`, where the number of rows must not change either: rows that are done stay as copies of one that is not.
+There are three kinds of KV cache:
 
-Legend: B rows, L padded length of the prompts, N length of the mask, V vocabulary.
+- `dynamic` grows with every token.
+- `static` is allocated at its full length from the start.
+- `compiled` is a static cache under `torch.compile`. There the number of rows must not change either, so the place of a
+  finished row is filled with a copy of a running one.
+
+Legend: B rows, L padded length of the prompts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,64 +21,67 @@ from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
 from graft.errors import GraftError, did_you_mean
-from graft.generation.batching import left_padded, routed
+from graft.generation.batching import pad_left, routed
 from graft.generation.requests import Request
 from graft.injection.state import unwrapped
 
 CacheKind = Literal["dynamic", "static", "compiled"]
 STEP = 128
-"""The length of a static cache is a multiple of this, so that few graphs serve many batches."""
+"""The length of a static cache is rounded up to a multiple of this, so that few compiled graphs serve many batches."""
 
 
-class Rows:
-    """Rows that go through the model together, a token at a time. No gradients."""
+class CausalBatch:
+    """Rows that go through the model together, one token at a time, without gradients."""
 
     def __init__(self, model: nn.Module, requests: Sequence[Request], room: int, cache: CacheKind = "dynamic") -> None:
-        """room: most new tokens of any row. Raises `GraftError` for a cache that the model cannot have."""
+        """room: most new tokens of any row. Raises `GraftError` for a cache that the model does not support."""
         root: Any = unwrapped(model)
         self.model, self.device = model, root.device
         self.adapters = [request.adapter for request in requests]
-        self.prompts, self.mask = left_padded(requests, self.device)
+        self.prompts, self.mask = pad_left(requests, self.device)
         self.read_B = self.mask.sum(1)
-        """Tokens that each row has read, which is the position of its next."""
+        """Tokens that each row has read so far, without padding; this is the position of its next token."""
         self.compiled = cache == "compiled"
         self._step = torch.compile(model) if self.compiled else model
         self.live = len(requests)
-        """How many of the rows are more than copies; they are the first."""
+        """Number of running rows. They come first; the rows after them are copies that keep the batch's size."""
         self._takes = inspect.signature(root.forward).parameters
-        self._few = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
         config = root.config.get_text_config()
         if cache == "dynamic":
             self.cache: Any = DynamicCache(config=config)
         else:
             check_cache(model, cache)
-            length = -(-(self.prompts.shape[1] + room) // STEP) * STEP
+            length = -(-(self.prompts.shape[1] + room) // STEP) * STEP  # rounded up
             self.cache = StaticCache(config=config, max_cache_len=length)
             self.mask = torch.nn.functional.pad(self.mask, (0, length - self.mask.shape[1]))
         self._seen = 0
 
     def forward(self, tokens_B: Tensor | None = None) -> Tensor:
-        """[B, V] logits behind each row's next token; without tokens, behind the prompts."""
+        """Feed each row its newest token and return the logits [B, V] of the next one. None: feed the prompts."""
         first = tokens_B is None
         if first:
+            # Positions count from the first real token: the mask [0, 0, 1, 1, 1] gives the positions [0, 0, 0, 1, 2].
             ids_BL, positions_BL = self.prompts, (self.mask[:, : self.prompts.shape[1]].cumsum(1) - 1).clamp(min=0)
         else:
+            # Copies of a running row fill the places of finished ones (compiled cache only; elsewhere there are none).
             copies = tokens_B[:1].expand(len(self.read_B) - self.live)
             ids_BL, positions_BL = torch.cat([tokens_B, copies])[:, None], self.read_B[:, None]
             self.read_B = self.read_B + 1
-            self._see_one()
+            self._extend_mask()
         self._seen += ids_BL.shape[1]
         placed = {"position_ids": positions_BL} if "position_ids" in self._takes else {}
-        run = self.model if first else self._step
+        run = self.model if first else self._step  # prompts have a new length in every batch: not worth compiling
         with torch.no_grad(), routed(self.model, self.adapters, self.mask[:, : ids_BL.shape[1]] if first else None):
             out = run(
-                input_ids=ids_BL, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **placed, **self._few
+                input_ids=ids_BL, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **placed, **self._last_only
             )  # fmt: skip
         return out.logits[: self.live, -1]
 
     def select(self, index: Tensor) -> None:
-        """Go on with these rows, in this order; one may be taken several times."""
+        """Continue with these rows, in this order. A row may be repeated (as beam search does)."""
         self.live = len(index)
+        # Once the compiled step has run, its graph expects the same number of rows: repeat the first row to keep it.
         if self.compiled and self._seen > self.prompts.shape[1]:
             index = torch.cat([index, index[:1].expand(len(self.read_B) - len(index))])
             self._reorder_in_place(index)
@@ -83,15 +90,15 @@ class Rows:
         self.mask, self.read_B = self.mask[index], self.read_B[index]
         self.adapters = [self.adapters[row] for row in index.tolist()]
 
-    def _see_one(self) -> None:
-        """The mask covers the next token too."""
+    def _extend_mask(self) -> None:
+        """Let the attention mask cover one token more. That of a static cache has its full length from the start."""
         if isinstance(self.cache, StaticCache):
             self.mask[:, self._seen] = 1
         else:
             self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
 
     def _reorder_in_place(self, index: Tensor) -> None:
-        """Graphs hold on to the tensors of the cache."""
+        """Reorder the cache by copying into its tensors, because compiled graphs keep references to them."""
         for layer in self.cache.layers:
             keys, values = layer.keys, layer.values
             layer.reorder_cache(index)
@@ -99,12 +106,13 @@ class Rows:
 
 
 def check_cache(model: nn.Module, cache: str) -> None:
-    """Raises `GraftError` for an unknown kind of cache, and for one that the model cannot have."""
+    """Raise `GraftError` for an unknown kind of cache and for one that the model does not support."""
     kinds = get_args(CacheKind)
     if cache not in kinds:
-        raise GraftError(f"there is no cache '{cache}'.{did_you_mean(cache, kinds)} There are: {', '.join(kinds)}")
+        raise GraftError(f"there is no cache '{cache}'.{did_you_mean(cache, kinds)} Known caches: {', '.join(kinds)}")
     root = unwrapped(model)
     if cache != "dynamic" and not getattr(root, "_can_compile_fullgraph", False):
         raise GraftError(
-            f"{type(root).__name__} cannot generate with a {cache} cache: transformers has none for it. Use --cache dynamic"
+            f"{type(root).__name__} cannot generate with a {cache} cache, because transformers does not support a static cache "
+            "for this model: use --cache dynamic"
         )

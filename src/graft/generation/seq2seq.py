@@ -1,7 +1,7 @@
-"""The rows of a batch while the decoder of an encoder-decoder writes their answers: what `rows` is for causal models.
+"""The batch that an encoder-decoder generates answers for (`causal` holds the one of causal models).
 
-Questions are padded on the right and go through the encoder once; the decoder begins with its start token. Every row has written as many
-tokens as the others, so nothing of the decoder is padded.
+Questions are padded on the right and go through the encoder once. The decoder begins with its start token. All rows have the
+same number of new tokens at any time, so the decoder needs no padding.
 
 Legend: B rows, L padded length of the questions, V vocabulary, D hidden features.
 """
@@ -18,13 +18,13 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from graft.errors import GraftError
 from graft.generation.batching import routed
+from graft.generation.causal import CacheKind, CausalBatch
 from graft.generation.requests import Request
-from graft.generation.rows import CacheKind, Rows
 from graft.injection.state import unwrapped
 
 
-class AnswerRows:
-    """Rows whose answers are written together, a token at a time. No gradients."""
+class Seq2SeqBatch:
+    """Rows that go through the decoder together, one token at a time, without gradients."""
 
     def __init__(self, model: nn.Module, requests: Sequence[Request]) -> None:
         root: Any = unwrapped(model)
@@ -41,7 +41,7 @@ class AnswerRows:
         self.encoded_BLD: Tensor | None = None
 
     def forward(self, tokens_B: Tensor | None = None) -> Tensor:
-        """[B, V] logits behind each row's next token; without tokens, behind the start token."""
+        """Feed each row its newest token and return the logits [B, V] of the next one. None: feed the decoder's start token."""
         with torch.no_grad(), routed(self.model, self.adapters):
             if self.encoded_BLD is None:
                 self.encoded_BLD = self.root.get_encoder()(input_ids=self.ids, attention_mask=self.mask)[0]
@@ -55,21 +55,24 @@ class AnswerRows:
         return out.logits[:, -1]
 
     def select(self, index: Tensor) -> None:
-        """Go on with these rows, in this order; one may be taken several times."""
+        """Continue with these rows, in this order. A row may be repeated (as beam search does)."""
         self.cache.reorder_cache(index)
         assert self.encoded_BLD is not None
         self.ids, self.mask, self.encoded_BLD = self.ids[index], self.mask[index], self.encoded_BLD[index]
         self.adapters = [self.adapters[row] for row in index.tolist()]
 
 
-def rows_of(
+def start_batch(
     model: nn.Module, requests: Sequence[Request], room: int, cache: CacheKind = "dynamic"
-) -> Rows | AnswerRows:
-    """The rows of a batch, for the model's make. Raises `GraftError` for a cache that it cannot have."""
+) -> CausalBatch | Seq2SeqBatch:
+    """Return the batch class that fits the model, causal or encoder-decoder. room: most new tokens of any row.
+
+    Raises `GraftError` for a cache that the model does not support.
+    """
     if not getattr(getattr(unwrapped(model), "config", None), "is_encoder_decoder", False):
-        return Rows(model, requests, room, cache)
+        return CausalBatch(model, requests, room, cache)
     if cache != "dynamic":
         raise GraftError(
-            f"encoder-decoders generate with a dynamic cache only, not with a {cache} one: use --cache dynamic"
+            f"encoder-decoders generate with a dynamic cache only, but the cache is {cache}: use --cache dynamic"
         )
-    return AnswerRows(model, requests)
+    return Seq2SeqBatch(model, requests)
