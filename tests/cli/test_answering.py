@@ -100,7 +100,7 @@ def test_mistakes_in_arguments_are_the_users(run: Path, tmp_path: Path) -> None:
         (("chat", run, "--use", "lroa", "--prompt", "x"), "there is base, lora"),
         (("predict", run, tmp_path / "none.txt"), "no such file"),
         (("merge", "--base", run.parent / "math-base", "--to", tmp_path / "new"), "no adapter to merge"),
-        (("merge", run, "--to", run), "is not empty"),
+        (("merge", run, "--to", run), "is not an empty folder"),
     ):
         with pytest.raises(GraftError) as error:
             graft_command(*arguments)
@@ -118,7 +118,7 @@ def test_predict_answers_a_text_file_in_its_order(run: Path, tmp_path: Path) -> 
     for record in found:
         assert record["adapter"] == "lora"
         assert record["answer"] == answer_by_transformers(run.parent / "math-base", adapter, record["question"], 4)
-    assert "3 prompts answered by lora" in result.stderr
+    assert "lora answered 3 prompts" in result.stderr
     with pytest.raises(GraftError, match="exists already"):
         graft_command("predict", run, prompts, "--out", out)
 
@@ -165,7 +165,7 @@ def test_chat_reads_lines_and_commands_where_stdin_is_no_terminal(both: Path) ->
 def test_chat_names_the_adapters_for_an_unknown_one_and_goes_on(run: Path) -> None:
     result = graft_command("chat", run, "--max-new-tokens", 2, stdin="/adapter other\n/what\nhello\n")
     assert "there is base, lora" in result.stderr
-    assert "/adapter NAME (of base, lora)" in result.stdout
+    assert "/adapter NAME (one of base, lora)" in result.stdout
     assert result.exit_code == 0
 
 

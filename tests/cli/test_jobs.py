@@ -67,7 +67,7 @@ def test_orders_are_placed_and_listed(half: Path, world: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert graft("jobs", "list", half) == 0
     said = capsys.readouterr().out
-    assert "not taken yet: cancel one" in said and "finished" in said
+    assert "waiting: cancel one" in said and "finished" in said
     assert graft("jobs", "list", half, "--json") == 0
     assert json.loads(capsys.readouterr().out)["jobs"]["one"]["state"] == "running"
 
@@ -80,7 +80,7 @@ def test_a_job_that_was_taken_is_known_before_the_status_names_it(
     assert "late" not in RunFolder(half).read_status()["jobs"] and CommandQueue(half).placed() == []
     assert graft("jobs", "priority", half, "late", "2") == 0
     assert graft("jobs", "submit", half, world / "late.yaml") == 2
-    assert "has a job 'late' already" in capsys.readouterr().err
+    assert "already has a job 'late'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_job_that_was_taken_is_known_before_the_status_names_it(
     [
         (["cancel", "onne"], "no job 'onne'. Did you mean 'one'?"),
         (["cancel", "two"], "the job 'two' of"),
-        (["submit", "late.yaml", "--name", "one"], "has a job 'one' already"),
+        (["submit", "late.yaml", "--name", "one"], "already has a job 'one'"),
         (["submit", "late.yaml", "train.lrr=3"], "Did you mean 'lr'?"),
         (["submit", "late.yaml", "train.layout=flat"], "train.layout is shared by all jobs"),
         (["submit", "nothing.yaml"], "there is no file"),

@@ -104,7 +104,7 @@ def test_every_contestant_has_its_column_with_the_numbers_of_our_own_protocol(
     assert (overlap["of"], overlap["questions"], overlap["exact"]) == (["lora", "wide"], 3, 1)
     shown = graft("show", tmp_path)
     assert "protocol lm-eval, version" in shown and "graft_addsub acc,none" in shown and "wide" in shown
-    assert "6 answers were there" not in shown
+    assert "6 answers were kept" not in shown
     compared = json.loads(graft("compare", f"{tmp_path}:base", f"{tmp_path}:lora", "--json"))
     assert [each["task"] for each in compared["tasks"]] == ["graft_addsub", "graft_svamp"]
 

@@ -197,8 +197,8 @@ def test_number_formats_are_those_of_a_gpu_unless_they_are_named(tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "rows.jsonl"], "--engine vllm writes answers to benchmarks"),
-        (["--tasks", "ARC-Easy", "--protocol", "rank"], "--engine vllm writes answers to benchmarks"),
+        (["--data", "rows.jsonl"], "--engine vllm generates answers to benchmarks"),
+        (["--tasks", "ARC-Easy", "--protocol", "rank"], "--engine vllm generates answers to benchmarks"),
         (["--tasks", "SVAMP", "--cache", "static"], "--cache and --device have no effect with --engine vllm"),
     ],
 )

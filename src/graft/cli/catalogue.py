@@ -1,6 +1,6 @@
-"""What there is to say of every adapter kind, taken from the code: the table and the pages that people read.
+"""Describe every adapter kind from the code: the table and the pages in docs/adapters, and the output of `graft kinds`.
 
-The equations come from the docstring of the file that holds the kind, the sentences from its config.
+The equations come from the docstring of the kind's file, the sentences from the docstring and the fields of its config.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from graft.adapters.registry import BUILT_IN, entries, kind_class, kinds
 
 _INTRODUCTION = """# Adapter kinds
 
-These pages are written from the code by `graft kinds --markdown docs/adapters`; a test compares them.
+`graft kinds --markdown docs/adapters` writes these pages from the code; a test compares them.
 
-An adapter is written as a mapping under `adapter` in a run's YAML, or as the config class of the same name (`graft.LoRA(rank=16)`).
+Write an adapter as a mapping under `adapter` in a run's YAML, or as the config class of the same name (`graft.LoRA(rank=16)`).
 A list of mappings is a stack: several kinds under one name. `graft kinds KIND` shows every setting of a kind, and
-`graft kinds --base MODEL` what each kind costs on a model. Sites are named in one language for all architectures:
+`graft kinds --base MODEL` counts the parameters of each kind on a model. Sites have the same names in all architectures:
 
 ```text
 {sites}
 ```
 
-In the table, *sites* are the types of places where a kind can act, *identity* says whether a fresh adapter at its defaults leaves the
-model's output bitwise unchanged, and *folds* whether it can be merged into the base's weights (`graft merge`).
+In the table, *sites* are the types of sites where a kind can act. *Identity* says whether a fresh adapter with default settings
+leaves the model's output bitwise unchanged, and *folds* whether it can be merged into the base's weights (`graft merge`).
 """
 
 
 @dataclass(frozen=True)
 class Card:
-    """One kind in a few words."""
+    """The summary of one kind."""
 
     kind: str
     summary: str
     sites: str
-    """Types of sites that it takes."""
+    """Types of sites where the kind can act."""
     default_sites: str
     identity: str
     folds: str
@@ -49,7 +49,7 @@ class Card:
 
 
 def card_of(kind: str) -> Card:
-    """A kind as it is at its defaults. Raises `GraftError` for an unknown kind."""
+    """Summarise a kind with its default settings. Raises `GraftError` for an unknown kind."""
     cls = type(_config(kind))
     config = _config(kind)
     folds = ("yes, where layers have biases" if config.learns_bias else "yes") if config.folds else "no"
@@ -72,12 +72,12 @@ def card_of(kind: str) -> Card:
 
 
 def cards() -> tuple[Card, ...]:
-    """Every kind, in the order of the registry."""
+    """Summarise every kind, in the order of the registry."""
     return tuple(card_of(kind) for kind in kinds())
 
 
 def settings_of(kind: str) -> dict[str, tuple[str, str]]:
-    """Field -> (default, what it means)."""
+    """Return field -> (default, meaning)."""
     found = {}
     for name, field in type(_config(kind)).model_fields.items():
         default = "" if field.is_required() else repr(field.get_default(call_default_factory=True))
@@ -87,12 +87,12 @@ def settings_of(kind: str) -> dict[str, tuple[str, str]]:
 
 
 def equation_of(kind: str) -> str:
-    """What the file that holds a kind says of it: equations, source, legend."""
+    """Return the docstring of the kind's file: equations, source, legend."""
     return inspect.cleandoc(sys.modules[type(_config(kind)).__module__].__doc__ or "")
 
 
 def pages() -> dict[str, str]:
-    """Name of a file in docs/adapters -> its text: README.md with the table, and a page for each kind."""
+    """Return name of a file in docs/adapters -> its text: README.md with the table, and a page for each kind."""
     return {"README.md": _overview(), **{f"{kind}.md": _page_of(kind) for kind in BUILT_IN}}
 
 
@@ -110,7 +110,7 @@ def _overview() -> str:
 
 
 def _page_of(kind: str) -> str:
-    """What the kind's file says, when to use it, a YAML that is valid as it stands, and every setting."""
+    """Write the page of a kind: its equation, when to use it, a valid YAML example and every setting."""
     cls, card = kind_class(kind), card_of(kind)
     said = {
         "sites": card.sites,
@@ -143,7 +143,7 @@ def _row(cells: list[str] | tuple[str, ...]) -> str:
 
 
 def _flow(value: object) -> str:
-    """A value as YAML in one line."""
+    """Write a value as YAML on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""graft chat: talk to the base and its adapters."""
+"""graft chat: chat with the base and its adapters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from graft.cli.loading import (
     BaseName,
     Device,
     Dtype,
+    MaxNewTokens,
     Only,
     RunFolderArgument,
+    Seed,
+    Temperature,
     TemplateName,
+    TopP,
     load_model,
 )
 from graft.errors import GraftError
@@ -31,26 +35,32 @@ def command(
     adapter: Adapters = None,
     use: Only = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="Answer this and end.", show_default=False)
+        str | None, typer.Option("--prompt", "-p", help="Answer this one prompt and exit.", show_default=False)
     ] = None,
     system: Annotated[
-        str | None, typer.Option("--system", help="System prompt in place of the template's.", show_default=False)
+        str | None,
+        typer.Option("--system", help="System prompt that replaces the template's.", show_default=False),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy; above it samples.")] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this mass.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 0,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
     template: TemplateName = None,
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
 ) -> None:
-    """Talk to an adapter. In the conversation: /base, /adapter NAME, /reset, /help, /quit. Reads lines where stdin is no terminal."""
+    """Chat with an adapter or the bare base.
+
+    Commands in the conversation: /base and /adapter NAME switch who answers, /reset forgets the conversation, /help lists the
+    commands, /quit ends. If stdin is not a terminal, every line of it is a turn.
+    """
     loaded = load_model(run, base, adapter, template, device, dtype, any_base)
     from graft.generation.conversation import Conversation
     from graft.generation.requests import Decoding
 
     decoding = Decoding(max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    # Without --use the first adapter answers, or the bare base if there is no adapter.
     first = loaded.find(use) if use is not None else loaded.candidates[min(1, len(loaded.adapters))]
     talk = Conversation(loaded, first, decoding, system)
     if prompt is not None:
@@ -69,11 +79,11 @@ def command(
 
 
 def _line(mark: str, terminal: bool) -> str | None:
-    """The next line, None at the end."""
+    """Read the next line; None at the end of the input."""
     if not terminal:
         line = sys.stdin.readline()
         return line.rstrip("\n") if line else None
-    with contextlib.suppress(ImportError):  # editing of the line, where Python has it
+    with contextlib.suppress(ImportError):  # importing it gives `input` line editing and a history
         import readline  # noqa: F401
     try:
         return input(mark)
@@ -83,7 +93,7 @@ def _line(mark: str, terminal: bool) -> str | None:
 
 
 def _answer(talk: Conversation, text: str) -> None:
-    """Print the answer while it comes. Ctrl-C ends it, and the conversation goes on."""
+    """Print the answer while it is generated. Ctrl-C ends the answer but not the conversation."""
     try:
         for piece in talk.ask(text):
             typer.echo(piece, nl=False)
@@ -93,7 +103,7 @@ def _answer(talk: Conversation, text: str) -> None:
 
 
 def _do(talk: Conversation, words: list[str]) -> None:
-    """One of the commands."""
+    """Run one of the slash commands."""
     names = [candidate.name for candidate in talk.loaded.candidates]
     try:
         match words:
@@ -104,6 +114,8 @@ def _do(talk: Conversation, words: list[str]) -> None:
             case ["/reset"]:
                 talk.reset()
             case _:
-                typer.echo(f"/base, /adapter NAME (of {', '.join(names)}), /reset forgets the conversation, /quit")
+                typer.echo(
+                    f"/base, /adapter NAME (one of {', '.join(names)}), /reset (forget the conversation), /help, /quit"
+                )
     except GraftError as error:
         typer.echo(f"error: {error}", err=True)

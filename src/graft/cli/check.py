@@ -1,4 +1,4 @@
-"""graft check: look a run over before it costs an hour."""
+"""graft check: check a run before it takes hours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graft.training.check import CheckReport
 
 SHOWN = 300
-"""Characters of a question that are shown."""
+"""Most characters of a question that are printed."""
 
 
 def command(
@@ -29,21 +29,26 @@ def command(
         typer.Option(
             "--against",
             metavar="FILE|TASK",
-            help="A test file, task or group of tasks whose questions must not be in the training data.",
+            help="Search the training data for the questions of this test file, benchmark or group. Repeat it for several.",
             show_default=False,
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="The folder that holds the tasks' files; the hub by default.", show_default=False),
+        typer.Option(
+            "--data", help="Folder with the files of the benchmarks of --against. Default: the hub.", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run: schema, base, template, data, sites, one measured step, save and reload. Exit 2 when something is wrong."""
+    """Check a run before training: settings, base, template, data, sites and one measured step.
+
+    The step runs on the longest batch, and the adapter is saved and loaded again. The exit code is 2 if there is a problem.
+    """
     from graft.errors import GraftError
 
     if data is not None and not against:
-        raise GraftError("--data is where the tasks of --against are looked for; name them: --against gsm8k")
+        raise GraftError("--data needs --against, which names the benchmarks to look for: --against gsm8k")
     config = run_config(target, changes)
     from graft.evaluation.questions import questions_against
     from graft.training import check_each
@@ -61,6 +66,7 @@ def command(
 
 
 def _show(report: CheckReport, job: str | None) -> None:
+    """Print the report of one job. job: its name, if the run has several."""
     from rich.console import Console
 
     from graft.training.start import reference_note
@@ -74,12 +80,14 @@ def _show(report: CheckReport, job: str | None) -> None:
     )
     template, task = parts.data.template, parts.base.task
     if task in ("classification", "regression"):
-        fresh = ", a fresh head that the adapter keeps" if parts.base.fresh else ", the base's own head"
+        fresh = (
+            ", with a fresh head that is saved with the adapter" if parts.base.fresh else ", with the base's own head"
+        )
         console.print(f"[bold]Task[/]      {task}: {escape(template.name)}{fresh}")
     else:
         learnt = "the answer" if task == "seq2seq" else parts.members[0].config.data.train_on
         if (objective := parts.members[0].config.train.objective) is not None:
-            learnt = f"chosen against rejected answers ({objective.kind})"
+            learnt = f"chosen versus rejected answers ({objective.kind})"
         console.print(f"[bold]Template[/]  {template.name} ({template.digest[:12]}), trained on: {learnt}")
     if (note := reference_note(parts.members[0].config)) is not None:
         console.print(f"[bold]Reference[/] {escape(note)}")
@@ -94,7 +102,7 @@ def _show(report: CheckReport, job: str | None) -> None:
     for problem in report.problems:
         console.print(f"[bold red]Problem[/]   {escape(problem)}")
     if not report.problems:
-        console.print("[bold green]All is well.[/] Start with: graft train")
+        console.print("[bold green]No problems found.[/] Start with: graft train")
 
 
 def _show_samples(report: CheckReport, console: Console) -> None:
@@ -102,7 +110,7 @@ def _show_samples(report: CheckReport, console: Console) -> None:
     from graft.training.check import SAMPLES_SHOWN
 
     data = report.parts.data.train
-    console.print("\n[bold]Samples[/]   dim is read, [bold green]green is trained on[/]")
+    console.print("\n[bold]Samples[/]   dim text is only read, [bold green]green text is trained on[/]")
     for index in range(min(SAMPLES_SHOWN, len(data))):
         example = data[index]
         console.rule(
@@ -120,11 +128,13 @@ def _show_trial(report: CheckReport, console: Console) -> None:
     why = f" ({layout.reason})" if layout.reason else ""
     console.print(f"\n[bold]Layout[/]    {layout.layout} batches{why}")
     console.print(
-        f"[bold]Trial[/]     longest batch: {trial.tokens:,} tokens (longest sample {trial.longest:,}), loss {trial.loss:.4f}, "
+        f"[bold]Trial[/]     longest batch: {trial.tokens:,} tokens (longest sample: {trial.longest:,}), loss {trial.loss:.4f}, "
         f"{trial.tokens / trial.seconds:,.0f} tokens/s, peak memory {trial.peak_bytes / 1e9:.2f} GB"
     )
     if trial.compile_seconds is not None:
-        console.print(f"[bold]Compiled[/]  in {trial.compile_seconds:.0f} s, to the losses and gradients of eager code")
+        console.print(
+            f"[bold]Compiled[/]  in {trial.compile_seconds:.0f} s; losses and gradients equal those of eager code"
+        )
     if trial.kernels != "torch":
         console.print(f"[bold]Kernels[/]   {trial.kernels}")
     console.print(f"[bold]Run[/]       {job.steps:,} steps, about {_duration(trial.hours * 3600)}")
@@ -132,7 +142,7 @@ def _show_trial(report: CheckReport, console: Console) -> None:
 
 
 def _show_pairs(found: OverlapReport, console: Console) -> None:
-    """An exact pair, and the least similar near one."""
+    """Print an example of an exact overlap and one of a near overlap, the least similar."""
     for exact in (True, False):
         pair = next((pair for pair in found.examples if pair.exact == exact), None)
         if pair is not None:

@@ -1,4 +1,4 @@
-"""What several verbs share: their arguments, and how they print."""
+"""Helpers of several verbs: common arguments, printing, and the way a training command ends."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ import typer
 
 if TYPE_CHECKING:
     from graft.config import RunConfig
+    from graft.runs.folder import RunFolder
 
-Target = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the YAML of a run.", show_default=False)]
+Target = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or the YAML file of a run.", show_default=False)
+]
 Changes = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the YAML, such as adapter.rank=32.", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that replace those of the YAML, such as adapter.rank=32.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
+STOPPED = 130
+"""Exit code of a run that Ctrl-C stopped, as shells use it."""
+
 
 def run_config(target: Path, changes: Sequence[str] | None = None) -> RunConfig:
-    """The configuration in a YAML or a run folder, with changes on top."""
+    """Load the configuration of a YAML file or a run folder and apply the changes."""
     from graft.config import load_run
     from graft.runs.folder import RunFolder
 
@@ -30,14 +40,14 @@ def run_config(target: Path, changes: Sequence[str] | None = None) -> RunConfig:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
+    """Print one JSON value on stdout."""
     from graft.utils.files import to_json
 
     sys.stdout.write(to_json(value, indent=2) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """A table on stdout; None is an empty cell."""
+    """Print a table on stdout. None makes an empty cell."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -46,11 +56,42 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     terminal = sys.stdout.isatty()
+    # A pipe has no width: keep rows on one line there, so that scripts can read them.
     Console(width=None if terminal else 400).print(table)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    """Names and values, one per line, aligned."""
+    """Print names and values, one per line, in two aligned columns."""
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         typer.echo(f"{name:<{width}}  {'' if value is None else value}")
+
+
+def finish(folder: RunFolder, as_json: bool) -> None:
+    """Print the outcome of a run and exit with its code: 0, 130 if it was stopped, 1 or 2 if a job failed.
+
+    The code is 2 if every failed job failed because of a mistake of the user, which is what a `GraftError` means elsewhere.
+    """
+    status = folder.read_status()
+    adapters = {name: str(folder.adapter_dir(name)) for name in folder.adapters()}
+    if as_json:
+        print_json({"run": str(folder.path), **status, "adapters": adapters})
+    else:
+        for name, job in status["jobs"].items():
+            typer.echo(f"{name}: {job['ended'] or 'stopped'} at step {job['step']}/{job['steps']}{_losses(job)}")
+            if "error" in job:
+                typer.echo(f"{name}: {job['error']}", err=True)
+        for path in adapters.values():
+            typer.echo(f"adapter: {path}")
+    if status["state"] == "stopped":
+        raise typer.Exit(STOPPED)
+    failed = [job for job in status["jobs"].values() if job["ended"] == "failed"]
+    if failed:
+        raise typer.Exit(2 if all(job["mistake"] for job in failed) else 1)
+
+
+def _losses(job: dict[str, Any]) -> str:
+    loss, best = job["loss"], job["best"]
+    return (f", loss {loss:.4f}" if loss is not None else "") + (
+        f", best validation loss {best['loss']:.4f} at step {best['step']}" if best else ""
+    )

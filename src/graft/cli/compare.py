@@ -1,4 +1,4 @@
-"""graft compare: is the second better than the first? Paired, question by question."""
+"""graft compare: compare two evaluations question by question."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from graft.cli.common import AsJson, print_json, print_table
 
-_SIDE = "A run or a folder of results; FOLDER:NAME for one of several adapters; several seeds with commas between."
+_SIDE = "Run or folder of results. FOLDER:NAME picks one of several adapters. Separate several seeds by commas."
 
 
 def command(
@@ -17,7 +17,10 @@ def command(
     second: Annotated[str, typer.Argument(metavar="B", help=_SIDE, show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two evaluations: paired differences with their intervals and p, and the settings that differ."""
+    """Compare two evaluations on the same questions: is B better than A?
+
+    The output lists the difference of every score with its 95 % interval and p-value, and the settings that differ.
+    """
     from graft.evaluation.differences import compare
 
     found = compare(first, second)
@@ -31,12 +34,12 @@ def command(
     print_table([*columns, *(["seeds"] if seeds else [])], [_row(each, seeds) for each in found["tasks"]])
     for each in found["skipped"]:
         what = f"{each['task']}, {each['metric']}" if "metric" in each else each["task"]
-        typer.echo(f"not compared: {what} under {each['protocol_hash']}, for {each['reason']}")
+        typer.echo(f"not compared: {what} under {each['protocol_hash']}: {each['reason']}")
     _show_settings(found["settings"])
 
 
 def _show_settings(settings: Mapping[str, Sequence[Any]]) -> None:
-    """What differs, one per line; what only one side has (fields of another kind of adapter) in one line for each."""
+    """Print the settings that differ, one per line. Settings that only one side has share a line (another kind has others)."""
     typer.echo("The settings are the same." if not settings else "Settings that differ (A, B):")
     for name, (a, b) in settings.items():
         if a is not None and b is not None:

@@ -1,4 +1,4 @@
-"""graft env: what this machine and this installation have."""
+"""graft env: describe this machine and this installation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graft.cli.common import AsJson, print_facts, print_json
 
 
 def command(as_json: AsJson = False) -> None:
-    """Show versions, cores, memory, devices and extras."""
+    """Show versions, CPU cores, memory, GPUs and optional extras of this installation."""
     facts = environment()
     if as_json:
         print_json(facts)
@@ -41,7 +41,7 @@ def command(as_json: AsJson = False) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The facts as plain values."""
+    """Return the facts as plain values."""
     import torch
 
     import graft
@@ -69,7 +69,7 @@ def environment() -> dict[str, Any]:
 
 
 def extras() -> dict[str, dict[str, str | None]]:
-    """The packages of each extra with their installed versions; None is missing."""
+    """Return the packages of each extra with their installed versions; None is a missing package."""
     found: dict[str, dict[str, str | None]] = {}
     for requirement in importlib.metadata.requires("graft-llm") or []:
         name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"]([\w-]+)", requirement)
@@ -86,7 +86,7 @@ def _version(package: str) -> str | None:
 
 
 def _memory() -> dict[str, int]:
-    """Bytes of main memory, as far as the system tells."""
+    """Return the bytes of main memory, as far as the system reports them."""
     names = {"all": "SC_PHYS_PAGES", "free": "SC_AVPHYS_PAGES"}
     page = os.sysconf("SC_PAGE_SIZE")
     return {key: os.sysconf(name) * page for key, name in names.items() if name in os.sysconf_names}

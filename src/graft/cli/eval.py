@@ -1,4 +1,4 @@
-"""graft eval: how well the base and its adapters answer the questions of a data file, or of benchmarks."""
+"""graft eval: evaluate a base and its adapters on a data file, on benchmarks or on lm-eval's tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def command(
         str | None,
         typer.Option(
             "--tasks",
-            help="Benchmarks and groups, with commas: gsm8k,arithmetic (graft show tasks).",
+            help="Benchmarks and groups, separated by commas: gsm8k,arithmetic (graft show tasks lists them).",
             show_default=False,
         ),
     ] = None,
@@ -46,19 +46,24 @@ def command(
         str | None,
         typer.Option(
             "--protocol",
-            help="How benchmarks are asked and judged: llm-adapters, strict, math-verify, rank.",
+            help="Prompts and rules of the benchmarks: llm-adapters, strict, math-verify, rank or bleu.",
             show_default=False,
         ),
     ] = None,
     harness: Annotated[
         str | None,
-        typer.Option("--harness", help="Tasks that lm-eval asks and scores in its own way.", show_default=False),
+        typer.Option(
+            "--harness",
+            help="Tasks of lm-eval, separated by commas, with lm-eval's own prompts and rules.",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
-            help="A data file or hub name (default: the run's validation data); the folder of the benchmarks' files (default: the hub).",
+            help="A data file or a data set on the hub. Default: the run's validation data. With --tasks, the folder with the "
+            "benchmarks' files. Default: the hub.",
             show_default=False,
         ),
     ] = None,
@@ -67,46 +72,65 @@ def command(
         typer.Option(
             "--limit",
             metavar="ROWS[,TASK=ROWS]...",
-            help="Rows of each, from the start; others for tasks or groups that are named: 100,addsub=all.",
+            help="Evaluate only the first ROWS of each task, or 'all'; TASK=ROWS is for one task or group: 100,addsub=all.",
             show_default=False,
         ),
     ] = None,
     metric: Annotated[
         Literal["auto", "exact", "numeric"] | None,
-        typer.Option("--metric", help="Compare whole texts, or last numbers.", show_default=False),
+        typer.Option(
+            "--metric",
+            help="For data files: compare whole texts (exact) or the last numbers (numeric).",
+            show_default=False,
+        ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.", show_default=False)
+        int | None,
+        typer.Option(
+            "--max-new-tokens", min=1, help="For data files: most new tokens of an answer.", show_default=False
+        ),
     ] = None,
     token_budget: Annotated[
-        int | None, typer.Option("--token-budget", min=1, help="Tokens per batch.", show_default=False)
+        int | None,
+        typer.Option(
+            "--token-budget", min=1, help="Most tokens of a batch, padding and answers counted.", show_default=False
+        ),
     ] = None,
     beams: Annotated[
-        int | None, typer.Option("--beams", min=1, help="Beams of the search; greedy by default.", show_default=False)
+        int | None,
+        typer.Option(
+            "--beams", min=1, help="For data files: beams of the beam search. Default: greedy.", show_default=False
+        ),
     ] = None,
     engine: Annotated[
-        Literal["graft", "vllm"], typer.Option("--engine", help="What writes the answers to benchmarks.")
+        Literal["graft", "vllm"],
+        typer.Option("--engine", help="Program that generates the answers to benchmarks."),
     ] = "graft",
     cache: Annotated[
         Literal["dynamic", "static", "compiled"],
         typer.Option(
-            "--cache", help="Of Graft's generation: growing, of full length from the start, that under torch.compile."
+            "--cache",
+            help="KV cache of Graft's generation: grows with each token, allocated in full, or in full with torch.compile.",
         ),
     ] = "dynamic",
     template: TemplateName = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of results; by default eval/ in the run, else here.", show_default=False),
+        typer.Option("--out", help="Folder of results. Default: eval/ in the run folder, or here.", show_default=False),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew where there are answers, in place of going on with them.")
+        bool, typer.Option("--overwrite", help="Discard earlier answers and start again, instead of continuing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate the bare base and all adapters, in one pass: accuracy with its interval, how answers ended, on data files the loss."""
+    """Evaluate the bare base and all its adapters together and print their scores with 95 % intervals.
+
+    They are evaluated on a data file (--data), on benchmarks (--tasks) or on tasks of lm-eval (--harness). Without any of these, a
+    run is evaluated on its eval.tasks or its validation data. An interrupted evaluation continues when the command is given again.
+    """
     from graft.errors import GraftError
     from graft.evaluation.limits import Limits
 
@@ -115,9 +139,15 @@ def command(
     own = _own_settings(run)
     if harness is not None and (tasks is not None or protocol is not None):
         raise GraftError("--harness has lm-eval's own tasks and rules: leave out --tasks and --protocol")
-    wanted = (
-        [] if harness is not None else tasks.split(",") if tasks is not None else [] if _is_file(data) else own.tasks
-    )
+
+    # What to evaluate on. `wanted` is empty for lm-eval and for a data file.
+    wanted: list[str] = []
+    if harness is None and tasks is not None:
+        wanted = tasks.split(",")
+    elif harness is None and not _is_file(data):
+        wanted = own.tasks
+
+    # Options that would have no effect there are errors.
     limits = Limits(own.limit) if limit is None else Limits.parse(limit, own.limit)
     given = {"metric": metric, "max_new_tokens": max_new_tokens, "token_budget": token_budget}
     changes = {key: value for key, value in given.items() if value is not None}
@@ -131,10 +161,11 @@ def command(
         raise GraftError("--protocol is for benchmarks: name them with --tasks, or in the run's eval.tasks")
     if engine == "vllm":
         _refuse_for_vllm(bool(wanted), protocol or own.protocol, cache, device)
-        # vLLM holds the GPU: this copy of the base gives its name, its context and its adapters, and answers nothing.
+        # vLLM takes the GPU. Our copy of the base only provides its name, context and adapters, and generates nothing.
         device, dtype = "cpu", _dtype_for_vllm(run, dtype)
     elif harness is not None and cache != "dynamic":
-        raise GraftError("--cache has no effect with --harness: lm-eval generates in its own way")
+        raise GraftError("--cache has no effect with --harness, because lm-eval generates by itself: leave it out")
+
     loaded = _with_engine(load_model(run, base, adapter, template, device, dtype, any_base), engine, cache)
     folder = out or (run / "eval" if run is not None else Path("eval"))
     if harness is not None:
@@ -171,32 +202,34 @@ def _is_file(data: str | None) -> bool:
 
 
 def _refuse_settings(given: Mapping[str, Any]) -> None:
-    """The protocol of a benchmark says these: they would have no effect."""
+    """Raise `GraftError` for options that a benchmark's protocol fixes, so that they would have no effect."""
     from graft.errors import GraftError
 
     for name in ("metric", "max_new_tokens", "beams"):
         if given.get(name) is not None:
-            raise GraftError(f"--{name.replace('_', '-')} is for data files: the protocol of a benchmark says it")
+            raise GraftError(
+                f"--{name.replace('_', '-')} is for data files only, because the protocol of a benchmark fixes it: leave it out"
+            )
 
 
 def _refuse_for_vllm(benchmarks: bool, protocol: str, cache: str, device: str | None) -> None:
-    """What vLLM does not do, and what would have no effect."""
+    """Raise `GraftError` for what vLLM cannot do and for options that would have no effect with it."""
     from graft.errors import GraftError, require
 
     require("vllm", "vllm")
     if not benchmarks or protocol == "rank":
         raise GraftError(
-            "--engine vllm writes answers to benchmarks: name them with --tasks, under a protocol other than rank "
-            "(likelihoods and losses are Graft's own)"
+            "--engine vllm generates answers to benchmarks only: name them with --tasks, under a protocol other than rank "
+            "(Graft itself computes likelihoods and losses)"
         )
     if cache != "dynamic" or device is not None:
         raise GraftError(
-            "--cache and --device have no effect with --engine vllm, which has a cache and a GPU of its own"
+            "--cache and --device have no effect with --engine vllm, which chooses its own cache and GPU: leave them out"
         )
 
 
 def _dtype_for_vllm(run: Path | None, dtype: Dtype) -> Dtype:
-    """Auto is bfloat16, as it is in Graft's own generation on a GPU."""
+    """Return the dtype for vLLM. `auto` becomes bfloat16, as in Graft's own generation on a GPU."""
     from graft.runs.folder import RunFolder
 
     own = None if run is None else RunFolder(run).existing().config.base.dtype
@@ -219,14 +252,14 @@ def _with_engine(loaded: LoadedModel, engine: str, cache: CacheKind) -> LoadedMo
 
 
 def _refuse_template(template: str | None, protocol: str) -> None:
-    """A template would have no effect where prompts are not the adapter's own."""
+    """Raise `GraftError` for a template if the protocol has its own prompts, so that the template would have no effect."""
     from graft.errors import GraftError
     from graft.evaluation.protocols import PROTOCOLS, OutputProtocol
 
     rules = PROTOCOLS.get(protocol)
     asks_by_template = isinstance(rules, OutputProtocol) and rules.prompt is None
     if template is not None and not asks_by_template and (rules is not None or protocol == "lm-eval"):
-        raise GraftError(f"--template has no effect: {protocol} has prompts of its own")
+        raise GraftError(f"--template has no effect, because {protocol} has its own prompts: leave it out")
 
 
 def _benchmarks(

@@ -1,4 +1,4 @@
-"""How results of evaluations are printed, by the verb that makes them and by the one that shows them again."""
+"""Print the results of evaluations, for `graft eval`, which makes them, and for `graft show`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ COUNTS = {
     "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman", "stop_rate": "stopped", "tokens": "tokens",
     "text_bleu": "BLEU", "loss": "loss", "gained": "gained", "margin": "margin",
 }  # fmt: skip
-"""Columns, where a result has them."""
+"""Key of a score in a result -> the heading of its column. Only the columns that a result has are printed."""
 SHOWN_CLASSES = 12
+"""Most classes of a confusion matrix that is printed."""
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """The table of one result, and what a reader must know of it."""
+    """Print the table of one result, and below it how the scores were measured."""
     found = result["results"]
     names = [name for name in COUNTS if any(name in each for each in found)]
     columns = [""]
@@ -33,7 +34,7 @@ def show(result: Mapping[str, Any]) -> None:
         if each.get("loss_samples", each["total"]) < each["total"]:
             missing = each["total"] - each["loss_samples"]
             typer.echo(
-                f"{each['name']}: {missing} of {each['total']} samples do not fit into the context; the loss is without them"
+                f"{each['name']}: {missing} of {each['total']} samples do not fit into the context and are not in the loss"
             )
     for each in found:
         _show_confusion(each)
@@ -43,7 +44,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def _show_confusion(each: Mapping[str, Any]) -> None:
-    """How often each class was given for each right one, where they are few."""
+    """Print the confusion matrix, unless it has too many classes."""
     table = each.get("confusion")
     if table and len(table) <= SHOWN_CLASSES:
         rows = [[right, *(f"{count:,}" for count in given.values())] for right, given in table.items()]
@@ -51,7 +52,7 @@ def _show_confusion(each: Mapping[str, Any]) -> None:
 
 
 def show_all(results: Sequence[Mapping[str, Any]]) -> None:
-    """All results side by side, a table per protocol."""
+    """Print all results side by side, one table per protocol."""
     from graft.evaluation.tables import sides
 
     for side in sides(results):
@@ -60,9 +61,9 @@ def show_all(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_absent(absent: Sequence[Mapping[str, str]]) -> None:
-    """The tasks that were asked for and are not in the results."""
+    """Print the tasks that were asked for but could not be evaluated."""
     for each in absent:
-        typer.echo(f"not evaluated: {each['task']}, for {each['reason']}")
+        typer.echo(f"not evaluated: {each['task']}: {each['reason']}")
 
 
 def _row(each: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
@@ -89,6 +90,7 @@ def _range(interval: Sequence[float] | None, form: str) -> str | None:
 
 
 def _how(result: Mapping[str, Any]) -> str:
+    """Say in one line how a result was measured: protocol, decoding, self-check, tokens, time."""
     protocol = result["protocol"]
     decoding = protocol.get("decoding")
     parts = [f"{protocol['metric']} match" if "metric" in protocol else f"protocol {protocol['name']}"]
@@ -110,20 +112,22 @@ def _how(result: Mapping[str, Any]) -> str:
     )
     made = "" if "classes" in protocol else f"{tokens:,} tokens in "
     first = f"the first {result['limit']:,} questions; " if result.get("limit") else ""
-    kept = f", {result['continued_from']} answers were there" if result.get("continued_from") else ""
+    kept = (
+        f", {result['continued_from']} answers were kept from an earlier call" if result.get("continued_from") else ""
+    )
     return f"{', '.join(parts)}; {result['protocol_hash']}; {first}{check}{made}{result['seconds']:.1f} s{kept}"
 
 
 def show_overlap(result: Mapping[str, Any]) -> None:
-    """What is known of the questions in the training data."""
+    """Print how many of the questions are in the training data of the adapters that answered them."""
     for each in result.get("overlap", ()):
-        whose = f"the training data of {', '.join(each['of'])}"
+        place = f"the training data of {', '.join(each['of'])}"
         if "unknown" in each:
-            typer.echo(f"overlap with {whose} is not known: {each['unknown']}")
+            typer.echo(f"overlap with {place} is unknown: {each['unknown']}")
         elif each["exact"] + each["near"]:
             typer.echo(
-                f"overlap: of {each['questions']:,} questions {each['exact']:,} stand in {whose}, and {each['near']:,} more "
-                f"nearly (similarity at least {each['threshold']:g})"
+                f"overlap: {each['exact']:,} of {each['questions']:,} questions are in {place} word for word, and {each['near']:,} "
+                f"more are similar to one there (similarity at least {each['threshold']:g})"
             )
         else:
-            typer.echo(f"overlap: of {each['questions']:,} questions none stands in {whose}")
+            typer.echo(f"overlap: none of the {each['questions']:,} questions is in {place}")

@@ -1,4 +1,4 @@
-"""graft export: write an adapter in another library's format, or so that a server reads it whole."""
+"""graft export: write an adapter in another library's format."""
 
 from __future__ import annotations
 
@@ -7,32 +7,44 @@ from typing import Annotated, Any
 
 import typer
 
-from graft.cli.foreign import BaseName, loaded_base
-from graft.cli.loading import AnyBase, Device, Dtype, Only, load_model, one_of
+from graft.cli.loading import AnyBase, Device, Dtype, Only, load_model, load_plain_base, one_of
 from graft.errors import GraftError
 
 
 def command(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN|ADAPTER", help="A run folder, or an adapter's folder.", show_default=False)
+        Path, typer.Argument(metavar="RUN|ADAPTER", help="A run folder or an adapter folder.", show_default=False)
     ],
-    to: Annotated[Path, typer.Option("--to", help="New folder for what is written.", show_default=False)],
-    base: BaseName = None,
-    format: Annotated[str, typer.Option("--format", help="peft, adapterhub or llm-adapters.")] = "peft",
+    to: Annotated[Path, typer.Option("--to", help="Empty or new folder to write.", show_default=False)],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Base of the adapter; a run folder knows its own.", show_default=False),
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", help="Format to write: peft, adapterhub or llm-adapters.")
+    ] = "peft",
     serving: Annotated[
         str | None,
         typer.Option(
-            "--serving", help="vllm, sglang or tgi: refuse what that server would misread.", show_default=False
+            "--serving",
+            help="Server that will load the adapter: vllm, sglang or tgi. What it would misread is an error.",
+            show_default=False,
         ),
     ] = None,
     convert: Annotated[
         bool,
-        typer.Option("--convert", help="Make what can be made exactly: one rank, partners (zero rows and columns)."),
+        typer.Option(
+            "--convert",
+            help="Convert exactly what the server needs: pad LoRAs with zeros to one rank, and add missing ones as zeros.",
+        ),
     ] = False,
     svd: Annotated[
         int | None,
         typer.Option(
-            "--svd", min=1, help="LoRAs of this rank in place of the kind; says what is lost.", show_default=False
+            "--svd",
+            min=1,
+            help="Approximate the adapter by LoRAs of this rank, and report the error.",
+            show_default=False,
         ),
     ] = None,
     use: Only = None,
@@ -40,7 +52,10 @@ def command(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Write an adapter as PEFT, AdapterHub or LLM-Adapters store it; what they cannot hold is refused with the reason."""
+    """Write an adapter in the format of PEFT, AdapterHub or LLM-Adapters.
+
+    If the format cannot hold the adapter, nothing is written and the message says why.
+    """
     model, name = _attached(source, base, use, any_base, device, dtype)
     import graft
 
@@ -53,7 +68,7 @@ def command(
 def _attached(
     source: Path, base: str | None, use: str | None, any_base: bool, device: str | None, dtype: str | None
 ) -> tuple[Any, str]:
-    """The model with the adapter on it, and the adapter's name."""
+    """Load the adapter of a run or of an adapter folder; return the model with the adapter on it, and the adapter's name."""
     if (source / "config.yaml").is_file():
         loaded = load_model(source, base, None, None, device, dtype, any_base)
         candidate = one_of(loaded, use)
@@ -61,8 +76,8 @@ def _attached(
             raise GraftError("there is no adapter to export: choose one with --use")
         return loaded.base.model, candidate.adapter
     if base is None:
-        raise GraftError(f"{source} is no run folder: name the adapter's base with --base")
-    model = loaded_base(base, device, dtype)
+        raise GraftError(f"{source} is not a run folder: name the adapter's base with --base")
+    model = load_plain_base(base, device, dtype)
     import graft
 
     graft.load(model, source, name="adapter", any_base=any_base)

@@ -1,4 +1,4 @@
-"""graft eval --harness: tasks that lm-eval asks, with its prompts and rules, and how its results are printed."""
+"""graft eval --harness: evaluate on lm-eval's tasks, with its prompts and rules, and print the results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ask_lm_eval(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Every contestant, task by task; results are printed when they are there, and side by side at the end."""
+    """Evaluate all candidates, task by task. Each result is printed as soon as it is known, and all side by side at the end."""
     from graft.errors import require
 
     require("lm_eval", "eval")
@@ -40,21 +40,23 @@ def ask_lm_eval(
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    """A row per metric, a column per contestant, and what a reader must know."""
+    """Print one result: a row per metric, a column per candidate, and below it how it was measured."""
     found = result["results"]
     metrics = list(dict.fromkeys(key for each in found for key in each["metrics"] if not _is_error(key)))
     print_table(
         ["metric", *(each["name"] for each in found)], [[key, *(_cell(each, key) for each in found)] for key in metrics]
     )
     protocol = result["protocol"]
-    kept = f", {result['continued_from']} answers were there" if result["continued_from"] else ""
+    kept = f", {result['continued_from']} answers were kept from an earlier call" if result["continued_from"] else ""
     typer.echo(
         f"{result['task']}: {found[0]['total']:,} questions, lm-eval {protocol['version']}, {protocol['num_fewshot']} examples before "
         f"each; {result['protocol_hash']}; {result['seconds']:.1f} s{kept}"
     )
     for each in found:
         if each["cut"]:
-            typer.echo(f"{each['name']}: lm-eval cut {each['cut']:,} prompts that do not fit the context of the base")
+            typer.echo(
+                f"{each['name']}: lm-eval truncated {each['cut']:,} prompts that do not fit into the base's context"
+            )
     show_overlap(result)
     if result["folder"]:
         typer.echo(f"{result['folder']}/result.json, answers.jsonl")
@@ -65,7 +67,7 @@ def _is_error(key: str) -> bool:
 
 
 def _cell(each: Mapping[str, Any], key: str) -> str | None:
-    """Value and standard error."""
+    """Format a metric with its standard error."""
     name, _, rule = key.partition(",")
     value, error = each["metrics"].get(key), each["metrics"].get(f"{name}_stderr,{rule}")
     if not isinstance(value, (int, float)):

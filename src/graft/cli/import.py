@@ -1,4 +1,4 @@
-"""graft import: read another library's adapter and write it as Graft's own."""
+"""graft import: convert another library's adapter to Graft's format."""
 
 from __future__ import annotations
 
@@ -8,30 +8,36 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.foreign import BaseOnly, loaded_base
-from graft.cli.loading import Device, Dtype
+from graft.cli.loading import Device, Dtype, load_plain_base
 from graft.errors import GraftError
 
 
 def command(
     source: Annotated[
         Path,
-        typer.Argument(help="A folder of PEFT, AdapterHub or LLM-Adapters, or a loralib file.", show_default=False),
+        typer.Argument(
+            metavar="SOURCE",
+            help="An adapter folder of PEFT, AdapterHub or LLM-Adapters, or a loralib file.",
+            show_default=False,
+        ),
     ],
-    base: BaseOnly,
-    to: Annotated[Path, typer.Option("--to", help="New folder for the adapter.", show_default=False)],
+    base: Annotated[
+        str,
+        typer.Option("--base", help="Base that the adapter is for: folder, hub name or seedling.", show_default=False),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="Empty or new folder for the adapter.", show_default=False)],
     name: Annotated[str, typer.Option("--name", help="Name of the adapter.")] = "default",
     alpha: Annotated[
         float | None,
-        typer.Option("--alpha", help="LoRA's alpha, which a loralib file does not say.", show_default=False),
+        typer.Option("--alpha", help="LoRA's alpha; loralib files do not store it.", show_default=False),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Read an adapter that PEFT, AdapterHub, LLM-Adapters or loralib wrote, and write it as Graft's own."""
+    """Convert an adapter of PEFT, AdapterHub, LLM-Adapters or loralib to Graft's format."""
     if to.exists() and any(to.iterdir()):
         raise GraftError(f"{to} is not empty: name a new folder")
-    model = loaded_base(base, device, dtype)
+    model = load_plain_base(base, device, dtype)
     import graft
 
     with warnings.catch_warnings(record=True) as caught:

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-# What most runs set, and so what the file shows with a value; every other setting stands there as a comment.
+# Settings that most runs change, so the file shows them with a value. All others are in it as comments.
 SHOWN = {
     "base": ("model", "dtype"),
     "data": ("train", "task", "validation", "template", "max_length", "overlong"),
@@ -21,20 +21,23 @@ SHOWN = {
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("run.yaml"),
-    data: Annotated[str, typer.Option(help="Training data: a file, or the name of a data set on the hub.")] = ...,  # type: ignore[assignment]
-    base: Annotated[str, typer.Option(help="Base model: a folder or a name on the hub.")] = "seedling",
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("run.yaml"),
+    data: Annotated[str, typer.Option(help="Training data: a file, or a data set on the Hugging Face hub.")] = ...,  # type: ignore[assignment]
+    base: Annotated[
+        str, typer.Option(help="Base model: a folder, a name on the hub, or the tiny seedling that ships with Graft.")
+    ] = "seedling",
     kind: Annotated[
-        str, typer.Option(help="Adapter kind or preset (see: graft show kinds, graft show presets).")
+        str, typer.Option(help="Adapter kind or preset (graft kinds and graft show presets list them).")
     ] = "lora",
     task: Annotated[
         Literal["causal", "classification", "regression", "seq2seq", "preference"],
         typer.Option(
-            help="What is learnt: to continue a text, its class, a number, to answer it, or to prefer an answer to another."
+            help="What the model learns: to generate answers (causal, or seq2seq with an encoder-decoder), to predict a class "
+            "or a number, or to prefer one answer to another."
         ),
     ] = "causal",
 ) -> None:
-    """Write a commented run.yaml to start from."""
+    """Write a run.yaml with every setting explained, to start from."""
     from graft.errors import GraftError
     from graft.utils.files import write_text_atomic
 
@@ -45,12 +48,12 @@ def command(
 
 
 def run_yaml(base: str, data: str, kind: str, task: str = "causal") -> str:
-    """The text of a run's YAML, every setting explained. Raises `GraftError` for an unknown kind or preset."""
+    """Return the text of a run's YAML with every setting explained. Raises `GraftError` for an unknown kind or preset."""
     from graft.config import RunConfig, load_run
 
     objective = {"train": {"objective": "dpo"}} if task == "preference" else {}
     config = load_run({"base": {"model": base}, "adapter": kind, "data": {"train": data, "task": task}, **objective})
-    lines = ["# A run of Graft. Lines that start with '# ' inside a block are settings at their defaults."]
+    lines = ["# A run of Graft. Lines that start with '# ' inside a block are settings with their default values."]
     for name, field in RunConfig.model_fields.items():
         section: Any = getattr(config, name)
         lines += ["", f"# {field.description}", f"{name}:"]
@@ -71,7 +74,7 @@ def _settings(section: BaseModel, shown: tuple[str, ...]) -> Iterator[str]:
 
 
 def _scalar(value: Any) -> str:
-    """A value as YAML on one line."""
+    """Write a value as YAML on one line."""
     from io import StringIO
 
     from ruamel.yaml import YAML

@@ -1,4 +1,4 @@
-"""graft jobs: the jobs of a run, and orders to it while it trains: submit, cancel, change the priority."""
+"""graft jobs: list the jobs of a run; submit, cancel and prioritise jobs while it trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", sho
 Name = Annotated[str, typer.Argument(metavar="JOB", help="The name of a job.", show_default=False)]
 
 app = typer.Typer(
-    help="List the jobs of a run; submit, cancel and rank jobs while it trains.",
+    help="List the jobs of a run, and submit, cancel or prioritise jobs while it trains.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -25,18 +25,18 @@ app = typer.Typer(
 
 @app.command("list")
 def list_jobs(run: Folder, as_json: AsJson = False) -> None:
-    """Where each job stands, in the order of coming, and the orders that the run has not taken yet."""
+    """List the jobs in the order of their submission, and the commands that the run has not carried out yet."""
     status, placed = _known(run)[1:]
     if as_json:
         print_json({"run": str(run), "state": status.get("state"), "jobs": status.get("jobs", {}), "orders": placed})
         return
     show_jobs(status)
     for order in placed:
-        typer.echo(f"not taken yet: {order['do']} {order['job']}")
+        typer.echo(f"waiting: {order['do']} {order['job']}")
 
 
 def show_jobs(status: Mapping[str, Any]) -> None:
-    """The jobs in status.json as a table."""
+    """Print the jobs of a status.json as a table."""
     rows = [
         [name, job.get("state"), job.get("priority"), f"{job['step']}/{job['steps']}", _digits(job["loss"]),
          _digits((job["best"] or {}).get("loss")), job.get("error")]
@@ -51,44 +51,53 @@ def submit(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="A YAML of one job: what stands under its name in `jobs`.", show_default=False
+            metavar="FILE", help="YAML file of the job, with what `jobs` would hold under its name.", show_default=False
         ),
     ],
     changes: Changes = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="What the job is called; the file's name by default.", show_default=False),
+        typer.Option("--name", help="Name of the job. Default: the name of the file.", show_default=False),
     ] = None,
 ) -> None:
-    """Add a job. What it does not say comes from the run; relative paths are relative to where the run was started."""
+    """Add a job to a run.
+
+    Settings that the file does not have come from the run. Relative paths are relative to the folder where the run was started.
+    """
     from graft.config import load_job
     from graft.errors import GraftError
 
     folder, status, placed = _known(run)
     called = name or file.stem
     if called in _names(folder, status, placed):
-        raise GraftError(f"{run} has a job '{called}' already: choose another name with --name")
+        raise GraftError(f"{run} already has a job '{called}': choose another name with --name")
     job = load_job(file, called, folder.config, changes or ())
     _place(folder, status, "submit", called, config=job.model_dump(mode="json"))
 
 
 @app.command()
 def cancel(run: Folder, job: Name) -> None:
-    """End a job. Its adapter stays as it is, at its best validation where there is one."""
+    """Stop training a job. Its adapter is kept, at its best validation loss if the job validates."""
     folder, status = _of_live(run, job)
     _place(folder, status, "cancel", job)
 
 
 @app.command()
 def priority(
-    run: Folder, job: Name, number: Annotated[int, typer.Argument(metavar="N", help="Higher goes first.")]
+    run: Folder,
+    job: Name,
+    number: Annotated[int, typer.Argument(metavar="N", help="The new priority. Jobs with a higher one go first.")],
 ) -> None:
-    """Change the priority of a job. A negative number goes behind a double dash: graft jobs priority RUN JOB -- -1."""
+    """Change the priority of a job.
+
+    Write a negative number after a double dash: graft jobs priority RUN JOB -- -1.
+    """
     folder, status = _of_live(run, job)
     _place(folder, status, "priority", job, priority=number)
 
 
 def _known(run: Path) -> tuple[RunFolder, dict[str, Any], list[dict[str, Any]]]:
+    """Return the run folder, its status, and the commands that it has not carried out yet."""
     from graft.runs.commands import CommandQueue
     from graft.runs.folder import RunFolder
 
@@ -97,6 +106,7 @@ def _known(run: Path) -> tuple[RunFolder, dict[str, Any], list[dict[str, Any]]]:
 
 
 def _names(folder: RunFolder, status: dict[str, Any], placed: list[dict[str, Any]]) -> list[str]:
+    """Return the names of all jobs, including those that were submitted but are not in the status yet."""
     from graft.runs.commands import CommandQueue
 
     taken = CommandQueue(folder.path).journal.read()  # a run writes its status every few seconds only
@@ -105,7 +115,7 @@ def _names(folder: RunFolder, status: dict[str, Any], placed: list[dict[str, Any
 
 
 def _of_live(run: Path, job: str) -> tuple[RunFolder, dict[str, Any]]:
-    """The run of a job that still trains or waits."""
+    """Return a run and its status, after checking that the job still trains or waits."""
     from graft.errors import GraftError, did_you_mean
 
     folder, status, placed = _known(run)
@@ -114,11 +124,12 @@ def _of_live(run: Path, job: str) -> tuple[RunFolder, dict[str, Any]]:
         raise GraftError(f"{run} has no job '{job}'.{did_you_mean(job, names)} Its jobs: {', '.join(names)}")
     ended = status.get("jobs", {}).get(job, {}).get("ended")
     if ended is not None:
-        raise GraftError(f"the job '{job}' of {run} has ended already ({ended})")
+        raise GraftError(f"the job '{job}' of {run} has already ended ({ended}), so it cannot be changed")
     return folder, status
 
 
 def _place(folder: RunFolder, status: dict[str, Any], do: str, job: str, **more: Any) -> None:
+    """Queue a command for the run and say when it takes effect."""
     from graft.runs.commands import CommandQueue
 
     CommandQueue(folder.path).place(do, job, **more)

@@ -1,4 +1,4 @@
-"""graft kinds: the adapter kinds, one of them with its settings, or what each costs on a model."""
+"""graft kinds: list the adapter kinds, explain one of them, or count the parameters of each on a model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,31 @@ from graft.cli.common import AsJson, print_facts, print_json, print_table
 def command(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[KIND]", help="One kind, with all settings.", show_default=False),
+        typer.Argument(
+            metavar="[KIND]", help="Explain this kind: its equation and all its settings.", show_default=False
+        ),
     ] = None,
     base: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Count each kind's parameters, at its defaults, on this model.", show_default=False
+            metavar="MODEL",
+            help="Count the parameters of each kind, at its defaults, on this model.",
+            show_default=False,
         ),
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option("--markdown", metavar="FOLDER", help="Write a page per kind and their table.", show_default=False),
+        typer.Option(
+            "--markdown", metavar="FOLDER", help="Write the table and a page per kind as Markdown.", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the adapter kinds: what they are, where they go, whether they start as the identity and fold into the base."""
+    """List the adapter kinds, or explain one of them.
+
+    The table says for each kind what it is, at which sites it can sit, whether a fresh adapter leaves the model's output
+    unchanged (identity), and whether it can be merged into the base's weights (folds).
+    """
     from graft.cli.catalogue import cards, pages
     from graft.utils.files import write_text_atomic
 

@@ -1,11 +1,11 @@
-"""What the verbs that use adapters share: the run, or the base and the adapters that are named, and how they are loaded."""
+"""Helpers of the verbs that use adapters: their common options, loading what these name, and progress bars."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,31 +16,45 @@ if TYPE_CHECKING:
     from graft.generation.loaded import Candidate, LoadedModel
 
 RunFolderArgument = Annotated[
-    Path | None, typer.Argument(metavar="RUN", help="A run folder (or give --base).", show_default=False)
+    Path | None, typer.Argument(metavar="RUN", help="A run folder. Without one, give --base.", show_default=False)
 ]
 BaseName = Annotated[
     str | None,
-    typer.Option("--base", help="A base in place of a run: folder, hub name or seedling.", show_default=False),
+    typer.Option(
+        "--base", help="Base model: folder, hub name or seedling. Replaces the run's own.", show_default=False
+    ),
 ]
 Adapters = Annotated[
     list[str] | None,
-    typer.Option("--adapter", help="An adapter's folder, or NAME=FOLDER; repeat for several.", show_default=False),
+    typer.Option("--adapter", help="Adapter folder, or NAME=FOLDER. Repeat it for several.", show_default=False),
 ]
 TemplateName = Annotated[
     str | None,
-    typer.Option("--template", help="A template in place of the one saved with the adapter.", show_default=False),
+    typer.Option("--template", help="Template that replaces the one saved with the adapter.", show_default=False),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, mps, cuda or cuda:N.", show_default=False)]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Device of the base: auto, cpu, mps, cuda or cuda:N.", show_default=False),
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"] | None,
-    typer.Option("--dtype", help="Number format of the base.", show_default=False),
+    typer.Option("--dtype", help="Number format of the base's weights.", show_default=False),
 ]
-AnyBase = Annotated[
-    bool, typer.Option("--any-base", help="Accept a base whose weights are not those the adapter was made for.")
-]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept an adapter that was trained on other base weights.")]
 Only = Annotated[
-    str | None, typer.Option("--use", help="Which adapter, by name; 'base' is the bare base.", show_default=False)
+    str | None,
+    typer.Option("--use", help="Name of the adapter to use; 'base' is the bare base.", show_default=False),
 ]
+
+
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most new tokens of an answer.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0, help="0 decodes greedily; above 0, tokens are sampled.")
+]
+TopP = Annotated[
+    float, typer.Option("--top-p", help="Sample only from the likeliest tokens that add up to this probability.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed of the sampling.")]
 
 
 def load_model(
@@ -52,7 +66,7 @@ def load_model(
     dtype: str | None = None,
     any_base: bool = False,
 ) -> LoadedModel:
-    """Load what the arguments name. The options change the run's own base where there is a run."""
+    """Load the base and the adapters that the arguments name. With a run, the options change the run's own base."""
     quiet()
     from graft.generation.loaded import load_candidates
 
@@ -60,6 +74,7 @@ def load_model(
 
 
 def base_of(run: Path | None, base: str | None, device: str | None, dtype: str | None) -> BaseConfig | None:
+    """Return the configuration of the base: that of the run, changed by the options. Raises `GraftError` for a wrong option."""
     from pydantic import ValidationError
 
     from graft.config.base import BaseConfig
@@ -80,8 +95,18 @@ def base_of(run: Path | None, base: str | None, device: str | None, dtype: str |
         ) from error
 
 
+def load_plain_base(name: str, device: str | None, dtype: str | None) -> Any:
+    """Load a base as the class that its own config names, for reading or writing an adapter of another library."""
+    quiet()
+    from graft.bases.loading import load_as_saved
+
+    config = base_of(None, name, device, dtype)
+    assert config is not None
+    return load_as_saved(config)
+
+
 def one_of(loaded: LoadedModel, name: str | None) -> Candidate:
-    """The adapter of that name; without a name the only one, or the base where there is none."""
+    """Return the adapter of this name. Without a name, return the only adapter, or the base if there is none."""
     if name is not None:
         return loaded.find(name)
     if len(loaded.adapters) > 1:
@@ -92,7 +117,7 @@ def one_of(loaded: LoadedModel, name: str | None) -> Candidate:
 
 
 def quiet() -> None:
-    """No bars of transformers' own: loading a base takes a moment, and what is printed is the verb's."""
+    """Switch off the progress bars of transformers, so that only the verb itself prints."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -100,7 +125,7 @@ def quiet() -> None:
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal's stderr; nothing elsewhere."""
+    """Show a progress bar on stderr if that is a terminal; yield the function (done, total) that moves it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,4 +1,4 @@
-"""graft merge: fold an adapter into its base and write a plain Hugging Face model."""
+"""graft merge: merge an adapter into its base and write a plain Hugging Face model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ QUESTIONS = (
     "Translate into French: good morning.",
     "List the days of the week.",
 )
-"""What the merged model is compared on."""
+"""Prompts on which the merged model is compared with the adapter."""
 
 
 def command(
     run: RunFolderArgument = None,
-    to: Annotated[Path, typer.Option("--to", help="New folder for the merged model.", show_default=False)] = ...,  # type: ignore[assignment]
+    to: Annotated[
+        Path, typer.Option("--to", help="Empty or new folder for the merged model.", show_default=False)
+    ] = ...,  # type: ignore[assignment]
     base: BaseName = None,
     adapter: Adapters = None,
     use: Only = None,
@@ -39,9 +41,12 @@ def command(
     any_base: AnyBase = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge an adapter into its base: write a plain Hugging Face model, load it again, and report how far its logits differ."""
+    """Merge an adapter into its base and write a plain Hugging Face model.
+
+    The written model is loaded again, and the largest difference of its logits from those of the adapter is reported.
+    """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise GraftError(f"{to} is not empty: name a new folder for the merged model")
+        raise GraftError(f"{to} is not an empty folder: name a new folder for the merged model")
     loaded = load_model(run, base, adapter, None, device, dtype, any_base)
     candidate = one_of(loaded, use)
     if candidate.adapter is None:
@@ -52,14 +57,14 @@ def command(
     if as_json:
         print_json(asdict(report))
         return
-    typer.echo(f"{report.adapter} merged into {loaded.base.name}: {to} ({report.dtype})")
+    typer.echo(f"{report.adapter} is merged into {loaded.base.name}: {to} ({report.dtype})")
     typer.echo(
         f"logits of the reloaded model differ by at most {report.max_difference:.2g} (mean {report.mean_difference:.2g}, largest logit "
         f"{report.largest_logit:.3g}) on {report.prompts} prompts; the next token is the same at {report.same_next_token:.1%} of "
         f"{report.tokens} positions"
     )
     if report.untied:
-        typer.echo(f"now with a weight of their own (tie_word_embeddings: false): {', '.join(report.untied)}")
+        typer.echo(f"no longer tied (tie_word_embeddings: false): {', '.join(report.untied)}")
 
 
 def _prompts(loaded: LoadedModel, candidate: Candidate) -> list[list[int]]:

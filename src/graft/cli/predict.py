@@ -1,4 +1,4 @@
-"""graft predict: answer a file of prompts."""
+"""graft predict: answer every prompt in a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graft.cli.loading import Adapters, AnyBase, BaseName, Device, Dtype, Only, TemplateName, bar, load_model, one_of
+from graft.cli.loading import (
+    Adapters,
+    AnyBase,
+    BaseName,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Only,
+    Seed,
+    Temperature,
+    TemplateName,
+    TopP,
+    bar,
+    load_model,
+    one_of,
+)
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
@@ -20,34 +35,38 @@ def command(
         list[Path],
         typer.Argument(
             metavar="[RUN] PROMPTS",
-            help="A run folder (or give --base), and the prompts: .txt with one per line, or a data file.",
+            help="A run folder (without one, give --base) and the file of prompts: a .txt with one per line, or a data file.",
             show_default=False,
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write (JSONL); stdout by default.", show_default=False)
+        Path | None,
+        typer.Option("--out", "-o", help="File to write, as JSON lines. Default: stdout.", show_default=False),
     ] = None,
     base: BaseName = None,
     adapter: Adapters = None,
     use: Only = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 256,
-    token_budget: Annotated[int, typer.Option("--token-budget", min=1, help="Tokens per batch.")] = 8192,
-    beams: Annotated[int, typer.Option("--beams", min=1, help="Beams of the search.")] = 1,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy; above it samples.")] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this mass.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that --out names.")] = False,
+    max_new_tokens: MaxNewTokens = 256,
+    token_budget: Annotated[
+        int, typer.Option("--token-budget", min=1, help="Most tokens of a batch, padding and answers counted.")
+    ] = 8192,
+    beams: Annotated[int, typer.Option("--beams", min=1, help="Beams of the beam search; 1 is no search.")] = 1,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out if it exists.")] = False,
     template: TemplateName = None,
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
 ) -> None:
-    """Answer a file of prompts, in its order, one JSON object per line: row, question, adapter, answer, how it ended.
+    """Answer every prompt in a file and write one JSON object per line, in the file's order.
 
-    An adapter for classification or regression gives each text its label, with the probability of each class, or its value.
+    Each object holds the row, the question, the adapter, the answer and how the answer ended. An adapter for classification
+    gives each text its class with the probabilities of all classes; one for regression gives it a value.
     """
     if len(paths) > 2:
-        raise GraftError(f"expected a run folder and a file of prompts; given: {' '.join(map(str, paths))}")
+        raise GraftError(f"give at most a run folder and a file of prompts; given: {' '.join(map(str, paths))}")
     run, prompts = (paths[0] if len(paths) == 2 else None), paths[-1]
     if out is not None and out.exists() and not overwrite:
         raise GraftError(f"{out} exists already: name another file, or replace it with --overwrite")
@@ -85,13 +104,14 @@ def command(
     _write(records, out)
     ends = [record["ended"] for record in records]
     typer.echo(
-        f"{len(ends)} prompts answered by {candidate.name}: {ends.count('stopped')} ended, {ends.count('truncated')} met the "
-        f"limit of tokens, {ends.count('no_room')} left no room in the context",
+        f"{candidate.name} answered {len(ends)} prompts: {ends.count('stopped')} answers ended by themselves, "
+        f"{ends.count('truncated')} reached the limit of tokens, {ends.count('no_room')} had no room in the context",
         err=True,
     )
 
 
 def _write(records: list[dict[str, Any]], out: Path | None) -> None:
+    """Write one JSON object per line, to a file or to stdout."""
     from graft.utils.files import to_json, write_text_atomic
 
     text = "".join(to_json(record) + "\n" for record in records)
@@ -102,7 +122,7 @@ def _write(records: list[dict[str, Any]], out: Path | None) -> None:
 
 
 def _labels(loaded: LoadedModel, candidate: Candidate, path: Path, token_budget: int) -> list[dict[str, Any]]:
-    """Each text of a file with its label: lines of a .txt, or the rows of a data file, whose own labels are left out."""
+    """Label each text of a file: the lines of a .txt, or the rows of a data file (their own labels are ignored)."""
     from graft.data.reading import read
     from graft.data.samples import Sample
     from graft.evaluation.labels import predict_labels
@@ -113,18 +133,22 @@ def _labels(loaded: LoadedModel, candidate: Candidate, path: Path, token_budget:
         samples = read(str(path), need_answers=False, task=loaded.base.task)
     with bar("Labelling") as progress:
         found = predict_labels(loaded, candidate, samples, token_budget=token_budget, progress=progress)
-    typer.echo(f"{len(found)} texts labelled by {candidate.name}", err=True)
+    typer.echo(f"{candidate.name} labelled {len(found)} texts", err=True)
     return found
 
 
 def _refuse(settings: dict[str, bool]) -> None:
+    """Raise `GraftError` for settings of generation that were given to an adapter that predicts labels."""
     given = [name for name, is_set in settings.items() if is_set]
     if given:
-        raise GraftError(f"{', '.join(given)} has no effect: this adapter gives labels, and writes no text")
+        raise GraftError(f"{', '.join(given)} has no effect, because this adapter predicts labels: leave it out")
 
 
 def read_prompts(path: Path) -> list[tuple[int, list[Message]]]:
-    """(row from 1, conversation that ends with a question). A last answer in the file is left out; blank lines are passed by."""
+    """Read (row from 1, conversation that ends with a question) from a file.
+
+    If a conversation ends with an answer, the answer is dropped. Blank lines of a .txt are skipped.
+    """
     if path.suffix.lower() == ".txt":
         if not path.is_file():
             raise GraftError(f"{path}: no such file")
@@ -141,7 +165,7 @@ def read_prompts(path: Path) -> list[tuple[int, list[Message]]]:
         if messages and messages[-1]["role"] == "assistant":
             messages.pop()
         if not messages:
-            raise GraftError(f"{sample.where}: there is no question")
+            raise GraftError(f"{sample.where}: there is no question to answer")
         pairs.append((sample.row, messages))
     return pairs
 

@@ -1,4 +1,4 @@
-"""graft quickstart: see four kinds of adapter learn, in minutes, without a download."""
+"""graft quickstart: train four kinds of adapter in minutes, without a download."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graft.cli.common import AsJson, print_json, print_table
+from graft.cli.common import STOPPED, AsJson, print_json, print_table
 
 if TYPE_CHECKING:
     from graft.quickstart.tour import Tour
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, runs, results and plot.")] = Path(
-        "runs/quickstart"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the data, the run, the results and the plot.")
+    ] = Path("runs/quickstart"),
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="Seconds in place of minutes: everything runs, nothing learns much.")
+        bool, typer.Option("--tiny", help="Take seconds instead of minutes: everything runs, but little is learnt.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what an earlier quickstart left in the folder.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train LoRA, series, parallel and prefix adapters on the base that ships with Graft, and measure them."""
-    from graft.cli.finishing import STOPPED
+    """Take a five-minute tour: train four kinds of adapter on the tiny base that ships with Graft, and compare them.
+
+    It needs no download and no GPU. The kinds are LoRA, series, parallel and prefix.
+    """
     from graft.cli.loading import bar, quiet
     from graft.errors import MissingExtra
     from graft.quickstart.tour import take_tour
@@ -71,7 +73,7 @@ def _show(tour: Tour, plot: str, out: Path) -> None:
             )
         )
     print_table(("", "parameters", "accuracy", "95 % interval", "solved"), rows, title="New word problems solved")
-    typer.echo(f"{tour.seconds:.0f} seconds. Plot: {plot}\n\nNow try:")
+    typer.echo(f"The tour took {tour.seconds:.0f} seconds. Plot: {plot}\n\nNow try:")
     run = tour.run.path
     for line in (
         f"graft chat {run} --use lora --prompt 'Tom has 7 apples. He buys 5 more. How many apples does he have now?'",

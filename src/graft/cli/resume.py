@@ -1,4 +1,4 @@
-"""graft resume: go on with a run that was stopped or killed."""
+"""graft resume: continue a run that was stopped or killed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.common import AsJson
-from graft.cli.finishing import finish
+from graft.cli.common import AsJson, finish
 
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a run where its last checkpoint stands."""
+    """Continue a run that was stopped or killed, from its last checkpoint."""
     from graft.training import resume
 
     finish(resume(run), as_json)

@@ -1,4 +1,4 @@
-"""graft score: count right answers in a file of outputs, without a model."""
+"""graft score: score a file of outputs without running a model."""
 
 from __future__ import annotations
 
@@ -12,24 +12,39 @@ from graft.cli.common import AsJson, print_facts, print_json
 
 def command(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Outputs: JSON, JSON lines, CSV, or text with one per line.")
+        Path,
+        typer.Argument(metavar="FILE", help="The outputs: JSON, JSON lines, CSV, or text with one output per line."),
     ],
-    task: Annotated[str, typer.Option("--task", help="The benchmark that was answered.")],
+    task: Annotated[
+        str, typer.Option("--task", help="Benchmark that the outputs answer (graft show tasks lists them).")
+    ],
     protocol: Annotated[
-        str, typer.Option("--protocol", help="How outputs are judged: llm-adapters, strict, math-verify, bleu.")
+        str, typer.Option("--protocol", help="Rules that judge the outputs: llm-adapters, strict, math-verify, bleu.")
     ],
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Where the right answers are, if not in FILE.", show_default=False),
+        typer.Option("--data", help="File or folder with the right answers, if FILE has none.", show_default=False),
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", help="Column of the outputs.", show_default=False)] = None,
-    gold: Annotated[str | None, typer.Option("--gold", help="Column of the right answers.", show_default=False)] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Column of FILE that holds the outputs.", show_default=False)
+    ] = None,
+    gold: Annotated[
+        str | None, typer.Option("--gold", help="Column of FILE that holds the right answers.", show_default=False)
+    ] = None,
     candidate: Annotated[
-        str | None, typer.Option("--contestant", help="Whose answers, where FILE has several.", show_default=False)
+        str | None,
+        typer.Option(
+            "--contestant",
+            help="Score the answers of this adapter, if FILE holds those of several ('base': the bare base).",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a file of outputs under a protocol: correct, wrong, unextractable, and the interval."""
+    """Score a file of outputs on a benchmark, without running a model.
+
+    The result counts correct, wrong and unextractable outputs and gives the accuracy with its 95 % interval.
+    """
     from graft.evaluation import tasks
     from graft.evaluation.outputs import read_outputs
     from graft.evaluation.scoring import output_protocol, score
@@ -44,7 +59,7 @@ def command(
 
 
 def _shown(value: Any) -> Any:
-    """Shares and scores with four digits, intervals as two of them."""
+    """Format a score with four digits, and an interval as two of them."""
     if isinstance(value, list):
         return " - ".join(str(_shown(each)) for each in value)
     return f"{value:.4f}" if isinstance(value, float) else value

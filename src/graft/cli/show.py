@@ -1,4 +1,4 @@
-"""graft show: the runs in a folder, one run and its results, a folder of results, or what Graft knows: presets, kinds, tasks, schema."""
+"""graft show: show runs, results, or the lists that Graft knows (presets, kinds, tasks, schema)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ def command(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[WHAT]", help="A folder of runs, a run, a folder of results, or: presets, kinds, tasks, schema."
+            metavar="[WHAT]",
+            help="A folder of runs, a run folder, a folder of results, or one of: presets, kinds, tasks, schema.",
         ),
     ] = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """List runs, show one run with its results, or list the presets, the kinds, the benchmarks, the schema."""
+    """Show the runs in a folder, one run with its results, or a list.
+
+    The lists are: presets (named adapter settings), kinds (adapter kinds with their settings), tasks (benchmarks with their
+    protocols) and schema (the JSON schema of a run's YAML).
+    """
     lists = {"presets": _presets, "kinds": _kinds, "tasks": _tasks, "schema": _schema}
     if what in lists and not Path(what).exists():
         lists[what](as_json)
@@ -29,7 +34,7 @@ def command(
     elif not Path(what).is_dir():
         from graft.errors import GraftError, did_you_mean
 
-        raise GraftError(f"there is no folder {what}.{did_you_mean(what, lists)} Graft knows: {', '.join(lists)}")
+        raise GraftError(f"there is no folder {what}.{did_you_mean(what, lists)} The lists are: {', '.join(lists)}")
     elif _holds_results(Path(what)):
         _results(Path(what), as_json)
     else:
@@ -37,7 +42,7 @@ def command(
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What the files of one run say, without loading anything heavy."""
+    """Collect what the files of one run say, without importing anything heavy."""
     from graft.config.document import read_document
     from graft.runs.folder import RunFolder
 
@@ -113,7 +118,7 @@ def _one_run(folder: Path, as_json: bool) -> None:
 
 
 def _holds_results(folder: Path) -> bool:
-    """Whether it is a folder of evaluations, or that of one, finished or not."""
+    """Whether the folder is that of one evaluation, finished or not, or holds such folders."""
     names = ("result.json", "answers.jsonl")
     return any((folder / name).is_file() or any(folder.glob(f"*/{name}")) for name in names)
 
@@ -128,7 +133,7 @@ def _results(folder: Path, as_json: bool) -> None:
         return
     show_all(found)
     for each in unfinished(folder):
-        typer.echo(f"not finished: {each}; it goes on when its command is given again")
+        typer.echo(f"not finished: {each}; give the same command again to continue it")
 
 
 def _tasks(as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""graft train: train what a YAML describes, into a run folder."""
+"""graft train: train the run that a YAML file describes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.common import AsJson, Changes, Target, run_config
-from graft.cli.finishing import finish
+from graft.cli.common import AsJson, Changes, Target, finish, run_config
 
 
 def command(
@@ -16,15 +15,20 @@ def command(
     changes: Changes = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder of the run; runs/<name of the YAML> by default.", show_default=False),
+        typer.Option("--out", "-o", help="Run folder to write. Default: runs/<name of the YAML>.", show_default=False),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run that is already in the folder.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train an adapter. Ctrl-C saves and stops; `graft resume` goes on."""
+    """Train the adapter, or the jobs, that a YAML file describes, and write a run folder.
+
+    Ctrl-C saves a checkpoint and stops; `graft resume` continues from it.
+    """
     config = run_config(target, changes)
     if out is None and target.is_dir():
-        raise typer.BadParameter("training what a run folder describes needs a folder of its own", param_hint="--out")
+        raise typer.BadParameter("to train the run of a run folder again, name a new folder", param_hint="--out")
     from graft.training import train
 
     finish(train(config, out or Path("runs") / target.stem, overwrite=overwrite), as_json)
