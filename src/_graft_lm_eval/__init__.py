@@ -1,14 +1,15 @@
-"""Tells lm-eval of Graft, when lm-eval is imported and not before.
+"""Registers Graft's model and tasks with lm-eval as soon as lm-eval is imported.
 
-lm-eval knows the models that are registered in its process and has no way to find others. `graft_lm_eval.pth`, which is
-installed beside this package, imports it whenever Python starts. All that happens then is that a finder is put before Python's
-own. It waits for two of lm-eval's modules and, once each has been imported as usual, gives the first the model `graft` (by
-name; it is loaded when it is used) and the second the folder of Graft's tasks. This package imports nothing at start but `sys`.
+lm-eval knows only models that are registered in its own process and has no plugin mechanism. Therefore `graft_lm_eval.pth`,
+which is installed next to this package, imports it whenever Python starts. The import only puts a finder before Python's own
+import finders. The finder waits for two modules of lm-eval. When the first has been imported, it registers the model `graft`
+(by name, so that Graft itself is imported only when the model is used); when the second has, it adds the folder of Graft's
+tasks. To keep the start of Python fast, this package imports only `sys`.
 """
 
 import sys
 
-TYPE_CHECKING = False  # typing itself would cost more to import than all of this
+TYPE_CHECKING = False  # importing typing would take longer than all the rest
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
@@ -19,7 +20,7 @@ MODEL = "graft.evaluation.lm_eval.model:GraftLM"
 
 
 def add_model(module: "ModuleType | None" = None) -> None:
-    """Register the model `graft`, as lm-eval registers its own: a place to import it from."""
+    """Register the model `graft` by its import path, as lm-eval registers its own models."""
     from lm_eval.api.registry import model_registry
 
     if "graft" not in model_registry:
@@ -27,12 +28,12 @@ def add_model(module: "ModuleType | None" = None) -> None:
 
 
 def add_tasks(module: "ModuleType") -> None:
-    """Let the `TaskManager` of `lm_eval.tasks.manager` look into Graft's folder too, behind its own tasks and before the user's."""
+    """Let `TaskManager` in the module `lm_eval.tasks.manager` also search Graft's folder, after lm-eval's and before the user's."""
     import functools
     import inspect
 
     inner = module.TaskManager.__init__
-    if hasattr(inner, "__wrapped__"):  # it has been done
+    if hasattr(inner, "__wrapped__"):  # already done
         return
     signature = inspect.signature(inner)
     if not {"include_path", "include_defaults"} <= set(signature.parameters):
@@ -51,12 +52,12 @@ def add_tasks(module: "ModuleType") -> None:
 
 
 def _folder() -> str:
-    """Where Graft's tasks lie; Graft itself is not imported for that."""
+    """Return the folder of Graft's tasks without importing Graft."""
     import importlib.util
     import os.path
 
     spec = importlib.util.find_spec("graft")
-    assert spec is not None and spec.origin is not None  # it is installed together with this package
+    assert spec is not None and spec.origin is not None  # Graft is installed together with this package
     return os.path.join(os.path.dirname(spec.origin), "evaluation", "lm_eval", "tasks")
 
 
@@ -64,15 +65,16 @@ AFTER = {"lm_eval.models": add_model, "lm_eval.tasks.manager": add_tasks}
 
 
 class Finder:
-    """Finds nothing itself: it lets the others find lm-eval's two modules, and acts once they are imported."""
+    """An import finder that finds nothing itself: it lets the others find lm-eval's modules and acts once these are imported."""
 
     @classmethod
     def find_spec(
         cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Called for every module that is imported for the first time."""
+        """Return None for all modules but lm-eval's two; Python calls this for every module that it imports."""
         if name not in AFTER:
             return None
+        # Take the spec from the other finders and wrap its loader: first it executes the module, then we act on it.
         others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not cls)
         spec = next((found for found in others if found is not None), None)
         if spec is not None and spec.loader is not None:
@@ -87,13 +89,15 @@ class Finder:
 
 
 def _then(act: "Any", module: "ModuleType") -> None:
-    """Whatever goes wrong, lm-eval itself goes on: it may be used for something that has nothing to do with Graft."""
+    """Run a registration, and turn any error into a warning: lm-eval may be used without Graft, and must not break."""
     try:
         act(module)
     except Exception as error:
         import warnings
 
-        warnings.warn(f"Graft could not make itself known to this lm-eval: {error!r}", stacklevel=2)
+        warnings.warn(
+            f"Graft could not register its model and tasks with this version of lm-eval: {error!r}", stacklevel=2
+        )
 
 
 if Finder not in sys.meta_path:

@@ -97,10 +97,10 @@ def test_what_is_not_comparable_is_refused(compare: Any, tmp_path: Path) -> None
     )
     (tmp_path / "empty").mkdir()
     cases = [
-        ((a, other), "'svamp' was answered under different protocols, whose scores are not comparable: strict abc"),
+        ((a, other), "the scores of 'svamp' are not comparable, because the protocols differ: strict abc"),
         ((a, other), "they differ in rules"),
         ((a, longer), "answered different questions (4 and 6, 4 of them the same)"),
-        ((a, several), "say whose answers are meant, as in FOLDER:math"),
+        ((a, several), "name one, as in FOLDER:math"),
         ((a, f"{several}:maths"), "has no 'maths'. Did you mean 'math'? It has: base, math, code"),
         ((a, tmp_path / "empty"), "holds no results"),
         ((a, tmp_path / "absent"), "there is no folder"),
@@ -200,14 +200,14 @@ def test_a_score_that_does_not_exist_is_named_and_damaged_files_are_refused(comp
         (whole.replace("\n", "\n{torn\n", 1), "answers.jsonl:2 is not a line of JSON"),
         (whole.split("\n", 1)[1], "holds 29 answers of 'slim', but result.json counts 30"),
         (whole.replace('"outcome"', '"result"'), "answers.jsonl:1 is not an answer: it has no outcome"),
-        (whole.replace('"extracted"', '"taken"'), "its answers have no 'extracted', which comparing pearson needs"),
+        (whole.replace('"extracted"', '"taken"'), "the answers have no 'extracted', which is needed to compare pearson"),
     ):
         answers.write_text(text)
         assert words in compare(f"{run}:slim", f"{run}:wide")["error"]
     (folder / "result.json").write_text('{"task": "stsb"}')
     assert "not a result that this version of Graft reads" in compare(run, run)["error"]
     (folder / "result.json").unlink()
-    assert "is not finished, and goes on with its command" in compare(run, run)["error"]
+    assert "is not finished: give its command again" in compare(run, run)["error"]
 
 
 def test_tasks_that_only_one_has_are_named(compare: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from graft.cli import build
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
-from graft.evaluation.tables import averages, sides
+from graft.evaluation.tables import averages, group_tables
 from graft.run import Run
 from graft.utils.jsonl import JsonLines
 from tests.runs_at_hand import make_run
@@ -102,7 +102,7 @@ def test_base_and_adapters_of_several_folders_answer_tasks_under_limits_of_their
         assert [(report["of"], report["exact"]) for report in each["overlap"]] == [(["one", "two"], 1), (["three"], 1)]
     printed = graft_command("eval", *base, "--tasks", "SVAMP", *where[:-1], "1").stdout
     assert "the first 1 questions" in printed and "1 of 1 questions are in the training data of one, two" in printed
-    with pytest.raises(GraftError, match="a limit is given for 'gsm8k', which is not asked: SVAMP"):
+    with pytest.raises(GraftError, match="a limit is given for 'gsm8k', which is not evaluated; the tasks are SVAMP"):
         graft_command("eval", *base, "--tasks", "SVAMP", *where)
     (other.parent / "other.jsonl").unlink()
     (report,) = [
@@ -153,7 +153,7 @@ def test_the_run_says_what_is_evaluated_and_show_prints_it_again(run: Path, data
     folder = Path(evaluated["tasks"][0]["folder"])
     assert "SVAMP" in graft_command("show", folder).stdout
     (folder / "result.json").unlink()
-    assert f"not finished: {folder}; it goes on" in graft_command("show", run).stdout
+    assert f"not finished: {folder}; give the same command again" in graft_command("show", run).stdout
     with pytest.raises(GraftError, match="there is no folder task. Did you mean 'tasks'?"):
         graft_command("show", "task")
 
@@ -168,13 +168,13 @@ def test_a_table_holds_one_protocol_and_averages_count_tasks_once() -> None:
         result("b", "rank", "2", base=0.1),
         result("c", "strict", "3", base=0.0),
     ]
-    tables = sides(some)
+    tables = group_tables(some)
     assert [(table.protocol, [each["task"] for each in table.results]) for table in tables] == [
         ("strict, version 1", ["a", "c"]),
         ("rank, version 1", ["b"]),
     ]
     assert averages(tables[0].results) == {"base": {"accuracy": 0.25, "tasks": 2}}, "lora lacks a task"
-    assert len(sides([*some, result("a", "strict", "4", base=0.0)])) == 3
+    assert len(group_tables([*some, result("a", "strict", "4", base=0.0)])) == 3
 
 
 def test_mistakes_are_the_users(run: Path, data: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graft.evaluation.comparison import mcnemar, paired, pooled, pooled_scores, resampled
-from graft.evaluation.metrics import bleu, pearson, share
+from graft.evaluation.metrics import accuracy, bleu, pearson
 
 stats = pytest.importorskip("scipy.stats", reason="SciPy comes with graft-llm[eval]")
 
@@ -81,7 +81,7 @@ def test_a_score_that_is_a_mean_has_the_interval_and_p_of_means() -> None:
     """Paired differences of mean 0.2 and deviation 0.6 over 100 questions: t-test and normal interval."""
     rng = np.random.default_rng(1)
     first, second = rng.random(100) < 0.4, rng.random(100) < 0.6
-    found = resampled(share(list(first)), share(list(second)), 100)
+    found = resampled(accuracy(list(first)), accuracy(list(second)), 100)
     values = second.astype(float) - first.astype(float)
     reference = stats.ttest_1samp(values, 0)
     assert found.difference == pytest.approx(values.mean())
@@ -122,7 +122,7 @@ def test_seeds_pooled_by_resampling_are_those_pooled_by_their_squares() -> None:
         for shift in (0.0, 0.4)
     )
     exact = pooled([b.astype(float) - a.astype(float) for a, b in zip(first, second, strict=True)])
-    found = pooled_scores([share(list(each)) for each in first], [share(list(each)) for each in second], 120)
+    found = pooled_scores([accuracy(list(each)) for each in first], [accuracy(list(each)) for each in second], 120)
     assert (found.mean, found.per_seed, found.spread) == (
         pytest.approx(exact.mean), pytest.approx(exact.per_seed), pytest.approx(exact.spread),
     )  # fmt: skip

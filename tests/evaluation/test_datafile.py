@@ -17,7 +17,7 @@ from graft.data.samples import Example, Sample
 from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.evaluation import evaluate, evaluate_on
-from graft.evaluation.datafile import evaluate_data_file, evaluation_of
+from graft.evaluation.datafile import evaluate_data_file, make_evaluation
 from graft.generation.loaded import Candidate, LoadedModel, load_candidates
 from graft.generation.loss import sample_losses
 from graft.generation.requests import Generated
@@ -72,7 +72,7 @@ def test_every_answer_has_one_outcome_and_all_are_counted(tmp_path: Path) -> Non
         },
     )
     rows = samples(("a", "#### 3"), ("b", "8"), ("c", "8"), ("d", "8"), ("e", "1000"))
-    evaluation = evaluation_of("five", rows, EvalConfig())
+    evaluation = make_evaluation("five", rows, EvalConfig())
     result = evaluate_data_file(scripted.loaded, evaluation, tmp_path)
     (found,) = result["results"]
     counts = {key: found[key] for key in ("total", "correct", "wrong", "unextractable", "no_room", "truncated")}
@@ -105,7 +105,7 @@ def test_a_column_answer_beside_the_worked_answer_is_what_answers_are_compared_w
 
 def test_texts_are_compared_whole_where_a_reference_has_no_number() -> None:
     scripted = Scripted({"a": ("Paris.", "stopped"), "b": ("3 or 4", "stopped")})
-    evaluation = evaluation_of("two", samples(("a", "paris"), ("b", "4")), EvalConfig())
+    evaluation = make_evaluation("two", samples(("a", "paris"), ("b", "4")), EvalConfig())
     assert evaluation.metric == "exact"
     assert evaluate_data_file(scripted.loaded, evaluation)["results"][0]["correct"] == 1
 
@@ -211,11 +211,11 @@ def test_the_protocol_changes_with_all_that_changes_scores(run: Path, tmp_path: 
 def test_rows_without_question_answer_or_number_are_named() -> None:
     only_text = [Sample(({"role": "assistant", "content": "text"},), "f.jsonl", 7)]
     with pytest.raises(GraftError, match="f.jsonl, row 7: there is no question"):
-        evaluation_of("x", only_text, EvalConfig())
+        make_evaluation("x", only_text, EvalConfig())
     with pytest.raises(GraftError, match="file, row 1: there is no answer"):
-        evaluation_of("x", samples(("a", " ")), EvalConfig())
+        make_evaluation("x", samples(("a", " ")), EvalConfig())
     with pytest.raises(GraftError, match="row 2: there is no number"):
-        evaluation_of("x", samples(("a", "1"), ("b", "one")), EvalConfig(metric="numeric"))
+        make_evaluation("x", samples(("a", "1"), ("b", "one")), EvalConfig(metric="numeric"))
 
 
 def test_adapters_are_named_by_their_folders_and_refused_where_names_collide(run: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_damaged_line_is_named_with_the_way_out(tmp_path: Path, text: str, wor
     [
         ({"task": "two"}, "it has no protocol, protocol_hash, results"),
         ({**ABOUT, "protocol": "strict", "results": [{"name": "base"}]}, "it has no protocol.name, results.total"),
-        ({**ABOUT, "results": []}, "it has no contestants"),
+        ({**ABOUT, "results": []}, "it has no candidates"),
     ],
 )
 def test_a_result_of_another_version_is_refused(tmp_path: Path, result: dict[str, Any], words: str) -> None:

@@ -174,7 +174,7 @@ def test_predict_writes_labels_with_probabilities(run: RunFolder, tmp_path: Path
 
 
 def test_settings_of_text_are_refused(run: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(GraftError, match="beams search for texts"):
+    with pytest.raises(GraftError, match="beams have no effect"):
         evaluate(run, write(tmp_path / "test.jsonl", labelled_rows(2)), beams=4)
     with pytest.raises(GraftError, match="a template has no effect for classification"):
         load_candidates(run, template="plain")

@@ -49,7 +49,9 @@ def test_what_is_no_limit_is_refused(text: str, words: str) -> None:
 def test_a_limit_without_effect_is_refused() -> None:
     limits = Limits.parse("100,boolq=all")
     limits.check(tasks.select("commonsense"))
-    with pytest.raises(GraftError, match="a limit is given for 'boolq', which is not asked: gsm8k, SVAMP"):
+    with pytest.raises(
+        GraftError, match="a limit is given for 'boolq', which is not evaluated; the tasks are gsm8k, SVAMP"
+    ):
         limits.check(tasks.select("gsm8k,svamp"))
     with pytest.raises(GraftError, match="a data file takes one number"):
         limits.plain("a data file")

@@ -58,7 +58,7 @@ def test_a_task_manager_gets_the_folder_of_tasks_behind_its_own_and_before_the_u
 
 
 def test_an_lm_eval_of_another_shape_is_left_alone_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="could not make itself known to this lm-eval"):
+    with pytest.warns(UserWarning, match="could not register its model and tasks"):
         _graft_lm_eval._then(_graft_lm_eval.add_tasks, types.ModuleType("manager"))
 
 

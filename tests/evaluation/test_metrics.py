@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from graft.evaluation.metrics import bleu, everything, f1, matthews, pearson, share, spearman
+from graft.evaluation.metrics import accuracy, all_places, bleu, f1, matthews, pearson, spearman
 
 sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn comes with graft-llm[eval]")
 stats = pytest.importorskip("scipy.stats", reason="SciPy comes with graft-llm[eval]")
@@ -22,7 +22,7 @@ def rng() -> np.random.Generator:
 
 
 def test_a_share_counts_answers_as_often_as_they_are_named() -> None:
-    assert share([True, False, False, True])(np.array([0, 0, 1, 3])) == 0.75
+    assert accuracy([True, False, False, True])(np.array([0, 0, 1, 3])) == 0.75
 
 
 @pytest.mark.parametrize("labels", [("no", "Yes"), ("A", "b", "C")])
@@ -31,7 +31,7 @@ def test_class_scores_are_those_of_scikit_learn_on_any_resample(
 ) -> None:
     gold = [str(rng.choice(labels)) for _ in range(TOTAL)]
     given = [None if rng.random() < 0.1 else str(rng.choice(labels)).lower() for _ in range(TOTAL)]
-    for places in (everything(TOTAL), *(rng.integers(TOTAL, size=TOTAL) for _ in range(20))):
+    for places in (all_places(TOTAL), *(rng.integers(TOTAL, size=TOTAL) for _ in range(20))):
         right = [gold[place].lower() for place in places]
         said = [given[place] or "(none)" for place in places]
         counted = ["yes"] if len(labels) == 2 else sorted({each.lower() for each in gold})
@@ -41,15 +41,15 @@ def test_class_scores_are_those_of_scikit_learn_on_any_resample(
 
 
 def test_equal_answers_correlate_with_nothing() -> None:
-    assert matthews(["a", "b"], ["a", "a"], ())(everything(2)) == 0.0
-    assert math.isnan(pearson([1.0, 2.0], [3.0, 3.0])(everything(2)))
-    assert math.isnan(spearman([1.0, 2.0, 3.0], [None, 3.0, None])(everything(3)))
+    assert matthews(["a", "b"], ["a", "a"], ())(all_places(2)) == 0.0
+    assert math.isnan(pearson([1.0, 2.0], [3.0, 3.0])(all_places(2)))
+    assert math.isnan(spearman([1.0, 2.0, 3.0], [None, 3.0, None])(all_places(3)))
 
 
 def test_correlations_are_those_of_scipy_over_the_answers_that_hold_a_number(rng: np.random.Generator) -> None:
     gold = rng.integers(0, 6, TOTAL).astype(float).tolist()  # with equal ranks
     given = [None if rng.random() < 0.2 else value + float(rng.normal()) for value in gold]
-    for places in (everything(TOTAL), *(rng.integers(TOTAL, size=TOTAL) for _ in range(20))):
+    for places in (all_places(TOTAL), *(rng.integers(TOTAL, size=TOTAL) for _ in range(20))):
         pairs = [(gold[place], given[place]) for place in places if given[place] is not None]
         for ours, theirs in ((pearson, stats.pearsonr), (spearman, stats.spearmanr)):
             assert ours(gold, given)(places) == pytest.approx(theirs(*zip(*pairs, strict=True)).statistic)
@@ -65,6 +65,6 @@ def test_bleu_of_a_resample_is_sacrebleus_of_the_same_outputs(rng: np.random.Gen
     texts = [f"{own[0]} {text()}" if rng.random() < 0.9 else "" for own in references]
     score = bleu(texts, references)
     metric = sacrebleu.BLEU(lowercase=True, tokenize="13a")
-    for places in (everything(TOTAL), *(rng.integers(TOTAL, size=TOTAL) for _ in range(5))):
+    for places in (all_places(TOTAL), *(rng.integers(TOTAL, size=TOTAL) for _ in range(5))):
         streams = [[dict(enumerate(references[at])).get(number) for at in places] for number in range(3)]
         assert score(places) == pytest.approx(metric.corpus_score([texts[at] for at in places], streams).score)

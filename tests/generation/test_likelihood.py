@@ -11,7 +11,7 @@ import graft
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
 from graft.evaluation.protocols import RankProtocol
-from graft.evaluation.scoring import ranked
+from graft.evaluation.scoring import score_rankings
 from graft.generation.likelihood import log_likelihoods
 from tests.small import small_model, small_tokenizer
 
@@ -71,7 +71,7 @@ def test_a_benchmark_is_ranked_from_rows_to_score() -> None:
     for record in records:
         asked = [(each.context, each.text) for each in rank.continuations(task, record)]
         rankings.append(rank.rank(task, record, log_likelihoods(model, tokenizer, asked, [None] * len(asked))))
-    found = ranked(rankings)
+    found = score_rankings(rankings)
     assert found["no_room"] == sum(len(f"Question: goal {row}\nAnswer: {'wood' * row}") > 48 for row in range(1, 9)) > 0
     assert found["correct"] + found["wrong"] + found["no_room"] == found["total"] == 8
     assert found["accuracy"] == found["correct"] / 8

@@ -112,7 +112,7 @@ def _overview() -> str:
 def _page_of(kind: str) -> str:
     """Write the page of a kind: its equation, when to use it, a valid YAML example and every setting."""
     cls, card = kind_class(kind), card_of(kind)
-    said = {
+    facts = {
         "sites": card.sites,
         "starts as identity": card.identity,
         "folds": card.folds,
@@ -123,7 +123,7 @@ def _page_of(kind: str) -> str:
                 for name, (default, meaning) in settings_of(kind).items()]  # fmt: skip
     return "\n".join([
         f"# `{kind}`", "", f"{_summary(cls)} {cls.suits}".strip(), "", "```text", equation_of(kind), "```", "",
-        *(f"- {name}: {value}" for name, value in said.items() if value), "",
+        *(f"- {name}: {value}" for name, value in facts.items() if value), "",
         "```yaml", f"adapter: {_flow(cls.example())}", "```", "", _row(("setting", "default", "meaning")), _row(["---"] * 3), *settings,
     ]) + "\n"  # fmt: skip
 

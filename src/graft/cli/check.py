@@ -50,7 +50,7 @@ def command(
     if data is not None and not against:
         raise GraftError("--data needs --against, which names the benchmarks to look for: --against gsm8k")
     config = run_config(target, changes)
-    from graft.evaluation.questions import questions_against
+    from graft.evaluation.overlaps import questions_against
     from graft.training import check_each
 
     reports = check_each(config, questions_against(against or (), data))

@@ -53,11 +53,11 @@ def _show_confusion(each: Mapping[str, Any]) -> None:
 
 def show_all(results: Sequence[Mapping[str, Any]]) -> None:
     """Print all results side by side, one table per protocol."""
-    from graft.evaluation.tables import sides
+    from graft.evaluation.tables import group_tables
 
-    for side in sides(results):
+    for table in group_tables(results):
         typer.echo()
-        print_table(["task", "questions", *side.candidates], side.rows(), title=f"protocol {side.protocol}")
+        print_table(["task", "questions", *table.candidates], table.rows(), title=f"protocol {table.protocol}")
 
 
 def show_absent(absent: Sequence[Mapping[str, str]]) -> None:

@@ -69,8 +69,8 @@ def _settings(section: BaseModel, shown: tuple[str, ...]) -> Iterator[str]:
     for name, field in type(section).model_fields.items():
         value = _scalar(section.model_dump(mode="json")[name])
         setting = f"  {name}: {value}" if name in shown else f"  # {name}: {value}"
-        said = " ".join((field.description or "").split())
-        yield f"{setting:<34}  # {said}" if said else setting
+        meaning = " ".join((field.description or "").split())
+        yield f"{setting:<34}  # {meaning}" if meaning else setting
 
 
 def _scalar(value: Any) -> str:

@@ -125,14 +125,14 @@ def _holds_results(folder: Path) -> bool:
 
 def _results(folder: Path, as_json: bool) -> None:
     from graft.cli.evaluations import show_all
-    from graft.evaluation.tables import saved, unfinished
+    from graft.evaluation.tables import saved_results, unfinished_folders
 
-    found = saved(folder)
+    found = saved_results(folder)
     if as_json:
         print_json(found)
         return
     show_all(found)
-    for each in unfinished(folder):
+    for each in unfinished_folders(folder):
         typer.echo(f"not finished: {each}; give the same command again to continue it")
 
 

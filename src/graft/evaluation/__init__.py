@@ -1,11 +1,13 @@
-"""Answers and scores: generation for many prompts and adapters at once, comparison with references, statistics.
+"""Evaluate a base and its adapters (the candidates) on data files, benchmarks and lm-eval's tasks.
 
-`requests` says what is to be generated and cuts it into batches; `generation` and `beams` generate; `selfcheck` proves that
-batches change nothing; `answering` asks and judges, `journal` keeps the answers; `datafile` evaluates on a data file,
-`benchmark` on one of `tasks` under one of `protocols`; `scoring` and `statistics` make scores of judged answers; `results`
-reads them again; `contestants` are the base and the adapters that are measured.
+- `evaluating` holds the entry points: they load the data, choose what to do with it and return the results.
+- `datafile`, `benchmark`, `labels` and `preferences` evaluate on a data file, on one of `tasks` under one of `protocols`, on
+  labelled texts, and on pairs of answers. `answering` and `ranking` ask the questions; `lm_eval` leaves that to lm-eval.
+- `journal` keeps the answers in a folder, so that an interrupted evaluation can continue.
+- `answers`, `scoring`, `metrics` and `statistics` turn judged answers into scores with intervals.
+- `results`, `tables`, `differences` and `comparison` read results again, put them side by side and compare them.
 
-The public names are imported on first use, so that counting answers without a model does not import torch.
+The public names are imported on first use, so that scoring a file of outputs does not import torch.
 """
 
 from __future__ import annotations

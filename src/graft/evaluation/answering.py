@@ -1,8 +1,13 @@
-"""Ask every contestant every question, judge the answers, keep them, count them: what data files and benchmarks share.
+"""Ask all candidates all questions, judge their answers, keep them and score them. Data files and benchmarks share this.
 
-All contestants are asked in the same batches. A line of answers.jsonl is one answer with its outcome: correct, wrong,
-unextractable (nothing in it to compare) or no_room (the prompt fills the context; it is not cut); all but the first count as
-not correct. `ended` says besides whether the answer ended itself, or met the limit of tokens (truncated).
+All candidates are asked in the same batches. A line of answers.jsonl is one answer with its outcome:
+
+- correct or wrong;
+- unextractable: the answer holds nothing to compare;
+- no_room: the prompt fills the context (prompts are never truncated).
+
+Everything except `correct` counts as not correct. `ended` says whether a stop token ended the answer (stopped) or it reached
+the limit of tokens (truncated).
 """
 
 from __future__ import annotations
@@ -25,19 +30,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Item:
-    """One question with the answer that it should get."""
+    """One question with its right answer."""
 
     number: int
-    """Its place among those that are asked, from 1."""
+    """Number of the question in this evaluation, from 1."""
     source: str
     row: int
     """Row in the source, from 1."""
     prompt: tuple[Message, ...]
     reference: str
     expected: str
-    """What of the reference is compared."""
+    """The part of the reference that answers are compared with, for example its last number."""
     references: tuple[str, ...] = ()
-    """All right texts, where answers are free text."""
+    """All right texts, if answers are free text."""
 
     @property
     def question(self) -> str:
@@ -60,14 +65,15 @@ def answer(
     token_budget: int,
     progress: Progress | None = None,
 ) -> int:
-    """Fill the journal with what it lacks; returns on how many prompts the self-check was made.
+    """Generate and judge the answers that the journal lacks; return the number of prompts that the self-check compared.
 
-    prompt: how questions are written out for everyone; None: by each contestant's own template.
+    prompt: the template for all candidates; None: each candidate's own template.
     Raises `GraftError`, naming the row, for a question that a template cannot write.
     """
     pairs = [(candidate, item) for item in items for candidate in loaded.candidates]
     requests = [_request(loaded, prompt or candidate.template, candidate.adapter, item) for candidate, item in pairs]
     checked = loaded.active_engine.check(requests, token_budget)
+    # Answers that an earlier, interrupted evaluation left in the journal are not generated again.
     left = [at for at, (who, item) in enumerate(pairs) if (who.name, item.number) not in journal.answers]
     done = len(pairs) - len(left)
     if progress is not None:
@@ -76,7 +82,7 @@ def answer(
         candidate, item = pairs[left[place]]
         text = loaded.base.tokenizer.decode(generated.ids, skip_special_tokens=True)
         judged = Judgement(None, "no_room") if generated.reason == "no_room" else judge(item, text)
-        journal.append(line_of(candidate, item, text, judged, requests[left[place]], generated))
+        journal.append(answer_line(candidate, item, text, judged, requests[left[place]], generated))
         done += 1
         if progress is not None:
             progress(done, len(pairs))
@@ -84,7 +90,7 @@ def answer(
     return checked
 
 
-def line_of(
+def answer_line(
     candidate: Candidate,
     item: Item,
     text: str,
@@ -92,7 +98,7 @@ def line_of(
     request: Request | None,
     generated: Generated | None,
 ) -> Line:
-    """One line of answers.jsonl. Without a request: chosen by likelihood, where nothing is generated."""
+    """Return one line of answers.jsonl. request, generated: None if nothing was generated, as in ranking by likelihood."""
     return {
         "contestant": candidate.name,
         "number": item.number,
@@ -112,19 +118,19 @@ def line_of(
 
 
 def judgement(line: Line) -> Judgement:
-    """The judgement that a line of answers.jsonl holds."""
+    """Return the judgement that a line of answers.jsonl holds."""
     return Judgement(line["extracted"], line["outcome"])
 
 
 def questions(items: Sequence[Item]) -> Questions:
-    """What a journal is compared with."""
+    """Return the questions as a journal compares them with those of its saved answers."""
     return [(item.question, item.expected) for item in items]
 
 
-def about(
+def describe_evaluation(
     loaded: LoadedModel, task: str, protocol: dict[str, Any], protocol_hash: str, prompt: Template | None = None
 ) -> dict[str, Any]:
-    """What answers belong to, as JSON values. prompt: as in `answer`."""
+    """Return what the answers belong to, as JSON values: task, protocol, base and candidates. prompt: as in `answer`."""
     return {
         "task": task,
         "protocol": protocol,
@@ -137,7 +143,7 @@ def about(
 
 
 def _described(candidate: Candidate, prompt: Template | None) -> dict[str, Any]:
-    """Who a contestant is, with all that made it so: what its adapter is, and how the run that it comes from trained it."""
+    """Describe a candidate: its weights, its template, the settings of its adapter, and how it was trained."""
     template = prompt or candidate.template
     return {
         "name": candidate.name,
@@ -151,25 +157,27 @@ def _described(candidate: Candidate, prompt: Template | None) -> dict[str, Any]:
     }
 
 
-def conclude(
+def write_result(
     loaded: LoadedModel,
     items: Sequence[Item],
-    head: Mapping[str, Any],
+    header: Mapping[str, Any],
     journal: Journal,
     score: Callable[[Candidate, list[Line]], dict[str, Any]],
     **facts: Any,
 ) -> dict[str, Any]:
-    """The end of an evaluation: score each contestant's answers and write result.json, where there is a folder.
+    """Score the answers of each candidate and write result.json, if the journal has a folder.
 
-    head: as `about` makes it. score: (contestant, its answers in the order of `items`) -> its scores. facts: what else the
-    result says. Returns what result.json holds, and its folder.
+    header: from `describe_evaluation`. score: (candidate, its answers in the order of `items`) -> its scores. facts: further
+    entries of the result. Returns the content of result.json and, under `folder`, its folder.
     """
     results = []
     for candidate in loaded.candidates:
         lines = [journal.answers[candidate.name, item.number] for item in items]
-        results.append({**head["contestants"][candidate.name], **score(candidate, lines), **_produced(lines)})
+        results.append(
+            {**header["contestants"][candidate.name], **score(candidate, lines), **_answer_statistics(lines)}
+        )
     result = {
-        **{key: value for key, value in head.items() if key != "contestants"},
+        **{key: value for key, value in header.items() if key != "contestants"},
         **facts,
         "continued_from": journal.kept,
         "seconds": round(journal.seconds, 3),
@@ -179,8 +187,8 @@ def conclude(
     return {**result, "folder": None if journal.folder is None else str(journal.folder)}
 
 
-def _produced(lines: Sequence[Line]) -> dict[str, Any]:
-    """How the answers ended and how long they were; nothing where none was generated."""
+def _answer_statistics(lines: Sequence[Line]) -> dict[str, Any]:
+    """Count how the answers ended and their tokens. Returns nothing if no answer was generated."""
     if all(line["ended"] is None and line["prompt_tokens"] is None for line in lines):
         return {}
     return {
@@ -199,6 +207,6 @@ def _request(loaded: LoadedModel, template: Template, adapter: str | None, item:
     return Request(tuple(ids), adapter, frozenset(template.stop_ids(tokenizer)))
 
 
-def folder_of(out: Path | None, task: str, protocol_hash: str) -> Path | None:
-    """Where an evaluation lies below a folder of results."""
+def result_folder(out: Path | None, task: str, protocol_hash: str) -> Path | None:
+    """Return the folder of one evaluation in a folder of results."""
     return None if out is None else out / f"{task}.{protocol_hash}"

@@ -1,12 +1,12 @@
-"""Is an answer right? Two metrics with their rules written down.
+"""The two metrics that decide whether an answer to a data file's question is right.
 
-`numeric` compares the last number of the answer with the last number of the reference, as values: 72, 72.0 and 1,234 = 1234.
-Before that, these are taken out of the way: thousands separators (a comma between digits that is followed by exactly three),
-currency signs before or behind the sign, the sentence's last period, and the Unicode minus. A hyphen is a minus only where no
-digit, letter or closing bracket stands before it ("5-3" ends in 3). An answer without a number is unextractable.
+`numeric` compares the last number of the answer with the last number of the reference by value: 72 equals 72.0 and 1,234
+equals 1234. It ignores thousands separators (a comma before exactly three digits), currency signs before or after the minus
+sign, and the period at the end of a sentence, and it reads the Unicode minus. A hyphen is a minus sign only if no digit,
+letter or closing bracket comes before it ("5-3" ends in 3). An answer without a number is unextractable.
 
-`exact` compares the texts after Unicode normalisation (NFKC), case folding, joining of white space, and without the last
-period. An empty answer is unextractable.
+`exact` compares the texts after Unicode normalisation (NFKC), case folding and joining of white space, and without a period
+at the end. An empty answer is unextractable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NUMBER = re.compile(
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, or None."""
+    """Return the last number in a text, or None."""
     text = re.sub(rf"([{_CURRENCY}])\s*-\s*(?=[\d.])", r"-\1", text.replace("\u2212", "-"))
     found = list(_NUMBER.finditer(text))
     if not found:
@@ -34,12 +34,12 @@ def last_number(text: str) -> Decimal | None:
 
 
 def normalised(text: str) -> str:
-    """The form in which `exact` compares texts."""
+    """Return the form in which `exact` compares texts."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).removesuffix(".").rstrip()
 
 
 def extract(text: str, metric: Metric) -> str | None:
-    """What of an answer is compared, as text, or None for nothing."""
+    """Return the part of an answer that is compared, as text; None if there is none."""
     if metric == "exact":
         return normalised(text) or None
     number = last_number(text)
@@ -47,7 +47,7 @@ def extract(text: str, metric: Metric) -> str | None:
 
 
 def choose_metric(wanted: Literal["auto", "exact", "numeric"], references: Iterable[str]) -> Metric:
-    """The metric of a data set: `auto` is numeric where every reference has a number."""
+    """Choose the metric of a data set: `auto` becomes numeric if every reference has a number, else exact."""
     if wanted != "auto":
         return wanted
     return "numeric" if all(last_number(reference) is not None for reference in references) else "exact"

@@ -1,7 +1,8 @@
 """Evaluate a base and its adapters on one benchmark under one protocol.
 
-A protocol either judges what contestants write (`answering`) or ranks the choices by their likelihood (`ranking`). The
-protocol fixes prompt, decoding and rules; a protocol without a prompt of its own asks everyone by their own template.
+A protocol either judges the answers that the candidates generate (`answering`) or ranks the choices of a question by their
+likelihood (`ranking`). It fixes the prompt, the decoding and the rules. If it has no prompt, each candidate's own template
+is used.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from graft.evaluation.answering import (
     Item,
     Line,
     Progress,
-    about,
     answer,
-    conclude,
-    folder_of,
+    describe_evaluation,
     judgement,
     questions,
+    result_folder,
+    write_result,
 )
 from graft.evaluation.journal import Journal
 from graft.evaluation.protocols import Judgement, OutputProtocol, RankProtocol
 from graft.evaluation.ranking import rank_choices
-from graft.evaluation.scoring import Output, needed, ranked, summary
+from graft.evaluation.scoring import Output, require_libraries, score_rankings, summary
 from graft.evaluation.tasks import Record, Task
 from graft.generation.loaded import Candidate, LoadedModel
 
@@ -42,15 +43,15 @@ def evaluate_task(
     overwrite: bool = False,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Ask all contestants all records, in the same batches, and score them.
+    """Ask all candidates the questions of a benchmark, in the same batches, and score their answers.
 
-    out: folder of results; answers.jsonl and result.json go to <task>.<protocol hash> in it, where an interrupted evaluation
-    goes on. facts: what else the result is to say, as JSON values.
-    Returns what result.json holds, and its folder.
+    out: folder of results; answers.jsonl and result.json are written to <task>.<protocol hash> in it, and an interrupted
+    evaluation continues there. None: nothing is written. facts: further entries of the result, as JSON values.
+    Returns the content of result.json and, under `folder`, its folder.
     """
-    needed(task)
+    require_libraries(task)
     prompt = protocol.prompt if isinstance(protocol, OutputProtocol) else None
-    head = about(loaded, task.name, protocol.content(task), protocol.digest(task), prompt)
+    header = describe_evaluation(loaded, task.name, protocol.content(task), protocol.digest(task), prompt)
     items = [_item(protocol, number, record) for number, record in enumerate(records, start=1)]
 
     def judge(item: Item, text: str) -> Judgement:
@@ -58,10 +59,10 @@ def evaluate_task(
         return protocol.judge(task, records[item.number - 1].gold, text)
 
     def score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
-        return _scored(task, protocol, records, lines)
+        return _score(task, protocol, records, lines)
 
     with Journal(
-        folder_of(out, task.name, protocol.digest(task)), head, questions(items), overwrite=overwrite
+        result_folder(out, task.name, protocol.digest(task)), header, questions(items), overwrite=overwrite
     ) as journal:
         if isinstance(protocol, RankProtocol):
             checked = rank_choices(
@@ -72,7 +73,9 @@ def evaluate_task(
                 loaded, items, judge, protocol.decoding(task), journal,
                 prompt=prompt, token_budget=token_budget, progress=progress,
             )  # fmt: skip
-        return conclude(loaded, items, head, journal, score, source=records[0].source, self_checked=checked, **facts)
+        return write_result(
+            loaded, items, header, journal, score, source=records[0].source, self_checked=checked, **facts
+        )
 
 
 def _item(protocol: OutputProtocol | RankProtocol, number: int, record: Record) -> Item:
@@ -81,11 +84,12 @@ def _item(protocol: OutputProtocol | RankProtocol, number: int, record: Record) 
     return Item(number, record.source, record.row, prompt, record.gold, record.gold, record.references)
 
 
-def _scored(
+def _score(
     task: Task, protocol: OutputProtocol | RankProtocol, records: Sequence[Record], lines: Sequence[Line]
 ) -> dict[str, Any]:
+    """Score the answers of one candidate."""
     if isinstance(protocol, RankProtocol):
-        return ranked(
+        return score_rankings(
             [protocol.rank(task, *pair) for pair in zip(records, (line["likelihoods"] for line in lines), strict=True)]
         )
     outputs = [

@@ -1,7 +1,7 @@
-"""Evaluate a base and its adapters on a data file: each question is asked, each answer compared with the file's own.
+"""Evaluate a base and its adapters on a data file: ask its questions, and compare the answers with those in the file.
 
-Every contestant is asked with its own template, all of them in the same batches (`answering`); the loss on the file's own
-answers stands beside.
+Each candidate is asked with its own template, and all in the same batches (`answering`). The result also holds the loss on
+the file's answers.
 """
 
 from __future__ import annotations
@@ -19,36 +19,46 @@ from graft.data.samples import Example, Message, Sample
 from graft.data.sequences import Source, answer_example
 from graft.data.tokenizing import tokenize
 from graft.errors import GraftError, require
-from graft.evaluation.answering import Item, Line, Progress, about, answer, conclude, judgement, questions
+from graft.evaluation.answering import (
+    Item,
+    Line,
+    Progress,
+    answer,
+    describe_evaluation,
+    judgement,
+    questions,
+    write_result,
+)
 from graft.evaluation.answers import Metric, choose_metric, extract
 from graft.evaluation.journal import Journal
 from graft.evaluation.metrics import bleu, bleu_metric
 from graft.evaluation.protocols.base import Judgement
-from graft.evaluation.scoring import outcomes
+from graft.evaluation.scoring import count_outcomes
 from graft.evaluation.statistics import score_interval
 from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.loss import sample_losses
 from graft.generation.requests import Decoding
 
 UNLIMITED = 2**31
+"""Context length of a model that has no limit."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Questions, and how answers to them are made and compared."""
+    """The questions of a data file, and how they are answered and judged."""
 
     task: str
     samples: tuple[Sample, ...]
-    """The rows, of which `items` are the questions."""
+    """The rows of the file; `items` are their questions."""
     items: tuple[Item, ...]
     metric: Metric
     decoding: Decoding
     token_budget: int
     train_on: Any = "completion"
-    """What counts in the loss."""
+    """The tokens that count in the loss, as in a run's `data.train_on`."""
 
     def protocol(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
-        """Everything that a score depends on besides the models."""
+        """Return everything besides the models that a score depends on."""
         rows = json.dumps([[item.prompt, item.reference] for item in self.items])
         return {
             "name": "datafile",
@@ -61,7 +71,7 @@ class Evaluation:
         }
 
 
-def evaluation_of(
+def make_evaluation(
     task: str,
     samples: Sequence[Sample],
     config: EvalConfig,
@@ -70,9 +80,10 @@ def evaluation_of(
     train_on: str = "completion",
     beams: int = 1,
 ) -> Evaluation:
-    """Turn rows into questions with expected answers; `golds` are these where they are not the rows' own last answers.
+    """Turn the rows of a data file into questions with expected answers.
 
-    Raises `GraftError`, naming the row, for one without a question or an answer.
+    golds: the right answers, one per row; None: the last answer of each row.
+    Raises `GraftError`, naming the row, for a row without a question or an answer.
     """
     samples = samples[: config.limit]
     pairs = [_split(sample) for sample in samples]
@@ -84,7 +95,7 @@ def evaluation_of(
         expected = extract(reference, metric)
         if expected is None:
             raise GraftError(
-                f"{sample.where}: there is no number in its answer, {reference[:60]!r}; set eval.metric: exact"
+                f"{sample.where}: there is no number in its answer, {reference[:60]!r}: give one, or set eval.metric: exact"
             )
         items.append(Item(len(items) + 1, sample.source, sample.row, prompt, reference, expected))
     decoding = Decoding(max_new_tokens=config.max_new_tokens, beams=beams)
@@ -92,7 +103,7 @@ def evaluation_of(
 
 
 def _split(sample: Sample) -> tuple[tuple[Message, ...], str]:
-    """The conversation before the last answer, and that answer."""
+    """Split a conversation into all that precedes its last answer, and that answer."""
     if not sample.messages or sample.messages[-1]["role"] != "assistant" or not sample.messages[-1]["content"].strip():
         raise GraftError(f"{sample.where}: there is no answer to compare with")
     if len(sample.messages) < 2:
@@ -109,17 +120,18 @@ def evaluate_data_file(
     overwrite: bool = False,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Ask all contestants everything, in one pass, and count.
+    """Ask all candidates the questions of a data file, in the same batches, and score their answers.
 
-    out: folder for answers.jsonl (written while answers come, and continued) and result.json (at the end). overwrite: begin
-    anew where there are answers. facts: what else the result is to say, as JSON values. Returns what result.json holds, and
-    its folder.
+    out: folder for answers.jsonl, which grows with each answer and can be continued, and for result.json, which is written at
+    the end. overwrite: discard earlier answers in the folder. facts: further entries of the result, as JSON values.
+    Returns the content of result.json and, under `folder`, its folder.
     """
-    head = about(
+    header = describe_evaluation(
         loaded, evaluation.task, evaluation.protocol(loaded.candidates), protocol_hash(evaluation, loaded.candidates)
     )
-    written = loaded.base.task == "seq2seq" and evaluation.metric == "exact"
-    if written:
+    # Encoder-decoders often write free text (translations, summaries), where BLEU says more than exact matches.
+    with_bleu = loaded.base.task == "seq2seq" and evaluation.metric == "exact"
+    if with_bleu:
         require("sacrebleu", "eval")
 
     def judge(item: Item, text: str) -> Judgement:
@@ -128,7 +140,7 @@ def evaluate_data_file(
             return Judgement(None, "unextractable")
         return Judgement(extracted, "correct" if extracted == item.expected else "wrong")
 
-    with Journal(out, head, questions(evaluation.items), overwrite=overwrite) as journal:
+    with Journal(out, header, questions(evaluation.items), overwrite=overwrite) as journal:
         checked = answer(
             loaded, evaluation.items, judge, evaluation.decoding, journal,
             token_budget=evaluation.token_budget, progress=progress,
@@ -136,20 +148,20 @@ def evaluate_data_file(
         losses = _losses(loaded, evaluation)
 
         def score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
-            shares = outcomes([judgement(line) for line in lines])
-            return {**shares, **(_bleu(lines) if written else {}), **losses[candidate.name]}
+            shares = count_outcomes([judgement(line) for line in lines])
+            return {**shares, **(_bleu(lines) if with_bleu else {}), **losses[candidate.name]}
 
-        return conclude(loaded, evaluation.items, head, journal, score, self_checked=checked, **facts)
+        return write_result(loaded, evaluation.items, header, journal, score, self_checked=checked, **facts)
 
 
 def protocol_hash(evaluation: Evaluation, candidates: Sequence[Candidate]) -> str:
-    """Twelve digits that name the protocol."""
+    """Return twelve hexadecimal digits that identify the protocol."""
     text = json.dumps(evaluation.protocol(candidates), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _bleu(lines: Sequence[Line]) -> dict[str, Any]:
-    """BLEU of the answers as a whole, as the protocol of that name counts it, beside the share that is exactly right."""
+    """Return the BLEU of all answers together, with the settings of the protocol `bleu`, and its interval."""
     texts, right = [line["answer"].strip() for line in lines], [line["reference"] for line in lines]
     interval = score_interval(bleu(texts, [(each,) for each in right]), len(texts)) if len(texts) > 1 else None
     score = bleu_metric().corpus_score(texts, [right]).score
@@ -157,26 +169,27 @@ def _bleu(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _losses(loaded: LoadedModel, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Mean loss per supervised token of each contestant, over the samples that fit into its context."""
+    """Return the mean loss per supervised token of each candidate, over the samples that fit into its context."""
     examples: list[Example] = []
     adapters: list[str | None] = []
-    rows_of: dict[str, range] = {}
+    places: dict[str, range] = {}
+    # Each candidate has its own template, and so its own tokens. All are put into one list, so that they share batches.
     for candidate in loaded.candidates:
         start = len(examples)
         examples += _examples(loaded, evaluation, candidate)
-        rows_of[candidate.name] = range(start, len(examples))
-        adapters += [candidate.adapter] * len(rows_of[candidate.name])
+        places[candidate.name] = range(start, len(examples))
+        adapters += [candidate.adapter] * len(places[candidate.name])
     losses = sample_losses(loaded.base.model, examples, adapters, token_budget=evaluation.token_budget)
     found = {}
-    for name, rows in rows_of.items():
-        targets = sum(examples[row].num_targets for row in rows)
-        loss = sum(losses[row] for row in rows) / targets if targets else None
-        found[name] = {"loss": loss, "loss_tokens": targets, "loss_samples": len(rows)}
+    for name, own in places.items():
+        targets = sum(examples[place].num_targets for place in own)
+        loss = sum(losses[place] for place in own) / targets if targets else None
+        found[name] = {"loss": loss, "loss_tokens": targets, "loss_samples": len(own)}
     return found
 
 
 def _examples(loaded: LoadedModel, evaluation: Evaluation, candidate: Candidate) -> list[Example]:
-    """The samples as training would see them, but for those that do not fit into the context."""
+    """Tokenise the samples as training does, leaving out those that do not fit into the context."""
     room = context_length(loaded.base.model, candidate.adapter) or UNLIMITED
     tokenizer, template = loaded.base.tokenizer, candidate.template
     if isinstance(template, Source):

@@ -1,6 +1,6 @@
-"""Two evaluations side by side: the difference of every score that both have, and the settings that differ.
+"""Compare two evaluations: the difference of every score that both have, and the settings that differ.
 
-Only answers to the same questions under the same protocol hash are compared, each question with itself (`comparison`).
+Only answers to the same questions under the same protocol hash are compared, question by question (`comparison`).
 """
 
 from __future__ import annotations
@@ -12,36 +12,37 @@ from typing import Any
 
 from graft.errors import GraftError
 from graft.evaluation.comparison import paired, pooled, pooled_scores, resampled
-from graft.evaluation.metrics import CLASS_METRICS, CORRELATIONS, Statistic, bleu, everything, share
-from graft.evaluation.results import NO_ADAPTER, Answered, Question, answered
+from graft.evaluation.metrics import CLASS_METRICS, CORRELATIONS, Statistic, accuracy, all_places, bleu
+from graft.evaluation.results import NO_ADAPTER, CandidateAnswers, Question, read_answers
 
 METRICS = ("accuracy", "normalised", *CLASS_METRICS, *CORRELATIONS, "bleu", "text_bleu")
-"""Scores that are compared, where results have them. normalised: the accuracy of choices ranked by length; text_bleu: BLEU against
-the one answer of a data file."""
+"""Scores that are compared if the results have them. normalised: accuracy of choices ranked by likelihood per character.
+text_bleu: BLEU against the one answer that a data file has."""
 MEANS = ("accuracy", "normalised")
-"""Those that are means over questions, each right or wrong."""
+"""Scores that are means over questions, each right or wrong."""
 
-Side = Sequence[Answered]
-"""The seeds of one side, in one task under one protocol."""
+Side = Sequence[CandidateAnswers]
+"""The answers of one side (one entry per seed) to one task under one protocol."""
 
 
 def compare(first: str, second: str) -> dict[str, Any]:
-    """Compare two sides, each "FOLDER", "FOLDER:CONTESTANT", or several seeds of one thing with commas between.
+    """Compare two sides, each "FOLDER", "FOLDER:NAME" or several seeds of one model, separated by commas.
 
     Returns the differences (second minus first) per task, protocol and score, the settings that differ, and what could not be
-    compared with the reason. Raises `GraftError` for folders without results, for different protocols, for different
-    questions, and for sides of unequally many seeds.
+    compared, with the reason. Raises `GraftError` for folders without results, for different protocols, for different
+    questions, and for sides with different numbers of seeds.
     """
-    sides = [[answered(text.strip()) for text in side.split(",")] for side in (first, second)]
+    sides = [[read_answers(text.strip()) for text in side.split(",")] for side in (first, second)]
     if len(sides[0]) != len(sides[1]):
         raise GraftError(
             f"seeds are compared in pairs, but {first} names {len(sides[0])} and {second} {len(sides[1])}: give equally many of both"
         )
+    # An evaluation (task, protocol hash) is compared if every seed of both sides has it.
     keys = [set.intersection(*({one.key for one in seed} for seed in side)) for side in sides]
     shared = sorted(keys[0] & keys[1])
     if not shared:
         _refuse(sides, first, second)
-    skipped = _only_one(sides, keys, (first, second))
+    skipped = _unmatched(sides, keys, (first, second))
     chosen = [[[next(one for one in seed if one.key == key) for seed in side] for side in sides] for key in shared]
     found: list[dict[str, Any]] = []
     for a, b in chosen:
@@ -55,15 +56,16 @@ def compare(first: str, second: str) -> dict[str, Any]:
         "first": {"given": first, "contestants": [seed[0].candidate for seed in sides[0]]},
         "second": {"given": second, "contestants": [seed[0].candidate for seed in sides[1]]},
         "tasks": found,
-        "settings": differing(*([one for pair in chosen for one in pair[side]] for side in (0, 1))),
+        "settings": differing_settings(*([one for pair in chosen for one in pair[side]] for side in (0, 1))),
         "skipped": skipped,
     }
 
 
-def differing(first: Side, second: Side) -> dict[str, list[Any]]:
-    """Settings that the sides do not share, with the values of each. Seeds that both sides went through are no difference.
+def differing_settings(first: Side, second: Side) -> dict[str, list[Any]]:
+    """Return the settings that have different values on the two sides: name -> [first, second].
 
-    Of an adapter beside a bare base its kind is said, which says that the base has none of the rest.
+    The same set of seeds on both sides is not a difference. If one side is the bare base, only the kind of the other side's
+    adapter is listed, since the base has none of its settings.
     """
     bare = any(all(one.settings.get("adapter.kind") == NO_ADAPTER for one in side) for side in (first, second))
     found = {}
@@ -80,20 +82,20 @@ def differing(first: Side, second: Side) -> dict[str, list[Any]]:
 
 
 def _compared(metric: str, first: Side, second: Side) -> dict[str, Any]:
-    """One score of one task under one protocol; with a `reason` where it cannot be compared."""
+    """Compare one score of one task under one protocol. If that is impossible, the result has a `reason`."""
     questions = _questions((*first, *second))
     sides = [[statistic(metric, one, questions) for one in side] for side in (first, second)]
-    scores = [[one(everything(len(questions))) for one in side] for side in sides]
-    head = {
+    scores = [[one(all_places(len(questions))) for one in side] for side in sides]
+    header = {
         "task": first[0].task,
         "metric": metric,
         "protocol": first[0].protocol["name"],
         "protocol_hash": first[0].protocol_hash,
     }
     if any(math.isnan(score) for side in scores for score in side):
-        return {**head, "reason": f"{metric} does not exist for too few or equal numbers"}
+        return {**header, "reason": f"{metric} is undefined for too few or equal numbers"}
     if metric in MEANS:
-        found = _of_answers(metric, first, second, questions)
+        found = _accuracy_difference(metric, first, second, questions)
     elif len(first) == 1:
         found = asdict(resampled(sides[0][0], sides[1][0], len(questions)))
     else:
@@ -101,19 +103,19 @@ def _compared(metric: str, first: Side, second: Side) -> dict[str, Any]:
     if "mean" in found:
         found = {"seeds": len(first), "difference": found.pop("mean"), **found}
     means = {name: sum(side) / len(side) for name, side in zip(("first", "second"), scores, strict=True)}
-    return {**head, "total": len(questions), **means, **found}
+    return {**header, "total": len(questions), **means, **found}
 
 
-def _of_answers(metric: str, first: Side, second: Side, questions: Sequence[Question]) -> dict[str, Any]:
-    """The difference of the shares of right answers."""
+def _accuracy_difference(metric: str, first: Side, second: Side, questions: Sequence[Question]) -> dict[str, Any]:
+    """Compare the shares of right answers."""
     rights = [[_right(metric, one, questions) for one in side] for side in (first, second)]
     if len(first) == 1:
         return asdict(paired(rights[0][0], rights[1][0]))
     return asdict(pooled([[b - a for a, b in zip(*pair, strict=True)] for pair in zip(*rights, strict=True)]))
 
 
-def statistic(metric: str, answers: Answered, questions: Sequence[Question]) -> Statistic:
-    """The score of the answers to these questions. Raises `GraftError` for answers that do not say what it needs."""
+def statistic(metric: str, answers: CandidateAnswers, questions: Sequence[Question]) -> Statistic:
+    """Return the score as a function of the chosen questions. Raises `GraftError` for answers that lack a field it needs."""
     lines = [answers.lines[question] for question in questions]
     needed = {
         "accuracy": (),
@@ -124,10 +126,10 @@ def statistic(metric: str, answers: Answered, questions: Sequence[Question]) -> 
     for name in needed.get(metric, ("expected", "extracted")):
         if any(name not in line for line in lines):
             raise GraftError(
-                f"{answers.folder}: its answers have no '{name}', which comparing {metric} needs: evaluate again with --overwrite"
+                f"{answers.folder}: the answers have no '{name}', which is needed to compare {metric}: evaluate again with --overwrite"
             )
     if metric in MEANS:
-        return share(_right(metric, answers, questions))
+        return accuracy(_right(metric, answers, questions))
     if metric in ("bleu", "text_bleu"):
         references = [line["references"] if metric == "bleu" else [line["reference"]] for line in lines]
         return bleu([line["answer"] for line in lines], references)
@@ -140,13 +142,13 @@ def statistic(metric: str, answers: Answered, questions: Sequence[Question]) -> 
     return CORRELATIONS[metric]([float(each) for each in gold], numbers)
 
 
-def _right(metric: str, answers: Answered, questions: Sequence[Question]) -> list[bool]:
+def _right(metric: str, answers: CandidateAnswers, questions: Sequence[Question]) -> list[bool]:
     lines = (answers.lines[question] for question in questions)
     return [(line["normalised"] if metric == "normalised" else line)["outcome"] == "correct" for line in lines]
 
 
-def _questions(sides: Sequence[Answered]) -> list[Question]:
-    """The questions that all answered. Raises `GraftError` where they are not the same ones, and where there are none."""
+def _questions(sides: Sequence[CandidateAnswers]) -> list[Question]:
+    """Return the questions that all seeds answered. Raises `GraftError` if these differ, and if there are none."""
     one = sides[0]
     questions = list(one.lines)
     for other in sides:
@@ -160,10 +162,10 @@ def _questions(sides: Sequence[Answered]) -> list[Question]:
     return questions
 
 
-def _only_one(
+def _unmatched(
     sides: Sequence[Sequence[Side]], keys: Sequence[set[tuple[str, str]]], names: tuple[str, str]
 ) -> list[dict[str, str]]:
-    """What one side has and the other has not, or has under another protocol."""
+    """List the evaluations that only one side has, or that the other has under another protocol, with the reason."""
     found = []
     for mine, own, other in ((0, names[0], names[1]), (1, names[1], names[0])):
         for task, protocol_hash in sorted(keys[mine] - keys[1 - mine]):
@@ -174,13 +176,13 @@ def _only_one(
 
 
 def _refuse(sides: Sequence[Sequence[Side]], first: str, second: str) -> None:
-    """Nothing in common: say whether it is the tasks or the protocols, and what of them differs."""
+    """Raise `GraftError` for sides without a common evaluation; say whether tasks or protocols differ, and in what."""
     known = [{one.task: one for seed in side for one in seed} for side in sides]
     for task in sorted(known[0].keys() & known[1].keys()):
         a, b = known[0][task], known[1][task]
         parts = [name for name in {**a.protocol, **b.protocol} if a.protocol.get(name) != b.protocol.get(name)]
         raise GraftError(
-            f"'{task}' was answered under different protocols, whose scores are not comparable: {a.named_protocol} in {first}, "
+            f"the scores of '{task}' are not comparable, because the protocols differ: {a.named_protocol} in {first}, "
             f"{b.named_protocol} in {second}" + (f"; they differ in {', '.join(parts)}" if parts else "")
         )
     raise GraftError(

@@ -1,9 +1,13 @@
-"""answers.jsonl of one evaluation: appended while answers come, so that a killed evaluation goes on where it was.
+"""The answers of one evaluation in a folder. Each is appended as it comes, so that a killed evaluation can continue.
 
-evaluation.json beside it says, before the first answer, what the answers belong to: protocol, base, contestants. Answers are
-taken up again only where all of that is the same, to the weights of the adapters, and where their questions are those that
-are asked now. More rows or more adapters than before are no obstacle; anything else is refused, and nothing is thrown away
-unless the user says so. While an evaluation runs it holds the lock of its folder: two would mix their answers.
+- answers.jsonl holds the answers, one per line.
+- evaluation.json is written before the first answer. It says what the answers belong to: protocol, base and candidates.
+- result.json is written at the end.
+
+Saved answers are used again only if all that evaluation.json says is the same, including the digests of the adapters'
+weights, and if their questions are those asked now. More rows or more adapters than before are allowed. Anything else is an
+error, and nothing is deleted unless the user asks for it. A running evaluation locks its folder, because two would mix their
+answers.
 """
 
 from __future__ import annotations
@@ -21,45 +25,45 @@ from graft.utils.jsonl import JsonLines, read_json
 
 ABOUT, ANSWERS, RESULT, LOCK = "evaluation.json", "answers.jsonl", "result.json", ".lock"
 SYNC_SECONDS = 1.0
-"""Answers of at most this time are lost in a power cut; a killed process loses none."""
+"""Seconds between two flushes to the disk. A power cut loses the answers since the last one; a killed process loses none."""
 
 Key = tuple[str, int]
-"""Contestant, and number of the question from 1."""
+"""Name of the candidate, and number of the question from 1."""
 Questions = Sequence[tuple[str, str]]
-"""(question, expected answer), in their order."""
+"""(question, expected answer) in the order of the data."""
 
 _NEEDED = ("contestant", "number", "question", "expected", "answer", "extracted", "outcome", "ended", "tokens")
-_WAY_OUT = "Name another folder with --out, or begin it anew with --overwrite"
+_WAY_OUT = "Name another folder with --out, or start again with --overwrite"
 
 
 class Journal:
-    """The answers of one evaluation, those of an interrupted process included: `with Journal(...) as journal: ...`."""
+    """The answers of one evaluation, including those of an interrupted process. Use it as a context manager."""
 
     def __init__(
         self, folder: Path | None, about: Mapping[str, Any], questions: Questions, *, overwrite: bool = False
     ) -> None:
-        """folder: None keeps answers in memory only. about: what the answers belong to, with `contestants` by name.
+        """folder: None keeps the answers in memory only. about: what the answers belong to (`describe_evaluation`).
 
-        Raises `GraftError` for a folder with answers that belong to something else, for one that another process writes to,
-        and for one that cannot be written.
+        Raises `GraftError` for a folder with answers of another evaluation, for a folder that another process writes to, and
+        for a folder that cannot be written.
         """
         self.folder = folder
         self.answers: dict[Key, dict[str, Any]] = {}
         self.kept = 0
-        """Answers that were there already."""
+        """Number of answers that were saved before."""
         self._begun = self._synced = time.monotonic()
         self._lines = self._lock = None
         if folder is not None:
             self._lock = _locked(folder)
             try:
-                self._take_up(folder, about, questions, overwrite)
+                self._load_saved(folder, about, questions, overwrite)
             except BaseException:
                 self._lock.release()
                 raise
             self._lines = JsonLines(folder / ANSWERS)
 
-    def _take_up(self, folder: Path, about: Mapping[str, Any], questions: Questions, overwrite: bool) -> None:
-        """Read the answers that are there, unless they are to go, and note what all of them belong to."""
+    def _load_saved(self, folder: Path, about: Mapping[str, Any], questions: Questions, overwrite: bool) -> None:
+        """Check and load the saved answers, or delete them with `overwrite`, and write evaluation.json."""
         if overwrite:
             with explained(folder):
                 for name in (ABOUT, ANSWERS, RESULT):
@@ -82,11 +86,11 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Since the journal was opened."""
+        """Seconds since the journal was opened."""
         return time.monotonic() - self._begun
 
     def append(self, line: dict[str, Any]) -> None:
-        """Keep an answer."""
+        """Add an answer, in memory and in the folder."""
         self.answers[line["contestant"], line["number"]] = line
         if self._lines is not None:
             self._lines.append(line)
@@ -94,19 +98,19 @@ class Journal:
                 self.sync()
 
     def sync(self) -> None:
-        """To the disk itself."""
+        """Flush the answers to the disk."""
         if self._lines is not None:
             self._lines.sync()
             self._synced = time.monotonic()
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write result.json, which says that all is answered."""
+        """Write result.json, which also marks the evaluation as finished."""
         if self.folder is not None:
             write_json_atomic(self.folder / RESULT, result)
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """result.json of a folder. Raises `GraftError` for one that is damaged, or that another version of Graft wrote."""
+    """Read result.json of a folder. Raises `GraftError` if it is damaged or was written by another version of Graft."""
     path = folder / RESULT
     result = read_json(path)
     lacking = [name for name in ("task", "protocol", "protocol_hash", "results") if name not in result]
@@ -117,14 +121,14 @@ def read_result(folder: Path) -> dict[str, Any]:
         ]
     if lacking or not result["results"]:
         raise GraftError(
-            f"{path} is not a result that this version of Graft reads: it has no {', '.join(lacking) or 'contestants'}. "
+            f"{path} is not a result that this version of Graft reads: it has no {', '.join(lacking) or 'candidates'}. "
             "Evaluate again with --overwrite"
         )
     return result
 
 
 def _locked(folder: Path) -> FileLock:
-    """The lock of a folder, which is made where it is not there."""
+    """Create the folder if needed and lock it."""
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,12 +152,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Raise `GraftError` if the saved answers belong to another evaluation than `about` describes."""
     path = folder / ABOUT
     if not path.is_file():
         if (folder / ANSWERS).exists():
-            raise GraftError(f"{folder} holds answers, but no {ABOUT} that says what they belong to. {_WAY_OUT}")
+            raise GraftError(f"{folder} holds answers but no {ABOUT}, which says what they belong to. {_WAY_OUT}")
         return
-    before = {"engine": "graft", **read_json(path)}
+    before = {"engine": "graft", **read_json(path)}  # older files name no engine
     for name in ("task", "protocol_hash", "base", "dtype", "engine"):
         if before.get(name) != about[name]:
             raise GraftError(
@@ -162,9 +167,7 @@ def _check_about(folder: Path, about: Mapping[str, Any]) -> None:
     for name, candidate in before.get("contestants", {}).items():
         now = about["contestants"].get(name)
         if now is None:
-            raise GraftError(
-                f"{folder / ANSWERS} holds answers of '{name}', which is not among those asked. {_WAY_OUT}"
-            )
+            raise GraftError(f"{folder / ANSWERS} holds answers of '{name}', which is not evaluated now. {_WAY_OUT}")
         for what in ("digest", "template"):
             if candidate.get(what) != now[what]:
                 words = "weights" if what == "digest" else what
@@ -174,6 +177,7 @@ def _check_about(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _check_line(where: str, line: Any, about: Mapping[str, Any], questions: Questions) -> None:
+    """Raise `GraftError` for a line that is not an answer to one of the questions by one of the candidates."""
     lacking = [name for name in _NEEDED if not isinstance(line, Mapping) or name not in line]
     if lacking:
         raise GraftError(
@@ -181,11 +185,11 @@ def _check_line(where: str, line: Any, about: Mapping[str, Any], questions: Ques
             f"question is asked again. {_WAY_OUT}"
         )
     if line["contestant"] not in about["contestants"]:
-        raise GraftError(f"{where} is an answer of '{line['contestant']}', which is not among those asked. {_WAY_OUT}")
+        raise GraftError(f"{where} is an answer of '{line['contestant']}', which is not evaluated now. {_WAY_OUT}")
     number = line["number"]
     if number > len(questions):
         raise GraftError(
-            f"{where} answers question {number}, but only {len(questions)} are asked now: ask as many. {_WAY_OUT}"
+            f"{where} answers question {number}, but only {len(questions)} are asked now: ask at least as many. {_WAY_OUT}"
         )
     if (line["question"], line["expected"]) != questions[number - 1]:
-        raise GraftError(f"{where} answers another question than is number {number} now. {_WAY_OUT}")
+        raise GraftError(f"{where} answers another question than the one that is number {number} now. {_WAY_OUT}")

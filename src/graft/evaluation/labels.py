@@ -1,8 +1,8 @@
-"""Classes and values of texts: what each contestant says of them, and how often it is right.
+"""Evaluate adapters for classification and regression: predict the class or the value of each text and score it.
 
-Rows of several contestants go through the base together. Of classification the scores are accuracy, F1 (of the second of two classes,
-else the mean over classes), Matthews, the count of each class given for each right one, and the mean loss; of regression Pearson, Spearman
-and the mean squared error.
+Rows of several candidates share batches. The scores of classification are accuracy, F1 (of the second of two classes, else
+the mean over classes), Matthews correlation, the confusion matrix and the mean loss. Those of regression are Pearson and
+Spearman correlation and the mean squared error.
 
 Legend: B rows, C classes.
 """
@@ -29,7 +29,17 @@ from graft.data.label_template import LabelTemplate
 from graft.data.labelling import Labelling, label_of, texts_of
 from graft.data.samples import Example, Rejected, Sample
 from graft.errors import GraftError
-from graft.evaluation.answering import Item, Line, Progress, about, conclude, folder_of, judgement, line_of, questions
+from graft.evaluation.answering import (
+    Item,
+    Line,
+    Progress,
+    answer_line,
+    describe_evaluation,
+    judgement,
+    questions,
+    result_folder,
+    write_result,
+)
 from graft.evaluation.journal import Journal
 from graft.evaluation.protocols.base import Judgement
 from graft.evaluation.scoring import Output, summary
@@ -51,55 +61,57 @@ def evaluate_labels(
     overwrite: bool = False,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Ask all contestants for the labels of labelled rows, and count.
+    """Let all candidates predict the labels of labelled rows, and score them.
 
-    out: the folder that the result's own lies in (None: nowhere). facts: what else the result is to say.
-    Returns what result.json holds, and its folder. Raises `GraftError`, naming the row, for a label that a contestant does not know.
+    out: folder of results, in which the evaluation has a folder of its own (None: nothing is written). facts: further entries
+    of the result. Returns the content of result.json and, under `folder`, its folder.
+    Raises `GraftError`, naming the row, for a label that a candidate does not know.
     """
     items = _items(loaded, samples)
     protocol = _protocol(loaded, items)
     digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
-    head = about(loaded, task, protocol, digest)
-    with Journal(folder_of(out, task, digest), head, questions(items), overwrite=overwrite) as journal:
+    header = describe_evaluation(loaded, task, protocol, digest)
+    with Journal(result_folder(out, task, digest), header, questions(items), overwrite=overwrite) as journal:
         pairs = [
             (candidate, item, sample)
             for candidate in loaded.candidates
             for item, sample in zip(items, samples, strict=True)
             if (candidate.name, item.number) not in journal.answers
         ]
+        # `pairs` are what the journal lacks; the rows of all candidates are predicted together.
         examples = [example_of(loaded, candidate, sample) for candidate, _, sample in pairs]
-        found = outputs(
+        found = predict_outputs(
             loaded.base.model, examples, [candidate.adapter for candidate, _, _ in pairs], pad_id(loaded.base.tokenizer, loaded.base.model),
             token_budget=token_budget, progress=progress,
         )  # fmt: skip
         for (candidate, item, _), example, output in zip(pairs, examples, found, strict=True):
-            said = described(labelling_of(candidate), output)
-            right = said["label"] == item.expected
-            line = line_of(
+            predicted = describe_output(labelling_of(candidate), output)
+            right = predicted["label"] == item.expected
+            line = answer_line(
                 candidate,
                 item,
-                str(said["label"]),
-                Judgement(str(said["label"]), "correct" if right else "wrong"),
+                str(predicted["label"]),
+                Judgement(str(predicted["label"]), "correct" if right else "wrong"),
                 None,
                 None,
             )
-            journal.append({**line, **said, "loss": _loss(labelling_of(candidate), output, example.label)})
+            journal.append({**line, **predicted, "loss": _loss(labelling_of(candidate), output, example.label)})
         journal.sync()
 
         def score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
             return _score(labelling_of(candidate), task, items, lines)
 
-        return conclude(loaded, items, head, journal, score, self_checked=None, **facts)
+        return write_result(loaded, items, header, journal, score, self_checked=None, **facts)
 
 
 def labelling_of(candidate: Candidate) -> Labelling:
-    """What a contestant's labels mean."""
+    """Return the labelling of a candidate: its task and the names of its classes."""
     assert isinstance(candidate.template, LabelTemplate)
     return candidate.template.labelling
 
 
 def example_of(loaded: LoadedModel, candidate: Candidate, sample: Sample, need_label: bool = True) -> Example:
-    """A row as the contestant reads it. Raises `GraftError`, naming it, for a text that is empty or longer than the context."""
+    """Tokenise a row for a candidate. Raises `GraftError`, naming the row, for a text that is empty or longer than the context."""
     room = context_length(loaded.base.model, candidate.adapter)
     found = labelling_of(candidate).example(sample, loaded.base.tokenizer, room or 2**31, "drop", need_label)
     if isinstance(found, Rejected):
@@ -108,7 +120,7 @@ def example_of(loaded: LoadedModel, candidate: Candidate, sample: Sample, need_l
     return found
 
 
-def outputs(
+def predict_outputs(
     model: nn.Module,
     examples: Sequence[Example],
     adapters: Sequence[str | None],
@@ -117,12 +129,13 @@ def outputs(
     token_budget: int,
     progress: Progress | None = None,
 ) -> list[NDArray[np.float64]]:
-    """The logits [C] (or the value [1]) of examples[i] under adapters[i]. padding: the token that fills rows up."""
+    """Return the logits [C], or the value [1], of examples[i] under adapters[i]. padding: id of the padding token."""
     root: Any = unwrapped(model)
     found: list[NDArray[np.float64]] = [np.zeros(0)] * len(examples)
     widths = np.array([example.widths for example in examples]).reshape(-1, 2)
     done = 0
     for group in micro_batches(widths, range(len(examples)), token_budget, "padded"):
+        # Rows of one adapter next to each other are a slice of the batch and need not be gathered.
         group.sort(key=lambda row: (adapters[row] is not None, adapters[row] or ""))
         batch = padded([examples[row] for row in group], group, padding).to(root.device)
         with torch.no_grad(), eval_mode(model), routed(model, [adapters[row] for row in group], batch.attention_mask):
@@ -135,8 +148,8 @@ def outputs(
     return found
 
 
-def described(labelling: Labelling, output: NDArray[np.float64]) -> dict[str, Any]:
-    """An output in words: the value, or the likeliest class with the probability of each."""
+def describe_output(labelling: Labelling, output: NDArray[np.float64]) -> dict[str, Any]:
+    """Return what an output means: the value, or the likeliest class with the probabilities of all classes."""
     if labelling.task == "regression":
         return {"label": float(output[0])}
     probabilities = np.exp(output - output.max())
@@ -147,7 +160,7 @@ def described(labelling: Labelling, output: NDArray[np.float64]) -> dict[str, An
 
 
 def _items(loaded: LoadedModel, samples: Sequence[Sample]) -> list[Item]:
-    """The rows with the label that is right, by its name."""
+    """Turn the rows into questions. The expected answer is the name of the right class, or the right value."""
     labelling = labelling_of(loaded.candidates[0])
     items = []
     for sample in samples:
@@ -169,7 +182,7 @@ def _protocol(loaded: LoadedModel, items: Sequence[Item]) -> dict[str, Any]:
 
 
 def _loss(labelling: Labelling, output: NDArray[np.float64], label: int | float | None) -> float:
-    """Cross entropy in nats, or the squared error."""
+    """Return the cross-entropy in nats, or the squared error."""
     assert label is not None
     if labelling.task == "regression":
         return float((output[0] - label) ** 2)
@@ -177,6 +190,7 @@ def _loss(labelling: Labelling, output: NDArray[np.float64], label: int | float 
 
 
 def _score(labelling: Labelling, task: str, items: Sequence[Item], lines: Sequence[Line]) -> dict[str, Any]:
+    """Score the answers of one candidate with the metrics that a benchmark of this kind has."""
     given = [Output(line["answer"], item.expected) for line, item in zip(lines, items, strict=True)]
     loss = sum(line["loss"] for line in lines) / len(lines)
     judgements = [judgement(line) for line in lines]
@@ -186,7 +200,9 @@ def _score(labelling: Labelling, task: str, items: Sequence[Item], lines: Sequen
     wording = FixedChoices("", choices=labelling.names)
     kind = Task(task, "class", _no_rows, wording=wording, metrics=("f1", "matthews"))
     table = Counter((item.expected, line["answer"]) for item, line in zip(items, lines, strict=True))
-    confusion = {right: {said: table[right, said] for said in labelling.names} for right in labelling.names}
+    confusion = {
+        right: {predicted: table[right, predicted] for predicted in labelling.names} for right in labelling.names
+    }
     return {**summary(kind, given, judgements), "loss": loss, "confusion": confusion}
 
 
@@ -202,9 +218,9 @@ def predict_labels(
     token_budget: int,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Of each row its number, its texts, and the label with its probabilities, or the value."""
+    """Predict the label of each row. Returns its number, its texts, and the class with all probabilities, or the value."""
     examples = [example_of(loaded, candidate, sample, need_label=False) for sample in samples]
-    found = outputs(
+    found = predict_outputs(
         loaded.base.model, examples, [candidate.adapter] * len(examples), pad_id(loaded.base.tokenizer, loaded.base.model),
         token_budget=token_budget, progress=progress,
     )  # fmt: skip
@@ -213,7 +229,7 @@ def predict_labels(
             "row": sample.row,
             "texts": texts_of(sample),
             "adapter": candidate.name,
-            **described(labelling_of(candidate), output),
+            **describe_output(labelling_of(candidate), output),
         }
         for sample, output in zip(samples, found, strict=True)
     ]

@@ -1,10 +1,10 @@
-"""How many questions of each task are asked: one number for all, and others for tasks that are named.
+"""Limits on the number of questions per task, as `--limit` takes them: one for all tasks, and others for named tasks.
 
-    100              the first 100 of each
-    100,addsub=all   of AddSub all, of every other task the first 100
-    commonsense=50   of the tasks of that group the first 50, of others all
+    100              the first 100 questions of each task
+    100,addsub=all   all questions of AddSub, and the first 100 of every other task
+    commonsense=50   the first 50 questions of each task of that group, and all of the others
 
-What stands later holds, so that a group can be named before its exceptions.
+A later part overrides an earlier one, so a group can be followed by its exceptions.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from graft.errors import GraftError
 from graft.evaluation import tasks
 from graft.evaluation.tasks import Task
 
-_ALLOWED = "a number of rows from 1, or 'all', for every task; TASK=NUMBER or TASK=all for one: --limit 100,addsub=all"
+_ALLOWED = "a number of rows from 1, or 'all', for every task, nor TASK=ROWS for one task, as in --limit 100,addsub=all"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Rows from the start of each task; None is all."""
+    """How many rows of each task are used, from its start; None is all."""
 
     default: int | None = None
     named: Mapping[str, int | None] = field(default_factory=dict)
-    """Of tasks that have a limit of their own."""
+    """The limits of tasks that have their own."""
 
     @classmethod
     def parse(cls, text: str, default: int | None = None) -> Limits:
-        """default: of tasks that the text does not speak of.
+        """Read the value of --limit. default: limit of the tasks that the text does not cover.
 
-        Raises `GraftError` for what is no number of rows, for an unknown task with the nearest name, and for one named twice.
+        Raises `GraftError` for an invalid number of rows, for an unknown task (with the nearest name), and for a task that is
+        named twice.
         """
         named: dict[str, int | None] = {}
         seen: set[str] = set()
@@ -50,18 +51,20 @@ class Limits:
         return cls(default, named)
 
     def of(self, task: Task) -> int | None:
-        """Rows of one task."""
+        """Return the limit of one task."""
         return self.named.get(task.name, self.default)
 
     def check(self, asked: Iterable[Task]) -> None:
-        """Raises `GraftError` for a limit of a task that is not asked: it would have no effect."""
+        """Raise `GraftError` for a limit of a task that is not evaluated, because it would have no effect."""
         names = [task.name for task in asked]
         stray = next((name for name in self.named if name not in names), None)
         if stray is not None:
-            raise GraftError(f"a limit is given for '{stray}', which is not asked: {', '.join(names)}")
+            raise GraftError(
+                f"a limit is given for '{stray}', which is not evaluated; the tasks are {', '.join(names)}"
+            )
 
     def plain(self, what: str) -> int | None:
-        """The one number. Raises `GraftError` where tasks are named: `what` has none."""
+        """Return the one limit. Raises `GraftError` if tasks are named, since `what` (used in the message) has no tasks."""
         if self.named:
             raise GraftError(f"limits for single tasks are for --tasks; {what} takes one number: --limit 100")
         return self.default

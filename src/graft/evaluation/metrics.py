@@ -1,9 +1,10 @@
-"""Scores of a whole set of answers, as functions of which answers are counted and how often.
+"""Fast scores of resampled answers, for bootstrap intervals.
 
-A mean over answers is one of them; F1, Matthews, the correlations and BLEU are not means, so that how sure such a score is
-comes from counting resampled answers anew, a thousand times. So the class metrics are taken from the table of right and given
-classes (Matthews for several classes: Gorodkin 2004, Comput. Biol. Chem. 28:367), Spearman as Pearson of ranks, and BLEU from
-sacrebleu's n-gram counts of each output, added up. A score that is reported comes from the library itself (`scoring`).
+Each function returns a `Statistic`, which maps the places of the answers in a resample to their score. F1, Matthews, the
+correlations and BLEU are not means over answers, so their bootstrap has to score a thousand resamples. Therefore class
+metrics are computed from a confusion matrix (Matthews for several classes: Gorodkin 2004, Comput. Biol. Chem. 28:367),
+Spearman as Pearson of ranks, and BLEU from the sums of sacrebleu's n-gram counts per output. The reported score itself comes
+from the library (`scoring`).
 
 Legend: N answers, C classes.
 """
@@ -21,22 +22,22 @@ from graft.errors import require
 from graft.evaluation.answers import normalised
 
 Places = NDArray[np.integer]
-"""Numbers of the answers that are counted, in any order and with repetition."""
+"""Indices of the answers that are counted, in any order and with repetition: [0, 0, 2] counts the first answer twice."""
 Statistic = Callable[[Places], float]
-"""The score of the answers at these places; nan where they have none."""
+"""Returns the score of the answers at these places; nan if it is undefined."""
 
 NOTHING = "(none)"
-"""The class of an output in which no class was found: never a right one."""
+"""Stands for the class of an output in which no class was found. It is never right."""
 
 
-def share(right: Sequence[bool]) -> Statistic:
-    """Of answers that are right."""
+def accuracy(right: Sequence[bool]) -> Statistic:
+    """Return the statistic: share of right answers."""
     right_N = np.asarray(right, dtype=float)
     return lambda places: float(right_N[places].mean())
 
 
 def f1(gold: Sequence[str], given: Sequence[str | None], labels: Sequence[str]) -> Statistic:
-    """Of the second of two classes, as GLUE has it; else the mean over the classes that occur."""
+    """Return the statistic: F1 of the second of two classes, as in GLUE; else the mean F1 over the classes that occur."""
     count, names = _classes(gold, given)
     wanted = [names.index(name) for name in counted_classes(gold, labels) if name in names]
 
@@ -50,12 +51,12 @@ def f1(gold: Sequence[str], given: Sequence[str | None], labels: Sequence[str]) 
 
 
 def counted_classes(gold: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """The classes whose F1 is taken, in the form in which they are compared."""
+    """Return the classes that F1 averages over, in the form in which they are compared."""
     return [normalised(labels[1])] if len(labels) == 2 else sorted(set(map(normalised, gold)))
 
 
 def matthews(gold: Sequence[str], given: Sequence[str | None], labels: Sequence[str]) -> Statistic:
-    """Correlation of the right classes and the given ones; 0 where one of them does not vary."""
+    """Return the statistic: Matthews correlation of the right and the given classes; 0 if one of them does not vary."""
     count, _ = _classes(gold, given)
 
     def score(places: Places) -> float:
@@ -68,18 +69,18 @@ def matthews(gold: Sequence[str], given: Sequence[str | None], labels: Sequence[
 
 
 def pearson(gold: Sequence[float], given: Sequence[float | None]) -> Statistic:
-    """Over the answers that hold a number; nan for too few, or for equal ones."""
+    """Return the statistic: Pearson correlation over the answers that hold a number; nan for too few or equal numbers."""
     return _correlation(gold, given, lambda values: values)
 
 
 def spearman(gold: Sequence[float], given: Sequence[float | None]) -> Statistic:
-    """As `pearson`, of ranks."""
+    """Return the statistic: Spearman correlation, which is `pearson` of ranks."""
     return _correlation(gold, given, require("scipy.stats", "eval").rankdata)
 
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Statistic:
-    """In percent, of the set as a whole. texts: what was written; references: all right texts of each."""
-    counter = bleu_metric(effective_order=True)  # of single outputs, from which only the counts are taken
+    """Return the statistic: BLEU of the whole set in percent. texts: the outputs. references: all right texts of each."""
+    counter = bleu_metric(effective_order=True)  # scores single outputs, of which only the n-gram counts are used
     scores = [counter.sentence_score(text.strip(), list(own)) for text, own in zip(texts, references, strict=True)]
     lengths_N2 = np.array([(each.sys_len, each.ref_len) for each in scores])
     counts_N = np.array([each.counts for each in scores])
@@ -94,12 +95,12 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Statistic
 
 
 def bleu_metric(**options: Any) -> Any:
-    """sacrebleu's metric as the protocol `bleu` has it: lower case, tokenizer 13a."""
+    """Return sacrebleu's metric with the settings of the protocol `bleu`: lower case, tokenizer 13a."""
     return require("sacrebleu", "eval").BLEU(lowercase=True, tokenize="13a", **options)
 
 
-def everything(total: int) -> Places:
-    """The places of all answers."""
+def all_places(total: int) -> Places:
+    """Return the places of all answers, each once."""
     return np.arange(total)
 
 
@@ -108,16 +109,17 @@ CORRELATIONS = {"pearson": pearson, "spearman": spearman}
 
 
 def compared(names: Sequence[str | None]) -> list[str]:
-    """Classes in the form in which they are compared, case and white space aside."""
+    """Return the classes in the form in which they are compared, without case and superfluous white space."""
     return [NOTHING if each is None else normalised(each) for each in names]
 
 
 def _classes(gold: Sequence[str], given: Sequence[str | None]) -> tuple[Callable[[Places], NDArray[Any]], list[str]]:
-    """Places -> how often each class was right [C, .] and each given [., C]; and the names of the classes."""
-    right, said = compared(gold), compared(given)
-    names = sorted({*right, *said})
+    """Return a function from places to the confusion matrix [C (right), C (given)], and the names of the classes."""
+    right, predicted = compared(gold), compared(given)
+    names = sorted({*right, *predicted})
     number, size = {name: place for place, name in enumerate(names)}, len(names)
-    cells_N = np.array([number[a] * size + number[b] for a, b in zip(right, said, strict=True)])
+    # Number the cells of the matrix, so that one bincount of an answer's cell fills it.
+    cells_N = np.array([number[a] * size + number[b] for a, b in zip(right, predicted, strict=True)])
     return lambda places: np.bincount(cells_N[places], minlength=size**2).reshape(size, size), names
 
 

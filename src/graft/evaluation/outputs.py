@@ -1,7 +1,7 @@
-"""Read files of outputs, from whichever program wrote them.
+"""Read files of outputs that any program may have written.
 
-One row per output, in JSON, JSON lines, CSV, TSV or Parquet, with the output and the right answer under names of their own; or
-a text file with an output per line. Where a file does not hold the right answers, they are taken from the benchmark, row by row.
+A file has one row per output, in JSON, JSON lines, CSV, TSV or Parquet, with columns for the output and the right answer; or it
+is a text file with one output per line. If it holds no right answers, they are taken from the benchmark, row by row.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from graft.evaluation.scoring import Output
 from graft.evaluation.tasks import Record, Task
 
 FIELDS = (
-    ("output_pred", "answer"),  # the logs of LLM-Adapters, where `output` is the data set's
+    ("output_pred", "answer"),  # the logs of LLM-Adapters, in which `output` comes from the data set
     ("answer", "reference"),  # Graft's answers.jsonl
     ("output", "answer"),  # the data sets of LLM-Adapters
     ("response", "gold"),
 )
-"""Names of the output and of the right answer, in the order in which they are looked for."""
+"""Known pairs of columns (output, right answer), in the order in which they are looked for."""
 
 
 def read_outputs(
@@ -33,25 +33,27 @@ def read_outputs(
     gold: str | None = None,
     candidate: str | None = None,
 ) -> list[Output]:
-    """The outputs of a file with their right answers.
+    """Read the outputs of a file with their right answers.
 
-    data: where the benchmark's own rows are, in place of right answers in the file. output, gold: names of the columns.
-    contestant: whose answers, where a file holds those of several.
-    Raises `GraftError` for a file that is not there, a column that is missing, and a row without output or answer.
+    data: file or folder of the benchmark, which replaces right answers in the file. output, gold: names of the columns.
+    candidate: name of the candidate to read, if the file holds answers of several.
+    Raises `GraftError` for a missing file, a missing column, and a row without an output or an answer.
     """
     if not file.is_file():
         raise GraftError(f"there is no file {file}")
     if file.suffix.lower() not in KINDS:
         texts = file.read_text(encoding="utf-8").splitlines()
-        return _joined(file, [(text, number) for number, text in enumerate(texts, start=1)], _records(task, data, file))
+        return _with_gold(
+            file, [(text, number) for number, text in enumerate(texts, start=1)], _load_records(task, data, file)
+        )
     rows = list(enumerate(rows_of(file), start=1))
     if not rows:
         raise GraftError(f"{file} holds no rows")
-    rows = _of_contestant(file, rows, candidate)
+    rows = _candidate_rows(file, rows, candidate)
     output, gold = _names(file, rows[0][1], output, gold, needs_gold=data is None)
     texts = [(_text(file, number, row, output), number) for number, row in rows]
     if data is not None:
-        return _joined(file, texts, task.load(data))
+        return _with_gold(file, texts, task.load(data))
     if task.answer == "text":
         return [_with_references(task, file, text, row) for (text, _), (_, row) in zip(texts, rows, strict=True)]
     records = [
@@ -61,19 +63,19 @@ def read_outputs(
 
 
 def _with_references(task: Task, file: Path, text: str, row: dict[str, Any]) -> Output:
-    """An output with all its right texts, as Graft's answers.jsonl has them."""
+    """Return an output with all its right texts, which Graft's answers.jsonl holds."""
     if not row.get("references"):
-        _records(task, None, file)
+        _load_records(task, None, file)
     return Output(text, row["references"][0], tuple(row["references"]))
 
 
-def _records(task: Task, data: str | Path | None, file: Path) -> list[Record]:
+def _load_records(task: Task, data: str | Path | None, file: Path) -> list[Record]:
     if data is None:
         raise GraftError(f"{file} does not hold the right answers: say where those of '{task.name}' are with --data")
     return task.load(data)
 
 
-def _joined(file: Path, texts: Sequence[tuple[str, int]], records: Sequence[Record]) -> list[Output]:
+def _with_gold(file: Path, texts: Sequence[tuple[str, int]], records: Sequence[Record]) -> list[Output]:
     if len(texts) != len(records):
         raise GraftError(
             f"{file} holds {len(texts)} outputs, but there are {len(records)} questions in {records[0].source}"
@@ -84,7 +86,7 @@ def _joined(file: Path, texts: Sequence[tuple[str, int]], records: Sequence[Reco
 def _names(
     file: Path, row: dict[str, Any], output: str | None, gold: str | None, needs_gold: bool
 ) -> tuple[str, str | None]:
-    """The columns to read: those named, else the first pair that is there."""
+    """Return the columns to read: those that were named, else the first known pair that the file has."""
     for name in filter(None, (output, gold)):
         if name not in row:
             raise GraftError(f"{file} has no column '{name}'.{did_you_mean(name, row)} It has: {', '.join(row)}")
@@ -105,10 +107,10 @@ def _text(file: Path, number: int, row: dict[str, Any], name: str) -> str:
     return str(row[name])
 
 
-def _of_contestant(
+def _candidate_rows(
     file: Path, rows: list[tuple[int, dict[str, Any]]], candidate: str | None
 ) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of one contestant, in the order of the data; a file without contestants stays as it is."""
+    """Return the rows of one candidate in the order of the data. A file that names no candidates is returned as it is."""
     names = list(dict.fromkeys(row["contestant"] for _, row in rows if "contestant" in row))
     if candidate is None and len(names) > 1:
         raise GraftError(f"{file} holds answers of {', '.join(names)}: choose one with --contestant")
@@ -120,4 +122,4 @@ def _of_contestant(
     if not names:
         return rows
     own = [(number, row) for number, row in rows if row.get("contestant") == (candidate or names[0])]
-    return sorted(own, key=lambda pair: pair[1]["row"])  # answers stand in the order in which they came
+    return sorted(own, key=lambda pair: pair[1]["row"])  # answers.jsonl has the order of generation

@@ -1,23 +1,51 @@
-"""What is known of the questions of an evaluation in the training data of those who answer them.
+"""Find the questions of test sets in training data: a score on questions that an adapter has seen measures its memory.
 
-The training data of an adapter are known where its folder lies in the run that trained it. A score on questions that an
-adapter has seen says what it remembers.
+The training data of an adapter are known if its folder lies in the run that trained it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from graft.config.data import DataConfig
-from graft.data.overlap import Question, overlap_reports
+from graft.data.file_readers import KINDS
+from graft.data.overlap import Question, overlap_reports, questions_of
 from graft.data.preparing import samples_of
+from graft.data.reading import read
 from graft.errors import GraftError
+from graft.evaluation.tasks import select
+from graft.evaluation.tasks.base import Record
 from graft.generation.loaded import LoadedModel
 
 
+def questions_against(names: Iterable[str], data: str | Path | None = None) -> dict[str, list[Question]]:
+    """Read test sets by name: files, tasks and groups of tasks. Returns name of the file or task -> its questions.
+
+    data: the folder that holds the tasks' files; None: the hub. Raises `GraftError` for a file that is missing or
+    unreadable, for an unknown task with the nearest name, and for a folder without the task's file.
+    """
+    found = {}
+    for name in names:
+        if Path(name).is_file() or Path(name).suffix.lower() in KINDS:
+            found[name] = questions_of(read(name, need_answers=False))
+        else:
+            found |= {task.name: questions_of_records(task.load(data)) for task in select(name)}
+    return found
+
+
+def questions_of_records(records: Iterable[Record]) -> list[Question]:
+    """Return the questions of a task as a model is asked them, with their listed choices."""
+    return [Question(record.instruction, record.where) for record in records]
+
+
 def known_overlaps(loaded: LoadedModel, tests: Mapping[str, Sequence[Question]]) -> dict[str, list[dict[str, Any]]]:
-    """Test set -> one report for each training data that is known: `of` which adapters, and counts, or why they are unknown."""
+    """Report how many questions of each test set are in the known training data of the adapters.
+
+    Returns test set -> one report per training set: `of` names the adapters that were trained on it; then follow the counts,
+    or the reason why they are unknown.
+    """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in tests}
     for adapters, data in _trained_on(loaded):
         for name, report in _reports(data, tests).items():
@@ -26,7 +54,7 @@ def known_overlaps(loaded: LoadedModel, tests: Mapping[str, Sequence[Question]])
 
 
 def _trained_on(loaded: LoadedModel) -> list[tuple[list[str], DataConfig]]:
-    """The adapters that share their training data, and these."""
+    """Return the training sets of the adapters, each with the names of the adapters that share it."""
     found: dict[str, tuple[list[str], DataConfig]] = {}
     for candidate in loaded.adapters:
         if candidate.trained is not None:
@@ -38,6 +66,6 @@ def _trained_on(loaded: LoadedModel) -> list[tuple[list[str], DataConfig]]:
 def _reports(data: DataConfig, tests: Mapping[str, Sequence[Question]]) -> dict[str, dict[str, Any]]:
     try:
         trained = [sample for source in samples_of(data)[0] for sample in source]
-    except GraftError as error:  # the data are not here, which is no reason not to evaluate
+    except GraftError as error:  # training data that are not on this machine must not prevent an evaluation
         return {name: {"unknown": str(error)} for name in tests}
     return {name: report.to_dict() for name, report in overlap_reports(trained, tests).items()}

@@ -1,6 +1,6 @@
-"""Rank the choices of every question by their likelihood, for every contestant: the other way to answer a benchmark.
+"""Answer the questions of a benchmark by ranking their choices by likelihood, instead of generating text.
 
-What is asked, kept and counted is as in `answering`; a line of answers.jsonl holds the likelihoods besides.
+Questions, answers and scores are kept as in `answering`. A line of answers.jsonl also holds the log-likelihoods.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graft.data.samples import Example
-from graft.evaluation.answering import Item, Progress, line_of
+from graft.evaluation.answering import Item, Progress, answer_line
 from graft.evaluation.journal import Journal
 from graft.evaluation.protocols import RankProtocol
 from graft.evaluation.tasks import Record, Task
@@ -17,7 +17,7 @@ from graft.generation.loaded import LoadedModel
 from graft.generation.selfcheck import likelihood_check
 
 AT_ONCE = 64
-"""Questions that are ranked between two writes of answers.jsonl."""
+"""Questions that are ranked in one go; their answers are written before the next ones are ranked."""
 
 
 def rank_choices(
@@ -31,9 +31,9 @@ def rank_choices(
     token_budget: int,
     progress: Progress | None = None,
 ) -> int:
-    """Fill the journal with what it lacks; returns on how many questions the self-check was made.
+    """Rank the choices of the questions that the journal lacks; return the number of questions that the self-check compared.
 
-    Raises `GraftError`, before anything is asked, for a record whose choices cannot be ranked.
+    Raises `GraftError`, before anything is ranked, for a record with choices that cannot be ranked.
     """
     model = loaded.base.model
     choices = [_choices(loaded, task, protocol, record) for record in records]
@@ -46,6 +46,7 @@ def rank_choices(
     done = len(pairs) - len(left)
     for begin in range(0, len(left), AT_ONCE):
         some = left[begin : begin + AT_ONCE]
+        # One row per choice; the likelihoods come back in this order.
         examples = [example for _, item in some for example in choices[item.number - 1]]
         adapters = [who.adapter for who, item in some for _ in choices[item.number - 1]]
         found = iter(likelihoods(model, examples, adapters, token_budget=token_budget))
@@ -55,7 +56,7 @@ def rank_choices(
             ranking = protocol.rank(task, record, values)
             chosen = ranking.raw.extracted
             text = record.choices[task.labels.index(chosen)] if chosen is not None else ""
-            line = line_of(candidate, item, text, ranking.raw, None, None)
+            line = answer_line(candidate, item, text, ranking.raw, None, None)
             normalised = {"extracted": ranking.normalised.extracted, "outcome": ranking.normalised.outcome}
             journal.append({**line, "normalised": normalised, "likelihoods": values})
         done += len(some)

@@ -1,7 +1,4 @@
-"""Results as they lie in folders: eval/<task>.<protocol hash>/{result.json, answers.jsonl}, read again.
-
-Files are the truth: nothing is loaded or asked again.
-"""
+"""Read results from folders, eval/<task>.<protocol hash>/{result.json, answers.jsonl}, without loading a model."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from graft.evaluation.journal import ANSWERS, RESULT, read_result
 from graft.utils.jsonl import JsonLines
 
 Question = tuple[str, int]
-"""Its text, and which of equal ones it is."""
+"""(text of the question, its number among questions with the same text)."""
 NO_ADAPTER = "none"
-"""Kind of the adapter of a bare base."""
+"""The kind of adapter that the bare base has in comparisons."""
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What one contestant answered in one evaluation."""
+class CandidateAnswers:
+    """The answers and scores of one candidate in one evaluation."""
 
     folder: Path
     task: str
@@ -31,15 +28,15 @@ class Answered:
     protocol_hash: str
     candidate: str
     scores: dict[str, Any]
-    """As result.json has them."""
+    """The candidate's entry in result.json."""
     lines: dict[Question, dict[str, Any]]
-    """Of answers.jsonl."""
+    """The candidate's lines of answers.jsonl."""
     settings: dict[str, Any]
-    """Of the contestant and of the evaluation, by dotted names."""
+    """Settings of the candidate and of the evaluation, by dotted names such as adapter.rank."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """Task and protocol hash: what must be the same for answers to be compared."""
+        """Task and protocol hash. Only answers with the same key can be compared."""
         return self.task, self.protocol_hash
 
     @property
@@ -48,11 +45,11 @@ class Answered:
         return f"{self.protocol['name']} {self.protocol_hash}"
 
 
-def answered(text: str) -> list[Answered]:
-    """All evaluations of a run folder, a folder of results, or one result, of the contestant named or the only adapter.
+def read_answers(text: str) -> list[CandidateAnswers]:
+    """Read all evaluations in a run folder, a folder of results, or the folder of one result, for one candidate.
 
-    text: "FOLDER" or "FOLDER:CONTESTANT". Raises `GraftError` for a folder without results, for an unknown contestant, and for
-    files that are damaged.
+    text: "FOLDER:NAME", or "FOLDER" if there is only one adapter. Raises `GraftError` for a folder without results, for an
+    unknown name, and for damaged files.
     """
     folder, name = Path(text), None
     if not folder.exists() and ":" in text:
@@ -63,9 +60,9 @@ def answered(text: str) -> list[Answered]:
     places = [folder] if (folder / RESULT).is_file() else _inside(folder, RESULT)
     if not places:
         begun = _inside(folder, ANSWERS)
-        hint = f"; the evaluation in {begun[0]} is not finished, and goes on with its command" if begun else ""
+        hint = f"; the evaluation in {begun[0]} is not finished: give its command again to continue it" if begun else ""
         raise GraftError(
-            f"{folder} holds no results (eval/<task>.<hash>/{RESULT}){hint or f'; make some with graft eval {folder}'}"
+            f"{folder} holds no results (eval/<task>.<hash>/{RESULT}){hint or f': run graft eval {folder}'}"
         )
     return [_read(place, name) for place in places]
 
@@ -74,29 +71,29 @@ def _inside(folder: Path, file: str) -> list[Path]:
     return sorted(path.parent for inner in ("eval", ".") for path in (folder / inner).glob(f"*/{file}"))
 
 
-def _read(folder: Path, wanted: str | None) -> Answered:
+def _read(folder: Path, wanted: str | None) -> CandidateAnswers:
     result = read_result(folder)
     scores = {each["name"]: each for each in result["results"]}
-    name = _contestant(folder, list(scores), wanted)
+    name = _choose_candidate(folder, list(scores), wanted)
     lines: dict[Question, dict[str, Any]] = {}
     seen: Counter[str] = Counter()
-    # Lines stand in the order in which answers came; equal questions are told apart by their order in the data.
+    # Two questions can have the same text; their order in the data tells them apart.
     for line in _lines(folder, name):
         lines[line["question"], seen[line["question"]]] = line
         seen[line["question"]] += 1
     if len(lines) != scores[name]["total"]:
         raise GraftError(
             f"{folder / ANSWERS} holds {len(lines)} answers of '{name}', but {RESULT} counts {scores[name]['total']}: "
-            "the evaluation is damaged, and to be made anew"
+            "the evaluation is damaged, so run it again with --overwrite"
         )
-    return Answered(
+    return CandidateAnswers(
         folder, result["task"], result["protocol"], result["protocol_hash"], name, scores[name], lines,
-        {**_own_settings(folder, scores[name]), **_evaluation_settings(result, scores[name])},
+        {**_candidate_settings(folder, scores[name]), **_evaluation_settings(result, scores[name])},
     )  # fmt: skip
 
 
 def _lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The answers of a contestant, in the order of the data."""
+    """Return the answers of a candidate in the order of the data."""
     found = []
     for number, line in enumerate(JsonLines(folder / ANSWERS).read(), start=1):
         lacking = [key for key in ("contestant", "row", "question", "outcome") if key not in line]
@@ -107,19 +104,19 @@ def _lines(folder: Path, name: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda line: line["row"])
 
 
-def _contestant(folder: Path, names: list[str], wanted: str | None) -> str:
+def _choose_candidate(folder: Path, names: list[str], wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in names:
             raise GraftError(f"{folder} has no '{wanted}'.{did_you_mean(wanted, names)} It has: {', '.join(names)}")
         return wanted
     adapters = [name for name in names if name != "base"] or names
     if len(adapters) > 1:
-        raise GraftError(f"{folder} has {', '.join(names)}: say whose answers are meant, as in FOLDER:{adapters[0]}")
+        raise GraftError(f"{folder} holds answers of {', '.join(names)}: name one, as in FOLDER:{adapters[0]}")
     return adapters[0]
 
 
-def _own_settings(folder: Path, scores: dict[str, Any]) -> dict[str, Any]:
-    """What the contestant is, and how it was trained: as the result says, else as the run says that the result lies in."""
+def _candidate_settings(folder: Path, scores: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a candidate and of its training, from the result or, in older results, from the run's config."""
     name = {"contestant": scores["name"]}
     if scores["name"] == "base":
         return {**name, "adapter.kind": NO_ADAPTER}
@@ -140,6 +137,7 @@ def _evaluation_settings(result: dict[str, Any], scores: dict[str, Any]) -> dict
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Flatten nested mappings: {"adapter": {"rank": 8}} becomes {"adapter.rank": 8}."""
     if not isinstance(value, dict) or not value:
         return {name: value}
     inner = [_flat(each, f"{name}.{key}" if name else str(key)) for key, each in value.items()]

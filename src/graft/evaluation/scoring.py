@@ -1,8 +1,11 @@
-"""Outputs and right answers in, a score out: what `graft score` prints, and what results of benchmarks hold.
+"""Score outputs against right answers, for `graft score` and for the results of benchmarks.
 
-By the kind of answer: a number of correct outputs with Wilson's interval and a bootstrap interval; for classes F1 and Matthews
-besides (scikit-learn); for numbers to be correlated Pearson and Spearman (SciPy); for free text BLEU (sacrebleu); each with a
-bootstrap interval.
+The kind of answer decides the scores. All of them have a bootstrap interval.
+
+- Right or wrong: the number of correct outputs and the accuracy, also with Wilson's interval.
+- Classes: besides these, F1 and Matthews correlation (scikit-learn).
+- Numbers that are to be correlated: Pearson and Spearman (SciPy).
+- Free text: BLEU (sacrebleu).
 """
 
 from __future__ import annotations
@@ -14,8 +17,15 @@ from typing import Any
 
 from graft.errors import GraftError, require
 from graft.evaluation import protocols
-from graft.evaluation.metrics import CLASS_METRICS, CORRELATIONS, Statistic, bleu_metric, compared, counted_classes
-from graft.evaluation.metrics import bleu as bleu_of
+from graft.evaluation.metrics import (
+    CLASS_METRICS,
+    CORRELATIONS,
+    Statistic,
+    bleu,
+    bleu_metric,
+    compared,
+    counted_classes,
+)
 from graft.evaluation.protocols import Judgement, OutputProtocol
 from graft.evaluation.protocols.rank import Ranking
 from graft.evaluation.statistics import bootstrap_interval, score_interval, wilson
@@ -24,24 +34,26 @@ from graft.evaluation.tasks import Task
 
 @dataclass(frozen=True)
 class Output:
-    """What a model wrote, and what it should have."""
+    """The output of a model with the right answer."""
 
     text: str
     gold: str
     references: tuple[str, ...] = ()
-    """All right texts, where answers are free text."""
+    """All right texts, if answers are free text."""
 
 
 def output_protocol(name: str, task: Task) -> OutputProtocol:
-    """A protocol that judges outputs. Raises `GraftError` for one that needs a model, and as `protocols.get` does."""
+    """Return the protocol if it judges outputs. Raises `GraftError` for one that needs a model, and as `protocols.get` does."""
     protocol = protocols.get(name, task)
     if not isinstance(protocol, OutputProtocol):
-        raise GraftError(f"protocol '{name}' scores the likelihood of choices, not outputs")
+        raise GraftError(
+            f"protocol '{name}' scores the likelihood of choices, not outputs: run graft eval --protocol {name} with a model"
+        )
     return protocol
 
 
 def score(task: Task, protocol: OutputProtocol, outputs: Sequence[Output]) -> dict[str, Any]:
-    """The score with the names of task and protocol. Raises `GraftError` where there are no outputs."""
+    """Judge and score outputs; the result names task and protocol too. Raises `GraftError` if there are no outputs."""
     judgements = [protocol.judge(task, output.gold, output.text) for output in outputs]
     return {
         "task": task.name,
@@ -52,43 +64,43 @@ def score(task: Task, protocol: OutputProtocol, outputs: Sequence[Output]) -> di
 
 
 def summary(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """The score of judged outputs, as the task's kind of answer has it. Raises `GraftError` where there are none."""
+    """Score judged outputs as the task's kind of answer requires. Raises `GraftError` if there are none."""
     if not outputs:
         raise GraftError(f"there is nothing to score for '{task.name}'")
-    return {"text": bleu, "score": correlated}.get(task.answer, counted)(task, outputs, judgements)
+    return {"text": score_bleu, "score": score_correlations}.get(task.answer, score_correct)(task, outputs, judgements)
 
 
-def needed(task: Task) -> None:
-    """Import what the score of a task needs, so that what is missing is missed before an evaluation and not after it."""
+def require_libraries(task: Task) -> None:
+    """Import the libraries that the score of a task needs, so that a missing one shows before an evaluation, not after it."""
     libraries = {"text": ["sacrebleu"], "score": ["scipy.stats"]}.get(task.answer, ["scipy.stats"])
     for library in [*libraries, *(["sklearn.metrics"] if set(task.metrics) & set(CLASS_METRICS) else [])]:
         require(library, "eval")
 
 
-def counted(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """How many are correct, and the task's further metrics."""
+def score_correct(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Count the correct outputs and compute the task's further metrics."""
     gold, given = [output.gold for output in outputs], [judgement.extracted for judgement in judgements]
-    right, said = compared(gold), compared(given)
+    right, predicted = compared(gold), compared(given)
     found: dict[str, Any] = {}
     for name in task.metrics:
         library = require("sklearn.metrics", "eval")
         if name == "f1":
             wanted = counted_classes(gold, task.labels)
-            found[name] = float(library.f1_score(right, said, labels=wanted, average="macro", zero_division=0))
+            found[name] = float(library.f1_score(right, predicted, labels=wanted, average="macro", zero_division=0))
         else:
-            found[name] = float(library.matthews_corrcoef(right, said))
+            found[name] = float(library.matthews_corrcoef(right, predicted))
         found |= _interval(name, CLASS_METRICS[name](gold, given, task.labels), len(outputs))
-    return {**_shares(judgements), **found}
+    return {**_accuracy_scores(judgements), **found}
 
 
 def _interval(name: str, score: Statistic, total: int) -> dict[str, Any]:
-    """The bootstrap interval beside a score; None where it does not exist."""
+    """Return the entry with the bootstrap interval of a score; None if the score is undefined in all resamples."""
     found = score_interval(score, total)
     return {f"{name}_interval": None if found is None else list(found)}
 
 
-def outcomes(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """Counts of outcomes (0 for what did not occur), the share that is correct, and Wilson's interval."""
+def count_outcomes(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Count the outcomes, and return the counts with the accuracy and Wilson's interval."""
     found = Counter(judgement.outcome for judgement in judgements)
     correct, total = found["correct"], len(judgements)
     return {
@@ -99,21 +111,21 @@ def outcomes(judgements: Sequence[Judgement]) -> dict[str, Any]:
     }
 
 
-def _shares(judgements: Sequence[Judgement]) -> dict[str, Any]:
+def _accuracy_scores(judgements: Sequence[Judgement]) -> dict[str, Any]:
     right = [judgement.outcome == "correct" for judgement in judgements]
-    return {**outcomes(judgements), "bootstrap_interval": list(bootstrap_interval(right))}
+    return {**count_outcomes(judgements), "bootstrap_interval": list(bootstrap_interval(right))}
 
 
-def ranked(rankings: Sequence[Ranking]) -> dict[str, Any]:
-    """The score of choices ranked by likelihood: by their sums, and `normalised` by their lengths."""
+def score_rankings(rankings: Sequence[Ranking]) -> dict[str, Any]:
+    """Score choices that were ranked by likelihood: by their summed log-likelihood and, as `normalised`, by length."""
     return {
-        **_shares([each.raw for each in rankings]),
-        "normalised": _shares([each.normalised for each in rankings]),
+        **_accuracy_scores([each.raw for each in rankings]),
+        "normalised": _accuracy_scores([each.normalised for each in rankings]),
     }
 
 
-def correlated(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """Correlation over the outputs that hold a number; how many do not is said beside it. Too few: None."""
+def score_correlations(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Correlate the outputs that hold a number with the right ones; None if there are too few. Also count those without one."""
     gold = [float(output.gold) for output in outputs]
     given = [None if judgement.extracted is None else float(judgement.extracted) for judgement in judgements]
     pairs = [pair for pair in zip(gold, given, strict=True) if pair[1] is not None]
@@ -127,16 +139,16 @@ def correlated(task: Task, outputs: Sequence[Output], judgements: Sequence[Judge
     return {**found, "unextractable": given.count(None), "total": len(outputs)}
 
 
-def bleu(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """BLEU of the whole set in percent, its bootstrap interval (1,000 resamples of the outputs), and sacrebleu's signature."""
+def score_bleu(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Return BLEU of the whole set in percent, its bootstrap interval (1,000 resamples of the outputs), and sacrebleu's signature."""
     metric = bleu_metric()
     most = max(len(output.references) for output in outputs)
-    # sacrebleu wants one stream per reference; a question with fewer references has None in the later ones.
+    # sacrebleu takes one list per reference. References [a, b] and [c] of two outputs become the lists [a, c], [b, None].
     streams = [[dict(enumerate(output.references)).get(place) for output in outputs] for place in range(most)]
     texts = [output.text.strip() for output in outputs]
     found = metric.corpus_score(texts, streams)
-    counted = bleu_of(texts, [output.references for output in outputs])
-    interval = score_interval(counted, len(outputs)) if len(outputs) > 1 else None
+    statistic = bleu(texts, [output.references for output in outputs])
+    interval = score_interval(statistic, len(outputs)) if len(outputs) > 1 else None
     return {
         "bleu": found.score,
         "interval": None if interval is None else list(interval),

@@ -1,7 +1,7 @@
-"""How sure a score is: intervals of one score.
+"""Confidence intervals of a single score.
 
-Wilson's interval for a proportion (Wilson 1927, JASA 22:209-212) is right also near 0 and 1. The bootstrap interval (Efron 1979,
-percentile form) holds for any score: of means by SciPy, of scores that are no means by counting resampled answers anew.
+Wilson's interval for a proportion (Wilson 1927, JASA 22:209-212) also holds near 0 and 1. The bootstrap interval (Efron 1979,
+percentile form) is for any score: SciPy computes it for means; other scores are computed again for every resample.
 
 Legend: R resamples.
 """
@@ -19,13 +19,13 @@ from graft.errors import require
 from graft.evaluation.metrics import Places, Statistic
 
 RESAMPLES, RESAMPLES_OF_SCORES = 9999, 1000
-"""Of means, and of scores that are no means, each of which takes a millisecond or so."""
+"""Number of resamples of means, and of other scores, of which each takes about a millisecond."""
 _AT_ONCE = 2**20
-"""Numbers of resamples that are held in memory together."""
+"""Most resampled values that are in memory at the same time."""
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Lower and upper bound of the share of correct answers. Nothing measured, nothing known: (0, 1)."""
+    """Return the lower and upper bound of the share of correct answers. Without any answers these are 0 and 1."""
     if not 0 <= correct <= total or not 0 < confidence < 1:
         raise ValueError(f"{correct} correct of {total} at confidence {confidence} is not a proportion")
     if total == 0:
@@ -41,9 +41,9 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
 def bootstrap_interval(
     values: Sequence[float], confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Lower and upper bound of the mean, by resampling the values. One value, or equal ones: they have no spread to resample.
+    """Return the lower and upper bound of the mean by resampling the values. Both are the mean if all values are equal.
 
-    Reproducible: the same values and seed give the same bounds.
+    The same values and seed give the same bounds.
     """
     sample = np.asarray(values, dtype=float)
     if sample.ndim != 1 or not sample.size:
@@ -58,19 +58,22 @@ def bootstrap_interval(
 
 
 def score_interval(score: Statistic, total: int, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Lower and upper bound of a score of `total` answers. Resamples without a score are left out; None where none has one."""
+    """Return the lower and upper bound of a score of `total` answers.
+
+    Resamples in which the score is undefined are left out. None: it is undefined in all of them.
+    """
     return percentiles([score(places) for places in resamples(total)], confidence)
 
 
 def resamples(total: int, seed: int = 0) -> Iterator[Places]:
-    """Places of as many answers, drawn with repetition: the same ones for the same total and seed."""
+    """Yield resamples: the places of `total` answers drawn with repetition. The same total and seed give the same resamples."""
     rng = np.random.default_rng(seed)
     for _ in range(RESAMPLES_OF_SCORES):
         yield rng.integers(total, size=total)
 
 
 def percentiles(values_R: ArrayLike, confidence: float = 0.95) -> tuple[float, float] | None:
-    """The bounds between which this share of the values lies, nan left out; None where all are."""
+    """Return the bounds of the central share of the values, leaving out nan; None if all are nan."""
     found = np.asarray(values_R, dtype=float)
     found = found[~np.isnan(found)]
     if not found.size:

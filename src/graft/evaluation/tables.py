@@ -1,7 +1,7 @@
-"""Results side by side: one table per protocol, a row per task, a column per contestant, and the average below.
+"""Put results side by side: one table per protocol, with a row per task, a column per candidate, and the average below.
 
-The average is the unweighted mean over tasks, as tables in papers have it, however many questions a task has. Scores of
-different protocols never share a column: a table holds results of one protocol only.
+The average is the unweighted mean over tasks, as in the tables of papers: each task counts once, whatever its number of
+questions. A table holds results of one protocol only, so scores of different protocols never share a column.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from graft.evaluation.journal import ANSWERS, RESULT, read_result
 
 SCORES = {"accuracy": "accuracy", "bleu": "BLEU", "pearson": "Pearson"}
-"""What stands for a contestant in a table, and its name there; the first that a result has."""
+"""The score that a table shows, and its name there. It is the first of these that a result has."""
 
 Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Side:
+class Table:
     """One table: results of one protocol."""
 
     protocol: str
@@ -31,9 +31,9 @@ class Side:
         return list(dict.fromkeys(each["name"] for result in self.results for each in result["results"]))
 
     def rows(self) -> list[list[Any]]:
-        """Task, number of questions, a score per contestant; the average last where several tasks have an accuracy.
+        """Return the rows: task, number of questions, one score per candidate. The average is last, if there are several tasks.
 
-        Where lm-eval was asked, a row for each of a task's metrics, in lm-eval's digits; averages are of the first.
+        Results of lm-eval have a row for each metric of a task, with lm-eval's number of digits; the average is of the accuracy.
         """
         found = [row for result in self.results for row in _rows(result, self.candidates)]
         means = averages(self.results)
@@ -45,19 +45,19 @@ class Side:
 
 
 def averages(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """Contestant -> mean accuracy over the tasks that have one, each task counting once; and how many tasks those are."""
+    """Return candidate -> mean accuracy over the tasks that have one, and the number of these tasks."""
     found: dict[str, list[float]] = {}
     for result in results:
         for each in result["results"]:
             if "accuracy" in each:
                 found.setdefault(each["name"], []).append(each["accuracy"])
     most = max(map(len, found.values()), default=0)
-    # The mean over fewer tasks than another contestant's would stand beside that one's as if it were comparable.
+    # A mean over fewer tasks than another candidate's would look comparable without being so. It is left out.
     return {name: {"accuracy": sum(a) / len(a), "tasks": len(a)} for name, a in found.items() if len(a) == most}
 
 
-def sides(results: Sequence[Result]) -> list[Side]:
-    """Sort results into tables: by protocol; results of one task with different hashes go to different tables."""
+def group_tables(results: Sequence[Result]) -> list[Table]:
+    """Sort results into tables by protocol. Results of one task with different hashes go to different tables."""
     tables: list[list[Result]] = []
     for result in results:
         place = next((table for table in tables if _together(table, result)), None)
@@ -65,17 +65,17 @@ def sides(results: Sequence[Result]) -> list[Side]:
             tables.append([result])
         else:
             place.append(result)
-    return [Side(_protocol(table[0]), tuple(table)) for table in tables]
+    return [Table(_protocol(table[0]), tuple(table)) for table in tables]
 
 
-def saved(folder: Path) -> list[Result]:
-    """The results in a folder of results, or in the folder of one, in the order in which they were written."""
+def saved_results(folder: Path) -> list[Result]:
+    """Read the results in a folder of results, or in the folder of one, in the order in which they were written."""
     files = sorted(_in(folder, RESULT), key=lambda path: (path.stat().st_mtime, path))
     return [{**read_result(path.parent), "folder": str(path.parent)} for path in files]
 
 
-def unfinished(folder: Path) -> list[Path]:
-    """The folders in which answers wait for their evaluation to go on."""
+def unfinished_folders(folder: Path) -> list[Path]:
+    """Return the folders that hold answers of an interrupted evaluation."""
     return sorted(path.parent for path in _in(folder, ANSWERS) if not (path.parent / RESULT).is_file())
 
 
@@ -84,7 +84,7 @@ def _in(folder: Path, name: str) -> list[Path]:
 
 
 def _together(table: Sequence[Result], result: Result) -> bool:
-    if "metric" in result["protocol"]:  # a data file's protocol is its own
+    if "metric" in result["protocol"]:  # each data file has a protocol of its own
         return False
     return _protocol(table[0]) == _protocol(result) and all(each["task"] != result["task"] for each in table)
 
@@ -108,7 +108,7 @@ def _rows(result: Result, names: Sequence[str]) -> list[list[Any]]:
 
 
 def _metrics(result: Result) -> list[str]:
-    """lm-eval's names of what it measured, without the standard errors."""
+    """Return the names of lm-eval's metrics, without the standard errors."""
     keys = dict.fromkeys(key for each in result["results"] for key in each.get("metrics", ()))
     return [key for key in keys if not key.partition(",")[0].endswith("_stderr")]
 

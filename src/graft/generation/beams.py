@@ -50,8 +50,8 @@ def beam_search(
             left_B = ~done_B
             if not left_B.any():
                 return found
-            # Beam k of row b lies at b * K + k. With K = 2, a row b = 1 whose new texts both continue its beam 0 takes
-            # the cache of rows 2 and 2.
+            # Beam k of row b is row b * K + k of the batch. With K = 2, if both new texts of row 1 continue its beam 0,
+            # rows 2 and 2 are selected.
             start_B1 = torch.arange(len(done_B), device=batch.device)[:, None] * num_beams
             batch.select((start_B1 + beam_BK)[left_B].flatten())
             search = search.only(left_B)

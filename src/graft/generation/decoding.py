@@ -1,4 +1,4 @@
-"""The decoding settings. They are apart from `requests` because evaluation protocols use them without importing torch."""
+"""The decoding settings, in a file without torch, because evaluation protocols use them without a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Decoding:
     temperature: float = 0.0
     """0 is greedy; above 0 tokens are sampled."""
     top_p: float = 1.0
-    """Sampling keeps the likeliest tokens whose probabilities add up to this."""
+    """Sampling keeps only the likeliest tokens that together have this probability."""
     seed: int = 0
     """Seed of the sampling. Each request has its own generator, so other requests in the batch do not change its answer."""
 

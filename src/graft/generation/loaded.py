@@ -150,8 +150,8 @@ def _base_for(base: BaseConfig, folders: Sequence[Path]) -> Base:
     """Load the base with the head that the adapters were trained with; without adapters, with its own head."""
     tasks = {saved_task(folder) or "causal": folder for folder in folders}
     if len(tasks) > 1:
-        said = "; ".join(f"{task} in {folder}" for task, folder in tasks.items())
-        raise GraftError(f"adapters of different tasks do not share a base: {said}. Load them one at a time")
+        listed = "; ".join(f"{task} in {folder}" for task, folder in tasks.items())
+        raise GraftError(f"adapters of different tasks do not share a base: {listed}. Load them one at a time")
     task = next(iter(tasks), None) or own_task(base)
     if task != "classification":
         return load_base(base, task)

@@ -31,7 +31,7 @@ AT_ONCE = 256
 NOT_PLAIN = {
     "use_dora": "DoRA's magnitudes",
     "lora_bias": "LoRA biases",
-    "modules_to_save": "whole modules beside the LoRA",
+    "modules_to_save": "whole modules in addition to the LoRA",
     "rank_pattern": "LoRAs of several ranks",
     "alpha_pattern": "LoRAs of several alphas",
     "trainable_token_indices": "trained token embeddings",

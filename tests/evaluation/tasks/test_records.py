@@ -167,7 +167,7 @@ def test_the_published_files_are_read_whole_and_reworded_to_the_letter(shared: P
     records = task.load(shared / "data" / "llm_adapters")
     assert len(records) == ROWS[name] and [record.row for record in records] == list(range(1, ROWS[name] + 1))
     for record in records if task.wording is not None else ():
-        ways = [task.wording, *filter(None, [task.wording.otherwise])]
+        ways = [task.wording, *filter(None, [task.wording.alternative])]
         assert record.instruction in [way.write(record.question, record.choices) for way in ways], record.where
 
 

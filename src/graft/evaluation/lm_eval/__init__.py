@@ -1,1 +1,1 @@
-"""Graft's adapters in EleutherAI's lm-evaluation-harness."""
+"""Evaluate adapters with EleutherAI's lm-evaluation-harness: its command with Graft's model, and `graft eval --harness`."""

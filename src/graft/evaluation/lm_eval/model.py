@@ -1,15 +1,15 @@
-"""lm-eval (github.com/EleutherAI/lm-evaluation-harness) with grafted models.
+"""The model `graft` of lm-eval (github.com/EleutherAI/lm-evaluation-harness): a base with at most one adapter.
 
     lm_eval --model graft --model_args base=MODEL,adapter=FOLDER --tasks gsm8k
 
-A grafted model is an ordinary transformers model, so the harness's own class for these asks it, with lm-eval's prompts,
-batches and scores. `lm_eval_tasks` holds the sets that lm-eval lacks, under the protocol of LLM-Adapters: graft_addsub,
-graft_multiarith, graft_singleeq, graft_svamp, graft_mawps (and graft_gsm8k, to compare); `--metadata data=FOLDER` says where
-their files are.
+A model with adapters is an ordinary transformers model, so lm-eval's own class for these runs it, with lm-eval's prompts,
+batches and scores. The folder `tasks` holds benchmarks that lm-eval lacks, under the protocol of LLM-Adapters: graft_addsub,
+graft_multiarith, graft_singleeq, graft_svamp and graft_mawps (and graft_gsm8k for comparison). `--metadata data=FOLDER` names
+the folder of their files.
 
-The package `_graft_lm_eval`, which Python imports when it starts, makes the model and the tasks known to lm-eval. Where it is not
-installed (a checkout on the path), `python -m graft.evaluation.lm_eval.model` in place of `lm_eval` does. `lm_eval_harness` asks several
-contestants and keeps the results.
+The package `_graft_lm_eval`, which Python imports when it starts, registers the model and the tasks with lm-eval. In a
+checkout that is not installed, run `python -m graft.evaluation.lm_eval` in place of `lm_eval`. To evaluate several candidates
+and keep the results, use `harness`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from graft.generation.loaded import load_candidates
 
 require("lm_eval", "eval")
 
-from lm_eval.models.huggingface import HFLM as _HFLM  # noqa: E402  (behind the check that it is installed)
+from lm_eval.models.huggingface import HFLM as _HFLM  # noqa: E402  (after the check that it is installed)
 
 HFLM: Any = _HFLM  # its metaclass and decorators hide its parameters from type checkers
 
@@ -35,7 +35,7 @@ HFLM: Any = _HFLM  # its metaclass and decorators hide its parameters from type 
 class GraftLM(HFLM):
     """A base with at most one adapter.
 
-    base: folder or hub name. adapter: a folder of any format that `graft.load` reads; none is the bare base. device, dtype: as
+    base: folder or hub name. adapter: a folder in any format that `graft.load` reads; None is the bare base. device, dtype: as
     in a run's `base`. Further arguments are those of lm-eval's `hf` model (batch_size, max_length, ...).
     """
 
@@ -56,9 +56,12 @@ class GraftLM(HFLM):
 
 
 def _present(device: str | None) -> str | None:
-    """lm-eval says cuda:0 where its user said nothing. As its own models do, take what there is, and say so."""
+    """Replace a GPU that does not exist by None, with a warning, as lm-eval's own models do.
+
+    lm-eval passes cuda:0 if the user named no device.
+    """
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("there is no GPU here: the device '%s' is replaced by 'auto'", device)
+        logging.getLogger(__name__).warning("there is no GPU: the device '%s' is replaced by 'auto'", device)
         return None
     return device
 

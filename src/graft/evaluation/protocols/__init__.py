@@ -1,7 +1,10 @@
 """The protocols: how a benchmark is asked and judged. The registry below is the only list of them.
 
-llm-adapters: the published prompt, decoding and extraction, for comparison with published tables. strict: the answer that the
-model ends with or says it gives. math-verify: equality as mathematics. rank: likelihood of the choices. bleu: free text.
+- llm-adapters: the prompt, decoding and extraction of LLM-Adapters, for comparison with published tables.
+- strict: the answer that the model states, or that its output ends with.
+- math-verify: mathematical equality.
+- rank: the likelihood of the choices.
+- bleu: free text.
 """
 
 from __future__ import annotations
@@ -21,14 +24,16 @@ __all__ = ["PROTOCOLS", "Judgement", "OutputProtocol", "Protocol", "RankProtocol
 
 
 def defined_for(task: Task) -> list[str]:
-    """Names of the protocols that say how to score a task."""
+    """Return the names of the protocols that are defined for a task."""
     return [name for name, protocol in PROTOCOLS.items() if protocol.defines(task)]
 
 
 def get(name: str, task: Task) -> OutputProtocol | RankProtocol:
-    """A protocol by its name, for a task. Raises `GraftError` for an unknown one, and for one that the task does not have."""
+    """Return a protocol by name. Raises `GraftError` for an unknown name, and if the protocol is not defined for the task."""
     if name not in PROTOCOLS:
-        raise GraftError(f"unknown protocol '{name}'.{did_you_mean(name, PROTOCOLS)} There are: {', '.join(PROTOCOLS)}")
+        raise GraftError(
+            f"unknown protocol '{name}'.{did_you_mean(name, PROTOCOLS)} The protocols are: {', '.join(PROTOCOLS)}"
+        )
     if not PROTOCOLS[name].defines(task):
         raise GraftError(
             f"'{task.name}' is not defined under protocol '{name}'; it is under {', '.join(defined_for(task))}"

@@ -1,8 +1,8 @@
-"""What a protocol is: how a benchmark's question is asked, how tokens are chosen, what of the output is compared.
+"""The base classes of protocols: how a question is asked, how tokens are chosen, and how an output is judged.
 
-A score depends on all three, so a protocol has a name and a hash of them that stands in every result. Scores of different
-hashes are never put in one column. A rule's `text` says in words (and regular expressions) what its code does: it is hashed
-in place of the code, so whoever changes what a rule does changes its text or the protocol's version.
+A score depends on all three, so every result holds the protocol's name and a hash of them. Scores with different hashes are
+never put in one column. The `text` of a rule describes in words (and regular expressions) what its code does. The hash covers
+this text instead of the code: if you change what a rule does, change its text or the protocol's version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from graft.evaluation.tasks.base import AnswerKind, Record, Task
 from graft.generation.decoding import Decoding
 
 Outcome = Literal["correct", "wrong", "unextractable", "no_room"]
-"""no_room: the prompt leaves no room to answer in the model's context; it is counted as not correct."""
+"""no_room: the prompt leaves no room for an answer in the model's context. It counts as not correct."""
 
 NEW_TOKENS: Mapping[AnswerKind, int] = {
     "number": 256,
@@ -29,49 +29,50 @@ NEW_TOKENS: Mapping[AnswerKind, int] = {
     "score": 32,
     "text": 128,
 }
-"""Longest answer in tokens: 256 and 32 as LLM-Adapters has them for mathematics and for the rest."""
+"""Most new tokens of an answer. As in LLM-Adapters, 256 for mathematics and 32 for other questions."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was made of one output."""
+    """The verdict on one output."""
 
     extracted: str | None
+    """The answer that was found in the output."""
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How the answer is found in an output and compared, for one kind of answer."""
+    """How one kind of answer is found in an output and compared."""
 
     extract: Callable[[str, Task], str | None]
-    """(output, task) -> the answer, or None where there is none."""
+    """(output, task) -> the answer, or None if there is none."""
     same: Callable[[str, str], bool]
-    """(right answer, extracted) -> are they the same."""
+    """(right answer, extracted answer) -> whether they are equal."""
     text: str
-    """What both do, in words."""
+    """Describes both functions in words; part of the protocol's hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What all protocols have."""
+    """The base class of all protocols."""
 
     name: str
     version: int
-    """Raised with every change of what a score depends on that the content does not show."""
+    """Increased with every change that affects scores but does not show in `content`."""
     scoring: ClassVar[Literal["output", "likelihood"]]
-    """Whether outputs are judged, or the likelihoods of choices."""
+    """Whether the protocol judges outputs or the likelihoods of choices."""
 
     def defines(self, task: Task) -> bool:
-        """Whether this protocol says how to score the task."""
+        """Whether this protocol is defined for the task."""
         raise NotImplementedError
 
     def content(self, task: Task) -> dict[str, Any]:
-        """Everything that a score depends on besides model and data, as JSON values."""
+        """Return everything that a score depends on besides model and data, as JSON values."""
         raise NotImplementedError
 
     def digest(self, task: Task) -> str:
-        """Twelve digits that name the protocol as it applies to a task."""
+        """Return twelve hexadecimal digits that identify the protocol as it applies to a task."""
         text = json.dumps(self.content(task), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -82,7 +83,7 @@ class OutputProtocol(Protocol):
 
     rules: Mapping[AnswerKind, Rule] = field(repr=False)
     prompt: Template | None = None
-    """How the instruction is written out; None: by the template that the adapter was trained with."""
+    """The template of the prompt; None: the template that the adapter was trained with."""
     beams: int = 1
     scoring: ClassVar[Literal["output", "likelihood"]] = "output"
 
@@ -93,22 +94,22 @@ class OutputProtocol(Protocol):
         return {
             "name": self.name,
             "version": self.version,
-            "prompt": "the adapter's own template" if self.prompt is None else _written(self.prompt),
+            "prompt": "the adapter's own template" if self.prompt is None else _prompt_text(self.prompt),
             "decoding": {"beams": self.beams, "max_new_tokens": NEW_TOKENS[task.answer]},
             "extraction": self.rules[task.answer].text,
             "labels": list(task.labels),
         }
 
     def decoding(self, task: Task) -> Decoding:
-        """How tokens are chosen: deterministic, and ended by the end of the sequence."""
+        """Return the decoding settings, which are deterministic."""
         return Decoding(max_new_tokens=NEW_TOKENS[task.answer], beams=self.beams)
 
     def messages(self, record: Record) -> tuple[Message, ...]:
-        """The conversation that is asked, for `prompt` (or the adapter's own template) to write out."""
+        """Return the conversation that `prompt`, or the adapter's own template, turns into text."""
         return ({"role": "user", "content": record.instruction},)
 
     def judge(self, task: Task, gold: str, output: str) -> Judgement:
-        """Right or wrong? Nothing found in the output is `unextractable`, which counts as not correct."""
+        """Judge one output. It is `unextractable`, which counts as not correct, if no answer is found in it."""
         rule = self.rules[task.answer]
         extracted = rule.extract(output, task)
         if extracted is None:
@@ -116,17 +117,17 @@ class OutputProtocol(Protocol):
         return Judgement(extracted, "correct" if rule.same(gold, extracted) else "wrong")
 
 
-def _written(template: Template) -> str:
-    """A prompt with {instruction} in its place."""
+def _prompt_text(template: Template) -> str:
+    """Render a prompt template with {instruction} as its instruction."""
     spans = template.render([{"role": "user", "content": "{instruction}"}], add_generation_prompt=True)
     return "".join(span.text for span in spans)
 
 
 def same_text(gold: str, extracted: str) -> bool:
-    """Equal to the letter."""
+    """Whether the two texts are identical."""
     return gold == extracted
 
 
 def any_choice(task: Task) -> str:
-    """A regular expression for any of the task's labels, in their order."""
+    """Return a regular expression that matches any of the task's labels, in their order."""
     return "|".join(task.labels)

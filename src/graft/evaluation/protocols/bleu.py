@@ -1,8 +1,8 @@
-"""`bleu`: free text against several references, by sacrebleu on lower-cased text with its 13a tokenizer.
+"""`bleu`: compare free text with several references, by sacrebleu on lower-cased text with its 13a tokenizer.
 
-With grouped references this equals the scorer of the E2E challenge to two decimals. An output is taken as it stands, without
-outer white space; an empty one counts with no matches. The score is of the whole set: no single output is right or wrong.
-Decoding: ten beams, as LoRA's authors have it, without their length penalty and their ban on repeated 4-grams.
+With grouped references this equals the scorer of the E2E challenge to two decimals. The whole output is used, without white
+space around it; an empty output has no matches. The score belongs to the whole set: no single output is right or wrong.
+Decoding uses ten beams, as the authors of LoRA did, but without their length penalty and their ban on repeated 4-grams.
 """
 
 from __future__ import annotations

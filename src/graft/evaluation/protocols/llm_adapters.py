@@ -1,14 +1,14 @@
-"""`llm-adapters`: the protocol of the published tables (arXiv 2304.01933), whose odd rules define the score and are kept.
+"""`llm-adapters`: the protocol of the published tables (arXiv 2304.01933). Its odd rules define the score, so they are kept.
 
-- Prompt: that of its evaluate.py, with the indentation of 16 spaces (its training prompt differs by a few spaces).
-- Decoding: four beams, deterministic: its temperature and top-k settings never take effect, since sampling is off.
-- What the model writes behind another "### Response:" of its own does not count.
-- Numbers: commas are removed, the last match of -?\\d+\\.?\\d* is the answer, right within 0.001. So "3-5" ends in -5.
+- Prompt: that of the authors' evaluate.py, indented by 16 spaces (their training prompt differs by a few spaces).
+- Decoding: four beams without sampling, so that the authors' temperature and top-k settings have no effect.
+- Text after another "### Response:" that the model writes itself does not count.
+- Numbers: commas are removed; the answer is the last match of -?\\d+\\.?\\d*, right within 0.001. So "3-5" ends in -5.
 - Letters: the first capital A to E anywhere, so "Calculate ... (D)" answers C.
 - Labels ("answer2", "true"): the first one, in lower case.
 
-What does not define the score but spoils it is not kept: dropout left on, padding that is attended, no cache. Its evaluate.py
-has no case for mawps and mathqa, which its tables hold: they follow the rules of numbers and letters.
+Defects that lower the score without defining it are not kept: active dropout, attention to padding, no cache. The authors'
+tables include mawps and mathqa, for which evaluate.py has no case; here they follow the rules of numbers and letters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROMPT = TurnTemplate(
 
 
 def response(output: str) -> str:
-    """The output up to where the model starts another response of its own."""
+    """Return the output up to where the model starts another response itself."""
     return output.split(_HEADING)[0].strip()
 
 

@@ -1,8 +1,8 @@
-"""`math-verify`: answers compared as mathematics by the library of that name (github.com/huggingface/Math-Verify).
+"""`math-verify`: compare answers mathematically, with the library of that name (github.com/huggingface/Math-Verify).
 
-It finds the last expression of an output, plain or LaTeX, and proves equality symbolically: 1/2, 0.5 and \\frac{1}{2} are the
-same. Prompt and decoding are those of `strict`. It guards against endless simplification with a timer that runs in the main
-thread only.
+The library finds the last expression of an output, plain or LaTeX, and checks equality symbolically: 1/2, 0.5 and
+\\frac{1}{2} are equal. It stops endless simplification with a timer, which works in the main thread only. Prompt and decoding
+are those of `strict`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from graft.evaluation.tasks.base import Task
 
 
 def expression(output: str, task: Task) -> str | None:
-    """The expression found, as text that the library reads again."""
+    """Return the expression that was found, as text that the library can read again."""
     found = _library().parse(output)
     return str(found[-1]) if found else None
 

@@ -1,12 +1,17 @@
-"""`rank`: which choice does the model find likeliest? No output is written, so nothing can be unextractable.
+"""`rank`: take the choice that the model finds likeliest. No text is generated, so no answer is unextractable.
 
-Each choice is scored by the log-likelihood of its text behind a context, summed over its tokens (`raw`), and by that sum
-divided by the characters of the choice (`normalised`), as `acc` and `acc_norm` of lm-eval are (lm_eval/api/task.py). The raw
-one decides `outcome`; the other stands beside it. The first of equals wins.
+Each choice is scored by the log-likelihood of its text given a context, summed over its tokens (`raw`), and by that sum
+divided by the number of characters of the choice (`normalised`), as lm-eval does for `acc` and `acc_norm`
+(lm_eval/api/task.py). The raw score decides the outcome; the result holds both. The first of equal choices wins.
 
-Contexts are plain, without a template: "Question: {question}\\nAnswer:" and " {choice}"; a text to be continued is its own
-context; where a blank is to be filled, the context is the text up to and with the choice, and the rest is what is scored
-(lm-eval's WinoGrande). Prompts of lm-eval differ from task to task: to compare with its tables, run lm-eval itself.
+Contexts use no template. There are three forms:
+
+- A question: the context is "Question: {question}\\nAnswer:", the text " {choice}".
+- A text to continue: the context is this text.
+- A text with a blank: the context is the text up to the blank and the choice, and the rest is scored (as in lm-eval's
+  WinoGrande). "The cup broke because _ was thin." with the choice "it" scores " was thin." after "The cup broke because it".
+
+lm-eval's prompts differ from task to task. To compare with its tables, run lm-eval itself.
 """
 
 from __future__ import annotations
@@ -22,17 +27,17 @@ from graft.evaluation.tasks.base import Record, Task
 
 @dataclass(frozen=True)
 class Continuation:
-    """A text whose likelihood behind a context is wanted."""
+    """A context and the text to score after it."""
 
     context: str
     text: str
     characters: int
-    """By which the log-likelihood is normalised: those of the choice."""
+    """Characters of the choice, by which the normalised log-likelihood is divided."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What the likelihoods say."""
+    """The judgements on the choice of highest log-likelihood, and of highest log-likelihood per character."""
 
     raw: Judgement
     normalised: Judgement
@@ -40,7 +45,7 @@ class Ranking:
 
 @dataclass(frozen=True, kw_only=True)
 class RankProtocol(Protocol):
-    """Score choices by likelihood."""
+    """A protocol that scores choices by likelihood."""
 
     scoring: ClassVar[Literal["output", "likelihood"]] = "likelihood"
 
@@ -57,7 +62,7 @@ class RankProtocol(Protocol):
         }
 
     def continuations(self, task: Task, record: Record) -> list[Continuation]:
-        """One per choice. Raises `GraftError` for a record whose choices could not be read from its instruction."""
+        """Return one continuation per choice. Raises `GraftError` if the choices cannot be read from the instruction."""
         if len(record.choices) < 2:
             raise GraftError(f"{record.where}: its choices cannot be told apart, so they cannot be ranked")
         return [self._continuation(task, record, choice) for choice in record.choices]
@@ -70,13 +75,16 @@ class RankProtocol(Protocol):
             return Continuation(f"{record.instruction}\nAnswer:", f" {choice}", size)
         if task.ranking == "question":
             return Continuation(f"Question: {record.question}\nAnswer:", f" {choice}", size)
-        before, blank, behind = record.question.partition("_")
-        if not blank or not behind.strip():
-            raise GraftError(f"{record.where}: there is no blank _ with words behind it")
-        return Continuation(before + choice, f" {behind.strip()}", size)
+        before, blank, after = record.question.partition("_")
+        if not blank or not after.strip():
+            raise GraftError(f"{record.where}: there is no blank _ with words after it")
+        return Continuation(before + choice, f" {after.strip()}", size)
 
     def rank(self, task: Task, record: Record, likelihoods: Sequence[float | None]) -> Ranking:
-        """likelihoods: log-likelihood of each continuation in nats; None where it does not fit into the context."""
+        """Choose by likelihood and judge the choice.
+
+        likelihoods: log-likelihood of each continuation in nats; None if it does not fit into the context.
+        """
         sizes = [continuation.characters for continuation in self.continuations(task, record)]
         known = [value for value in likelihoods if value is not None]
         if len(known) < len(likelihoods):

@@ -1,11 +1,11 @@
-"""`strict`: the answer that the model ends with, or says it gives; no letter or number picked up on the way there.
+"""`strict`: the answer that the model states, or that its output ends with. Letters and numbers elsewhere do not count.
 
-- Prompt: the template that the adapter was trained with. Decoding: greedy, ended by the end of the sequence.
-- Numbers: the last number, read as people write them (`graft.evaluation.answers`: 1,234 and $5 and 3-5), right within 0.001.
-- Choices: what follows the last "answer is" or "answer:"; without these words, an output that begins with the label and a
-  bracket, stop or line end ("(B) 23", "answer2."), or whose last line is the label. Letters must be capitals ("the answer is
-  a number" chooses nothing); other labels may be written either way. A label is never part of a longer word.
-- Classes whose names are not known beforehand: the output as a whole, case and white space aside.
+- Prompt: the template that the adapter was trained with. Decoding: greedy, up to the end of the sequence.
+- Numbers: the last number, as people write them (`graft.evaluation.answers` reads 1,234 and $5 and 3-5), right within 0.001.
+- Choices: the label after the last "answer is" or "answer:". Without these words, the label at the start of the output if a
+  bracket, punctuation mark or line end follows it ("(B) 23", "answer2."), or the label as the last line. Letters must be
+  capitals ("the answer is a number" chooses nothing); other labels may have any case. A label is never part of a longer word.
+- Classes with names that are not known in advance: the whole output, ignoring case and white space.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def near(gold: str, extracted: str) -> bool:
 
 
 def choice(output: str, task: Task) -> str | None:
-    """The label that an output chooses."""
+    """Return the label that an output chooses, or None."""
     if not task.labels:
         return normalised(output) or None
     one = "|".join(re.escape(label) for label in sorted(task.labels, key=len, reverse=True))

@@ -1,6 +1,6 @@
-"""The benchmarks: one file each, with one raw example at its top. The registry below is the only list of them.
+"""The benchmarks: one file each, with a raw example at its top. The registry below is the only list of them.
 
-Names are those of the folders of LLM-Adapters; capitals and dashes do not matter when asking.
+The names are those of the folders of LLM-Adapters. Lookups ignore case, dashes, underscores and spaces.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "glue": tuple(task.name for task in classification.GLUE),
     "all": tuple(task.name for task in (*_ARITHMETIC, *_COMMONSENSE)),
 }
-"""Names for several tasks. Half of arithmetic-6 is contaminated: MAWPS, which LLM-Adapters trains on, holds near-copies."""
+"""Names for several tasks. Half of arithmetic-6 is contaminated: LLM-Adapters trains on MAWPS, which holds near-copies."""
 
 _ALSO = {"siqa": "social_i_qa", "obqa": "openbookqa"}
 
@@ -55,22 +55,27 @@ __all__ = ["GROUPS", "TASKS", "Record", "Task", "get", "select"]
 
 
 def get(name: str) -> Task:
-    """A task by its name. Raises `GraftError` with the nearest name."""
+    """Return a task by name. Raises `GraftError` with the nearest name for an unknown one."""
     plain = {_plain(known): task for known, task in TASKS.items()}
     plain |= {other: TASKS[known] for other, known in _ALSO.items()}
     if _plain(name) not in plain:
-        raise GraftError(f"unknown task '{name}'.{_nearest(name, TASKS)} There are: {', '.join(TASKS)}")
+        raise GraftError(f"unknown task '{name}'.{_nearest(name, TASKS)} The tasks are: {', '.join(TASKS)}")
     return plain[_plain(name)]
 
 
 def select(names: str | Iterable[str]) -> list[Task]:
-    """Tasks by their names and those of groups ("arithmetic,boolq"), each once, in the order given."""
+    """Return tasks by the names of tasks and groups ("arithmetic,boolq"), each once, in the given order.
+
+    Raises `GraftError` with the nearest name for an unknown one.
+    """
     wanted = names.split(",") if isinstance(names, str) else names
     found: dict[str, Task] = {}
     for name in (name.strip() for name in wanted):
         if name not in GROUPS and _plain(name) not in {_plain(known) for known in (*TASKS, *_ALSO)}:
             known = (*GROUPS, *TASKS)
-            raise GraftError(f"unknown task or group '{name}'.{_nearest(name, known)} There are: {', '.join(known)}")
+            raise GraftError(
+                f"unknown task or group '{name}'.{_nearest(name, known)} The groups and tasks are: {', '.join(known)}"
+            )
         for each in GROUPS.get(name) or (name,):
             task = get(each)
             found[task.name] = task
@@ -82,7 +87,7 @@ def _plain(name: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """Nearness that does not see capitals."""
+    """Suggest the nearest known name, ignoring case."""
     plain = {each.casefold(): each for each in known}
     found = nearest(name.casefold(), plain)
     return f" Did you mean '{plain[found]}'?" if found else ""

@@ -1,4 +1,4 @@
-"""ARC: science questions of school examinations (Clark et al. 2018, arXiv 1803.05457). Test splits: Easy 2,376, Challenge 1,172.
+"""ARC: science questions from school examinations (Clark et al. 2018, arXiv 1803.05457). Test splits: Easy 2,376, Challenge 1,172.
 
 One raw row (allenai/ai2_arc), with three to five choices lettered or numbered:
 
@@ -8,12 +8,12 @@ One raw row (allenai/ai2_arc), with three to five choices lettered or numbered:
 """
 
 from graft.data.file_readers import Row
-from graft.evaluation.tasks.base import Asked, Task
+from graft.evaluation.tasks.base import ParsedRow, Task
 from graft.evaluation.tasks.multiple_choice import ANSWERS, keyed
-from graft.evaluation.tasks.rows import Hub
+from graft.evaluation.tasks.sources import Hub
 
 
-def convert(row: Row) -> Asked:
+def convert(row: Row) -> ParsedRow:
     return keyed(row, row["question"])
 
 

@@ -1,8 +1,8 @@
-"""What a benchmark is: where its rows are, how a row becomes a record, what kind of answer it wants.
+"""The base classes of benchmarks: where the rows are, how a row becomes a record, and which kind of answer is right.
 
-A task file gives these facts and one raw example; everything else is here and in the protocols. A record holds the text
-that a model is asked (for the LLM-Adapters sets the instruction as that paper published it, whichever source it comes
-from), the question and choices it is made of, and the right answer.
+A task file states these facts and shows one raw example; everything else is here and in the protocols. A record holds the
+text that a model is asked, the question and the choices in it, and the right answer. For the sets of LLM-Adapters the text is
+the instruction that was published, whatever source the row comes from.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from typing import Any, Literal
 
 from graft.data.file_readers import Row, rows_of
 from graft.errors import GraftError
-from graft.evaluation.tasks.rows import Hub, find, rows
+from graft.evaluation.tasks.sources import Hub, find, read_rows
 from graft.evaluation.tasks.wording import Wording
 
 AnswerKind = Literal["number", "letter", "label", "class", "score", "text"]
-"""A number; the letter of a choice; a choice's label ("answer1"); a class's name; a number to be correlated; free text."""
+"""number; letter of a choice; label of a choice ("answer1"); name of a class; score, a number to correlate; free text."""
 
 RankForm = Literal["question", "continuation", "blank", "instruction"]
-"""How ranking asks: as a question; by continuing the text; by filling the blank _ and continuing behind it; the instruction."""
+"""What comes before a choice in ranking: the question; the text to continue; the text up to a blank _; the instruction."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a raw row says, before it is worded."""
+class ParsedRow:
+    """The parts of a raw row."""
 
     question: str
     gold: Any
-    """The right answer; for choices the label. None or empty: the row has none."""
+    """The right answer; for choices its label. None or empty: the row has no answer."""
     choices: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     instruction: str | None = None
-    """The whole text, where the row has it; else it is worded from the parts."""
+    """The whole instruction, if the row has it; else it is written from the parts."""
 
 
-def asked_in(instruction: str, gold: Any, wording: Wording | None) -> Asked:
-    """The parts of a worded instruction; where it is worded otherwise, the whole is the question, without choices."""
+def parse_instruction(instruction: str, gold: Any, wording: Wording | None) -> ParsedRow:
+    """Split an instruction into its parts. If it does not fit the wording, all of it is the question, without choices."""
     read = wording.read(instruction) if wording is not None else None
     question, choices = read if read is not None else (instruction, ())
-    return Asked(question, gold, choices, instruction=instruction)
+    return ParsedRow(question, gold, choices, instruction=instruction)
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class Record:
     row: int
     """Row in that source, from 1."""
     instruction: str
-    """What the model is asked."""
+    """The text that the model is asked."""
     question: str
-    """The same without the listed choices."""
+    """The instruction without the listed choices."""
     choices: tuple[str, ...]
-    """Texts of the choices; the labels are the first ones of the task's."""
+    """Texts of the choices. Their labels are the first ones of the task's labels."""
     gold: str
     references: tuple[str, ...] = ()
-    """All right texts, where answers are free text."""
+    """All right texts, if answers are free text."""
 
     @property
     def where(self) -> str:
-        """The row in words, for messages to the user."""
+        """Source and row, for messages to the user."""
         return f"{self.source}, row {self.row}"
 
 
@@ -76,70 +76,73 @@ class Task:
 
     name: str
     answer: AnswerKind
-    convert: Callable[[Row], Asked]
-    """An upstream row to its parts. A missing column may raise KeyError."""
+    convert: Callable[[Row], ParsedRow]
+    """Splits a row of the original data set into its parts. It may raise KeyError for a missing column."""
     hub: Hub | None = None
     files: tuple[str, ...] = ()
-    """Where a folder of sets may hold it, besides <name>/test.json."""
+    """Paths in a folder of sets where the file may be, besides <name>/test.json."""
     wording: Wording | None = None
-    """How choices stand in the instruction; None: the question is the instruction."""
+    """How the instruction lists the choices; None: the question is the instruction."""
     metrics: tuple[str, ...] = ()
-    """Of classification: f1 (of the last class where there are two, else the mean over classes), matthews, pearson, spearman."""
+    """Further scores: f1 (of the last class if there are two, else the mean over classes), matthews, pearson, spearman."""
     ranking: RankForm = "question"
     reader: Callable[[Path], list[Row]] = rows_of
-    """Reads a file of an odd layout."""
+    """Reads the task's file; a task with an unusual format has its own."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The answers that a model can choose from; empty where answers are open."""
+        """The answers that a model can choose from; empty if answers are open."""
         return self.wording.labels if self.wording is not None else ()
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Files below a folder of sets, in the order in which they are looked for."""
+        """Paths in a folder of sets, in the order in which they are looked for."""
         return (f"{self.name}/test.json", *self.files)
 
     def find(self, folder: str | Path) -> Path | None:
-        """The task's file in a folder of sets, or None."""
+        """Return the task's file in a folder of sets, or None."""
         return find(Path(folder), self.places)
 
     def load(self, data: str | Path | None = None, limit: int | None = None) -> list[Record]:
-        """The records: from a file, a folder of sets, or (None) the hub.
+        """Load the first `limit` records (None: all) from a file, a folder of sets, or, without `data`, the hub.
 
-        Raises `GraftError` for a folder without the file (naming what was looked for), for missing columns, and for a row
-        without an answer or with one that the task does not know, with the row number.
+        Raises `GraftError` for a folder without the file (naming the paths that were tried), for missing columns, and, naming
+        the row, for a row without an answer or with an answer that the task does not know.
         """
-        source, found = rows(self.name, data, self.places, self.hub, self.reader)
+        source, found = read_rows(self.name, data, self.places, self.hub, self.reader)
         if self.answer == "text":
-            return _grouped([self.record(row, source, number) for number, row in enumerate(found, start=1)])[:limit]
+            return _group_references([self.record(row, source, number) for number, row in enumerate(found, start=1)])[
+                :limit
+            ]
         return [self.record(row, source, number) for number, row in enumerate(found[:limit], start=1)]
 
     def record(self, row: Mapping[str, Any], source: str, number: int) -> Record:
-        """One row as a record."""
+        """Turn one row into a record. Raises `GraftError` as `load` does."""
         where = f"{source}, row {number}"
         try:
-            asked = self._published(row) if "instruction" in row else self.convert(dict(row))
+            parsed = self._published(row) if "instruction" in row else self.convert(dict(row))
         except (KeyError, IndexError, TypeError, AttributeError) as error:
+            # A row of another data set fails in `convert` in any of these ways.
             what = f"it has no column {error}" if isinstance(error, KeyError) else f"{type(error).__name__}, {error}"
             raise GraftError(
                 f"{where} is not a row of '{self.name}': {what}; its columns are {', '.join(row)}"
             ) from error
-        gold = "" if asked.gold is None else str(asked.gold).strip()
+        gold = "" if parsed.gold is None else str(parsed.gold).strip()
         if not gold:
             raise GraftError(f"{where}: there is no answer")
-        if not asked.question.strip():
+        if not parsed.question.strip():
             raise GraftError(f"{where}: there is no question")
         self._check(gold, where)
-        worded = self.wording.write(asked.question, asked.choices) if self.wording is not None else asked.question
-        instruction = worded if asked.instruction is None else asked.instruction
-        return Record(self.name, source, number, instruction, asked.question, asked.choices, gold, asked.references)
+        worded = self.wording.write(parsed.question, parsed.choices) if self.wording is not None else parsed.question
+        instruction = worded if parsed.instruction is None else parsed.instruction
+        return Record(self.name, source, number, instruction, parsed.question, parsed.choices, gold, parsed.references)
 
-    def _published(self, row: Mapping[str, Any]) -> Asked:
-        """A row of LLM-Adapters: {"instruction", "input", "output", "answer"}; `output` is another model's answer."""
-        return asked_in(row["instruction"], row.get("answer"), self.wording)
+    def _published(self, row: Mapping[str, Any]) -> ParsedRow:
+        """Parse a row of LLM-Adapters, {"instruction", "input", "output", "answer"}. Its `output` is another model's answer."""
+        return parse_instruction(row["instruction"], row.get("answer"), self.wording)
 
     def _check(self, gold: str, where: str) -> None:
-        """Raises `GraftError` for an answer that cannot be right or wrong."""
+        """Raise `GraftError` if the right answer is not of the task's kind."""
         if self.answer in ("number", "score"):
             if not _is_number(gold):
                 raise GraftError(f"{where}: the answer of '{self.name}' is a number; given {gold!r}")
@@ -154,8 +157,8 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _grouped(records: Sequence[Record]) -> list[Record]:
-    """Free text has a row per reference: rows of one question become one record."""
+def _group_references(records: Sequence[Record]) -> list[Record]:
+    """Join the rows of one question. Data sets of free text have a row per reference."""
     found: dict[str, Record] = {}
     for record in records:
         known = found.get(record.instruction)

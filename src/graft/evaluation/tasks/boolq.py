@@ -4,19 +4,19 @@ One raw row (google/boolq):
 
     {"question": "does ethanol take more energy make that produces", "answer": false, "passage": "All biomass goes through ..."}
 
-LLM-Adapters asks without the passage: what is measured is what the model knows, not what it can read.
+LLM-Adapters asks without the passage, so the score measures what the model knows, not what it can read.
 """
 
 from graft.data.file_readers import Row
-from graft.evaluation.tasks.base import Asked, Task
-from graft.evaluation.tasks.rows import Hub
+from graft.evaluation.tasks.base import ParsedRow, Task
+from graft.evaluation.tasks.sources import Hub
 from graft.evaluation.tasks.wording import FixedChoices
 
 CHOICES = ("true", "false")
 
 
-def convert(row: Row) -> Asked:
-    return Asked(row["question"], None if row["answer"] is None else str(row["answer"]).lower(), CHOICES)
+def convert(row: Row) -> ParsedRow:
+    return ParsedRow(row["question"], None if row["answer"] is None else str(row["answer"]).lower(), CHOICES)
 
 
 TASK = Task(

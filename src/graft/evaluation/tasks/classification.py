@@ -5,9 +5,9 @@ One raw row (SST-2/dev.tsv, and nyu-mll/glue on the hub, where the label is a nu
     sentence	label
     it 's a charming and often affecting journey . 	1
 
-The texts are the columns `sentence`, `text`, `sentence1` and `sentence2`, ... that a row has. CoLA's files have no header:
-source, label, the author's mark, sentence. `classification` is any file of that kind whose labels are words. Labels of the
-hidden test splits are -1: such rows have no answer.
+The texts of a row are its columns `sentence`, `text`, `sentence1`, `sentence2` and so on. CoLA's files have no header; their
+columns are source, label, the author's mark and sentence. The task `classification` reads any file of this form that has words
+as labels. The label -1, in the hidden test splits, means that the row has no answer.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from graft.data.file_readers import Row, rows_of
-from graft.evaluation.tasks.base import Asked, Task
-from graft.evaluation.tasks.rows import Hub
+from graft.evaluation.tasks.base import ParsedRow, Task
+from graft.evaluation.tasks.sources import Hub
 from graft.evaluation.tasks.wording import FixedChoices
 
 _TEXTS = ("sentence", "text", "question", "question1", "question2", "premise", "hypothesis", "sentence1", "sentence2",
@@ -27,14 +27,14 @@ _LABELS = ("label", "gold_label", "score", "is_duplicate", "Quality")
 _ENTAILMENT = ("entailment", "not entailment")
 
 
-def convert(row: Row, classes: tuple[str, ...] = ()) -> Asked:
-    """The texts, with the names of their columns where there are several, and the class by its name."""
+def convert(row: Row, classes: tuple[str, ...] = ()) -> ParsedRow:
+    """Parse a row: its texts, with the names of their columns if there are several, and the name of its class."""
     texts = [(name, row[name]) for name in row if name in _TEXTS]
     if not texts:
         raise KeyError(" or ".join(_TEXTS))
     label = next((row[name] for name in _LABELS if name in row), None)
     question = texts[0][1] if len(texts) == 1 else "\n".join(f"{name}: {text}" for name, text in texts)
-    return Asked(question, _class_name(label, classes), classes)
+    return ParsedRow(question, _class_name(label, classes), classes)
 
 
 def _class_name(label: object, classes: tuple[str, ...]) -> str | None:
@@ -45,7 +45,7 @@ def _class_name(label: object, classes: tuple[str, ...]) -> str | None:
 
 
 def headless_rows(file: Path, columns: tuple[str, ...]) -> list[Row]:
-    """Rows of a TSV file without a header; a file that has one (the columns are named there) is read as usual."""
+    """Read the rows of a TSV file without a header. A file that has one is read as usual."""
     if file.suffix.lower() != ".tsv":
         return rows_of(file)
     with open(file, encoding="utf-8-sig", newline="") as lines:
@@ -58,7 +58,7 @@ def headless_rows(file: Path, columns: tuple[str, ...]) -> list[Row]:
 def _glue(
     name: str, folder: str, classes: tuple[str, ...], *metrics: str, dev: str = "dev", split: str = "validation"
 ) -> Task:
-    """A set of GLUE: its file in the official download is <folder>/dev.tsv."""
+    """Define a set of GLUE. In the official download its file is <folder>/<dev>.tsv."""
     listed = FixedChoices(
         "", lead="Please choose the correct class.\n\n", tail=f"\n\nAnswer format: {'/'.join(classes)}", choices=classes
     )

@@ -1,27 +1,27 @@
-"""E2E NLG: say in a sentence what a list of facts about a restaurant says (Novikova et al. 2017, arXiv 1706.09254).
+"""E2E NLG: write a sentence that states a list of facts about a restaurant (Novikova et al. 2017, arXiv 1706.09254).
 
-One raw row (testset_w_refs.csv); the 4,693 rows of the test set are references to 630 meaning representations:
+One raw row (testset_w_refs.csv). The 4,693 rows of the test set are references for 630 meaning representations:
 
     "mr","ref"
     "name[Blue Spice], eatType[coffee shop], area[city centre]","A coffee shop in the city centre area called Blue Spice."
 
-Rows with all references of one meaning, {"mr": .., "refs": [..]}, are read too, and so are those that name it `context`, the
-form in which LoRA's authors trained on it: "name : Blue Spice | Type : coffee shop | area : city centre".
+Rows with all references of one meaning, {"mr": .., "refs": [..]}, can be read too. So can rows with a column `context`, the
+form in which the authors of LoRA trained: "name : Blue Spice | Type : coffee shop | area : city centre".
 """
 
 from graft.data.file_readers import Row
-from graft.evaluation.tasks.base import Asked, Task
-from graft.evaluation.tasks.rows import Hub
+from graft.evaluation.tasks.base import ParsedRow, Task
+from graft.evaluation.tasks.sources import Hub
 
 _MEANINGS = ("mr", "context", "meaning_representation")
 _REFERENCES = ("refs", "ref", "human_reference")
 
 
-def convert(row: Row) -> Asked:
+def convert(row: Row) -> ParsedRow:
     meaning = next(row[name] for name in _MEANINGS if name in row)
     given = next(row[name] for name in _REFERENCES if name in row)
     references = tuple(given) if isinstance(given, list) else (given,)
-    return Asked(meaning, references[0], references=references)
+    return ParsedRow(meaning, references[0], references=references)
 
 
 TASK = Task(

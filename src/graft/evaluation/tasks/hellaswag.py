@@ -1,4 +1,4 @@
-"""HellaSwag: how does it go on (Zellers et al. 2019, arXiv 1905.07830). 10,042 questions, the validation split.
+"""HellaSwag: choose the ending of a short scene (Zellers et al. 2019, arXiv 1905.07830). 10,042 questions, the validation split.
 
 One raw row (Rowan/hellaswag):
 
@@ -8,14 +8,14 @@ One raw row (Rowan/hellaswag):
 """
 
 from graft.data.file_readers import Row
-from graft.evaluation.tasks.base import Asked, Task
-from graft.evaluation.tasks.rows import Hub
+from graft.evaluation.tasks.base import ParsedRow, Task
+from graft.evaluation.tasks.sources import Hub
 from graft.evaluation.tasks.wording import Wording
 
 
-def convert(row: Row) -> Asked:
+def convert(row: Row) -> ParsedRow:
     label = str(row["label"]).strip()  # empty in the test split, which has no answers
-    return Asked(
+    return ParsedRow(
         f"{row['activity_label']}: {row['ctx']}", f"ending{int(label) + 1}" if label else None, tuple(row["endings"])
     )
 

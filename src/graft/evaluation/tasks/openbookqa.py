@@ -1,4 +1,4 @@
-"""OpenBookQA: elementary science, a fact and common knowledge put together (Mihaylov et al. 2018, arXiv 1809.02789). 500 test questions.
+"""OpenBookQA: science questions that combine a fact with common knowledge (Mihaylov et al. 2018, arXiv 1809.02789). 500 test questions.
 
 One raw row (allenai/openbookqa, main):
 
@@ -7,12 +7,12 @@ One raw row (allenai/openbookqa, main):
 """
 
 from graft.data.file_readers import Row
-from graft.evaluation.tasks.base import Asked, Task
+from graft.evaluation.tasks.base import ParsedRow, Task
 from graft.evaluation.tasks.multiple_choice import ANSWERS, keyed
-from graft.evaluation.tasks.rows import Hub
+from graft.evaluation.tasks.sources import Hub
 
 
-def convert(row: Row) -> Asked:
+def convert(row: Row) -> ParsedRow:
     return keyed(row, row["question_stem"])
 
 

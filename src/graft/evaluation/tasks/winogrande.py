@@ -1,4 +1,4 @@
-"""WinoGrande: whom or what a blank means (Sakaguchi et al. 2020, arXiv 1907.10641). 1,267 questions, the validation split.
+"""WinoGrande: choose what fills a blank (Sakaguchi et al. 2020, arXiv 1907.10641). 1,267 questions, the validation split.
 
 One raw row (allenai/winogrande, winogrande_xl):
 
@@ -7,14 +7,14 @@ One raw row (allenai/winogrande, winogrande_xl):
 """
 
 from graft.data.file_readers import Row
-from graft.evaluation.tasks.base import Asked, Task
-from graft.evaluation.tasks.rows import Hub
+from graft.evaluation.tasks.base import ParsedRow, Task
+from graft.evaluation.tasks.sources import Hub
 from graft.evaluation.tasks.wording import Wording
 
 
-def convert(row: Row) -> Asked:
+def convert(row: Row) -> ParsedRow:
     gold = f"option{row['answer']}" if row["answer"] else None
-    return Asked(row["sentence"], gold, (row["option1"], row["option2"]))
+    return ParsedRow(row["sentence"], gold, (row["option1"], row["option2"]))
 
 
 TASK = Task(

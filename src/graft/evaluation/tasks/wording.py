@@ -1,11 +1,11 @@
-"""How a question and its choices stand in one instruction, written and read back.
+"""Write a question and its choices as one instruction, and read them back from it.
 
-LLM-Adapters (arXiv 2304.01933) stores its sets as finished instructions, such as
+LLM-Adapters (arXiv 2304.01933) stores its sets as complete instructions, such as
 
     Please choose the correct answer to the question: {question}\\n\\nAnswer1: {..} Answer2: {..}\\n\\nAnswer format: answer1/answer2
 
-A `Wording` holds the fixed parts of such a text, so that upstream rows become the published instruction, and a published
-instruction gives back the question and the choices that ranking needs.
+A `Wording` holds the fixed parts of such a text. With it, rows of the original data sets become the published instruction, and
+a published instruction yields the question and the choices, which ranking needs.
 """
 
 from __future__ import annotations
@@ -18,38 +18,39 @@ class Wording:
     """The fixed parts of an instruction."""
 
     marks: str
-    """One character per possible choice: "12345" or "ABCDE"; they take the place of {} below."""
+    """One character per possible choice, "12345" or "ABCDE". They replace {} in `label` and `mark`."""
     label: str = "{}"
-    """What the model is to answer for a choice."""
+    """The answer that stands for a choice."""
     lead: str = ""
-    """Before the question."""
+    """Text before the question."""
     intro: str = "\n\n"
-    """Between the question and the first choice."""
+    """Text between the question and the first choice."""
     mark: str = "{}: "
-    """Before each choice."""
-    joint: str = " "
-    """Between choices."""
+    """Text before each choice."""
+    separator: str = " "
+    """Text between choices."""
     tail: str = ""
-    """Behind the last choice; {} stands for the labels, joined by "/"."""
-    otherwise: Wording | None = None
-    """How some instructions of the set are worded instead; they are read so, never written."""
+    """Text after the last choice. {} is replaced by the labels, joined by "/"."""
+    alternative: Wording | None = None
+    """Another wording that some instructions of the set have. It is used for reading only."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """All answers that the set knows, of which a question may use the first few."""
+        """All labels of the set. A question with fewer choices uses the first ones."""
         return tuple(self.label.format(mark) for mark in self.marks)
 
     def write(self, question: str, choices: tuple[str, ...]) -> str:
-        """The instruction."""
+        """Return the instruction."""
         marked = [self.mark.format(mark) + choice for mark, choice in zip(self.marks, choices, strict=False)]
-        return self.lead + question + self.intro + self.joint.join(marked) + self._tail(len(choices))
+        return self.lead + question + self.intro + self.separator.join(marked) + self._tail(len(choices))
 
     def read(self, instruction: str) -> tuple[str, tuple[str, ...]] | None:
-        """(question, choices) such that `write` gives the instruction back; None where it is worded in no known way."""
+        """Return the (question, choices) from which `write` makes this instruction; None if it has another wording."""
         found = self._read(instruction)
-        return self.otherwise.read(instruction) if found is None and self.otherwise is not None else found
+        return self.alternative.read(instruction) if found is None and self.alternative is not None else found
 
     def _read(self, instruction: str) -> tuple[str, tuple[str, ...]] | None:
+        # Search for the first choice from the end, because the question itself may contain the same words.
         first = instruction.rfind(self.intro + self.mark.format(self.marks[0]))
         if first < 0 or not instruction.startswith(self.lead):
             return None
@@ -57,11 +58,11 @@ class Wording:
         rest = rest[len(self.mark.format(self.marks[0])) :]
         choices = []
         for mark in self.marks[1:]:
-            choice, found, behind = rest.partition(self.joint + self.mark.format(mark))
+            choice, found, after = rest.partition(self.separator + self.mark.format(mark))
             if not found:
                 break
             choices.append(choice)
-            rest = behind
+            rest = after
         tail = self._tail(len(choices) + 1)
         if not rest.endswith(tail):
             return None
@@ -73,7 +74,7 @@ class Wording:
 
 @dataclass(frozen=True)
 class FixedChoices(Wording):
-    """The choices are the same for every question and are not listed: true or false."""
+    """A wording of questions that all have the same choices, such as true and false, which are not listed."""
 
     choices: tuple[str, ...] = ()
 

@@ -1,1 +1,1 @@
-"""Functions that the harness's task files name."""
+"""Task definitions for lm-eval (the YAML files) and the functions that they name."""

@@ -1,4 +1,7 @@
-"""What the tasks in this folder are made of: rows, prompt and scores of Graft's own benchmarks, in lm-eval's form."""
+"""The functions of this folder's tasks: rows, prompt and scoring of Graft's benchmarks in the form that lm-eval expects.
+
+lm-eval's definition of a task includes the source of `prompt` and `judge`. Any change of their text changes the protocol hash.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from graft.evaluation.protocols.llm_adapters import PROMPT
 
 
 def load(name: str, data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The test split. `data` is the folder of the files, from lm-eval's --metadata; None: the hub."""
+    """Load the test split. data: the folder of the files, from lm-eval's --metadata; None: the hub."""
     records = tasks.get(name).load(data)
     rows = [{"task": name, "question": record.instruction, "gold": record.gold} for record in records]
     return {"test": datasets.Dataset.from_list(rows)}

@@ -1,7 +1,4 @@
-"""Where the rows of a test set are: a folder that holds files of several sets, one file, or the hub.
-
-Rows are read by the readers of the data room; here is only which file it is.
-"""
+"""Find the rows of a test set in a folder of sets, in one file, or on the hub."""
 
 from __future__ import annotations
 
@@ -20,34 +17,37 @@ class Hub:
 
     path: str
     split: str
-    """As `datasets` takes it: "test", or "train+test"."""
+    """The split, as `datasets` expects it: "test", or "train+test"."""
     name: str | None = None
-    """Its configuration."""
+    """The configuration of the data set."""
     revision: str | None = None
-    """A branch, where the main one cannot be read: "refs/convert/parquet" holds the hub's own copy as plain data."""
+    """A branch to use if the main one cannot be read. "refs/convert/parquet" is the hub's own copy as Parquet files."""
 
 
 def find(folder: Path, files: Sequence[str]) -> Path | None:
-    """The first of these files that the folder, or the folder itself as one of its sets, holds."""
+    """Return the first of these files in a folder of sets. The folder may also be that of the set itself.
+
+    For "gsm8k/test.json", both the folder that holds gsm8k/ and the folder gsm8k/ are accepted.
+    """
     inner = [file.partition("/")[2] for file in files if file.partition("/")[0] == folder.name]
     return next((folder / file for file in (*files, *filter(None, inner)) if (folder / file).is_file()), None)
 
 
-def rows(
+def read_rows(
     task: str,
     data: str | Path | None,
     files: Sequence[str],
     hub: Hub | None,
     reader: Callable[[Path], list[Row]] = rows_of,
 ) -> tuple[str, list[Row]]:
-    """The source in words, and its rows.
+    """Read the rows of a test set. Returns (name of the source, rows).
 
-    data: a file, a folder in which `files` are looked for, or None for the hub. Raises `GraftError` for a folder that holds
-    none of the files, naming them, for a set that the hub does not have, and for a source without rows.
+    data: a file, a folder in which `files` are looked for, or None for the hub. Raises `GraftError` for a folder without any
+    of the files, for a set that is not on the hub or cannot be read from it, and for a source without rows.
     """
     if data is None:
         if hub is None:
-            raise GraftError(f"'{task}' is not known on the hub: name its folder or file with --data")
+            raise GraftError(f"'{task}' is not on the hub: name its folder or file with --data")
         source, found = f"{hub.path} ({hub.split})", _hub_rows(task, hub)
     else:
         path = _file(task, Path(data).expanduser(), files)

@@ -9,7 +9,7 @@ import pytest
 
 from graft.data.overlap import Question
 from graft.errors import GraftError
-from graft.evaluation.questions import questions_against
+from graft.evaluation.overlaps import questions_against
 from graft.evaluation.tasks import GROUPS
 
 ROW = {"instruction": "How many boxes? ", "input": "", "output": "", "answer": "7"}
