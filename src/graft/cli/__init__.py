@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-import graft
 from graft.errors import GraftError
+from graft.version import __version__
 
 _PANELS = {
     "Start": ("quickstart", "init"),
@@ -62,7 +62,7 @@ def build() -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"graft {graft.__version__}")
+        typer.echo(f"graft {__version__}")
         raise typer.Exit
 
 

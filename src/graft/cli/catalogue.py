@@ -97,16 +97,16 @@ def pages() -> dict[str, str]:
 
 
 def _overview() -> str:
-    import graft.architectures.language
+    from graft.architectures import language
 
-    language = inspect.cleandoc(graft.architectures.language.__doc__ or "").split("\n\n")[1]
+    sites = inspect.cleandoc(language.__doc__ or "").split("\n\n")[1]  # the second paragraph lists the site names
     header = ("kind", "what it is", "sites", "identity", "folds", "needs", "source")
     rows = [
         (f"[`{c.kind}`]({c.kind}.md)", c.summary, c.sites, c.identity, c.folds, c.needs and f"`{c.needs}`", c.source)
         for c in cards()
     ]
     table = [_row(header), _row(["---"] * len(header)), *(_row(row) for row in rows)]
-    return "\n".join([_INTRODUCTION.format(sites=inspect.cleandoc(language)), *table]) + "\n"
+    return "\n".join([_INTRODUCTION.format(sites=inspect.cleandoc(sites)), *table]) + "\n"
 
 
 def _page_of(kind: str) -> str:

@@ -44,14 +44,14 @@ def environment() -> dict[str, Any]:
     """Return the facts as plain values."""
     import torch
 
-    import graft
     from graft.kernels import described
     from graft.runs.folder import LOCKED
+    from graft.version import __version__
 
     cuda = torch.cuda.is_available()
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())] if cuda else []
     return {
-        "graft": graft.__version__,
+        "graft": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": {

@@ -57,9 +57,9 @@ def command(
     If the format cannot hold the adapter, nothing is written and the message says why.
     """
     model, name = _attached(source, base, use, any_base, device, dtype)
-    import graft
+    from graft.formats import exporting
 
-    for note in graft.export(model, name, to, format=format, serving=serving, convert=convert, svd=svd):
+    for note in exporting.export(model, name, to, format=format, serving=serving, convert=convert, svd=svd):
         typer.echo(f"note: {note}")
     written = sorted(path.name for path in to.iterdir())
     typer.echo(f"{source} -> {to} ({format}: {', '.join(written)})")
@@ -78,7 +78,7 @@ def _attached(
     if base is None:
         raise GraftError(f"{source} is not a run folder: name the adapter's base with --base")
     model = load_plain_base(base, device, dtype)
-    import graft
+    from graft.formats.loading import load
 
-    graft.load(model, source, name="adapter", any_base=any_base)
+    load(model, source, name="adapter", any_base=any_base)
     return model, "adapter"

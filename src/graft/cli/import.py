@@ -38,13 +38,16 @@ def command(
     if to.exists() and any(to.iterdir()):
         raise GraftError(f"{to} is not empty: name a new folder")
     model = load_plain_base(base, device, dtype)
-    import graft
+    from graft.attaching.saving import save
+    from graft.attaching.summary import summary
+    from graft.formats.loading import load
 
+    # What the importer warns about is useful to the user, but not as Python warnings with file and line.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        graft.load(model, source, name=name, alpha=alpha)
+        load(model, source, name=name, alpha=alpha)
     for warning in caught:
         typer.secho(f"note: {warning.message}", err=True)
-    graft.save(model, name, to)
-    typer.echo(graft.summary(model))
+    save(model, name, to)
+    typer.echo(summary(model))
     typer.echo(f"{source} -> {to}")

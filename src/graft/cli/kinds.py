@@ -79,27 +79,32 @@ def _one(kind: str, as_json: bool) -> None:
 
 
 def parameters_on(model: str) -> dict[str, int | str | None]:
-    """Kind -> parameters at its defaults on a model, of which only the config is read; the reason where it does not apply."""
+    """Return kind -> number of its parameters on a model with default settings, or the reason why it does not apply.
+
+    Only the model's config is read: the model is built on torch's meta device, which holds no weights.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    import graft
+    from graft.adapters.registry import kinds
+    from graft.attaching.attach import attach, detach
+    from graft.attaching.parameters import parameters
     from graft.errors import GraftError
 
     try:
         config = AutoConfig.from_pretrained(model)
     except OSError as error:
-        raise GraftError(f"there is no model '{model}' here or on the hub: {error}") from error
+        raise GraftError(f"there is no model '{model}', neither in a folder nor on the hub: {error}") from error
     cls = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         base = cls.from_config(config)
     found: dict[str, int | str | None] = {}
-    for kind, adapter in graft.kinds().items():
+    for kind, adapter in kinds().items():
         try:
-            graft.attach(base, {"a": adapter.example()})
+            attach(base, {"a": adapter.example()})
         except GraftError as error:
             found[kind] = f"does not apply: {str(error).split('.')[0]}"
             continue
-        found[kind] = sum(p.numel() for _, p in graft.parameters(base, "a"))
-        graft.detach(base)
+        found[kind] = sum(p.numel() for _, p in parameters(base, "a"))
+        detach(base)
     return found

@@ -21,7 +21,7 @@ from graft.data.samples import Message
 from graft.data.template import Template
 from graft.errors import GraftError
 from graft.evaluation.journal import Journal, Questions
-from graft.evaluation.protocols.base import Judgement
+from graft.evaluation.protocols.base import Judgement, digest_of
 from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.requests import Decoding, Generated, Request
 
@@ -128,13 +128,20 @@ def questions(items: Sequence[Item]) -> Questions:
 
 
 def describe_evaluation(
-    loaded: LoadedModel, task: str, protocol: dict[str, Any], protocol_hash: str, prompt: Template | None = None
+    loaded: LoadedModel,
+    task: str,
+    protocol: dict[str, Any],
+    protocol_hash: str | None = None,
+    prompt: Template | None = None,
 ) -> dict[str, Any]:
-    """Return what the answers belong to, as JSON values: task, protocol, base and candidates. prompt: as in `answer`."""
+    """Return what the answers belong to, as JSON values: task, protocol, base and candidates.
+
+    protocol_hash: None is the hash of `protocol`. prompt: as in `answer`.
+    """
     return {
         "task": task,
         "protocol": protocol,
-        "protocol_hash": protocol_hash,
+        "protocol_hash": protocol_hash or digest_of(protocol),
         "base": loaded.base.identity,
         "dtype": str(loaded.base.dtype).removeprefix("torch."),
         "engine": loaded.active_engine.name,

@@ -32,7 +32,7 @@ from graft.evaluation.answering import (
 from graft.evaluation.answers import Metric, choose_metric, extract
 from graft.evaluation.journal import Journal
 from graft.evaluation.metrics import bleu, bleu_metric
-from graft.evaluation.protocols.base import Judgement
+from graft.evaluation.protocols.base import Judgement, digest_of
 from graft.evaluation.scoring import count_outcomes
 from graft.evaluation.statistics import score_interval
 from graft.generation.loaded import Candidate, LoadedModel
@@ -69,6 +69,10 @@ class Evaluation:
             "templates": sorted({candidate.template.digest[:16] for candidate in candidates}),
             "loss_on": self.train_on,
         }
+
+    def digest(self, candidates: Sequence[Candidate]) -> str:
+        """Return twelve hexadecimal digits that identify the protocol."""
+        return digest_of(self.protocol(candidates))
 
 
 def make_evaluation(
@@ -126,9 +130,7 @@ def evaluate_data_file(
     the end. overwrite: discard earlier answers in the folder. facts: further entries of the result, as JSON values.
     Returns the content of result.json and, under `folder`, its folder.
     """
-    header = describe_evaluation(
-        loaded, evaluation.task, evaluation.protocol(loaded.candidates), protocol_hash(evaluation, loaded.candidates)
-    )
+    header = describe_evaluation(loaded, evaluation.task, evaluation.protocol(loaded.candidates))
     # Encoder-decoders often write free text (translations, summaries), where BLEU says more than exact matches.
     with_bleu = loaded.base.task == "seq2seq" and evaluation.metric == "exact"
     if with_bleu:
@@ -152,12 +154,6 @@ def evaluate_data_file(
             return {**shares, **(_bleu(lines) if with_bleu else {}), **losses[candidate.name]}
 
         return write_result(loaded, evaluation.items, header, journal, score, self_checked=checked, **facts)
-
-
-def protocol_hash(evaluation: Evaluation, candidates: Sequence[Candidate]) -> str:
-    """Return twelve hexadecimal digits that identify the protocol."""
-    text = json.dumps(evaluation.protocol(candidates), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _bleu(lines: Sequence[Line]) -> dict[str, Any]:

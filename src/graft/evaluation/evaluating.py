@@ -20,7 +20,7 @@ from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
 from graft.evaluation.answering import Progress, result_folder
 from graft.evaluation.benchmark import evaluate_task
-from graft.evaluation.datafile import evaluate_data_file, make_evaluation, protocol_hash
+from graft.evaluation.datafile import evaluate_data_file, make_evaluation
 from graft.evaluation.labels import evaluate_labels
 from graft.evaluation.limits import Limits
 from graft.evaluation.overlaps import known_overlaps, questions_of_records
@@ -78,30 +78,29 @@ def evaluate_on(
     config = loaded.config
     settings = settings or (config.eval if config is not None else EvalConfig())
     task, samples, golds = _rows(loaded, data, settings.limit)
-    if loaded.base.task in LABELLED:
-        if beams > 1:
-            raise GraftError(f"beams have no effect for {loaded.base.task}, which generates no text: leave them out")
+    samples = samples[: settings.limit]
+    has_labels, has_pairs = loaded.base.task in LABELLED, bool(samples[0].rejected)
+    if beams > 1 and (has_labels or has_pairs):
+        what = f"a base for {loaded.base.task}" if has_labels else f"{task}, which holds pairs of answers"
+        raise GraftError(f"beams have no effect on {what}, because no text is generated: leave them out")
+
+    facts = {
+        "limit": settings.limit,
+        "overlap": known_overlaps(loaded, {task: questions_of(samples)})[task],
+    }
+    if has_labels:
         return evaluate_labels(
-            loaded, task, samples[: settings.limit], out, token_budget=settings.token_budget, progress=progress,
-            overwrite=overwrite, limit=settings.limit,
-            overlap=known_overlaps(loaded, {task: questions_of(samples[: settings.limit])})[task],
+            loaded, task, samples, out,
+            token_budget=settings.token_budget, progress=progress, overwrite=overwrite, **facts,
         )  # fmt: skip
-    if samples[0].rejected:
-        if beams > 1:
-            raise GraftError(
-                f"beams have no effect on {task}, because pairs of answers are compared by their likelihood: leave them out"
-            )
+    if has_pairs:
         return evaluate_preferences(
-            loaded, task, samples[: settings.limit], out, token_budget=settings.token_budget, overwrite=overwrite,
-            limit=settings.limit, overlap=known_overlaps(loaded, {task: questions_of(samples[: settings.limit])})[task],
-        )  # fmt: skip
+            loaded, task, samples, out, token_budget=settings.token_budget, overwrite=overwrite, **facts
+        )
     train_on = config.data.train_on if config is not None else "completion"
     evaluation = make_evaluation(task, samples, settings, golds, train_on=train_on, beams=beams)
-    folder = result_folder(out, task, protocol_hash(evaluation, loaded.candidates))
-    overlap = known_overlaps(loaded, {task: questions_of(evaluation.samples)})[task]
-    return evaluate_data_file(
-        loaded, evaluation, folder, progress, overwrite=overwrite, limit=settings.limit, overlap=overlap
-    )
+    folder = result_folder(out, task, evaluation.digest(loaded.candidates))
+    return evaluate_data_file(loaded, evaluation, folder, progress, overwrite=overwrite, **facts)
 
 
 Bars = Callable[[str], AbstractContextManager[Progress | None]]

@@ -69,9 +69,9 @@ def evaluate_labels(
     """
     items = _items(loaded, samples)
     protocol = _protocol(loaded, items)
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
-    header = describe_evaluation(loaded, task, protocol, digest)
-    with Journal(result_folder(out, task, digest), header, questions(items), overwrite=overwrite) as journal:
+    header = describe_evaluation(loaded, task, protocol)
+    folder = result_folder(out, task, header["protocol_hash"])
+    with Journal(folder, header, questions(items), overwrite=overwrite) as journal:
         pairs = [
             (candidate, item, sample)
             for candidate in loaded.candidates

@@ -72,10 +72,10 @@ def evaluate_preferences(
     digest = hashlib.sha256(json.dumps([key_of(sample) for sample in usable]).encode()).hexdigest()[:16]
     templates = sorted({candidate.template.digest[:16] for candidate in loaded.candidates})
     protocol = {"name": "preference", "data": digest, "rows": len(items), "templates": templates}
-    name = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
-    header = describe_evaluation(loaded, task, protocol, name)
+    header = describe_evaluation(loaded, task, protocol)
+    folder = result_folder(out, task, header["protocol_hash"])
     of_base: BaseScores = {}
-    with Journal(result_folder(out, task, name), header, questions(items), overwrite=overwrite) as journal:
+    with Journal(folder, header, questions(items), overwrite=overwrite) as journal:
         for candidate in loaded.candidates:
             left = [at for at, item in enumerate(items) if (candidate.name, item.number) not in journal.answers]
             found = _judge_pairs(loaded, candidate, {at: usable[at] for at in left}, token_budget, of_base)

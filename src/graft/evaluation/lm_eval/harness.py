@@ -160,9 +160,8 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Evaluate the candidates that have no scores on a task yet, and write the result."""
     protocol = asked.protocol()
-    name = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
-    folder = result_folder(out, asked.name, name)
-    header = {**describe_evaluation(loaded, asked.name, protocol, name), "engine": "lm-eval"}
+    header = {**describe_evaluation(loaded, asked.name, protocol), "engine": "lm-eval"}
+    folder = result_folder(out, asked.name, header["protocol_hash"])
     for candidate in header["contestants"].values():
         candidate["template"] = None  # the prompts are lm-eval's
     with Journal(folder, header, asked.items, overwrite=overwrite) as journal:

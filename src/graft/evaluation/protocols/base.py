@@ -73,8 +73,7 @@ class Protocol:
 
     def digest(self, task: Task) -> str:
         """Return twelve hexadecimal digits that identify the protocol as it applies to a task."""
-        text = json.dumps(self.content(task), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest_of(self.content(task), ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +120,12 @@ def _prompt_text(template: Template) -> str:
     """Render a prompt template with {instruction} as its instruction."""
     spans = template.render([{"role": "user", "content": "{instruction}"}], add_generation_prompt=True)
     return "".join(span.text for span in spans)
+
+
+def digest_of(protocol: Mapping[str, Any], *, ensure_ascii: bool = True) -> str:
+    """Return twelve hexadecimal digits that identify everything a score depends on besides model and data."""
+    text = json.dumps(protocol, sort_keys=True, ensure_ascii=ensure_ascii)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def same_text(gold: str, extracted: str) -> bool:
