@@ -200,7 +200,10 @@ def test_a_score_that_does_not_exist_is_named_and_damaged_files_are_refused(comp
         (whole.replace("\n", "\n{torn\n", 1), "answers.jsonl:2 is not a line of JSON"),
         (whole.split("\n", 1)[1], "holds 29 answers of 'slim', but result.json counts 30"),
         (whole.replace('"outcome"', '"result"'), "answers.jsonl:1 is not an answer: it has no outcome"),
-        (whole.replace('"extracted"', '"taken"'), "the answers have no 'extracted', which is needed to compare pearson"),
+        (
+            whole.replace('"extracted"', '"taken"'),
+            "the answers have no 'extracted', which is needed to compare pearson",
+        ),
     ):
         answers.write_text(text)
         assert words in compare(f"{run}:slim", f"{run}:wide")["error"]
