@@ -110,12 +110,13 @@ def run_graft(args: argparse.Namespace, work: Path) -> Run:
 def run_peft(args: argparse.Namespace, work: Path) -> Run:
     from peft import PeftModel
 
-    from graft.data.batches import plan_epoch
+    from graft.data.batches import samples_of_step, steps_per_epoch
 
     data, model = data_of(args), PeftModel.from_pretrained(make_base(args), work / "peft", is_trainable=True).train()
-    plan = plan_epoch(data, args.batch, 1 << 30, 0, 0)
+    order, count = data.epoch_order(0, 0), steps_per_epoch(data, args.batch)
+    steps = [[data[index] for index in samples_of_step(data, order, args.batch, step)] for step in range(count)]
     before, processor = peak_bytes(), time.process_time()
-    kept = peft_loop(model, [[data[index] for micro in step for index in micro] for step in plan], LR, CLIP)
+    kept = peft_loop(model, steps, LR, CLIP)
     return {"losses": kept["loss"], "seconds": kept["seconds"], "tokens": kept["tokens"], "peak": peak_bytes(), "before": before,
             "processor": time.process_time() - processor}  # fmt: skip
 

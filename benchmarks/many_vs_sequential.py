@@ -140,13 +140,14 @@ def summed(found: dict[str, dict[str, list[float]]], before: int, processor: flo
 
 def train_peft(args: argparse.Namespace, work: Path) -> Run:
     """The kinds that PEFT has, one after another, each on a base of its own that is loaded outside the clock."""
-    from graft.data.batches import plan_epoch
+    from graft.data.batches import samples_of_step, steps_per_epoch
 
     found, processor, before = {}, 0.0, 0
     for name in jobs_of(args, of_peft=True):
         data = data_of(args, name)
-        plan = plan_epoch(data, args.batch, 1 << 30, list(JOBS).index(name), 0)[: args.steps]
-        steps = [[data[index] for micro in step for index in micro] for step in plan]
+        order = data.epoch_order(list(JOBS).index(name), 0)
+        count = min(args.steps, steps_per_epoch(data, args.batch))
+        steps = [[data[index] for index in samples_of_step(data, order, args.batch, step)] for step in range(count)]
         model = wrapped(args, work, name)
         before, started = before or peak_bytes(), time.process_time()
         found[name] = peft_loop(model, steps, LR, CLIP)

@@ -79,7 +79,7 @@ def prepare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from graft.config.data import DataConfig, SourceConfig
-    from graft.data.batches import plan_epoch
+    from graft.data.batches import samples_of_step
     from graft.data.preparing import prepare as prepare_data
 
     if args.tiny:
@@ -105,10 +105,10 @@ def prepare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     source = SourceConfig(path=args.data, limit=needed * 2)
     data = DataConfig(train=source, template="alpaca", max_length=args.max_length, overlong="drop")
     train = prepare_data(data, tokenizer).train
-    steps = plan_epoch(train, args.batch, 1 << 30, 0, 0)[: args.steps]
-    order = [int(i) for i in train.epoch_order(0, 0)[:needed]]
+    epoch = train.epoch_order(0, 0)
+    order = [int(i) for i in epoch[:needed]]
     if args.sorted:
-        order = [i for step in steps for micro in step for i in micro]
+        order = [i for step in range(args.steps) for i in samples_of_step(train, epoch, args.batch, step)]
     np.savez(
         work / "rows.npz",
         input_ids=train.input_ids,

@@ -13,6 +13,7 @@ from graft.config import load_run
 from graft.errors import GraftError
 from graft.runs.folder import RunFolder, find_runs, git_revision
 from graft.utils.files import new_dir
+from graft.utils.jsonl import read_json
 
 RUN = {"base": {"model": "m"}, "adapter": "lora", "data": {"train": "a.json"}}
 
@@ -84,7 +85,7 @@ def test_the_lock_holds_versions_and_the_callers_hashes(folder: RunFolder) -> No
     import torch
 
     folder.lock(data="sha256:1", template="sha256:2")
-    lock = folder.read_lock()
+    lock = read_json(folder.path / "lock.json")
     assert (lock["data"], lock["template"], lock["graft"]) == ("sha256:1", "sha256:2", graft.__version__)
     assert lock["versions"]["torch"] == torch.__version__
     assert lock["cpus"] == os.cpu_count()

@@ -57,7 +57,7 @@ def test_orders_are_placed_and_listed(half: Path, world: Path, capsys: pytest.Ca
     assert graft("jobs", "submit", half, world / "late.yaml", "adapter.rank=7") == 0
     assert "submit late: takes effect before the next step" in capsys.readouterr().out
     assert graft("jobs", "priority", half, "late", "3") == 0 and graft("jobs", "cancel", half, "one") == 0
-    found = [{key: value for key, value in order.items() if key != "id"} for order in CommandQueue(half).placed()]
+    found = [{key: value for key, value in order.items() if key != "id"} for order in CommandQueue(half).pending()]
     config = {"adapter": {"rank": 7}, "data": {}, "train": {"lr": 0.01}, "eval": {}, "priority": 0}
     assert found == [
         {"do": "submit", "job": "late", "config": config},
@@ -77,7 +77,7 @@ def test_a_job_that_was_taken_is_known_before_the_status_names_it(
 ) -> None:
     assert graft("jobs", "submit", half, world / "late.yaml") == 0
     CommandQueue(half).take(1)  # as the run does
-    assert "late" not in RunFolder(half).read_status()["jobs"] and CommandQueue(half).placed() == []
+    assert "late" not in RunFolder(half).read_status()["jobs"] and CommandQueue(half).pending() == []
     assert graft("jobs", "priority", half, "late", "2") == 0
     assert graft("jobs", "submit", half, world / "late.yaml") == 2
     assert "already has a job 'late'" in capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_orders_that_cannot_be_are_refused(
 ) -> None:
     given = [world / word if word.endswith(".yaml") else word for word in words[1:]]
     assert graft("jobs", words[0], half, *given) == 2
-    assert said in capsys.readouterr().err and CommandQueue(half).placed() == []
+    assert said in capsys.readouterr().err and CommandQueue(half).pending() == []
 
 
 def test_failing_data_of_one_job_is_an_error_before_anything_trains(

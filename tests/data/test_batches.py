@@ -1,4 +1,4 @@
-"""Batches against a token-by-token count, plans of an epoch against their promises."""
+"""Batches against a token-by-token count, the steps of an epoch against their promises."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from graft.data.batches import (
     flat,
     micro_batches,
     padded,
-    plan_epoch,
-    plan_validation,
     samples_of_step,
     steps_per_epoch,
 )
@@ -35,6 +33,12 @@ def dataset(lengths, weights=None):
     return TokenDataset.of([example(length, 1000 * at) for at, length in enumerate(lengths)], weights)
 
 
+def epoch_steps(data, batch_size, seed=0, epoch=0):
+    """The samples of each step of an epoch."""
+    order = data.epoch_order(seed, epoch)
+    return [samples_of_step(data, order, batch_size, step) for step in range(steps_per_epoch(data, batch_size))]
+
+
 EXAMPLES = [
     Example(np.array([5, 6, 7, 8], np.int32), np.array([False, False, True, True]), "x", 1),
     Example(np.array([9, 8], np.int32), np.array([False, True]), "x", 2),
@@ -49,7 +53,7 @@ def test_flat_lays_samples_end_to_end_with_positions_that_start_again():
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2]]
     assert batch.lengths == (4, 2, 3) and batch.samples == (4, 0, 7)
     assert batch.target_index.tolist() == [1, 2, 4, 6] and batch.target_ids.tolist() == [7, 8, 8, 2]
-    assert batch.num_tokens == 9 and batch.num_targets == 4
+    assert batch.num_targets == 4
 
 
 def test_padded_pads_on_the_right_and_masks_by_position():
@@ -59,7 +63,6 @@ def test_padded_pads_on_the_right_and_masks_by_position():
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0], [0, 1, 2, 0]]
     assert batch.target_index.tolist() == [1, 2, 4, 8] and batch.target_ids.tolist() == [7, 8, 8, 2]
-    assert batch.num_tokens == 9
 
 
 @given(LENGTHS, st.data())
@@ -86,32 +89,32 @@ def test_a_batch_moves_as_a_whole():
 
 
 @settings(deadline=None)
-@given(LENGTHS, st.integers(1, 9), st.integers(1, 80), st.integers(0, 5), st.integers(0, 3))
-def test_an_epoch_holds_every_sample_once_in_steps_of_the_batch_size(lengths, batch_size, budget, seed, epoch):
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
+def test_an_epoch_holds_every_sample_once_in_steps_of_the_batch_size(lengths, batch_size, seed, epoch):
     data = dataset(lengths)
-    plan = plan_epoch(data, batch_size, budget, seed, epoch)
-    assert sorted(i for step in plan for micro in step for i in micro) == list(range(len(lengths)))
-    assert all(sum(map(len, step)) == batch_size for step in plan[:-1])
-    assert 1 <= sum(map(len, plan[-1])) <= batch_size
-    assert len(plan) == steps_per_epoch(data, batch_size)
-    assert plan == plan_epoch(data, batch_size, budget, seed, epoch)
+    steps = epoch_steps(data, batch_size, seed, epoch)
+    assert sorted(sample for step in steps for sample in step) == list(range(len(lengths)))
+    assert all(len(step) == batch_size for step in steps[:-1])
+    assert 1 <= len(steps[-1]) <= batch_size
+    assert steps == epoch_steps(data, batch_size, seed, epoch)
 
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 80), st.integers(0, 3), st.integers(1, 2))
-def test_the_samples_of_one_step_are_those_of_the_plan(lengths, batch_size, budget, epoch, weight):
+def test_the_samples_of_one_step_are_those_of_its_micro_batches_in_order(lengths, batch_size, budget, epoch, weight):
     data = dataset(lengths, [weight] * len(lengths))
-    plan = plan_epoch(data, batch_size, budget, 5, epoch)
     order = data.epoch_order(5, epoch)
-    steps = [samples_of_step(data, order, batch_size, step) for step in range(steps_per_epoch(data, batch_size))]
-    assert steps == [[sample for micro in step for sample in micro] for step in plan]
+    for number, step in enumerate(epoch_steps(data, batch_size, 5, epoch)):
+        drawn = order[number * batch_size : (number + 1) * batch_size]
+        assert step == sum(micro_batches(data.widths, drawn, budget), [])
 
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 80), st.sampled_from(["flat", "padded"]))
 def test_no_micro_batch_is_over_the_budget_but_a_single_sample(lengths, batch_size, budget, layout):
-    for step in plan_epoch(dataset(lengths), batch_size, budget, 0, 0, layout):
-        for micro in step:
+    data = dataset(lengths)
+    for step in epoch_steps(data, batch_size):
+        for micro in micro_batches(data.widths, step, budget, layout):
             sizes = [lengths[i] for i in micro]
             tokens = sum(sizes) if layout == "flat" else max(sizes) * len(sizes)
             assert tokens <= budget or len(micro) == 1
@@ -119,22 +122,15 @@ def test_no_micro_batch_is_over_the_budget_but_a_single_sample(lengths, batch_si
 
 
 @given(LENGTHS, st.integers(1, 80))
-def test_validation_takes_every_sample_once(lengths, budget):
-    groups = plan_validation(dataset(lengths), budget)
+def test_micro_batches_take_every_sample_once(lengths, budget):
+    groups = micro_batches(np.array(lengths), range(len(lengths)), budget)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-
-
-def test_the_token_budget_changes_micro_batches_but_not_the_samples_of_a_step():
-    data = dataset([7, 3, 9, 12, 4, 5, 6, 8])
-    small, large = (plan_epoch(data, 4, budget, 3, 1) for budget in (10, 1000))
-    assert [sorted(sum(step, [])) for step in small] == [sorted(sum(step, [])) for step in large]
-    assert all(len(step) == 1 for step in large) and any(len(step) > 1 for step in small)
 
 
 def test_seeds_and_epochs_shuffle_differently():
     data = dataset([3] * 50)
-    plans = [str(plan_epoch(data, 5, 100, seed, epoch)) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
-    assert len(set(plans)) == 4
+    orders = [str(epoch_steps(data, 5, seed, epoch)) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+    assert len(set(orders)) == 4
 
 
 @settings(deadline=None)
@@ -181,4 +177,4 @@ def test_the_digest_follows_tokens_masks_borders_and_weights():
 
 
 def test_an_empty_data_set_has_no_steps():
-    assert plan_epoch(TokenDataset.of([]), 4, 10, 0, 0) == []
+    assert epoch_steps(TokenDataset.of([]), 4) == []

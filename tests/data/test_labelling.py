@@ -81,7 +81,11 @@ def test_pairs_are_encoded_as_the_tokenizer_encodes_pairs(
     theirs = TOKENIZER("a cat", "an animal")
     example = data.train[0]
     assert example.input_ids.tolist() == theirs["input_ids"]
-    assert example.types is not None and example.types.tolist() == theirs["token_type_ids"] and example.types.any()
+    assert (
+        example.token_types is not None
+        and example.token_types.tolist() == theirs["token_type_ids"]
+        and example.token_types.any()
+    )
 
 
 def test_tsv_and_csv_are_read_too(tmp_path: Path) -> None:

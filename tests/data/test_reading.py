@@ -297,8 +297,8 @@ def test_real_data_are_read_whole(shared, path, rows):
 
 def test_one_reading_tells_pairs_from_conversations(tmp_path, monkeypatch):
     pair = {"prompt": "Hi", "chosen": "Yo", "rejected": "No"}
-    opened, rows_of = [], reading.rows_of
-    monkeypatch.setattr(reading, "rows_of", lambda file: (opened.append(file.name), rows_of(file))[1])
+    opened, read_rows = [], reading.read_rows
+    monkeypatch.setattr(reading, "read_rows", lambda file: (opened.append(file.name), read_rows(file))[1])
     for number, row in enumerate([pair, pair, ALPACA]):
         write(tmp_path / f"{number}.jsonl", [row, row])
     both = SourceConfig(path=str(tmp_path / "[01].jsonl"), limit=3)

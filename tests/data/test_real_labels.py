@@ -23,7 +23,7 @@ def test_sst2_is_read_as_published(shared: Path) -> None:
     assert data.report.labels == (("0", "negative", 428), ("1", "positive", 444))  # the sizes that the set is known by
     first = data.train[0]
     assert first.input_ids.tolist() == tokenizer("it 's a charming and often affecting journey . ")["input_ids"]
-    assert first.label == 1 and not first.kinds.any()
+    assert first.label == 1 and not first.token_types_or_zeros.any()
 
 
 def test_stsb_is_read_as_pairs_with_values(shared: Path) -> None:
@@ -34,7 +34,7 @@ def test_stsb_is_read_as_pairs_with_values(shared: Path) -> None:
     pair = "A man with a hard hat is dancing.", "A man wearing a hard hat is dancing."
     theirs = tokenizer(*pair, return_token_type_ids=True)
     assert data.train[0].input_ids.tolist() == theirs["input_ids"]
-    assert data.train[0].types is not None and data.train[0].types.tolist() == theirs["token_type_ids"]
+    assert data.train[0].token_types is not None and data.train[0].token_types.tolist() == theirs["token_type_ids"]
 
 
 @pytest.mark.slow

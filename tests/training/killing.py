@@ -62,9 +62,9 @@ def many_work(yaml: str, out: str, late: str, kill_at: int | None, go_on: bool) 
             os.kill(os.getpid(), signal.SIGKILL)
         found = plain(*given)
         if taken[0] == 5 and not go_on:
-            CommandQueue(Path(out)).place("priority", "third", priority=5)
+            CommandQueue(Path(out)).put("priority", "third", priority=5)
             job = load_job(late, "late", load_run(yaml))
-            CommandQueue(Path(out)).place("submit", "late", config=job.model_dump(mode="json"))
+            CommandQueue(Path(out)).put("submit", "late", config=job.model_dump(mode="json"))
         return found
 
     engine.joint_step = counted

@@ -61,7 +61,7 @@ def test_a_run_folder_holds_all_that_a_run_leaves(configured: Callable[..., RunC
         *(f"checkpoints/{step:06d}/{file}" for step in (1, 3) for file in ("state.json", "lora.safetensors", "rng.safetensors")),
     }  # fmt: skip
     assert folder.config.train.steps == 3 and folder.read_status()["state"] == "finished"
-    lock = folder.read_lock()
+    lock = json.loads((folder.path / "lock.json").read_text())
     assert (
         lock["base"]["digest"]
         and len(lock["data"]) == 64

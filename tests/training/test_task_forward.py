@@ -21,7 +21,7 @@ from graft.data.batches import padded
 from graft.data.datasets import TokenDataset
 from graft.data.labelling import Labelling
 from graft.data.samples import Example, Sample
-from graft.data.sequences import answer_example, source_template
+from graft.data.seq2seq import encoder_template, tokenize_seq2seq
 from graft.errors import GraftError
 from graft.routing.context import ForwardContext
 from graft.runs.folder import RunFolder
@@ -86,9 +86,9 @@ def valued(base: Base, count: int = 12) -> TokenDataset:
 
 
 def answered(base: Base, count: int = 12) -> TokenDataset:
-    template = source_template("auto", base.tokenizer, None)
+    template = encoder_template("auto", base.tokenizer, None)
     made = samples(answered_rows(count), "source", "target")
-    return TokenDataset.of([_made(answer_example(one, base.tokenizer, template, 99, "error")) for one in made])
+    return TokenDataset.of([_made(tokenize_seq2seq(one, base.tokenizer, template, 99, "error")) for one in made])
 
 
 def _made(outcome: Any) -> Example:
@@ -128,7 +128,11 @@ def test_the_loss_of_classes_is_that_of_transformers_whatever_the_padding(
     losses_N = forward.losses(batch, ForwardContext("a", lengths=batch.lengths)).detach()
     for row, example in enumerate(data):
         ids, label = torch.as_tensor(example.input_ids)[None].long(), torch.tensor([example.label])
-        kinds = {"token_type_ids": torch.as_tensor(example.types)[None].long()} if example.types is not None else {}
+        kinds = (
+            {"token_type_ids": torch.as_tensor(example.token_types)[None].long()}
+            if example.token_types is not None
+            else {}
+        )
         with torch.no_grad():
             alone = base.model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=label, **kinds)
         assert float(losses_N[row]) == pytest.approx(float(alone.loss), abs=2e-5)

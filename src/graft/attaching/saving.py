@@ -16,7 +16,7 @@ from graft.attaching.fingerprint import fingerprint
 from graft.attaching.parameters import modules_of, tensors
 from graft.errors import GraftError
 from graft.injection.state import SHARED, State, state_of, unwrapped
-from graft.utils.files import explained, new_dir, write_json_atomic
+from graft.utils.files import explain_write_errors, new_dir, write_json_atomic
 from graft.version import __version__
 
 CONFIG, WEIGHTS, TRAINER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "model.safetensors"
@@ -147,7 +147,7 @@ def _write_weights(found: Mapping[str, Tensor], path: Path) -> None:
     if not found:
         raise GraftError(f"there is nothing to write to {path}: the adapter has no tensors")
     contiguous = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in found.items()}
-    with explained(path):
+    with explain_write_errors(path):
         save_file(contiguous, path, metadata={"format": "pt"})
     again = load_file(path)
     if set(again) != set(contiguous) or not all(

@@ -102,7 +102,7 @@ def _known(run: Path) -> tuple[RunFolder, dict[str, Any], list[dict[str, Any]]]:
     from graft.runs.folder import RunFolder
 
     folder = RunFolder(run).existing()
-    return folder, folder.read_status(), CommandQueue(folder.path).placed()
+    return folder, folder.read_status(), CommandQueue(folder.path).pending()
 
 
 def _names(folder: RunFolder, status: dict[str, Any], placed: list[dict[str, Any]]) -> list[str]:
@@ -132,7 +132,7 @@ def _place(folder: RunFolder, status: dict[str, Any], do: str, job: str, **more:
     """Queue a command for the run and say when it takes effect."""
     from graft.runs.commands import CommandQueue
 
-    CommandQueue(folder.path).place(do, job, **more)
+    CommandQueue(folder.path).put(do, job, **more)
     when = "before the next step" if status.get("state") == "running" else f"with: graft resume {folder.path}"
     typer.echo(f"{do} {job}: takes effect {when}")
 

@@ -31,18 +31,18 @@ def command(
     """
     from graft.cli.loading import bar, quiet
     from graft.errors import MissingExtra
-    from graft.quickstart.tour import take_tour
+    from graft.quickstart.tour import run_tour
 
     quiet()
-    tour = take_tour(
+    tour = run_tour(
         out, tiny=tiny, overwrite=overwrite, say=lambda text: typer.secho(text, dim=True, err=True), bars=bar
     )
     if tour is None:
         raise typer.Exit(STOPPED)
     try:
-        from graft.quickstart.plot import draw
+        from graft.quickstart.plot import plot_tour
 
-        plot: str = str(draw(tour, out / "quickstart.png"))
+        plot: str = str(plot_tour(tour, out / "quickstart.png"))
     except MissingExtra as error:
         plot = f"not drawn: {error}"
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.common import AsJson, print_facts, print_json, print_table
-from graft.utils.clock import described
+from graft.utils.clock import describe_times
 
 
 def command(
@@ -106,7 +106,7 @@ def _one_run(folder: Path, as_json: bool) -> None:
         typer.echo(f"\n{title.replace('_', ' ').capitalize()}")
         facts = {key: value for key, value in run[title].items() if key != "jobs"}
         if "time" in facts:
-            facts["time"] = described(facts["time"])
+            facts["time"] = describe_times(facts["time"])
         print_facts({f"  {key}": value for key, value in facts.items()})
         if len(run[title].get("jobs", ())) > 1:
             from graft.cli.jobs import show_jobs

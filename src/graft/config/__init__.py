@@ -3,7 +3,7 @@
 from graft.config.base import BaseConfig
 from graft.config.data import DataConfig, SourceConfig
 from graft.config.eval import EvalConfig
-from graft.config.jobs import AnyRun, JobConfig, JobsConfig, submitted
+from graft.config.jobs import AnyRun, JobConfig, JobsConfig, resolve_job
 from graft.config.loading import dump_run, load_job, load_run, schema
 from graft.config.objectives import (
     OBJECTIVES,
@@ -41,5 +41,5 @@ __all__ = [
     "load_job",
     "load_run",
     "schema",
-    "submitted",
+    "resolve_job",
 ]

@@ -136,7 +136,7 @@ def check_name(name: str) -> None:
         )
 
 
-def submitted(run: AnyRun, given: Mapping[str, Any]) -> RunConfig:
+def resolve_job(run: AnyRun, given: Mapping[str, Any]) -> RunConfig:
     """A job that joins a run, from what it says itself, as the run that it would be alone. Raises pydantic's `ValidationError`."""
     top = run.model_dump(exclude={"jobs", "scheduler"})
     return RunConfig.model_validate(merged(top, JobConfig.model_validate(dict(given)).model_dump()))

@@ -27,8 +27,6 @@ from graft.errors import GraftError
 from graft.utils.clock import timed
 
 Layout = Literal["flat", "padded"]
-Step = list[list[int]]
-"""The micro-batches of one optimiser step, each a list of indices of samples."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,6 @@ class Batch:
     """[B, M]: what the decoder is to write."""
     answer_mask: Tensor | None = None
     """[B, M], 1 at tokens of the answer."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens, padding not counted."""
-        return sum(self.lengths)
 
     @property
     def num_targets(self) -> int:
@@ -95,8 +88,10 @@ def padded(examples: Sequence[Example], samples: Sequence[int], pad_id: int) -> 
     batch = _batch(
         "padded", examples, samples, input_ids, np.arange(longest) * mask, mask, np.arange(len(examples)) * longest
     )
-    if any(example.types is not None for example in examples):
-        batch = replace(batch, token_type_ids=_long(_rows([example.kinds for example in examples], 0)[0]))
+    if any(example.token_types is not None for example in examples):
+        batch = replace(
+            batch, token_type_ids=_long(_rows([example.token_types_or_zeros for example in examples], 0)[0])
+        )
     labels = [example.label for example in examples if example.label is not None]
     if labels:
         return replace(batch, target_index=torch.arange(len(labels)), target_ids=torch.from_numpy(np.array(labels)))
@@ -155,19 +150,6 @@ def _long(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
 
 
-def plan_epoch(
-    dataset: TokenDataset, batch_size: int, token_budget: int, seed: int, epoch: int, layout: Layout = "flat"
-) -> list[Step]:
-    """The steps of an epoch, each of `batch_size` samples (the last may have fewer), cut into micro-batches.
-
-    Depends on nothing but its arguments, so a position (epoch, step) is all that resuming needs. A micro-batch holds at
-    most `token_budget` tokens, padding counted when padded; a longer sample stands alone.
-    """
-    order = dataset.epoch_order(seed, epoch)
-    steps = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-    return [micro_batches(dataset.widths, step, token_budget, layout) for step in steps]
-
-
 def samples_of_step(dataset: TokenDataset, order: np.ndarray, batch_size: int, step: int) -> list[int]:
     """The samples of one step of an epoch that has this order, as `plan_epoch` has them: longest first."""
     chosen = order[step * batch_size : (step + 1) * batch_size]
@@ -177,11 +159,6 @@ def samples_of_step(dataset: TokenDataset, order: np.ndarray, batch_size: int, s
 def steps_per_epoch(dataset: TokenDataset, batch_size: int) -> int:
     """Optimiser steps of an epoch; the same for all."""
     return math.ceil(len(dataset.epoch_order(0, 0)) / batch_size)
-
-
-def plan_validation(dataset: TokenDataset, token_budget: int, layout: Layout = "flat") -> list[list[int]]:
-    """Every sample once, in micro-batches of similar length."""
-    return micro_batches(dataset.widths, np.arange(len(dataset)), token_budget, layout)
 
 
 def micro_batches(

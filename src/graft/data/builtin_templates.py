@@ -42,4 +42,4 @@ LLM_ADAPTERS = TurnTemplate(
 
 PLAIN = TurnTemplate(name="plain", system="{system}\n", user="{user}", between="\n")
 
-BUILT_IN = {template.name: template for template in (ALPACA, LLM_ADAPTERS, PLAIN)}
+BUILTIN_TEMPLATES = {template.name: template for template in (ALPACA, LLM_ADAPTERS, PLAIN)}

@@ -22,12 +22,12 @@ from safetensors.numpy import save_file
 
 from graft.data.datasets import TokenDataset
 from graft.data.report import DataReport
-from graft.utils.files import explained
+from graft.utils.files import explain_write_errors
 
 Stored = tuple[TokenDataset, TokenDataset | None, DataReport]
 
 
-def key_of(parts: Mapping[str, Any]) -> str:
+def cache_key(parts: Mapping[str, Any]) -> str:
     """The hash under which data are kept, from JSON values that name all they depend on."""
     everything = {
         **parts,
@@ -68,7 +68,7 @@ def store(folder: Path, key: str, stored: Stored) -> None:
         "validation": json.dumps(None if validation is None else validation.sources),
         "sha256": _checksum(arrays),
     }
-    with explained(path):
+    with explain_write_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             save_file(arrays, temporary, metadata=about)

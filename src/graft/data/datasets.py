@@ -42,7 +42,7 @@ class TokenDataset:
     """[M]: the answers that a decoder is to write."""
     answer_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """[N + 1]"""
-    types: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
+    token_types: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
     """[T]: which text of a pair a token belongs to."""
     rejected_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """[R]: the sequences with the rejected answers of pairs."""
@@ -58,7 +58,7 @@ class TokenDataset:
         at = {name: index for index, name in enumerate(sources)}
         none: list[NDArray] = [np.zeros(0)]
         answers = [e.answer for e in examples if e.answer is not None]
-        typed = any(e.types is not None for e in examples)
+        typed = any(e.token_types is not None for e in examples)
         worse = [e.rejected for e in examples if e.rejected is not None]
         return cls(
             input_ids=np.concatenate([e.input_ids for e in examples] or none).astype(np.int32),
@@ -72,7 +72,7 @@ class TokenDataset:
             labels=np.array([e.label for e in examples if e.label is not None] or np.zeros(0, np.int64)),
             answers=np.concatenate(answers or none).astype(np.int32),
             answer_starts=np.cumsum([0, *map(len, answers)] if answers else [], dtype=np.int64),
-            types=np.concatenate([e.kinds for e in examples] if typed else none).astype(np.int8),
+            token_types=np.concatenate([e.token_types_or_zeros for e in examples] if typed else none).astype(np.int8),
             rejected_ids=np.concatenate([e.input_ids for e in worse] or none).astype(np.int32),
             rejected_supervised=np.concatenate([e.supervised for e in worse] or none).astype(np.bool_),
             rejected_starts=np.cumsum([0, *map(len, worse)] if worse else [], dtype=np.int64),
@@ -93,8 +93,8 @@ class TokenDataset:
             example.label = self.labels[index].item()
         if len(self.answer_starts):
             example.answer = self.answers[self.answer_starts[index] : self.answer_starts[index + 1]]
-        if len(self.types):
-            example.types = self.types[start:stop]
+        if len(self.token_types):
+            example.token_types = self.token_types[start:stop]
         if self.has_pairs:
             part = slice(self.rejected_starts[index], self.rejected_starts[index + 1])
             ids, supervised = self.rejected_ids[part], self.rejected_supervised[part]
@@ -135,7 +135,7 @@ class TokenDataset:
         """SHA-256 of what is trained on: tokens, masks, borders, weights, labels and answers."""
         digest = hashlib.sha256()
         parts = [self.input_ids, self.supervised, self.starts, self.weights]
-        more = (self.labels, self.answers, self.answer_starts, self.types)
+        more = (self.labels, self.answers, self.answer_starts, self.token_types)
         worse = (self.rejected_ids, self.rejected_supervised, self.rejected_starts)
         parts += [array for array in (*more, *worse) if len(array)]
         for array in parts:

@@ -19,10 +19,10 @@ from typing import Any
 from graft.errors import GraftError
 
 Row = dict[str, Any]
-KINDS = {".json": "JSON", ".jsonl": "JSON lines", ".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
+FILE_TYPES = {".json": "JSON", ".jsonl": "JSON lines", ".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
 
 
-def rows_of(file: Path) -> list[Row]:
+def read_rows(file: Path) -> list[Row]:
     """All rows of a file. Raises `GraftError` for one that is empty or cannot be read, with the line where that is known."""
     if file.stat().st_size == 0:
         raise GraftError(f"{file} is empty")
@@ -34,7 +34,7 @@ def rows_of(file: Path) -> list[Row]:
     except GraftError:
         raise
     except (ValueError, csv.Error, OSError) as error:
-        raise GraftError(f"{file} cannot be read as {KINDS[suffix]}: {error}") from error
+        raise GraftError(f"{file} cannot be read as {FILE_TYPES[suffix]}: {error}") from error
 
 
 def _json_rows(file: Path, *, lines: bool) -> list[Row]:

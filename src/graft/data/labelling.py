@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from graft.config.data import DataConfig
-from graft.data.samples import Example, Rejected, Sample
+from graft.data.encoding import Span
+from graft.data.samples import Example, Message, Rejected, Sample
+from graft.data.template import Template
 from graft.errors import GraftError, did_you_mean
 from graft.utils.files import write_json_atomic
 
@@ -128,8 +130,39 @@ class Labelling:
             sample.row,
             cut=length - len(ids),
             label=self.number(sample) if need_label else 0,
-            types=np.array(types, dtype=np.int8) if told else None,
+            token_types=np.array(types, dtype=np.int8) if told else None,
         )
+
+
+@dataclass(frozen=True)
+class LabelTemplate(Template):
+    """The labels of a model that answers no questions."""
+
+    labelling: Labelling = Labelling("regression")
+
+    @classmethod
+    def of(cls, labelling: Labelling) -> LabelTemplate:
+        """For these labels."""
+        return cls(labelling.name, None, labelling)
+
+    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]:
+        raise GraftError(
+            f"this adapter was trained for {self.labelling.task}: it gives labels to texts and writes no answers. Use graft predict, or "
+            "graft eval with --data FILE"
+        )
+
+    def prompt_ids(self, messages: Sequence[Message], tokenizer: Any) -> list[int]:
+        self._spans(messages, True)
+        return []
+
+    def stop_ids(self, tokenizer: Any) -> tuple[int, ...]:
+        return ()
+
+    def content(self) -> dict[str, Any]:
+        return asdict(self.labelling)
+
+    def save(self, folder: str | Path) -> None:
+        self.labelling.save(folder)
 
 
 def load_labelling(folder: str | Path) -> Labelling:

@@ -17,13 +17,13 @@ from graft.data.encoding import facts_of
 from graft.data.labelling import LABELLED, Labelling
 from graft.data.pairs import tokenize_pair
 from graft.data.reading import content_hash, read
-from graft.data.report import DataReport, count, duplicates, key_of
+from graft.data.report import DataReport, conversation_key, count_duplicates, count_outcomes
 from graft.data.samples import Example, Rejected, Sample
-from graft.data.sequences import Source, answer_example, source_template
+from graft.data.seq2seq import EncoderTemplate, encoder_template, tokenize_seq2seq
 from graft.data.template import Template
 from graft.data.templates import template_of
 from graft.data.tokenizing import tokenize
-from graft.data.warnings import notes_on
+from graft.data.warnings import data_warnings
 from graft.errors import GraftError
 
 Outcome = Example | Rejected
@@ -101,7 +101,7 @@ def _template(config: DataConfig, tokenizer: Any) -> Template | None:
     if config.task in LABELLED:
         return None
     if config.task == "seq2seq":
-        return source_template(config.template, tokenizer, config.system)
+        return encoder_template(config.template, tokenizer, config.system)
     return template_of(config.template, tokenizer).with_system(config.system)
 
 
@@ -141,12 +141,13 @@ def _prepared(
     weights = [source.weight for source, kept in zip(sources, examples, strict=True) for _ in kept]
     everything = [one for found in by_source for one in found]
     report = DataReport(
-        train=count("train", everything, config.max_length),
+        train=count_outcomes("train", everything, config.max_length),
         sources=tuple(
-            count(source.path, found, config.max_length) for source, found in zip(sources, by_source, strict=True)
+            count_outcomes(source.path, found, config.max_length)
+            for source, found in zip(sources, by_source, strict=True)
         ),
-        validation=count("validation", validation, config.max_length) if held_out else None,
-        duplicates=duplicates(sample for samples in rows for sample in samples),
+        validation=count_outcomes("validation", validation, config.max_length) if held_out else None,
+        duplicates=count_duplicates(sample for samples in rows for sample in samples),
         shared=_shared(rows, held_out),
         max_length=config.max_length,
         labels=_classes(known, rows),
@@ -155,7 +156,7 @@ def _prepared(
     _check_counts(report, sources, examples)
     kept = [one for one in validation if isinstance(one, Example)]
     train = TokenDataset.of([example for some in examples for example in some], weights)
-    report = replace(report, notes=tuple(notes_on(report, known, tokenizer)))
+    report = replace(report, notes=tuple(data_warnings(report, known, tokenizer)))
     return Prepared(train, TokenDataset.of(kept) if held_out else None, known, report)
 
 
@@ -209,14 +210,14 @@ def _split(config: DataConfig, rows: list[list[Sample]]) -> tuple[list[list[Samp
 
 
 def _rank(seed: int, sample: Sample) -> str:
-    return hashlib.sha256(f"{seed} {json.dumps(key_of(sample))}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed} {json.dumps(conversation_key(sample))}".encode()).hexdigest()
 
 
 def _tokenized(sample: Sample, config: DataConfig, tokenizer: Any, template: Template | Labelling) -> Outcome:
     if isinstance(template, Labelling):
         return template.example(sample, tokenizer, config.max_length, config.overlong)
-    if isinstance(template, Source):
-        return answer_example(sample, tokenizer, template, config.max_length, config.overlong)
+    if isinstance(template, EncoderTemplate):
+        return tokenize_seq2seq(sample, tokenizer, template, config.max_length, config.overlong)
     if config.task == "preference":
         return tokenize_pair(sample, tokenizer, template, max_length=config.max_length, overlong=config.overlong)
     return tokenize(
@@ -262,15 +263,15 @@ def _check_counts(report: DataReport, sources: Sequence[SourceConfig], examples:
 
 
 def _shared(rows: Sequence[Sequence[Sample]], held_out: Sequence[Sample]) -> int:
-    trained = {key_of(sample) for samples in rows for sample in samples} if held_out else set()
-    return sum(key_of(sample) in trained for sample in held_out)
+    trained = {conversation_key(sample) for samples in rows for sample in samples} if held_out else set()
+    return sum(conversation_key(sample) in trained for sample in held_out)
 
 
 def _key(config: DataConfig, tokenizer: Any, template: Template | None, classes: Sequence[str] | None) -> str:
     """Everything that the tokens depend on."""
     own = validation_source(config)
     sources = [*train_sources(config), *([own] if own else [])]
-    return cache.key_of(
+    return cache.cache_key(
         {
             "sources": [
                 [source.model_dump(), content_hash(source) or _rows_hash(source, config.task)] for source in sources
@@ -286,5 +287,5 @@ def _key(config: DataConfig, tokenizer: Any, template: Template | None, classes:
 
 
 def _rows_hash(source: SourceConfig, task: str) -> str:
-    rows = [key_of(sample) for sample in read(source, task=task)]
+    rows = [conversation_key(sample) for sample in read(source, task=task)]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from graft.config.data import SourceConfig
-from graft.data.file_readers import KINDS, Row, rows_of
+from graft.data.file_readers import FILE_TYPES, Row, read_rows
 from graft.data.labelled_shapes import LABELS, labelled_shape
 from graft.data.pair_shapes import SIDES, check_pairs, pair
 from graft.data.samples import Sample
@@ -59,7 +59,7 @@ def _tables(source: SourceConfig, task: str) -> Iterator[Table]:
     for file in files or ():
         if left == 0:
             break
-        table = Table(str(file), rows_of(file)[:left])
+        table = Table(str(file), read_rows(file)[:left])
         left = None if left is None else left - len(table.rows)
         yield table
 
@@ -68,17 +68,17 @@ def local_files(source: SourceConfig) -> list[Path] | None:
     """The files of a source in sorted order, or None when its path is a hub name. Raises `GraftError` when there is none."""
     path = Path(source.path).expanduser()
     if path.is_file():
-        if path.suffix.lower() not in KINDS:
-            raise GraftError(f"{path}: unknown kind of file '{path.suffix}', expected {', '.join(KINDS)}")
+        if path.suffix.lower() not in FILE_TYPES:
+            raise GraftError(f"{path}: unknown kind of file '{path.suffix}', expected {', '.join(FILE_TYPES)}")
         return [path]
     if path.is_dir():
-        return _of_split(path, sorted(f for f in path.rglob("*") if f.suffix.lower() in KINDS), source.split)
+        return _of_split(path, sorted(f for f in path.rglob("*") if f.suffix.lower() in FILE_TYPES), source.split)
     if glob.has_magic(source.path):
-        found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).suffix.lower() in KINDS)
+        found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).suffix.lower() in FILE_TYPES)
         if not found:
-            raise GraftError(f"no data file matches {source.path} (kinds: {', '.join(KINDS)})")
+            raise GraftError(f"no data file matches {source.path} (kinds: {', '.join(FILE_TYPES)})")
         return found
-    if path.suffix.lower() in KINDS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path):
+    if path.suffix.lower() in FILE_TYPES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path):
         raise GraftError(f"{source.path}: no such file.{_near(path)}")
     return None
 
@@ -180,7 +180,7 @@ def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
     if not files:
         what = f"no data file of the split '{split}'" if split else "no data file"
         raise GraftError(
-            f"{folder} holds {what} ({', '.join(KINDS)}){'; splits: ' + ', '.join(there) if there else ''}"
+            f"{folder} holds {what} ({', '.join(FILE_TYPES)}){'; splits: ' + ', '.join(there) if there else ''}"
         )
     return files
 

@@ -130,7 +130,7 @@ class DataReport:
         return [f"Classes: {shown}."] if shown else []
 
 
-def count(name: str, outcomes: Sequence[Example | Rejected], max_length: int) -> Counts:
+def count_outcomes(name: str, outcomes: Sequence[Example | Rejected], max_length: int) -> Counts:
     """Counts over what became of the rows of a source."""
     examples = [one for one in outcomes if isinstance(one, Example)]
     reasons = Counter(one.reason for one in outcomes if isinstance(one, Rejected))
@@ -159,7 +159,7 @@ def _length(outcome: Example | Rejected) -> int:
     return outcome.longest + outcome.cut if isinstance(outcome, Example) else outcome.length
 
 
-def key_of(sample: Sample) -> tuple[tuple[str, str, str], ...]:
+def conversation_key(sample: Sample) -> tuple[tuple[str, str, str], ...]:
     """What makes two conversations, or two pairs of them, the same."""
     own, worse = (
         tuple((m["role"], m["content"], m.get("input", "")) for m in messages)
@@ -168,7 +168,7 @@ def key_of(sample: Sample) -> tuple[tuple[str, str, str], ...]:
     return (*own, ("rejected", "", ""), *worse) if worse else own
 
 
-def duplicates(samples: Iterable[Sample]) -> int:
+def count_duplicates(samples: Iterable[Sample]) -> int:
     """How many conversations repeat an earlier one."""
-    keys = [key_of(sample) for sample in samples]
+    keys = [conversation_key(sample) for sample in samples]
     return len(keys) - len(set(keys))

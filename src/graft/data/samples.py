@@ -70,7 +70,7 @@ class Example:
     """The number of its class (int), or its value (float)."""
     answer: NDArray[np.int32] | None = None
     """What the decoder is to write, end mark included."""
-    types: NDArray[np.int8] | None = None
+    token_types: NDArray[np.int8] | None = None
     """Which text of a pair each token belongs to, for models that are told so."""
     rejected: Example | None = None
     """The same prompt with the answer that is worse."""
@@ -90,9 +90,9 @@ class Example:
         return max(map(len, self.sequences)) if self.rejected is not None else len(self)
 
     @property
-    def kinds(self) -> NDArray[np.int8]:
-        """`types`, 0 where the tokenizer tells none."""
-        return np.zeros(len(self.input_ids), np.int8) if self.types is None else self.types
+    def token_types_or_zeros(self) -> NDArray[np.int8]:
+        """`token_types`, 0 where the tokenizer tells none."""
+        return np.zeros(len(self.input_ids), np.int8) if self.token_types is None else self.token_types
 
     @property
     def widths(self) -> tuple[int, int]:

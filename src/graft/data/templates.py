@@ -14,10 +14,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from graft.data.builtin_templates import ALPACA, BUILT_IN
+from graft.data.builtin_templates import ALPACA, BUILTIN_TEMPLATES
 from graft.data.chat import ChatTemplate
 from graft.data.template import FILE, JINJA, Template
-from graft.data.turn_template import turns_from
+from graft.data.turn_template import parse_turn_template
 from graft.errors import GraftError, did_you_mean
 
 
@@ -28,15 +28,15 @@ def template_of(name: str | Path, tokenizer: Any = None) -> Template:
     that is no template, and a folder whose template was changed since it was saved.
     """
     path = Path(name)
-    if str(name) in BUILT_IN:
-        return BUILT_IN[str(name)]
+    if str(name) in BUILTIN_TEMPLATES:
+        return BUILTIN_TEMPLATES[str(name)]
     if str(name) in ("auto", "chat"):
         return _own(str(name), tokenizer)
     if path.is_dir():
         return _saved(path)
     if path.is_file():
         return _from_file(path, tokenizer)
-    names = ["auto", "chat", *BUILT_IN]
+    names = ["auto", "chat", *BUILTIN_TEMPLATES]
     raise GraftError(
         f"unknown template '{name}': expected {', '.join(names)}, or a .jinja, .yaml or .json file"
         f"{'; there is no such file' if path.suffix else ''}.{did_you_mean(str(name), names)}"
@@ -63,7 +63,7 @@ def _from_file(path: Path, tokenizer: Any) -> Template:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
         raise GraftError(f"{path} cannot be read: {error}") from error
-    return turns_from(content, name=path.stem, where=str(path))
+    return parse_turn_template(content, name=path.stem, where=str(path))
 
 
 def _saved(folder: Path) -> Template:
@@ -78,7 +78,7 @@ def _saved(folder: Path) -> Template:
     if kind == "chat":
         template: Template = ChatTemplate.saved(name, content, _jinja(folder))
     else:
-        template = turns_from(content, name=name, where=str(path))
+        template = parse_turn_template(content, name=name, where=str(path))
     if template.digest != digest:
         raise GraftError(
             f"the template in {folder} was changed since the adapter was trained with it (digest {digest[:12]})"

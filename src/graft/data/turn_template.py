@@ -71,7 +71,7 @@ class TurnTemplate(Template):
         return _filled(self.user, {"user": question(message)}, index)
 
 
-def turns_from(content: Any, *, name: str, where: str) -> TurnTemplate:
+def parse_turn_template(content: Any, *, name: str, where: str) -> TurnTemplate:
     """A template from the keys of its file. Raises `GraftError` for unknown keys, other values than text, lost placeholders."""
     content = _checked_mapping(content, where)
     allowed = [f.name for f in fields(TurnTemplate) if f.name != "name"]

@@ -11,7 +11,7 @@ from graft.data.report import DataReport
 from graft.data.template import Template
 
 
-def notes_on(report: DataReport, template: Template | Labelling, tokenizer: Any) -> list[str]:
+def data_warnings(report: DataReport, template: Template | Labelling, tokenizer: Any) -> list[str]:
     """A sentence each."""
     notes = []
     if report.duplicates:

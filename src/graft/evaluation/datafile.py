@@ -16,7 +16,7 @@ from typing import Any
 from graft.bases.context import context_length
 from graft.config.eval import EvalConfig
 from graft.data.samples import Example, Message, Sample
-from graft.data.sequences import Source, answer_example
+from graft.data.seq2seq import EncoderTemplate, tokenize_seq2seq
 from graft.data.tokenizing import tokenize
 from graft.errors import GraftError, require
 from graft.evaluation.answering import (
@@ -188,8 +188,8 @@ def _examples(loaded: LoadedModel, evaluation: Evaluation, candidate: Candidate)
     """Tokenise the samples as training does, leaving out those that do not fit into the context."""
     room = context_length(loaded.base.model, candidate.adapter) or UNLIMITED
     tokenizer, template = loaded.base.tokenizer, candidate.template
-    if isinstance(template, Source):
-        made = [answer_example(sample, tokenizer, template, UNLIMITED, "drop") for sample in evaluation.samples]
+    if isinstance(template, EncoderTemplate):
+        made = [tokenize_seq2seq(sample, tokenizer, template, UNLIMITED, "drop") for sample in evaluation.samples]
         return [one for one in made if isinstance(one, Example) and max(one.widths) <= room]
     tokenized = [
         tokenize(sample, tokenizer, template, max_length=room, overlong="drop", train_on=evaluation.train_on)

@@ -10,7 +10,7 @@ from typing import Any
 from graft.config.data import SourceConfig
 from graft.config.eval import EvalConfig
 from graft.config.run import RunConfig
-from graft.data.file_readers import rows_of
+from graft.data.file_readers import read_rows
 from graft.data.labelling import LABELLED
 from graft.data.overlap import questions_of
 from graft.data.preparing import samples_of, validation_source
@@ -203,7 +203,7 @@ def _rows(
 def _gold_answers(source: SourceConfig, samples: Sequence[Sample]) -> list[str] | None:
     """Return the column `answer` of files that also have a worked answer (see WORKED_COLUMNS); None for other files."""
     files = local_files(source)
-    tables = {str(file): rows_of(file) for file in files} if files is not None else {}
+    tables = {str(file): read_rows(file) for file in files} if files is not None else {}
     rows = [tables[sample.source][sample.row - 1] for sample in samples if sample.source in tables]
     if not rows or not any("answer" in row and any(name in row for name in WORKED_COLUMNS) for row in rows):
         return None

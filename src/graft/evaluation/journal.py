@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from graft.errors import GraftError
-from graft.utils.files import explained, write_json_atomic
+from graft.utils.files import explain_write_errors, write_json_atomic
 from graft.utils.jsonl import JsonLines, read_json
 
 ABOUT, ANSWERS, RESULT, LOCK = "evaluation.json", "answers.jsonl", "result.json", ".lock"
@@ -65,7 +65,7 @@ class Journal:
     def _load_saved(self, folder: Path, about: Mapping[str, Any], questions: Questions, overwrite: bool) -> None:
         """Check and load the saved answers, or delete them with `overwrite`, and write evaluation.json."""
         if overwrite:
-            with explained(folder):
+            with explain_write_errors(folder):
                 for name in (ABOUT, ANSWERS, RESULT):
                     (folder / name).unlink(missing_ok=True)
         _check_about(folder, about)
@@ -73,7 +73,7 @@ class Journal:
             _check_line(f"{folder / ANSWERS}:{number}", line, about, questions)
             self.answers[line["contestant"], line["number"]] = line
         write_json_atomic(folder / ABOUT, about)
-        with explained(folder):
+        with explain_write_errors(folder):
             (folder / RESULT).unlink(missing_ok=True)
         self.kept = len(self.answers)
 

@@ -25,8 +25,7 @@ from graft.bases import pad_id
 from graft.bases.context import context_length
 from graft.bases.inputs import inputs_of
 from graft.data.batches import micro_batches, padded
-from graft.data.label_template import LabelTemplate
-from graft.data.labelling import Labelling, label_of, texts_of
+from graft.data.labelling import Labelling, LabelTemplate, label_of, texts_of
 from graft.data.samples import Example, Rejected, Sample
 from graft.errors import GraftError
 from graft.evaluation.answering import (

@@ -22,7 +22,7 @@ from typing import Any
 from graft.bases.context import context_length
 from graft.data.pair_shapes import SIDES
 from graft.data.pairs import tokenize_pair
-from graft.data.report import key_of
+from graft.data.report import conversation_key
 from graft.data.samples import Example, Sample
 from graft.errors import GraftError
 from graft.evaluation.answering import (
@@ -69,7 +69,7 @@ def evaluate_preferences(
         Item(number, sample.source, sample.row, sample.messages[: sample.asked], _answer(sample.messages), "chosen")
         for number, sample in enumerate(usable, start=1)
     ]
-    digest = hashlib.sha256(json.dumps([key_of(sample) for sample in usable]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([conversation_key(sample) for sample in usable]).encode()).hexdigest()[:16]
     templates = sorted({candidate.template.digest[:16] for candidate in loaded.candidates})
     protocol = {"name": "preference", "data": digest, "rows": len(items), "templates": templates}
     header = describe_evaluation(loaded, task, protocol)

@@ -20,7 +20,7 @@ from graft.formats.peft.writing import held_by
 from graft.formats.peft.writing import write as write_peft
 from graft.formats.servers import by_svd, fitted
 from graft.injection.state import State, state_of, unwrapped
-from graft.utils.files import explained, new_dir, write_json_atomic
+from graft.utils.files import explain_write_errors, new_dir, write_json_atomic
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def export(
     if serving is not None:
         written = fitted(root, written, serving, convert=convert)
     tensors = _on_cpu(written.tensors)
-    with new_dir(folder) as fresh, explained(fresh):
+    with new_dir(folder) as fresh, explain_write_errors(fresh):
         if kind.weights.endswith(".bin"):  # a pickle of plain tensors, the only thing that LLM-Adapters reads
             torch.save(tensors, fresh / kind.weights)
         else:

@@ -12,7 +12,7 @@ SMOOTH = 0.9
 """Weight of the past in the running mean of the loss."""
 
 
-def draw(tour: Tour, path: Path) -> Path:
+def plot_tour(tour: Tour, path: Path) -> Path:
     """Write the plot as PNG. Raises `MissingExtra` without matplotlib."""
     require("matplotlib", "report").use("Agg")
     pyplot = require("matplotlib.pyplot", "report")

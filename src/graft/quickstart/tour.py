@@ -59,7 +59,7 @@ class Tour:
     seconds: float
 
 
-def take_tour(
+def run_tour(
     out: Path, *, tiny: bool = False, overwrite: bool = False, quiet: bool = False,
     say: Say = lambda text: None, bars: Bars = lambda title: nullcontext(),
 ) -> Tour | None:  # fmt: skip

@@ -18,7 +18,7 @@ from graft.errors import GraftError
 from graft.utils.files import write_json_atomic
 from graft.utils.jsonl import JsonLines, read_json
 
-Order = dict[str, Any]
+Command = dict[str, Any]
 """{"do": submit, cancel or priority; "job": name}; submit has "config", priority has "priority". A file that holds nothing of the kind
 is {"do": "unknown", "job": the file's name, "reason": what is wrong with it}."""
 NEEDS: dict[str, dict[str, type]] = {"submit": {"config": dict}, "cancel": {}, "priority": {"priority": int}}
@@ -36,13 +36,13 @@ class CommandQueue:
         """So many orders of the journal have taken effect already."""
         self.done, self._behind = done, self.journal.read()[done:]
 
-    def place(self, do: str, job: str, **more: Any) -> None:
+    def put(self, do: str, job: str, **more: Any) -> None:
         """Ask for something. The run takes it before its next step, or when it is resumed."""
         self.inbox.mkdir(parents=True, exist_ok=True)
         number = f"{time.time_ns():020d}-{os.getpid()}"
         write_json_atomic(self.inbox / f"{number}.json", {"id": number, "do": do, "job": job, **more})
 
-    def placed(self) -> list[Order]:
+    def pending(self) -> list[Command]:
         """What is in the inbox, in the order of asking."""
         return [order for path in self._files() if (order := _read(path)) is not None]
 
@@ -50,7 +50,7 @@ class CommandQueue:
         """Whether there is something to take after this many steps."""
         return self._behind[0]["step"] <= step if self._behind else bool(self._files())
 
-    def take(self, step: int) -> list[Order]:
+    def take(self, step: int) -> list[Command]:
         """The orders that take effect after this many steps: those that did so before a kill, then new ones."""
         taken = [order for order in self._behind if order["step"] <= step]
         self._behind = self._behind[len(taken) :]
@@ -62,9 +62,9 @@ class CommandQueue:
     def _files(self) -> list[Path]:
         return sorted(self.inbox.glob("[!.]*.json")) if self.inbox.is_dir() else []
 
-    def _new(self, step: int) -> list[Order]:
+    def _new(self, step: int) -> list[Command]:
         known = {order["id"] for order in self.journal.read()}
-        fresh = [{**order, "step": step} for order in self.placed() if order["id"] not in known]
+        fresh = [{**order, "step": step} for order in self.pending() if order["id"] not in known]
         for order in fresh:
             self.journal.append(order)
         self.journal.sync()
@@ -74,7 +74,7 @@ class CommandQueue:
         return fresh
 
 
-def _read(path: Path) -> Order | None:
+def _read(path: Path) -> Command | None:
     """A file of the inbox, which is known by its name; None where the run has just taken it. Whoever wrote it, the run goes on."""
     unknown = {"id": path.stem, "do": "unknown", "job": path.name}
     try:

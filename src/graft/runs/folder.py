@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import GraftError
-from graft.utils.files import explained, new_dir, recover_dir, replace_dir_atomic, write_json_atomic
+from graft.utils.files import explain_write_errors, recover_dir, write_json_atomic
 from graft.utils.jsonl import JsonLines, read_json
 from graft.version import __version__
 
 if TYPE_CHECKING:
     from graft.config import AnyRun, EvalConfig, RunConfig
-
-__all__ = ["JsonLines", "RunFolder", "find_runs", "new_dir", "replace_dir_atomic", "write_json_atomic"]
 
 LOCKED = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pydantic", "numpy")
 
@@ -62,12 +60,12 @@ class RunFolder:
 
     def jobs(self) -> dict[str, RunConfig]:
         """The jobs of the run by name, those submitted while it trained too, each as the run that it would be alone."""
-        from graft.config import submitted
+        from graft.config import resolve_job
         from graft.runs.commands import CommandQueue
 
         config = self.config
         later = [order for order in CommandQueue(self.path).journal.read() if order["do"] == "submit"]
-        return {**{order["job"]: submitted(config, order["config"]) for order in later}, **config.each()}
+        return {**{order["job"]: resolve_job(config, order["config"]) for order in later}, **config.each()}
 
     def eval_settings(self) -> EvalConfig:
         """The block `eval` of all jobs. Raises `GraftError` where they have several."""
@@ -113,7 +111,7 @@ class RunFolder:
             if self.read_status().get("state") == "running":
                 raise GraftError(f"the run in {self.path} is still running: stop it first")
             shutil.rmtree(self.path)
-        with explained(self.path):
+        with explain_write_errors(self.path):
             for folder in ("adapters", "checkpoints", "eval"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
         return self
@@ -153,11 +151,6 @@ class RunFolder:
         }
         write_json_atomic(self.path / "lock.json", {**made, **facts})
 
-    def read_lock(self) -> dict[str, Any]:
-        """What lock.json says; empty when there is none."""
-        path = self.path / "lock.json"
-        return read_json(path) if path.exists() else {}
-
     def adapter_dir(self, name: str) -> Path:
         """adapters/<name>. Write it through `new_dir`, so that it is replaced as a whole."""
         path = self.path / "adapters" / name
@@ -180,10 +173,6 @@ class RunFolder:
         """The steps of all complete checkpoints, oldest first."""
         folder = self.path / "checkpoints"
         return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdecimal())
-
-    def eval_dir(self, task: str, protocol_hash: str) -> Path:
-        """eval/<task>.<protocol-hash>."""
-        return self.path / "eval" / f"{task}.{protocol_hash}"
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:

@@ -23,7 +23,7 @@ from graft.bases import Base, load_base, load_tokenizer, own_classes
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
 from graft.bases.loading import own_task
-from graft.config import AnyRun, RunConfig, submitted
+from graft.config import AnyRun, RunConfig, resolve_job
 from graft.config.jobs import REFERENCE
 from graft.data.preparing import Prepared, prepare
 from graft.errors import GraftError
@@ -106,7 +106,7 @@ def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFo
     Raises `GraftError` for mistakes in the settings, the data or the adapter.
     """
     try:
-        own = submitted(parts.config, given)
+        own = resolve_job(parts.config, given)
     except ValidationError as error:
         raise GraftError(f"job '{name}': {error}") from error
     first = parts.members[0].data if parts.members else None

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from graft.attaching.saving import load_training_state, training_state
 from graft.errors import GraftError
-from graft.runs.folder import RunFolder, write_json_atomic
+from graft.runs.folder import RunFolder
 from graft.training.job import Job
 from graft.utils.clock import timed
-from graft.utils.files import new_dir
+from graft.utils.files import new_dir, write_json_atomic
 from graft.utils.jsonl import read_json
 
 ADAPTER, OPTIMISER = "adapter/", "optimiser/"

@@ -19,7 +19,7 @@ from graft.training.checkpoints import ADAPTER, OPTIMISER, offloaded, with_prefi
 from graft.training.job import Job
 from graft.training.optim import restore_optimizer
 from graft.utils.clock import timed
-from graft.utils.files import explained
+from graft.utils.files import explain_write_errors
 
 
 @timed("checkpoints")
@@ -30,7 +30,7 @@ def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     """
     path = offloaded(folder, job)
     fresh = path.with_name(f".{path.name}.tmp")
-    with explained(path):
+    with explain_write_errors(path):
         path.parent.mkdir(exist_ok=True)
         write_job(model, job, fresh)
         os.replace(fresh, path)

@@ -31,9 +31,7 @@ CALLED: dict[Part, str] = {
     "books": "logs",
     "rest": "start and end",
 }
-OUTSIDE: tuple[Part, ...] = ("batches", "between")
-"""What happens around the computing of each step."""
-TRAINING: tuple[Part, ...] = ("step", *OUTSIDE)
+TRAINING: tuple[Part, ...] = ("step", "batches", "between")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,14 +95,8 @@ def timed(part: Part) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorated
 
 
-def described(seconds: Mapping[Part, float]) -> str:
+def describe_times(seconds: Mapping[Part, float]) -> str:
     """One line: the whole, and the shares of what took any time."""
     total = sum(seconds.values())
     shares = [f"{seconds[part] / total:.1%} {called}" for part, called in CALLED.items() if seconds.get(part, 0) > 0]
     return f"{total:,.1f} s: {', '.join(shares)}" if shares else "no time yet"
-
-
-def outside(seconds: Mapping[Part, float]) -> float:
-    """Share of training, validation, checkpoints and logs apart, that lies outside forward, backward and update."""
-    around = sum(seconds[part] for part in OUTSIDE)
-    return around / (around + seconds["step"]) if around else 0.0

@@ -27,7 +27,7 @@ _USERS_TO_MEND = {
 
 
 @contextmanager
-def explained(path: str | Path) -> Iterator[None]:
+def explain_write_errors(path: str | Path) -> Iterator[None]:
     """Turn errors that the user has to mend (full disk, no permission) into `GraftError`s that name the path."""
     try:
         yield
@@ -61,7 +61,7 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     """Replace a text file as a whole. Raises `GraftError` when the disk is full; the old file then still stands."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explained(path):
+    with explain_write_errors(path):
         try:
             with open(temporary, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -108,7 +108,7 @@ def new_dir(final: str | Path) -> Iterator[Path]:
     """
     final = Path(final)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    with explained(final):
+    with explain_write_errors(final):
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
@@ -129,7 +129,7 @@ def replace_dir_atomic(temporary: str | Path, final: str | Path) -> None:
     temporary, final = Path(temporary), Path(final)
     recover_dir(final)
     old = _old(final)
-    with explained(final):
+    with explain_write_errors(final):
         for path in [*temporary.rglob("*"), temporary]:
             sync(path)
         if final.exists():

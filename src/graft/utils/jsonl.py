@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import GraftError
-from graft.utils.files import explained, to_json, write_text_atomic
+from graft.utils.files import explain_write_errors, to_json, write_text_atomic
 
 
 class JsonLines:
@@ -21,7 +21,7 @@ class JsonLines:
     def append(self, *records: Mapping[str, Any]) -> None:
         """Add a line for each record, visible to readers at once. A full disk is a `GraftError`, and the file stays as it was."""
         line = "".join(to_json(record) + "\n" for record in records).encode()
-        with explained(self.path), open(self.path, "ab+", buffering=0) as file:
+        with explain_write_errors(self.path), open(self.path, "ab+", buffering=0) as file:
             end = _end_of_lines(file)
             file.truncate(end)
             try:
@@ -53,7 +53,7 @@ class JsonLines:
     def sync(self) -> None:
         """Flush what was appended to the disk itself, so that it survives a power cut."""
         if self.path.exists():
-            with explained(self.path), open(self.path, "rb") as file:
+            with explain_write_errors(self.path), open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
 

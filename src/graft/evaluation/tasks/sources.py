@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from graft.data.file_readers import KINDS, Row, rows_of
+from graft.data.file_readers import FILE_TYPES, Row, read_rows
 from graft.errors import GraftError, did_you_mean
 
 
@@ -38,7 +38,7 @@ def read_rows(
     data: str | Path | None,
     files: Sequence[str],
     hub: Hub | None,
-    reader: Callable[[Path], list[Row]] = rows_of,
+    reader: Callable[[Path], list[Row]] = read_rows,
 ) -> tuple[str, list[Row]]:
     """Read the rows of a test set. Returns (name of the source, rows).
 
@@ -73,8 +73,8 @@ def _hub_rows(task: str, hub: Hub) -> list[Row]:
 
 def _file(task: str, path: Path, files: Sequence[str]) -> Path:
     if path.is_file():
-        if path.suffix.lower() not in KINDS:
-            raise GraftError(f"{path}: unknown kind of file '{path.suffix}', expected {', '.join(KINDS)}")
+        if path.suffix.lower() not in FILE_TYPES:
+            raise GraftError(f"{path}: unknown kind of file '{path.suffix}', expected {', '.join(FILE_TYPES)}")
         return path
     if not path.is_dir():
         raise GraftError(f"there is no file or folder {path} with the questions of '{task}'")

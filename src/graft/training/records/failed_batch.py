@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from graft.runs.folder import RunFolder, write_json_atomic
+from graft.runs.folder import RunFolder
 from graft.training.step import NonFinite
-from graft.utils.files import new_dir
+from graft.utils.files import new_dir, write_json_atomic
 
 
 def save_failed_batch(folder: RunFolder, error: NonFinite, name: str = "failed_batch") -> Path:

@@ -20,7 +20,7 @@ from graft.training.records.progress import Reporter, memory_bytes
 from graft.training.records.trackers import Tracker
 from graft.training.step import Outcome
 from graft.training.validation import in_words
-from graft.utils.clock import Clock, described, timed
+from graft.utils.clock import Clock, describe_times, timed
 
 STATUS_SECONDS = 5.0
 
@@ -137,7 +137,7 @@ class Recorder:
         self.status(step, state)
         self.event(state, step=step)
         if step:
-            self.say(f"Time: {described(self.clock.read())}")
+            self.say(f"Time: {describe_times(self.clock.read())}")
 
     def standing(self, job: Job) -> dict[str, Any]:
         """Return where a job stands, as status.json has it."""

@@ -24,13 +24,13 @@ from graft.utils.files import write_json_atomic
 
 
 @dataclass(frozen=True)
-class Source(Template):
+class EncoderTemplate(Template):
     """A template whose prompts are read by an encoder. Saved as the template that it is, with `task.json` beside it."""
 
     inner: Template | None = None
 
     @classmethod
-    def of(cls, template: Template) -> Source:
+    def of(cls, template: Template) -> EncoderTemplate:
         """The same template for an encoder."""
         return cls(template.name, template.system_prompt, template)
 
@@ -60,13 +60,13 @@ class Source(Template):
         write_json_atomic(Path(folder) / FILE, {"task": "seq2seq"})
 
 
-def source_template(name: str, tokenizer: Any, system: str | None) -> Source:
+def encoder_template(name: str, tokenizer: Any, system: str | None) -> EncoderTemplate:
     """The template of that name for an encoder; `auto` is `plain`."""
-    return Source.of(template_of("plain" if name == "auto" else name, tokenizer).with_system(system))
+    return EncoderTemplate.of(template_of("plain" if name == "auto" else name, tokenizer).with_system(system))
 
 
-def answer_example(
-    sample: Sample, tokenizer: Any, template: Source, max_length: int, overlong: str
+def tokenize_seq2seq(
+    sample: Sample, tokenizer: Any, template: EncoderTemplate, max_length: int, overlong: str
 ) -> Example | Rejected:
     """What is read and what is to be written, or why the sample cannot be trained on.
 

@@ -11,7 +11,7 @@ from graft.config.data import DataConfig
 from graft.data.inspect import learnt_text
 from graft.data.labelling import saved_task
 from graft.data.preparing import Prepared, prepare
-from graft.data.sequences import source_template
+from graft.data.seq2seq import encoder_template
 from graft.data.templates import template_of
 from graft.errors import GraftError
 from tests.data.test_labelling import write
@@ -45,14 +45,14 @@ def test_question_and_answer_are_encoded_as_the_tokenizer_encodes_source_and_tar
 def test_what_training_reads_is_what_generation_reads(tmp_path: Path) -> None:
     row = {"instruction": "Sum up.", "input": "A long story.", "output": "Short."}
     data = made(tmp_path, [row], template="alpaca")
-    template = source_template("alpaca", TOKENIZER, None)
+    template = encoder_template("alpaca", TOKENIZER, None)
     asked = template.prompt_ids([{"role": "user", "content": "Sum up.", "input": "A long story."}], TOKENIZER)
     assert data.train[0].input_ids.tolist() == asked
     assert "### Instruction:\nSum up." in TOKENIZER.decode(asked)
 
 
 def test_the_template_is_saved_as_itself_with_the_task_beside_it(tmp_path: Path) -> None:
-    template = source_template("auto", TOKENIZER, None)
+    template = encoder_template("auto", TOKENIZER, None)
     template.save(tmp_path)
     assert saved_task(tmp_path) == "seq2seq" and template_of(tmp_path).name == "plain"
     assert template_of(tmp_path).digest == template.digest
