@@ -193,8 +193,8 @@ def test_a_limit_of_memory_holds_as_many_jobs_as_the_model_of_a_step_says(
     plain = engine.jobs[0].rows
 
     def asks() -> Any:
-        if engine.jobs[0].step == 2 and not engine.queue.placed() and not engine.queue.done:
-            engine.queue.place("priority", "c", priority=1)
+        if engine.jobs[0].step == 2 and not engine.queue.pending() and not engine.queue.done:
+            engine.queue.put("priority", "c", priority=1)
         return plain()
 
     engine.jobs[0].rows = asks  # type: ignore[method-assign]
@@ -212,7 +212,7 @@ def test_a_job_with_a_higher_priority_sets_another_aside_and_it_comes_back(tmp_p
 
     def asks() -> Any:
         if one.step == 3 and other.priority == 0:
-            engine.queue.place("priority", "b", priority=2)
+            engine.queue.put("priority", "b", priority=2)
         return plain()
 
     one.rows = asks  # type: ignore[method-assign]
@@ -233,8 +233,8 @@ def test_a_preempted_job_is_resumed_from_a_checkpoint_bit_for_bit(tmp_path: Path
             plain = engine.jobs[0].rows
 
             def asks() -> Any:
-                if engine.jobs[0].step == 3 and not engine.queue.placed() and not engine.queue.done:
-                    engine.queue.place("priority", "b", priority=2)
+                if engine.jobs[0].step == 3 and not engine.queue.pending() and not engine.queue.done:
+                    engine.queue.put("priority", "b", priority=2)
                 return plain()
 
             engine.jobs[0].rows = asks  # type: ignore[method-assign]
@@ -287,12 +287,12 @@ def test_jobs_are_submitted_and_cancelled_while_others_train(tmp_path: Path) -> 
     plain = engine.jobs[0].rows
 
     def asks() -> Any:
-        if engine.jobs[0].step == 2 and not engine.queue.done and not engine.queue.placed():
-            engine.queue.place("submit", "c", config={})
-            engine.queue.place("submit", "b", config={})
-            engine.queue.place("cancel", "b")
-            engine.queue.place("cancel", "nobody")
-            engine.queue.place("submit", "z", config={})
+        if engine.jobs[0].step == 2 and not engine.queue.done and not engine.queue.pending():
+            engine.queue.put("submit", "c", config={})
+            engine.queue.put("submit", "b", config={})
+            engine.queue.put("cancel", "b")
+            engine.queue.put("cancel", "nobody")
+            engine.queue.put("submit", "z", config={})
             (engine.queue.inbox / "by-hand.json").write_text("{")
         return plain()
 
