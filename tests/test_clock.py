@@ -61,7 +61,7 @@ def test_an_error_gives_the_time_back_to_the_part_around(now: list[float]) -> No
     with here.running():
         with pytest.raises(ValueError, match="so it is"):
             fails()
-        assert here.part == "rest"
+        assert here.phase == "rest"
     assert here.read()["step"] == 1.0 and describe_times(Clock().read()) == "no time yet"
 
 

@@ -27,7 +27,7 @@ def test_a_run_is_the_same_from_a_mapping_a_yaml_and_a_folder(tmp_path: Path) ->
 def test_what_needs_a_trained_run_says_so(tmp_path: Path) -> None:
     run = graft.Run.load(RUN)
     for step in (run.eval, run.resume):
-        with pytest.raises(graft.GraftError, match="not trained yet"):
+        with pytest.raises(graft.GraftError, match="not been trained yet"):
             step()
 
 

@@ -1,6 +1,7 @@
-"""The errors a user can cause, and the help that goes with them.
+"""The errors that a user can cause, and helpers for their messages.
 
-`GraftError` means that the input is wrong (the command line prints it and exits with 2); anything else is our own fault (exit 1).
+`GraftError` means that the input is wrong: the command line prints the message and exits with 2. Any other exception is a fault of Graft
+itself (exit 1).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from types import ModuleType
 
 
 class GraftError(ValueError):
-    """The user's input is wrong. The message says what was wrong, what was given and what is allowed."""
+    """The user's input is wrong. The message says what was wrong, what was given, and what is allowed or what to do."""
 
 
 class MissingExtra(GraftError):
@@ -29,22 +30,24 @@ class MissingExtra(GraftError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name that looks most like `name`, or None when nothing is close."""
+    """Return the allowed name that is most similar to `name`, or None if none is close."""
     found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """A sentence to append to an error message, or an empty string: " Did you mean 'rank'?"."""
+    """Return a sentence to append to an error message, like " Did you mean 'rank'?", or an empty string if no name is close."""
     found = nearest(name, allowed)
     return f" Did you mean '{found}'?" if found else ""
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional package, or raise `MissingExtra` with the command that installs it."""
+    """Import an optional package. Raises `MissingExtra`, with the command that installs it, if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] != module.split(".")[0]:
+        if (
+            error.name and error.name.split(".")[0] != module.split(".")[0]
+        ):  # the package is there; one that it imports is not
             raise
         raise MissingExtra(module, extra) from error

@@ -1,4 +1,4 @@
-"""A run as a Python object: the same steps as the command line, behind the same configuration.
+"""A run as a Python object: the same steps and the same configuration as on the command line.
 
 run = graft.Run.load("run.yaml", "adapter.rank=32")
 run.check(); run.train(out="runs/math"); run.eval("test.jsonl")
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """One run: its configuration and, once it was trained or when it was loaded from one, its folder."""
+    """One run: its configuration, and its run folder once it has been trained (or if it was loaded from its folder)."""
 
     def __init__(self, config: AnyRun, out: str | Path, folder: RunFolder | None = None) -> None:
         self.config = config
@@ -30,10 +30,10 @@ class Run:
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], *changes: str) -> Run:
-        """A run from a YAML, a run folder or a mapping, with `key.sub=value` changes on top.
+        """Load a run from a YAML file, a run folder or a mapping, with `key.sub=value` changes on top.
 
-        What run.yaml describes goes to runs/run, unless `train` is told otherwise. Raises `GraftError` that lists every
-        mistake with file, line and, for a wrong key, the nearest right one.
+        A run from run.yaml is written to runs/run, unless `train` gets another folder. Raises a `GraftError` that lists all
+        mistakes with file, line and, for a wrong key, the nearest right one.
         """
         from graft.config import load_run
 
@@ -46,15 +46,17 @@ class Run:
         return cls(load_run(folder.config_path, changes), path, folder)
 
     def check(self) -> Any:
-        """Everything that can go wrong, before it costs an hour: data, template, sites, one measured step. Of a run of several
-        jobs, a report for each by name."""
+        """Check everything that can go wrong before it costs an hour: data, template, sites, and one measured step.
+
+        Returns a report; for a run of several jobs, a mapping from their names to their reports.
+        """
         from graft.training import check_each
 
         found = check_each(self.config)
         return found if len(found) > 1 else next(iter(found.values()))
 
     def train(self, out: str | Path | None = None, *, overwrite: bool = False) -> RunFolder:
-        """Train and return the run folder. A folder that holds a run already is refused, or emptied with `overwrite`."""
+        """Train and return the run folder. A folder that already holds a run is refused, or emptied if `overwrite`."""
         from graft.training import train
 
         self.out = Path(out) if out is not None else self.out
@@ -62,7 +64,7 @@ class Run:
         return self.folder
 
     def resume(self) -> RunFolder:
-        """Continue the run in its folder where its last checkpoint stands."""
+        """Continue the run from the last checkpoint in its folder."""
         folder = self._trained()
         from graft.training import resume
 
@@ -76,15 +78,16 @@ class Run:
         data: str | Path | None = None,
         protocol: str | None = None,
     ) -> dict[str, Any]:
-        """Evaluate base and adapters: on a data file, on benchmarks (a list of names), or as the run's `eval` says.
+        """Evaluate base and adapters on a data file, on benchmarks (a list of names), or (None) on what the run's block `eval` names.
 
-        data: folder of the benchmarks' files, and protocol: how they are asked and judged; by default as the run says.
-        Without benchmarks and a file: loss and accuracy on the run's own validation data.
+        data: the folder with the benchmarks' files; default: the run's `eval.data`.
+        protocol: how benchmarks are asked and judged; default: the run's `eval.protocol`.
+        Without a file and without benchmarks, the run's own validation data give loss and accuracy.
         """
         folder = self._trained()
         from graft.evaluation import evaluate
 
-        settings = folder.eval_settings_of(self.config.each())
+        settings = folder.eval_settings(self.config.each())
         tasks = None if isinstance(what, str | Path) else [*what] if what is not None else settings.tasks
         if not tasks:
             return evaluate(folder, what if isinstance(what, str | Path) else None)
@@ -104,6 +107,6 @@ class Run:
     def _trained(self) -> RunFolder:
         if self.folder is None:
             raise GraftError(
-                f"this run is not trained yet: call train() first, or load its folder (Run.load('{self.out}'))"
+                f"this run has not been trained yet: call train() first, or load its folder with Run.load('{self.out}')"
             )
         return self.folder

@@ -83,7 +83,7 @@ def test_changes_reach_into_jobs_and_a_change_at_the_top_reaches_all_that_say_no
         ("jobs.wied.train.lr=1", ["there is no job 'wied'", "Did you mean 'wide'?", "plain, wide, other"]),
         ("jobs.wide.train.layout=flat", ["jobs.wide.train.layout is shared by all jobs", "train.layout"]),
         ("jobs.wide.train.lrr=1", ["unknown key 'jobs.wide.train.lrr'", "Did you mean 'lr'?"]),
-        ("base.dropout=true", ["base.dropout is for a single job"]),
+        ("base.dropout=true", ["base.dropout needs a single job"]),
     ],
 )
 def test_changes_that_are_refused(run_yaml: Path, change: str, words: list[str]) -> None:
@@ -93,7 +93,7 @@ def test_changes_that_are_refused(run_yaml: Path, change: str, words: list[str])
 
 def test_a_change_that_no_job_would_feel_is_refused(run_yaml: Path) -> None:
     own = ["jobs.plain.data.train=c.json", "jobs.wide.data.train=c.json"]
-    assert "'data.train' has no effect: every job says its own" in refusal(run_yaml, *own, "data.train=d.json")
+    assert "'data.train' has no effect, because every job sets its own" in refusal(run_yaml, *own, "data.train=d.json")
     load_run(run_yaml, [own[0], "data.train=d.json"])
 
 
@@ -110,7 +110,7 @@ def test_a_change_that_no_job_would_feel_is_refused(run_yaml: Path) -> None:
         ("  plain:\n", "  plain: 5\n", ["run.yaml:8: jobs.plain must be a mapping; given: 5"]),
         ("  plain:", "  base:", ["run.yaml:7:", "'base' cannot name a job"]),
         ("  plain:", "  a.b:", ["'a.b' cannot name a job"]),
-        ("  plain:", "  wide--reference:", ["'wide--reference' cannot name a job", "not '--reference' at the end"]),
+        ("  plain:", "  wide--reference:", ["'wide--reference' cannot name a job", "does not end with '--reference'"]),
         ("jobs:\n", "scheduler: {togehter: 2}\njobs:\n", ["unknown key 'scheduler.togehter'", "'together'"]),
         ("jobs:\n", "scheduler: {halving: {rungs: [3, 2]}}\njobs:\n", ["scheduler.halving.rungs must be rising"]),
         ("    priority: 2", "    train: {patience: 2}", ["run.yaml:12:", "not valid YAML", "duplicate key"]),

@@ -116,7 +116,7 @@ def test_a_mistake_inside_a_list_of_adapters_is_found_in_its_line(run_yaml: Path
     assert "run.yaml:6:" in message and "Did you mean 'bottleneck'?" in message
 
 
-@pytest.mark.parametrize(("text", "held"), [("", "is empty"), ("- a\n", "holds a list"), ("5\n", "holds a int")])
+@pytest.mark.parametrize(("text", "held"), [("", "is empty"), ("- a\n", "of type list"), ("5\n", "of type int")])
 def test_a_file_that_is_no_mapping_is_refused(run_yaml: Path, text: str, held: str) -> None:
     run_yaml.write_text(text)
     assert held in refusal(run_yaml)

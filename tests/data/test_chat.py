@@ -142,14 +142,14 @@ def test_thinking_in_the_last_answer_is_trained_on(chatty):
 
 def test_a_template_that_drops_a_part_of_an_answer_is_an_error(chatty):
     talk = [TALK[0], {"role": "assistant", "content": "<think>hm</think>sat"}, *TALK[2:]]
-    with pytest.raises(GraftError, match="leaves out or changes a part of message 2"):
+    with pytest.raises(GraftError, match="omits or changes a part of the answer in message 2"):
         load(chatty, THINKING).render(talk)
 
 
 @pytest.mark.parametrize(
     ("jinja", "message"),
     [
-        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "leaves out the answers"),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "does not write the answers"),
         ("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}", "cannot be told apart"),
         ("{% for m in messages %}{{ m.contnt.x }}{% endfor %}", "refuses this conversation"),
     ],
@@ -202,7 +202,7 @@ def test_a_saved_chat_template_needs_no_tokenizer_and_has_an_equal_digest(tmp_pa
 def test_a_saved_chat_template_without_its_jinja_is_refused(tmp_path, chatty):
     template_of("chat", chatty).save(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(GraftError, match=r"but not chat_template\.jinja"):
+    with pytest.raises(GraftError, match=r"but lacks chat_template\.jinja"):
         template_of(tmp_path)
 
 

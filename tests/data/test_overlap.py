@@ -146,7 +146,7 @@ def test_a_report_says_its_threshold_and_becomes_json() -> None:
 
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.5])
 def test_a_threshold_that_is_no_similarity_is_refused(threshold: float) -> None:
-    with pytest.raises(GraftError, match="above 0, at most 1"):
+    with pytest.raises(GraftError, match="above 0 and at most 1"):
         overlap_report([], [], threshold=threshold)
 
 

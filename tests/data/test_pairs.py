@@ -81,10 +81,10 @@ def test_a_system_prompt_and_several_turns_belong_to_the_prompt(tmp_path: Path) 
     [
         (
             {"chosen": "Blue.", "rejected": "Green."},
-            "row 1, field 'prompt': is missing, and chosen and rejected have no",
+            "row 1, field 'prompt': is missing, and chosen and rejected do not begin",
         ),
         ({"prompt": "Sky?", "chosen": [ASK], "rejected": [ASK]}, "row 1, field 'chosen': must end with an answer"),
-        ({"prompt": "Sky?", "chosen": "Blue."}, "no column is called rejected. Its columns are prompt, chosen"),
+        ({"prompt": "Sky?", "chosen": "Blue."}, "no column is called rejected. The columns are prompt, chosen"),
         ({"prompt": "Sky?", "chosen": 5, "rejected": None}, "row 1, field 'rejected': is missing"),
     ],
 )
@@ -125,12 +125,12 @@ def test_equal_and_empty_answers_are_counted_and_left_out(tmp_path: Path) -> Non
     prepared = prepare(config, TOKENIZER, tmp_path / "cache")
     counts = prepared.report.train
     assert (counts.rows, counts.samples, counts.same, counts.empty) == (3, 1, 1, 1)
-    assert any("1 training pairs prefer an answer to itself" in note for note in prepared.report.notes)
+    assert any("1 training pairs have two equal answers" in note for note in prepared.report.notes)
     again = prepare(config, TOKENIZER, tmp_path / "cache")
     assert again.cached and again.train.digest == prepared.train.digest and again.report == prepared.report
     assert again.train.has_pairs and again.train[0].rejected is not None
     path.write_text(json.dumps(rows[1]) + "\n")
-    with pytest.raises(GraftError, match="no token is left to train on.* 1 prefer an answer to itself"):
+    with pytest.raises(GraftError, match="no token is left to train on.* 1 have two equal answers"):
         prepare(config, TOKENIZER)
 
 
@@ -154,8 +154,8 @@ def test_a_pair_is_shown_with_both_answers_marked() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train_on": "all"}, "data.train_on has no effect where data.task is preference"),
-        ({"train": {"path": "PAIRS", "format": "alpaca"}}, "rows of preferences have chosen and rejected"),
+        ({"train_on": "all"}, "data.train_on has no effect if data.task is preference"),
+        ({"train": {"path": "PAIRS", "format": "alpaca"}}, "preference rows have chosen and rejected"),
     ],
 )
 def test_settings_without_effect_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_several_sources_keep_their_weights_and_counts(tmp_path, data, gpt):
     assert len(prepared.train.epoch_order(0, 0)) == 40 + 25
     assert [(source.name, source.rows) for source in prepared.report.sources] == [(data, 40), (other, 10)]
     assert prepared.report.train.rows == 50
-    with pytest.raises(GraftError, match="weight 0.01 of 10 samples is less than one per epoch"):
+    with pytest.raises(GraftError, match="with weight 0.01, 10 samples give less than one per epoch"):
         prepare(config([data, {"path": other, "weight": 0.01}]), gpt)
 
 
@@ -162,7 +162,7 @@ def test_progress_is_told(data, gpt):
 def test_chat_templates_bring_notes(data, chatty):
     notes = " ".join(prepare(config(data, template="chat"), chatty).report.notes)
     assert "Answers end with <|im_end|>" in notes
-    assert ("leaves out <s>" in notes) == (chatty.bos_token is not None)
+    assert ("omits <s>" in notes) == (chatty.bos_token is not None)
 
 
 def same(one, other):
@@ -215,7 +215,7 @@ def test_a_broken_cache_is_made_anew_with_a_note(tmp_path, data, gpt, damage):
     file.write_bytes({"cut": content[: len(content) // 2], "flip": content, "empty": b""}[damage])
     again = prepare(config(data), gpt, tmp_path / "cache")
     assert not again.cached and again.train.digest == fresh.train.digest
-    assert f"The cached data in {file} are broken" in again.report.notes[-1]
+    assert f"The cached data in {file} were broken" in again.report.notes[-1]
     assert prepare(config(data), gpt, tmp_path / "cache").cached
 
 

@@ -72,7 +72,7 @@ def test_an_overlong_question_is_cut_at_its_end_and_an_answer_never(tmp_path: Pa
 def test_rows_without_an_answer_are_left_out_and_texts_without_a_question_are_errors(tmp_path: Path) -> None:
     data = made(tmp_path, [{"source": "a", "target": "b"}, {"source": "c", "target": ""}])
     assert len(data.train) == 1 and data.report.train.empty == 1
-    with pytest.raises(GraftError, match="row 1: there is no question, only a text"):
+    with pytest.raises(GraftError, match="row 1: an encoder-decoder needs a question and an answer"):
         made(tmp_path, [{"text": "alone"}])
 
 

@@ -155,7 +155,7 @@ def test_an_answer_that_does_not_fit_is_rejected_not_cut(tokenizer):
 
 def test_a_conversation_that_cannot_be_written_names_its_row(tokenizer):
     twice = Sample((*sample("a").messages, *sample("a", "b").messages), "data.json", 7)
-    with pytest.raises(GraftError, match="data.json, row 7: message 2 is by 'user' again"):
+    with pytest.raises(GraftError, match=r"data.json, row 7: message 2 \('user'\) is out of turn"):
         run(twice, tokenizer)
 
 

@@ -127,7 +127,7 @@ def test_the_runs_own_validation_data_are_asked_without_a_file(run: RunFolder) -
 
 def test_an_unknown_label_of_the_file_is_an_error_with_its_row(run: RunFolder, tmp_path: Path) -> None:
     data = write(tmp_path / "test.jsonl", [{"text": "x", "label": "pos"}, {"text": "y", "label": "maybe"}])
-    with pytest.raises(GraftError, match=r"test\.jsonl, row 2: the label 'maybe' is none of the classes neg, pos"):
+    with pytest.raises(GraftError, match=r"test\.jsonl, row 2: the label 'maybe' is not one of the classes neg, pos"):
         evaluate(run, data)
 
 

@@ -131,7 +131,7 @@ def test_a_graph_that_computes_something_else_is_an_error(tmp_path: Path, wrong:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"train": {"compile": True, "layout": "flat"}}, "cannot keep segments apart"),
+        ({"train": {"compile": True, "layout": "flat"}}, "cannot keep the sequences apart"),
         ({"train": {"compile": True, "gradient_checkpointing": True}}, "gradient_checkpointing"),
         ({"base": {"model": "x", "dropout": True}}, "base.dropout"),
         ({"data": {"train": "x", "task": "classification"}}, "data.task classification"),

@@ -175,11 +175,14 @@ def test_an_encoder_decoder_is_refused(place: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"objective": None}, "data.task is preference: say what is learnt from the pairs, e.g. train.objective: dpo"),
+        (
+            {"objective": None},
+            "data.task is preference but train.objective is not set: choose one, e.g. train.objective: dpo",
+        ),
         ({"objective": "dop"}, r"one of dpo, ipo, cpo, orpo, simpo, .*did you mean 'dpo'\?"),
         ({"objective": {"kind": "simpo", "gama": 1.0}}, "'train.objective.gama'. Did you mean 'gamma'"),
         ({"objective": {"kind": "orpo", "reference": "base"}}, "unknown key 'train.objective.reference'"),
-        ({"objective": {"kind": "dpo", "reference": "init"}}, "there is no train.init_from"),
+        ({"objective": {"kind": "dpo", "reference": "init"}}, "train.init_from is not set"),
         ({"objective": {"kind": "cpo", "loss": "hinge", "label_smoothing": 0.1}}, "no effect on loss: hinge"),
         ({"objective": {"kind": "dpo", "beta": 0.0}}, "train.objective.beta must be greater than 0"),
     ],

@@ -1,4 +1,4 @@
-"""What a run is (`schema`), and how it is read and written (`loading`)."""
+"""The configuration of a run: one module per block of the YAML; `loading` reads and writes it, `jobs` is for runs of several jobs."""
 
 from graft.config.base import BaseConfig
 from graft.config.data import DataConfig, SourceConfig

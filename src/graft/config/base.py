@@ -1,4 +1,4 @@
-"""The block `base` of a run's YAML."""
+"""The block `base`: the model that adapters are attached to."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class BaseConfig(Section):
     """The frozen model that adapters are grafted onto."""
 
     model: str = Field(min_length=1)
-    """Folder or hub name of a transformers model that data.task goes with; "seedling" is the small base that Graft brings."""
+    """Folder or hub name of a transformers model that suits data.task; "seedling" is the small base that comes with Graft."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the default branch."""
     dtype: DTYPES = "auto"
-    """Number format of the base's weights and the computation; auto is bfloat16 on a GPU that has it, else float32."""
+    """Number format of the base's weights and of the computation; auto is bfloat16 on a GPU that supports it, else float32."""
     device: str = "auto"
     """auto, cpu, mps, cuda or cuda:N; auto is the first GPU, else the CPU."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention backend; auto is what transformers chooses for the model."""
+    """Attention backend; auto leaves the choice to transformers."""
     head: Literal["auto", "fresh"] = "auto"
-    """Of classification and regression: auto keeps the head that the base brings and draws one where it brings none; fresh draws one in any
-    case, for any number of classes. A drawn head trains with the adapter and is saved with it."""
+    """For classification and regression: auto keeps the base's own head, or initialises one if there is none; fresh always initialises
+    a new one, for any number of classes. A new head is trained with the adapter and saved with it."""
     dropout: bool = False
-    """Whether the base's own dropout is on in training."""
+    """Whether the base's own dropout is active in training."""
     trust_remote_code: bool = False
-    """Whether code that a hub repository brings along may run on this machine."""
+    """Whether code from a hub repository may run on this machine."""
 
     @field_validator("device")
     @classmethod

@@ -1,4 +1,4 @@
-"""What is trained on (`data`): files, splits, how samples are written out, which of them fit."""
+"""The block `data`: files, splits, templates, and what happens to samples that are too long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SourceConfig(Section):
     format: Literal["auto", "alpaca", "messages", "sharegpt", "completion"] = "auto"
     """Shape of the rows; auto tells it from their fields."""
     fields: dict[str, str] = Field(default_factory=dict)
-    """Columns to rename, from the name the format expects to the name in the data: {instruction: question}."""
+    """Columns to rename, from the name that the format expects to the name in the data: {instruction: question}."""
     split: str | None = None
     """Split of a hub data set; null is train."""
     name: str | None = None
@@ -27,11 +27,11 @@ class SourceConfig(Section):
     weight: float = Field(default=1.0, gt=0)
     """How often each of its samples is seen per epoch, relative to the other data sets."""
     limit: int | None = Field(default=None, ge=1)
-    """Rows to read from the start; null reads all."""
+    """Number of rows to read, from the start; null reads all."""
 
 
 def _source_type(value: Any) -> str | None:
-    """Which member of a union of sources a value is meant to be (None: no member)."""
+    """Return the tag of the union member that a value is meant to be; None if it is none of them."""
     if isinstance(value, (dict, SourceConfig)):
         return "source"
     if isinstance(value, (list, tuple)):
@@ -42,7 +42,7 @@ def _source_type(value: Any) -> str | None:
 
 
 def _union(allowed: str) -> Discriminator:
-    """Tells the members of a union apart by type alone, so that an error is about the member that was meant."""
+    """Tell the members of a union apart by type alone, so that an error message is about the member that was meant."""
     return Discriminator(_source_type, custom_error_type="wrong_type", custom_error_message=f"must be {allowed}")
 
 
@@ -64,33 +64,33 @@ Validation = Annotated[
 
 
 class DataConfig(Section):
-    """What is trained on, how it is written out, and which tokens count."""
+    """The training data, how they are rendered as text, and which tokens count in the loss."""
 
     train: Sources
     """A file or hub name; a mapping with a path and options; or a list of these."""
     task: TASKS = "causal"
-    """What is learnt: to continue a text (causal), its class (classification), a number (regression), to answer it with an
-    encoder-decoder (seq2seq), or to prefer one answer to another (preference)."""
+    """What the model learns: to continue a text (causal), to predict its class (classification) or a number (regression), to answer it with
+    an encoder-decoder (seq2seq), or to prefer one answer to another (preference)."""
     labels: list[str | int] | dict[str | int, str] | None = None
-    """Classes in their order, as the data has them, or a name for each; null takes what the data holds, sorted."""
+    """The classes in their order, as the data write them, or a mapping from each to a name; null takes the labels in the data, sorted."""
     validation: Validation = None
-    """Samples held out of the training data (a count, or a fraction below 1), or its own data set; 0 or null: none."""
+    """Samples to hold out of the training data (a count, or a fraction below 1), or a data set of its own; 0 or null means none."""
     template: str = Field(default="auto", min_length=1)
-    """chat (the tokenizer's own), alpaca, llm-adapters, plain, or a file; auto is chat where there is one, else alpaca."""
+    """chat (the tokenizer's own), alpaca, llm-adapters, plain, or a file; auto is chat if the tokenizer has one, else alpaca."""
     system: str | None = None
-    """System prompt for samples that bring none."""
+    """System prompt for samples that have none."""
     max_length: int = Field(default=512, ge=2)
-    """Longest sample, in tokens, prompt and answer together."""
+    """Maximum length of a sample in tokens, prompt and answer together."""
     overlong: Literal["error", "drop", "truncate_prompt"] = "error"
-    """What happens to a longer sample: stop, leave it out, or cut its prompt. An answer is never cut."""
+    """What to do with a longer sample: stop with an error, drop it, or cut its prompt. An answer is never cut."""
     train_on: Literal["completion", "last", "all"] = "completion"
     """Tokens that count in the loss: every answer, the last answer, or all tokens (prompts too)."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the split into training and validation."""
+    """Seed of the split into training and validation data."""
     cache: bool = True
-    """Keep the tokenised data between runs, under a hash of data, tokenizer and template."""
+    """Whether to keep the tokenised data between runs, under a hash of data, tokenizer and template."""
 
     @property
     def base_task(self) -> str:
-        """The task that the base is loaded for: preferences are learnt by a causal model."""
+        """The task that the base is loaded for; preferences are learnt by a causal model."""
         return "causal" if self.task == "preference" else self.task

@@ -1,4 +1,4 @@
-"""A YAML file as plain values that remember where they were written, and the `key.sub=value` changes on top of it."""
+"""A YAML file as plain values, with the place where each was written, and the `key.sub=value` changes on top of it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ KeyPath = tuple[Key, ...]
 
 
 def dotted(path: Iterable[Key]) -> str:
-    """The path as the user types it: data.train.0.weight."""
+    """Return the path as the user types it: data.train.0.weight."""
     return ".".join(map(str, path))
 
 
 @dataclass
 class Document:
-    """Plain values (`dict`, `list`, scalars) and, for each key, where it was written."""
+    """Plain values (`dict`, `list`, scalars) with the place where each key was written."""
 
     name: str
+    """The file, for error messages."""
     data: dict[str, Any]
     places: dict[KeyPath, str] = field(default_factory=dict)
+    """For each key: "run.yaml:3", or the text of the change that set it."""
 
     def where(self, path: KeyPath) -> str:
-        """ "run.yaml:3", or the change that set the key, or the nearest of these below or above it."""
+        """Return the place of a key: "run.yaml:3", or the change that set it; if it has none, the nearest place below or above it."""
         below = [place for at, place in self.places.items() if at[: len(path)] == path]
         if path and below:
             return self.places.get(path, below[0])
@@ -41,22 +43,23 @@ class Document:
         return self.name
 
     def called(self, path: KeyPath) -> str:
-        """The path as the user wrote it."""
+        """Return the path as the user wrote it."""
         return dotted(path)
 
     @property
     def label(self) -> str:
-        """Whose document this is, where a message has to say so."""
+        """The job that this document belongs to, as a suffix for messages; empty for a whole run."""
         return ""
 
     def change(self, changes: Iterable[str]) -> None:
-        """Apply `key.sub=value` texts. A change of the adapter's kind comes first and drops the old fields."""
+        """Apply changes of the form `key.sub=value`. A change of the adapter's kind comes first and drops the fields of the old kind."""
         parsed = [parse_change(text) for text in changes]
         for path, value, text in sorted(parsed, key=lambda change: not _names_kind(change[0])):
             if _names_kind(path):
                 self._change_kind(path, value)
             else:
                 self._set(path, value, text)
+            # The places of what the change has replaced are outdated.
             for old in [place for place in self.places if place[: len(path)] == path]:
                 del self.places[old]
             self.places[path] = f"'{text}'"
@@ -69,7 +72,7 @@ class Document:
             owner["adapter"] = {key: value}
 
     def _job(self, path: KeyPath) -> dict[str, Any]:
-        """The job that a path jobs.NAME... goes into, which must be there: a wrong name would make a job of its own."""
+        """Return the job of a path jobs.NAME... Raises `GraftError` for an unknown name, which would otherwise create a new job."""
         jobs = self.data.get("jobs")
         if not isinstance(jobs, dict) or path[1] not in jobs:
             names = [str(name) for name in jobs] if isinstance(jobs, dict) else []
@@ -91,7 +94,7 @@ class Document:
 
 
 def in_section(path: KeyPath) -> KeyPath:
-    """The path inside its run or job: jobs.a.train.lr is train.lr."""
+    """Return the path relative to its run or job: train.lr for jobs.a.train.lr."""
     return path[2:] if path[:1] == ("jobs",) else path
 
 
@@ -100,16 +103,19 @@ def _names_kind(path: KeyPath) -> bool:
 
 
 def parse_change(text: str) -> tuple[KeyPath, Any, str]:
-    """(path, value, the text itself) of a `key.sub=value`."""
+    """Parse a change `key.sub=value` into its path, its value and the text itself."""
     key, equals, written = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
-        raise GraftError(f"'{text}' is not a change of the configuration: write key.sub=value, as in train.lr=1e-4")
+        raise GraftError(f"'{text}' is not a change of the configuration: write key.sub=value, e.g. train.lr=1e-4")
     return tuple(int(part) if part.isdecimal() else part for part in parts), _parse_value(written, text), text
 
 
 def _parse_value(written: str, text: str) -> Any:
-    """The value as YAML reads it; text stays text also where YAML would see a comment or a block mapping in it."""
+    """Parse a value as YAML does, but keep text as it is where YAML would see a comment or a block mapping in it.
+
+    `system=Say: no #1` is the text "Say: no #1", although YAML reads it as the mapping {Say: no} with a comment.
+    """
     try:
         value = _plain(YAML(typ="rt").load(written), (), "", {}, 0)
     except YAMLError as error:
@@ -121,7 +127,7 @@ def _parse_value(written: str, text: str) -> Any:
 
 
 def _child(node: Any, key: Any, path: KeyPath, text: str) -> Any:
-    """The mapping or list under a key, made where it is missing, spelt out where a name stands for it."""
+    """Return the mapping or list under a key. A missing one is created, and a name that stands for a mapping is expanded to it."""
     if isinstance(node, list):
         key = _index(node, key, path, text)
         child = node[key]
@@ -129,7 +135,9 @@ def _child(node: Any, key: Any, path: KeyPath, text: str) -> Any:
         child = node.get(key)
     if child is None:
         child = node[key] = {}
-    elif isinstance(child, str) and (name_key := _name_key(path, child)):
+    elif isinstance(child, str) and (
+        name_key := _name_key(path, child)
+    ):  # `adapter: lora` becomes `adapter: {kind: lora}`
         child = node[key] = {name_key: child}
     if not isinstance(child, (dict, list)):
         raise GraftError(f"'{text}': {dotted(path)} holds {child!r}, which has no keys")
@@ -137,7 +145,7 @@ def _child(node: Any, key: Any, path: KeyPath, text: str) -> Any:
 
 
 def _name_key(path: KeyPath, name: str) -> str | None:
-    """The key to which a name belongs that stands for a mapping: `adapter: lora`, `data.train: FILE`."""
+    """Return the key that a name stands for, if a name may stand for the mapping at this path: "kind" for `adapter: lora`."""
     place = tuple(key for key in in_section(path) if isinstance(key, str))
     if place in (("data", "train"), ("data", "validation")):
         return "path"
@@ -166,7 +174,10 @@ A_JOB = "a job is a mapping with any of adapter, data, train, eval and priority"
 
 
 def read_document(source: str | Path | Mapping[str, Any], described: str = A_RUN) -> Document:
-    """Read a YAML file, or copy a mapping. `described`: what it should be. Raises `GraftError` with the line of a mistake in it."""
+    """Read a YAML file, or copy a mapping. Raises `GraftError`, with the line if it is known, if the file is missing or not such a mapping.
+
+    described: what the file should hold, for the error message.
+    """
     if isinstance(source, Mapping):
         return Document("the configuration", _copied(source))
     path = Path(source)
@@ -184,7 +195,7 @@ def read_document(source: str | Path | Mapping[str, Any], described: str = A_RUN
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise GraftError(f"{place}: this is not valid YAML ({_reason(error)})") from error
     if not isinstance(data, dict):
-        held = "is empty" if data is None else f"holds a {type(data).__name__}"
+        held = "is empty" if data is None else f"holds a value of type {type(data).__name__}"
         raise GraftError(f"{path}: {described}, but the file {held}")
     return Document(str(path), data, places)
 
@@ -202,7 +213,7 @@ def _copied(value: Any) -> Any:
 
 
 def _plain(value: Any, path: KeyPath, name: str, places: dict[KeyPath, str], line: int) -> Any:
-    """Built-in values in place of ruamel's, noting the line of every key (its parent's where it has none)."""
+    """Convert ruamel's values to built-in ones, and record the line of every key (its parent's if it has none)."""
     if path:
         places[path] = f"{name}:{line}"
     if isinstance(value, CommentedMap):
@@ -212,8 +223,13 @@ def _plain(value: Any, path: KeyPath, name: str, places: dict[KeyPath, str], lin
         lines = {index: position[0] + 1 for index, position in (value.lc.data or {}).items()}
         return [_plain(item, (*path, at), name, places, lines.get(at, line)) for at, item in enumerate(value)]
     if isinstance(value, TaggedScalar):
-        raise YAMLError(f"the tag {value.tag.value} in line {line} has no meaning here")
-    for builtin in (bool, int, float, str):
+        raise YAMLError(f"the tag {value.tag.value} in line {line} is not supported")
+    for builtin in (
+        bool,
+        int,
+        float,
+        str,
+    ):  # ruamel's scalars are subclasses of these; bool comes before int, which it is a subclass of
         if isinstance(value, builtin):
             return builtin(value)
     return value

@@ -1,4 +1,4 @@
-"""From pydantic's list of errors to messages that help: file and line, the key as typed, what is allowed."""
+"""Turn pydantic's list of errors into helpful messages: file and line, the key as the user typed it, and what is allowed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _WORDS = {
 
 
 def explain(error: ValidationError, document: Document, model: type[BaseModel], prefix: KeyPath = ()) -> list[str]:
-    """One line per mistake. `prefix` is the path of the value that `model` was validated from."""
+    """Return one line per mistake. `prefix` is the path of the value that `model` was validated from."""
     lines: list[str] = []
+    # Of a union (int | float), pydantic reports one error per member: collect the requirements of each path, to join them with "or".
     wrong: dict[KeyPath, tuple[list[str], Any]] = {}
     for item in error.errors():
         path, cause = _real_path(item, document.data, prefix), item.get("ctx", {}).get("error")
@@ -43,7 +44,7 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel], 
             wrong.setdefault(path[:-1], ([], item["input"]))[0].append(f"must hold a value at position {path[-1]}")
         elif item["type"] == "missing":
             lines.append(f"{document.where(path[:-1])}: missing key '{document.called(path)}'{document.label}")
-        elif isinstance(cause, Exception):
+        elif isinstance(cause, Exception):  # raised by a validator of ours; "must ..." lacks the key and the value
             text = str(cause)
             if text.startswith("must "):
                 text = f"{document.called(path)} {text}; given: {_short(item['input'])}"
@@ -57,7 +58,7 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel], 
 
 
 def _real_path(item: ErrorDetails, data: Any, prefix: KeyPath) -> KeyPath:
-    """The error's location without the tags of unions, which the user did not write."""
+    """Return the path of an error without the tags of unions, which the user did not write: (data, train, list, 0) is data.train.0."""
     path: list[Key] = []
     loc = (*prefix, *item["loc"])
     for depth, key in enumerate(loc):
@@ -72,7 +73,10 @@ def _real_path(item: ErrorDetails, data: Any, prefix: KeyPath) -> KeyPath:
 
 
 def _allowed(model: type[BaseModel], path: KeyPath, tags: KeyPath) -> str:
-    """The keys that the mapping around an unknown key may have, the nearest one first. `tags`: the path with the kinds that were meant."""
+    """Return the keys that are allowed beside an unknown key, with a guess at the one that was meant.
+
+    tags: the path with the tags of unions, which tell the kind of a section that has several.
+    """
     for key in path[:-1]:
         if isinstance(key, str) and key in model.model_fields:
             found = list(_models_in(model.model_fields[key]))
@@ -83,7 +87,7 @@ def _allowed(model: type[BaseModel], path: KeyPath, tags: KeyPath) -> str:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that a field may hold."""
+    """Yield the models that a field may hold."""
     if isinstance(annotation, FieldInfo):
         annotation = annotation.annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -93,6 +97,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _requirement(item: ErrorDetails) -> str:
+    """Return pydantic's message as a requirement: "must be greater than 0"."""
     if item["type"] in _WORDS:
         return _WORDS[item["type"]]
     message, limits = item["msg"], item.get("ctx", {})
@@ -111,7 +116,7 @@ def _short(value: Any) -> str:
 
 
 def _explain_adapter(cause: GraftError | ValidationError, document: Document, path: KeyPath) -> list[str]:
-    """Adapters are validated by their kind: find the key that it complains about."""
+    """Explain an error from `graft.adapters`, which validates adapters: find the key that it complains about."""
     detail = cause if isinstance(cause, ValidationError) else cause.__cause__
     if isinstance(detail, ValidationError):
         from graft.adapters.registry import kinds
@@ -119,7 +124,7 @@ def _explain_adapter(cause: GraftError | ValidationError, document: Document, pa
         model = next((kind for kind in kinds().values() if kind.__name__ == detail.title), None)
         if model is not None:
             return explain(detail, document, model, path)
-    return [f"{document.where((*path, *_culprit(_at(document.data, path))))}: {cause}"]
+    return [f"{document.where((*path, *_key_at_fault(_at(document.data, path))))}: {cause}"]
 
 
 def _at(data: Any, path: KeyPath) -> Any:
@@ -128,8 +133,8 @@ def _at(data: Any, path: KeyPath) -> Any:
     return data
 
 
-def _culprit(value: Any) -> KeyPath:
-    """The path, below an adapter that was refused, of the key to blame: an unknown kind, preset or field."""
+def _key_at_fault(value: Any) -> KeyPath:
+    """Return the path, within an adapter that was refused, of the key at fault: an unknown kind, preset or field."""
     from graft.adapters.parsing import parse
     from graft.adapters.registry import kinds
 
@@ -138,7 +143,7 @@ def _culprit(value: Any) -> KeyPath:
             try:
                 parse(part)
             except (GraftError, ValidationError):
-                return (index, *_culprit(part))
+                return (index, *_key_at_fault(part))
     if not isinstance(value, dict):
         return ()
     kind = kinds().get(str(value.get("kind")))

@@ -1,8 +1,15 @@
-"""A run of many jobs: a mapping from names to jobs, each with its own adapter, data, training and evaluation, on one base.
+"""A run of several jobs on one base: a mapping from names to jobs, each with its own adapter, data, training and evaluation.
 
-What a job does not say comes from the sections of the same name at the top, field by field, and what neither says from the defaults. An
-adapter with a kind, a preset or a list of its own replaces the one at the top; any other mapping changes fields of it. A mapping or
-list inside a field (`data.train`) is replaced as a whole.
+A field that a job does not set comes from the block of the same name at the top level; if that does not set it either, from the defaults.
+A job's adapter that has a kind or a preset, or is a list, replaces the one at the top level; any other mapping changes fields of it. A
+mapping or list inside a field (`data.train`) is replaced as a whole.
+
+    adapter: {kind: lora, rank: 8}
+    train: {lr: 1e-3}
+    jobs:
+      small:                                 # lora of rank 8, lr 1e-3
+      large: {adapter: {rank: 64}}           # lora of rank 64, lr 1e-3
+      other: {adapter: {kind: series}, train: {lr: 1e-4}}
 """
 
 from __future__ import annotations
@@ -35,27 +42,27 @@ SHARED = frozenset(
         "log_every",
     }
 )
-"""Fields of `train` that belong to the pass over the base or to the run folder, and so to all jobs together."""
+"""Fields of `train` that concern the forward pass of the base or the run folder, so that all jobs share them."""
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "train": TrainConfig, "eval": EvalConfig}
 REFERENCE = "--reference"
-"""What is behind a job's name in that of the frozen adapter that its answers are compared with."""
+"""The suffix that turns a job's name into the name of its reference: the frozen adapter that its answers are compared with."""
 NAME = re.compile(rf"(?!training$|base$|.*{REFERENCE}$)[A-Za-z0-9][A-Za-z0-9_\-]*")
-"""It becomes part of tensor names; `base` is what results call the bare base."""
+"""The names that a job may have. A name becomes part of tensor names; results call the base without adapters `base`."""
 
 
 class JobConfig(Section):
-    """One job: what it does not say comes from the top."""
+    """One job. Fields that it does not set come from the top level."""
 
     adapter: Any = None
-    """An adapter of its own, or changes to the one at the top."""
+    """An adapter of its own, or changes to the one at the top level."""
     data: dict[str, Any] = Field(default_factory=dict)
-    """Fields of `data` that are the job's own."""
+    """Fields of `data` that this job sets itself."""
     train: dict[str, Any] = Field(default_factory=dict)
-    """Fields of `train` that are the job's own."""
+    """Fields of `train` that this job sets itself."""
     eval: dict[str, Any] = Field(default_factory=dict)
-    """Fields of `eval` that are the job's own."""
+    """Fields of `eval` that this job sets itself."""
     priority: int = 0
-    """Jobs with a higher number go first; among equals the one that came first."""
+    """Jobs with a higher priority run first; among equals, the one that came first."""
 
     @field_serializer("adapter")
     def _adapter_as_values(self, value: Any) -> Any:
@@ -63,23 +70,23 @@ class JobConfig(Section):
 
 
 def _empty_for_null(value: Any) -> Any:
-    """A name with nothing behind it is a job that takes everything from the top."""
+    """Turn null into an empty job: a name alone (`plain:`) is a job that takes everything from the top level."""
     return {} if value is None else value
 
 
 class JobsConfig(Section):
-    """A run of many jobs on one base."""
+    """A run of several jobs on one base."""
 
     base: BaseConfig
     """The frozen model, shared by all jobs."""
     adapter: Any = None
-    """The adapter of jobs that name none."""
+    """The adapter of jobs that have none of their own."""
     data: dict[str, Any] = Field(default_factory=dict, validate_default=True)
-    """Data settings of jobs that say nothing else."""
+    """Data settings for jobs that do not set their own."""
     train: dict[str, Any] = Field(default_factory=dict, validate_default=True)
-    """Training settings of jobs that say nothing else, and those that all jobs share."""
+    """Training settings for jobs that do not set their own, and those that all jobs share."""
     eval: dict[str, Any] = Field(default_factory=dict, validate_default=True)
-    """Evaluation settings of jobs that say nothing else."""
+    """Evaluation settings for jobs that do not set their own."""
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
     """Which jobs run when."""
     jobs: Annotated[dict[str, Annotated[JobConfig, BeforeValidator(_empty_for_null)]], Field(min_length=1)]
@@ -88,7 +95,7 @@ class JobsConfig(Section):
     @field_validator("data", "train", "eval")
     @classmethod
     def _with_defaults(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
-        """All settings are written down, so that a later version with other defaults resumes the same run."""
+        """Write all settings down, so that a later version with other defaults resumes the same run."""
         return {**_defaults(SECTIONS[info.field_name]), **value}
 
     @field_validator("jobs")
@@ -106,21 +113,21 @@ class JobsConfig(Section):
     def _base_dropout_needs_a_single_job(self) -> JobsConfig:
         if self.base.dropout and len(self.jobs) > 1:
             raise ValueError(
-                "base.dropout is for a single job: with several, what it drops would depend on the company"
+                "base.dropout needs a single job: with several, what it drops in one job would depend on the others"
             )
         return self
 
     def each(self) -> dict[str, RunConfig]:
-        """Every job as the run that it is alone, by name."""
+        """Return the jobs by name, each as the run that it would be alone."""
         top = self.model_dump(exclude={"jobs", "scheduler"})
-        return {name: RunConfig.model_validate(merged(top, job.model_dump())) for name, job in self.jobs.items()}
+        return {name: RunConfig.model_validate(merge_job(top, job.model_dump())) for name, job in self.jobs.items()}
 
     def priority(self, name: str) -> int:
-        """The priority of a job."""
+        """Return the priority of a job."""
         return self.jobs[name].priority
 
     def common(self) -> TrainConfig:
-        """Settings of training that all jobs share; the other fields are at their defaults."""
+        """Return the training settings that all jobs share; the other fields have their defaults."""
         return TrainConfig.model_validate({name: self.train[name] for name in SHARED})
 
 
@@ -128,48 +135,54 @@ AnyRun = RunConfig | JobsConfig
 
 
 def check_name(name: str) -> None:
-    """Raises `ValueError` for a name that no job can have."""
+    """Check the name of a job. Raises `ValueError` if it is not allowed."""
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"'{name}' cannot name a job: letters, digits, '_' and '-' after a letter or digit, neither 'base' nor 'training', and not "
-            f"'{REFERENCE}' at the end"
+            f"'{name}' cannot name a job: a name has letters, digits, '_' and '-', begins with a letter or digit, is neither 'base' nor "
+            f"'training', and does not end with '{REFERENCE}'"
         )
 
 
 def resolve_job(run: AnyRun, given: Mapping[str, Any]) -> RunConfig:
-    """A job that joins a run, from what it says itself, as the run that it would be alone. Raises pydantic's `ValidationError`."""
+    """Return a job that joins a run later, as the run that it would be alone. `given` holds the fields that it sets itself.
+
+    Raises pydantic's `ValidationError`.
+    """
     top = run.model_dump(exclude={"jobs", "scheduler"})
-    return RunConfig.model_validate(merged(top, JobConfig.model_validate(dict(given)).model_dump()))
+    return RunConfig.model_validate(merge_job(top, JobConfig.model_validate(dict(given)).model_dump()))
 
 
 def shared_fields(job: Mapping[str, Any]) -> list[KeyPath]:
-    """The paths, in a job, of what is not its own to say."""
+    """Return the paths of the fields that a job sets although all jobs share them."""
     return [("train", key) for key in _mapping(job.get("train")) if key in SHARED]
 
 
-def merged(top: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-    """The run that a job is alone, as plain values: the job's fields over those at the top. What is no mapping counts as empty."""
+def merge_job(top: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run that a job would be alone, as plain values: the job's fields on top of the top level's.
+
+    A section that is not a mapping counts as empty; validation reports it elsewhere.
+    """
     sections = {name: {**_mapping(top.get(name)), **_mapping(job.get(name))} for name in SECTIONS}
     return {"base": top.get("base"), **_adapter(top.get("adapter"), job.get("adapter")), **sections}
 
 
-def is_whole(adapter: Any) -> bool:
-    """Whether an adapter stands for itself, and does not only change another."""
+def is_complete(adapter: Any) -> bool:
+    """Whether an adapter is complete by itself; else it is None or only changes another."""
     return adapter is not None and not (isinstance(adapter, Mapping) and not {"kind", "preset"} & set(adapter))
 
 
 def _adapter(top: Any, own: Any) -> dict[str, Any]:
-    if is_whole(own) or top is None:
+    if is_complete(own) or top is None:
         found = own
     elif own is None:
         found = top
     else:
-        found = {**_spelt(top), **own}
+        found = {**_expand_name(top), **own}
     return {} if found is None else {"adapter": found}
 
 
-def _spelt(adapter: Any) -> dict[str, Any]:
-    """The mapping that a name of a kind or preset stands for."""
+def _expand_name(adapter: Any) -> dict[str, Any]:
+    """Return the mapping that the name of a kind or of a preset stands for."""
     from graft.adapters.registry import kinds
 
     if isinstance(adapter, str):
@@ -178,11 +191,11 @@ def _spelt(adapter: Any) -> dict[str, Any]:
 
 
 def _adapter_values(value: Any) -> Any:
-    """Plain values of an adapter: complete where it stands for itself, as written where it changes another."""
+    """Return an adapter as plain values: with all fields if it is complete, as written if it only changes another."""
     from graft.adapters.parsing import parse
     from graft.adapters.presets import Preset
 
-    if not is_whole(value):
+    if not is_complete(value):
         return value
     parsed = parse(value)
     return {"preset": parsed.preset, **parsed.changes} if isinstance(parsed, Preset) else parsed.model_dump(mode="json")
@@ -193,28 +206,31 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _defaults(model: type[Section]) -> dict[str, Any]:
-    """The fields that need not be given, as JSON values."""
+    """Return the defaults of all optional fields, as JSON values."""
     given = {name: field for name, field in model.model_fields.items() if not field.is_required()}
     values = {name: field.get_default(call_default_factory=True) for name, field in given.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 class JobDocument(Document):
-    """One job's merged values, whose places are those where the user wrote them: in the job, or at the top."""
+    """The merged values of one job. The place of each value is where the user wrote it: in the job, or at the top level."""
 
     def __init__(self, whole: Document, name: str) -> None:
         self.whole, self.job = whole, name
         self.own = _mapping(whole.data["jobs"].get(name))
-        super().__init__(whole.name, merged(whole.data, self.own))
+        super().__init__(whole.name, merge_job(whole.data, self.own))
 
     def written(self, path: KeyPath) -> KeyPath:
-        """The path, in the whole document, of a value of this job."""
+        """Return the path in the whole document of a value of this job.
+
+        With `jobs: {a: {train: {lr: 1e-3}}}`, train.lr of job a is written at jobs.a.train.lr, and train.epochs at train.epochs.
+        """
         here: tuple[Key, ...] = ("jobs", self.job)
         if not path:
             return here
         own = self.own.get(str(path[0]))
         if path[0] == "adapter":
-            inside = is_whole(own) or (isinstance(own, Mapping) and (len(path) == 1 or path[1] in own))
+            inside = is_complete(own) or (isinstance(own, Mapping) and (len(path) == 1 or path[1] in own))
         else:
             inside = isinstance(own, Mapping) and len(path) > 1 and path[1] in own
         return (*here, *path) if inside else path

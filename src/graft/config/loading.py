@@ -1,4 +1,4 @@
-"""Reading a run's YAML with changes on top, writing the resolved one back, and the JSON schema for editors."""
+"""Read a run's YAML with changes on top, write the resolved configuration back, and make the JSON schema for editors."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from graft.utils.files import write_text_atomic
 
 
 def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:
-    """The run that a YAML file (or mapping) describes, with `key.sub=value` changes on top: a `RunConfig`, or a `JobsConfig`
-    where it has `jobs`.
+    """Load a run from a YAML file (or a mapping), with `key.sub=value` changes on top. Return a `JobsConfig` if it has `jobs`, else a
+    `RunConfig`.
 
-    Relative paths in it are relative to the working directory. Raises a `GraftError` that lists every mistake with
+    Paths in it are relative to the working directory. Raises a `GraftError` that lists every mistake with
     file, line and, for a wrong key, the nearest right one.
     """
     document = read_document(source)
@@ -47,23 +47,24 @@ def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
         mistakes += _mistakes_of(document, name)
     if config is None or mistakes:
         raise GraftError("\n".join(dict.fromkeys(mistakes)))
-    _refuse_idle_changes(document, overrides)
+    _refuse_changes_without_effect(document, overrides)
     return config
 
 
 def load_job(
     source: str | Path | Mapping[str, Any], name: str, run: AnyRun, overrides: Sequence[str] = ()
 ) -> JobConfig:
-    """One job for a run that is there: a YAML of `adapter`, `data`, `train`, `eval` and `priority`, each as under `jobs`.
+    """Load one job for an existing run, from a YAML of `adapter`, `data`, `train`, `eval` and `priority`, each as under `jobs`.
 
-    What it does not say comes from the run. Raises `GraftError` as `load_run` does.
+    Fields that it does not set come from the run. Raises `GraftError` as `load_run` does.
     """
     document = read_document(source, A_JOB)
     document.change(overrides)
     if run.base.dropout:
         raise GraftError(
-            "this run has base.dropout, which is for a single job: what it drops would depend on the company"
+            "no job can join this run, because it has base.dropout: what it drops in one job would depend on the others"
         )
+    # Check the job as one of the whole run's: a document with the run's values at the top, and this file's places under jobs.NAME.
     top = run.model_dump(mode="json", exclude={"jobs"})
     whole = Document(document.name, {**top, "jobs": {name: document.data}})
     whole.places = {("jobs", name, *path): place for path, place in document.places.items()}
@@ -82,10 +83,10 @@ def load_job(
 
 
 def _mistakes_of(whole: Document, name: str) -> list[str]:
-    """What is wrong with one job of a document once the top is filled in."""
+    """Return the mistakes in one job of a document, once it is merged with the top level."""
     document = JobDocument(whole, name)
     lines = [
-        f"{document.where(path)}: {document.called(path)} is shared by all jobs: set {dotted(path)} at the top"
+        f"{document.where(path)}: {document.called(path)} is shared by all jobs: set {dotted(path)} at the top level"
         for path in shared_fields(document.own)
     ]
     try:
@@ -95,19 +96,19 @@ def _mistakes_of(whole: Document, name: str) -> list[str]:
     return lines
 
 
-def _refuse_idle_changes(document: Document, overrides: Sequence[str]) -> None:
-    """A change at the top of what every job says itself would have no effect."""
+def _refuse_changes_without_effect(document: Document, overrides: Sequence[str]) -> None:
+    """Refuse changes at the top level of fields that every job sets itself."""
     jobs = document.data.get("jobs", {})
     for path, _, _ in map(parse_change, overrides if jobs else ()):
         field = path[:1] == ("adapter",) or (path[0] in SECTIONS and len(path) > 1)
         if field and all(JobDocument(document, name).written(path) != path for name in jobs):
             raise GraftError(
-                f"'{dotted(path)}' has no effect: every job says its own. Change jobs.NAME.{dotted(path)} ({', '.join(jobs)})"
+                f"'{dotted(path)}' has no effect, because every job sets its own. Change jobs.NAME.{dotted(path)} ({', '.join(jobs)})"
             )
 
 
 def dump_run(config: AnyRun, path: str | Path) -> None:
-    """Write every setting of a run, defaults included, as YAML that `load_run` reads back to an equal run."""
+    """Write all settings of a run, defaults included, as YAML. `load_run` reads it back to an equal run."""
     text = StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -117,11 +118,12 @@ def dump_run(config: AnyRun, path: str | Path) -> None:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a run's YAML, with one alternative per adapter kind."""
+    """Return the JSON schema of a run's YAML, with one alternative per adapter kind."""
     from graft.adapters.presets import presets
     from graft.adapters.registry import kinds
 
     root = RunConfig.model_json_schema()
+    # An adapter is the name of a preset, a mapping with a kind or a preset, or a list of these.
     alternatives: list[dict[str, Any]] = [{"type": "string", "enum": list(presets())}]
     for name, kind in kinds().items():
         part = kind.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
@@ -138,7 +140,7 @@ def schema() -> dict[str, Any]:
 
 
 def _add_jobs(root: dict[str, Any]) -> None:
-    """A run has an adapter and data, or jobs, in which every section is optional, as it then is at the top."""
+    """Add `jobs`: a run needs an adapter and data, or jobs. With jobs, all fields of a section are optional, there and at the top level."""
     own = JobConfig.model_json_schema()
     for name, model in SECTIONS.items():
         part = {key: value for key, value in root["$defs"][model.__name__].items() if key != "required"}
@@ -156,7 +158,7 @@ def _add_jobs(root: dict[str, Any]) -> None:
 
 
 def _without_one_of(value: Any) -> Any:
-    """`anyOf` in place of `oneOf`: 0 is a whole number and a number, and an editor would refuse it as both."""
+    """Replace `oneOf` by `anyOf`: 0 is both an integer and a number, so an editor would refuse it under `oneOf`."""
     if isinstance(value, dict):
         return {("anyOf" if key == "oneOf" else key): _without_one_of(item) for key, item in value.items()}
     return [_without_one_of(item) for item in value] if isinstance(value, list) else value

@@ -1,6 +1,6 @@
-"""What is learnt from pairs of a preferred and a rejected answer: one section per objective, told apart by `kind`.
+"""The objectives for pairs of a preferred and a rejected answer: one section each, with `kind` to tell them apart.
 
-The names stand for themselves where nothing else is to be said: `objective: dpo` is `objective: {kind: dpo}`.
+A name alone stands for the objective with its defaults: `objective: dpo` is `objective: {kind: dpo}`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class DPOConfig(Section):
     kind: Literal["dpo"] = "dpo"
     """dpo"""
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the adapter is held to the reference: larger stays closer."""
+    """How strongly the reference holds the adapter: with a larger value it stays closer."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of pairs that are thought to be the wrong way round."""
+    """Assumed share of pairs with the two answers swapped."""
     reference: Reference = "base"
-    """What answers are compared with: the bare base, or the adapter of train.init_from as it was at the start."""
+    """The reference that answers are compared with: the base without adapters, or the adapter of train.init_from as it was at the start."""
 
 
 class IPOConfig(Section):
@@ -35,9 +35,9 @@ class IPOConfig(Section):
     kind: Literal["ipo"] = "ipo"
     """ipo"""
     beta: float = Field(default=0.1, gt=0)
-    """The paper's tau: the margin per token that is aimed at is 1 / (2 beta)."""
+    """The paper's tau: the target margin per token is 1 / (2 beta)."""
     reference: Reference = "base"
-    """What answers are compared with: the bare base, or the adapter of train.init_from as it was at the start."""
+    """The reference that answers are compared with: the base without adapters, or the adapter of train.init_from as it was at the start."""
 
 
 class CPOConfig(Section):
@@ -46,13 +46,13 @@ class CPOConfig(Section):
     kind: Literal["cpo"] = "cpo"
     """cpo"""
     beta: float = Field(default=0.1, gt=0)
-    """Factor of the difference between the answers' log-probabilities."""
+    """Factor on the difference of the answers' log-probabilities."""
     loss: Literal["sigmoid", "hinge"] = "sigmoid"
     """The paper's logistic loss of the difference, or a hinge at 1."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of pairs that are thought to be the wrong way round; of the logistic loss only."""
+    """Assumed share of pairs with the two answers swapped; for the logistic loss only."""
     nll: float = Field(default=1.0, ge=0)
-    """Weight of the mean loss of the preferred answers' tokens, which is added."""
+    """Weight of the additional term: the mean loss of the preferred answers' tokens."""
 
     @model_validator(mode="after")
     def _a_hinge_is_not_smoothed(self) -> CPOConfig:
@@ -67,7 +67,7 @@ class ORPOConfig(Section):
     kind: Literal["orpo"] = "orpo"
     """orpo"""
     beta: float = Field(default=0.1, gt=0)
-    """The paper's lambda: weight of the odds ratio beside the mean loss of the preferred answers' tokens."""
+    """The paper's lambda: weight of the odds-ratio term, relative to the mean loss of the preferred answers' tokens."""
 
 
 class SimPOConfig(Section):
@@ -76,11 +76,11 @@ class SimPOConfig(Section):
     kind: Literal["simpo"] = "simpo"
     """simpo"""
     beta: float = Field(default=0.1, gt=0)
-    """Factor of the difference between the answers' mean log-probabilities per token; the paper takes 2 to 10."""
+    """Factor on the difference of the answers' mean log-probabilities per token; the paper uses 2 to 10."""
     gamma: float = Field(default=0.5, ge=0)
-    """The margin that is aimed at, in units of the reward beta * log-probability."""
+    """Target margin, in units of the reward beta * log-probability."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of pairs that are thought to be the wrong way round."""
+    """Assumed share of pairs with the two answers swapped."""
 
 
 OBJECTIVES: dict[str, type[Section]] = {
@@ -92,8 +92,8 @@ OBJECTIVES: dict[str, type[Section]] = {
 }
 
 
-def _spelt(value: Any) -> Any:
-    """The mapping that a name stands for. Raises `ValueError` for a kind that is none of ours, or missing."""
+def _expand_name(value: Any) -> Any:
+    """Return the mapping that a name stands for. Raises `ValueError` if the kind is unknown or missing."""
     if isinstance(value, Section) or value is None:
         return value
     given = value if isinstance(value, str) else value.get("kind") if isinstance(value, Mapping) else None
@@ -105,4 +105,4 @@ def _spelt(value: Any) -> Any:
 
 
 ObjectiveConfig = DPOConfig | IPOConfig | CPOConfig | ORPOConfig | SimPOConfig
-AnyObjective = Annotated[Annotated[ObjectiveConfig, Discriminator("kind")] | None, BeforeValidator(_spelt)]
+AnyObjective = Annotated[Annotated[ObjectiveConfig, Discriminator("kind")] | None, BeforeValidator(_expand_name)]

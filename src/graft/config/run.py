@@ -1,7 +1,7 @@
-"""What a run is: one YAML of `base`, `adapter`, `data`, `train` and `eval`.
+"""The configuration of a run: one YAML with the blocks `base`, `adapter`, `data`, `train` and `eval`.
 
-All models are frozen, refuse unknown keys and convert no types ("16" is not a number). The text under a field is what
-`--help`, the JSON schema and the documentation show.
+All models are frozen, refuse unknown keys and convert no types ("16" is not a number). The docstring under a field appears in `--help`,
+in the JSON schema and in the documentation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from graft.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from graft.adapters.base import AdapterConfig
-else:  # validated by graft.adapters, which needs torch: imported when an adapter is there to validate
+else:  # graft.adapters validates it but needs torch, so it is imported only when there is an adapter to validate
     AdapterConfig = Any
 
 
@@ -35,26 +35,26 @@ def _parse_adapter(value: Any) -> Any:
 
 
 class RunConfig(Section):
-    """One run of Graft: a single job. A run of several has `jobs` (see `graft.config.jobs`)."""
+    """A run with a single job. A run with several has the key `jobs` (see `graft.config.jobs`)."""
 
     BESIDE: ClassVar[tuple[str, ...]] = ("jobs",)
-    """Keys of a run that this model does not hold."""
+    """Keys that a run may have but this model does not; an error message about an unknown key lists them too."""
 
     base: BaseConfig
     """The frozen model."""
     adapter: Annotated[AdapterConfig, BeforeValidator(_parse_adapter)]
     """A mapping with a kind and its fields, or the name of a preset."""
     data: DataConfig
-    """What is trained on."""
+    """The training data."""
     train: TrainConfig = Field(default_factory=TrainConfig)
-    """How the adapter learns."""
+    """How the adapter is trained."""
     eval: EvalConfig = Field(default_factory=EvalConfig)
     """How answers are generated and compared."""
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
-    """Which jobs run when, of those that are submitted while this one runs."""
+    """Which jobs run when, if further jobs are submitted while this one runs."""
 
     def each(self) -> dict[str, RunConfig]:
-        """The jobs by name: this one, called like its kind or the last part of its preset."""
+        """Return the jobs by name: only this one, named after its kind, or after the last part of its preset."""
         from graft.adapters.presets import Preset
 
         adapter: Any = self.adapter
@@ -63,11 +63,11 @@ class RunConfig(Section):
         }
 
     def priority(self, name: str) -> int:
-        """The priority of the only job."""
+        """Return the priority of the only job."""
         return 0
 
     def common(self) -> TrainConfig:
-        """Settings of training that all jobs share."""
+        """Return the training settings that all jobs share."""
         return self.train
 
     @field_serializer("adapter")
@@ -84,8 +84,8 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_is_compiled_can_be(self) -> RunConfig:
-        if self.train.compile and (reason := why_not_compiled(self)) is not None:
+    def _compile_goes_with_the_rest(self) -> RunConfig:
+        if self.train.compile and (reason := compile_obstacle(self)) is not None:
             raise ValueError(f"train.compile does not go with {reason}")
         return self
 
@@ -94,7 +94,7 @@ class RunConfig(Section):
         objective = self.train.objective
         if self.data.task == "preference" and objective is None:
             raise ValueError(
-                "data.task is preference: say what is learnt from the pairs, e.g. train.objective: dpo (or ipo, cpo, orpo, simpo)"
+                "data.task is preference but train.objective is not set: choose one, e.g. train.objective: dpo (or ipo, cpo, orpo, simpo)"
             )
         if self.data.task != "preference" and objective is not None:
             raise ValueError(
@@ -107,22 +107,22 @@ class RunConfig(Section):
 COMPILED_TASKS = ("causal", "preference")
 
 
-def why_not_compiled(config: RunConfig) -> str | None:
-    """What of a run's settings `train.compile` does not go with, and what to do; None where nothing stands against it."""
+def compile_obstacle(config: RunConfig) -> str | None:
+    """Return the setting of a run that does not go with `train.compile`, with the reason or a remedy; None if all are compatible."""
     from graft.adapters.presets import Preset
 
     if config.data.task not in COMPILED_TASKS:
-        return f"data.task {config.data.task}: it is for {' and '.join(COMPILED_TASKS)}"
+        return f"data.task {config.data.task}: it supports {' and '.join(COMPILED_TASKS)}"
     if config.train.layout == "flat":
-        return "train.layout flat: a graph cannot keep segments apart. Use layout: auto or padded"
+        return "train.layout flat: a compiled graph cannot keep the sequences apart. Use layout: auto or padded"
     if config.train.gradient_checkpointing:
-        return "train.gradient_checkpointing: choose one of them"
+        return "train.gradient_checkpointing: use one of the two"
     if config.train.kernels == "liger":
-        return "train.kernels liger: a graph fuses these operations itself. Use kernels: auto or off"
+        return "train.kernels liger: a compiled graph fuses these operations itself. Use kernels: auto or off"
     if config.base.dropout:
-        return "base.dropout: a graph draws other numbers than eager code"
+        return "base.dropout: a compiled graph draws other random numbers than eager code"
     adapter = config.adapter.resolve(frozenset()) if isinstance(config.adapter, Preset) else config.adapter
     rate = max(getattr(part, "dropout", 0.0) for part in adapter.parts())
     if rate > 0.0:
-        return f"an adapter's dropout of {rate}, whose masks come from seeds that a graph does not know: set dropout: 0"
+        return f"an adapter's dropout of {rate}: its masks come from seeds that a compiled graph cannot use. Set dropout: 0"
     return None

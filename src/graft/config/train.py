@@ -1,4 +1,4 @@
-"""The block `train`."""
+"""The block `train`: how an adapter is trained."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SCHEDULES = Literal[
 
 
 class TrainConfig(Section):
-    """How the adapter learns."""
+    """How the adapter is trained."""
 
     objective: AnyObjective = None
-    """What is learnt from pairs of answers (data.task preference): dpo, ipo, cpo, orpo or simpo, or a mapping with that kind and its
-    settings; null learns to write the answers."""
+    """The objective for pairs of answers (data.task preference): dpo, ipo, cpo, orpo or simpo, or a mapping with this kind and its
+    settings; null trains the model to write the answers."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training data."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; overrides epochs."""
+    """Number of optimiser steps; overrides epochs."""
     batch_size: int = Field(default=16, ge=1)
     """Samples per optimiser step."""
     token_budget: int = Field(default=4096, ge=1)
@@ -31,28 +31,29 @@ class TrainConfig(Section):
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate of AdamW."""
     schedule: SCHEDULES = "linear"
-    """Course of the learning rate after warm-up, by its name in transformers."""
+    """Schedule of the learning rate after warm-up, by its name in transformers."""
     warmup: int | float = Field(default=0, ge=0)
-    """Steps (a whole number) or fraction of all steps (below 1) in which the learning rate rises from zero."""
+    """Steps (a whole number), or fraction of all steps (below 1), in which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay, on the adapter's matrices and vectors alike."""
+    """AdamW's decoupled weight decay, for the adapter's matrices and vectors alike."""
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
-    """AdamW's decay rates of the first and second moment."""
+    """AdamW's decay rates for the first and second moment."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
     clip: float | None = Field(default=1.0, gt=0)
-    """Largest norm of the gradient, over all parameters of the adapter; null does not clip."""
+    """Maximum norm of the gradient over all parameters of the adapter; null does not clip."""
     seed: int = Field(default=0, ge=0)
-    """Seed of initialisation, order and dropout."""
+    """Seed of initialisation, sample order and dropout."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Whether to recompute activations in the backward pass, which takes less memory and more time."""
     compile: bool = False
-    """Run the base as one compiled graph (torch.compile): padded batches, no dropout, minutes until the first step."""
+    """Whether to run the base as one compiled graph (torch.compile): needs padded batches and no dropout; the first step takes minutes."""
     kernels: Literal["auto", "off", "liger"] = "auto"
-    """Triton kernels for norms, rotary positions and SwiGLU: auto is Liger's where graft-llm[gpu] is installed and the base is on a CUDA
-    device, else torch's own operations; liger demands them; off is torch's own."""
+    """Triton kernels for norms, rotary positions and SwiGLU: auto uses Liger's if graft-llm[gpu] is installed and the base is on a CUDA
+    device, else torch's own operations; liger requires them; off uses torch's own."""
     layout: Literal["auto", "flat", "padded"] = "auto"
-    """One row of all tokens, or padded; auto is flat where the model proves equal on the first batch, else padded."""
+    """flat: all tokens in one row (packing without padding); padded: one row per sample; auto is flat if the first batch gives the same
+    result in both layouts, else padded."""
     validate_every: int | None = Field(default=None, ge=1)
     """Steps between validations; null validates at the end of each epoch."""
     patience: int | None = Field(default=None, ge=1)
@@ -60,11 +61,11 @@ class TrainConfig(Section):
     save_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints; null saves at each validation and at the end."""
     keep: int = Field(default=3, ge=1)
-    """Latest checkpoints that stay on the disk (the best one stays besides)."""
+    """Number of latest checkpoints to keep; the best one is kept too."""
     init_from: str | None = None
-    """Folder of an adapter to start from in place of a fresh one."""
+    """Adapter folder to start from, in place of a fresh adapter."""
     loggers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
-    """Trackers that receive the metrics besides metrics.jsonl; each needs graft-llm[track]."""
+    """Trackers that receive the metrics in addition to metrics.jsonl; each needs graft-llm[track]."""
     log_every: int = Field(default=1, ge=1)
     """Steps between lines of metrics.jsonl."""
 
@@ -79,7 +80,7 @@ class TrainConfig(Section):
     @classmethod
     def _betas_lie_below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("must be two numbers of at least 0 and below 1")
+            raise ValueError("must be two numbers, each at least 0 and below 1")
         return value
 
     @model_validator(mode="after")
@@ -91,7 +92,5 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _an_initial_adapter_as_reference_needs_one(self) -> TrainConfig:
         if getattr(self.objective, "reference", "base") == "init" and self.init_from is None:
-            raise ValueError(
-                "objective.reference is init, but there is no train.init_from: name the adapter's folder there"
-            )
+            raise ValueError("objective.reference is init, but train.init_from is not set: set it to an adapter folder")
         return self

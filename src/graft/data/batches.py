@@ -1,11 +1,16 @@
-"""Batches for the model, and the plan of an epoch.
+"""Batches for the model, and the way in which a step is cut into micro-batches.
 
-Two layouts of the same samples: `flat` lays all tokens end to end in one row, `padded` gives each sample a row, padded on
-the right. In both, `target_index` says at which positions the model's output predicts a target, so that the head runs
-there alone. Padding is known by its position; its token id means nothing.
+There are two layouts of the same samples: `flat` lays all tokens end to end in one row (packing without padding), `padded` gives each
+sample a row that is padded on the right. In both, `target_index` lists the positions where the model's output predicts a target, so that
+the head runs on these only. Padding is identified by its position; its token id means nothing.
 
-Samples with a class or value have one target each: their row. An answer that a decoder writes is padded apart from what the
-encoder reads. Both are laid out padded only.
+The samples [5 6 7 8] and [9 8], with targets 7 8 and 8:
+
+    flat     input_ids [[5 6 7 8 9 8]]               positions [[0 1 2 3 0 1]]              target_index [1 2 4]
+    padded   input_ids [[5 6 7 8] [9 8 pad pad]]     positions [[0 1 2 3] [0 1 0 0]]        target_index [1 2 4]
+
+A sample with a class or a value has one target: its row. An answer that a decoder writes is padded apart from the encoder's input.
+Both of these come in the padded layout only.
 
 Legend: B samples, L the longest of them, M the longest answer, T tokens in all, N targets.
 """
@@ -37,42 +42,42 @@ class Batch:
     input_ids: Tensor
     """[1, T] flat, [B, L] padded; long."""
     position_ids: Tensor
-    """Like input_ids: positions within each sample, 0 at padding."""
+    """Shaped like input_ids: the position within each sample, 0 at padding."""
     attention_mask: Tensor | None
-    """[B, L], 1 at tokens and 0 at padding; None when flat."""
+    """[B, L]: 1 at tokens and 0 at padding; None if flat."""
     lengths: tuple[int, ...]
     """Tokens of each sample."""
     target_index: Tensor
-    """[N] long: positions on the row-major token axis (of the decoder, where there is one) whose output predicts a target; for
-    classes and values the row."""
+    """[N] long: the positions at which the output predicts a target, on the row-major token axis (of the decoder if there is one); for
+    classes and values, the rows."""
     target_ids: Tensor
     """[N]: the targets; long, or float64 for values."""
     samples: tuple[int, ...]
     """Index of each sample in its data set."""
     token_type_ids: Tensor | None = None
-    """[B, L]: which text of a pair a token belongs to, 0 at padding."""
+    """[B, L]: the text of a pair that each token belongs to (0 or 1), 0 at padding."""
     answer_ids: Tensor | None = None
-    """[B, M]: what the decoder is to write."""
+    """[B, M]: the answers that the decoder learns to write."""
     answer_mask: Tensor | None = None
-    """[B, M], 1 at tokens of the answer."""
+    """[B, M]: 1 at tokens of the answer, 0 at padding."""
 
     @property
     def num_targets(self) -> int:
-        """Supervised tokens."""
+        """The number of targets."""
         return len(self.target_ids)
 
     @timed("batches")
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device."""
+        """Return the batch on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def flat(examples: Sequence[Example], samples: Sequence[int]) -> Batch:
-    """All tokens in one row, one sample after the other; positions start again at 0 in each."""
+    """Lay all samples end to end in one row; positions start again at 0 in each sample."""
     if any(example.label is not None or example.answer is not None for example in examples):
         raise GraftError(
-            "samples with labels, and answers for a decoder, are laid out padded: train.layout flat does not go with them"
+            "samples with labels or with answers for a decoder need the padded layout: use train.layout auto or padded, not flat"
         )
     lengths = tuple(len(example) for example in examples)
     starts = np.cumsum([0, *lengths[:-1]])
@@ -82,7 +87,7 @@ def flat(examples: Sequence[Example], samples: Sequence[int]) -> Batch:
 
 
 def padded(examples: Sequence[Example], samples: Sequence[int], pad_id: int) -> Batch:
-    """One row per sample, padded on the right with `pad_id`, which may be any token."""
+    """Give each sample a row, padded on the right with `pad_id` (any token id will do)."""
     input_ids, mask = _rows([example.input_ids for example in examples], pad_id)
     longest = input_ids.shape[1]
     batch = _batch(
@@ -100,7 +105,10 @@ def padded(examples: Sequence[Example], samples: Sequence[int], pad_id: int) -> 
 
 
 def _with_answers(batch: Batch, answers: Sequence[np.ndarray], pad_id: int) -> Batch:
-    """The decoder's side: its output at a position of the answer is to be the token that stands there."""
+    """Add the decoder's side. At each position of the answer, the target of the decoder's output is the token of that position.
+
+    So targets are not shifted here, unlike those of a causal model: the decoder's inputs are the answers shifted to the right.
+    """
     ids, mask = _rows(answers, pad_id)
     return replace(
         batch,
@@ -112,7 +120,7 @@ def _with_answers(batch: Batch, answers: Sequence[np.ndarray], pad_id: int) -> B
 
 
 def _rows(arrays: Sequence[np.ndarray], fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays as rows, filled up on the right, and a mask that is 1 at what is theirs."""
+    """Stack arrays as rows, filled up on the right, and return them with a mask that is 1 at the arrays' own entries."""
     rows = np.full((len(arrays), max(map(len, arrays))), fill)
     mask = np.zeros_like(rows)
     for row, array in enumerate(arrays):
@@ -130,7 +138,10 @@ def _batch(
     mask: np.ndarray | None,
     starts: np.ndarray,
 ) -> Batch:
-    """`starts`: where each sample begins on the row-major token axis. The output at a token predicts the next one."""
+    """Build a batch from its input tensors. `starts` says where each sample begins on the row-major token axis.
+
+    The output at a token predicts the next token, so a target at position p of a sample belongs to the output at p - 1.
+    """
     targets = [np.flatnonzero(example.supervised) for example in examples]
     index = np.concatenate([start + at - 1 for start, at in zip(starts, targets, strict=True)])
     ids = np.concatenate([example.input_ids[at] for example, at in zip(examples, targets, strict=True)])
@@ -151,27 +162,36 @@ def _long(array: np.ndarray) -> Tensor:
 
 
 def samples_of_step(dataset: TokenDataset, order: np.ndarray, batch_size: int, step: int) -> list[int]:
-    """The samples of one step of an epoch that has this order, as `plan_epoch` has them: longest first."""
+    """Return the samples of one step, longest first, from the order of the epoch.
+
+    They depend only on the arguments, so a position (epoch, step) is all that a resumed run needs.
+    """
     chosen = order[step * batch_size : (step + 1) * batch_size]
     return chosen[np.lexsort((chosen, -dataset.lengths[chosen]))].tolist()
 
 
 def steps_per_epoch(dataset: TokenDataset, batch_size: int) -> int:
-    """Optimiser steps of an epoch; the same for all."""
+    """Return the number of optimiser steps per epoch, which is the same for all epochs."""
     return math.ceil(len(dataset.epoch_order(0, 0)) / batch_size)
 
 
 def micro_batches(
     lengths: np.ndarray, indices: np.ndarray | Sequence[int], token_budget: int, layout: Layout = "flat"
 ) -> list[list[int]]:
-    """Cut samples into groups within the budget, longest first: what does not fit into memory fails at once.
+    """Cut samples into groups of at most `token_budget` tokens, longest first, so that too large a batch fails at once.
 
-    lengths: [N], or [N, 2] where each sample has two parts that are padded apart, or [N, S, 2] where a sample is up to S sequences of
-    such parts that stay together (zeros where it has fewer).
+    The flat layout counts tokens, the padded one counts padding too. A sample longer than the budget gets a group of its own.
+
+    lengths: [N]; or [N, 2] if each sample has two parts that are padded apart (encoder input and decoder answer); or [N, S, 2] if a
+    sample consists of up to S sequences that stay together (zeros if it has fewer), like the two sides of a pair.
+
+    Example: lengths 9 5 4 2 with a budget of 9 give [9] [5 4] [2] flat, and [9] [5] [4 2] padded, since 5 and 4 would cost 2 x 5.
     """
     parts = lengths[:, None, None] if lengths.ndim == 1 else lengths[:, None] if lengths.ndim == 2 else lengths
+    # [N] tokens; [N, 2] the longest sequence of a sample, part by part; [N] the rows that it takes in the padded layout.
     totals, widths, rows = parts.sum((1, 2)), parts.max(1), (parts.sum(2) > 0).sum(1).clip(min=1)
     groups: list[list[int]] = []
+    # Of the group that is being filled: its longest parts, its number of rows, its cost so far.
     longest, count, used = np.zeros(widths.shape[1], np.int64), 0, 0
     for index in sorted(map(int, indices), key=lambda index: (-int(totals[index]), index)):
         wider, more = np.maximum(longest, widths[index]), count + int(rows[index])

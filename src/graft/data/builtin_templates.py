@@ -1,13 +1,13 @@
 """The templates that come with Graft.
 
 alpaca: the prompt of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca) with the line end after "### Response:" that
-alpaca-lora added. A system message takes the place of the opening sentence; later turns repeat the two headed blocks.
+alpaca-lora added. A system message replaces the opening sentence; later turns repeat the two blocks with their headings.
 
-llm-adapters: what finetune.py of LLM-Adapters (arXiv 2304.01933) trains on, its indentation of 16 spaces, trailing
-spaces and space-filled separator lines included. That project evaluates on slightly different whitespace; here training
-and evaluation use this one form.
+llm-adapters: the text that finetune.py of LLM-Adapters (arXiv 2304.01933) trains on, including its indentation of 16 spaces, trailing
+spaces and separator lines filled with spaces. That project evaluates with slightly different whitespace; Graft uses this form
+for training and evaluation.
 
-plain: prompt and completion with nothing added; further turns are joined by a line end.
+plain: prompt and completion with nothing added; a line end joins further turns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Tokenised data kept between runs: one safetensors file under a hash of everything it depends on.
+"""The cache of tokenised data between runs: one safetensors file under a hash of everything that it depends on.
 
-The hash covers the data's bytes, the tokenizer, the template, the settings, and the code of this room with the versions of
-the libraries that tokenise. A file that cannot be read back whole is made anew, and a note says so.
+The hash covers the bytes of the data, the tokenizer, the template, the settings, the code of this package, and the versions of the
+libraries that tokenise. A file that cannot be read back completely is made again, and a warning in the report says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Stored = tuple[TokenDataset, TokenDataset | None, DataReport]
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:
-    """The hash under which data are kept, from JSON values that name all they depend on."""
+    """Return the hash under which data are cached. `parts` holds everything that they depend on, as JSON values."""
     everything = {
         **parts,
         "code": _code(),
@@ -39,7 +39,7 @@ def cache_key(parts: Mapping[str, Any]) -> str:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of all that a tokenizer's output depends on. Its padding and truncation do not matter here."""
+    """Return the SHA-256 of everything that a tokenizer's output depends on, except padding and truncation, which are not used here."""
     serialised = json.loads(tokenizer.backend_tokenizer.to_str())
     serialised["padding"] = serialised["truncation"] = None
     everything = [serialised, {key: str(value) for key, value in tokenizer.special_tokens_map.items()}]
@@ -48,6 +48,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 @cache
 def _code() -> str:
+    """Return a hash of the source code of this package: a change may change the tokens."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
@@ -55,7 +56,7 @@ def _code() -> str:
 
 
 def store(folder: Path, key: str, stored: Stored) -> None:
-    """Write data as a whole. Raises `GraftError` when the disk is full."""
+    """Write data to the cache, atomically. Raises `GraftError` if the disk is full."""
     train, validation, report = stored
     path = _path(folder, key)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -78,7 +79,7 @@ def store(folder: Path, key: str, stored: Stored) -> None:
 
 
 def fetch(folder: Path, key: str) -> tuple[Stored | None, str | None]:
-    """What is kept under a key, or None; and a note where a broken file was found."""
+    """Return the data under a key or None, and a warning if their file was broken."""
     path = _path(folder, key)
     if not path.is_file():
         return None, None
@@ -93,7 +94,7 @@ def fetch(folder: Path, key: str) -> tuple[Stored | None, str | None]:
         held_out = None if validation is None else _dataset(arrays, "validation", validation)
         return (_dataset(arrays, "train", json.loads(about["train"])), held_out, report), None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        return None, f"The cached data in {path} are broken ({error}) and were made anew."
+        return None, f"The cached data in {path} were broken ({error}) and have been made again."
 
 
 def _path(folder: Path, key: str) -> Path:

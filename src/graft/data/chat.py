@@ -1,13 +1,17 @@
-"""Chat templates (Jinja, as tokenizers carry them), with the place of every answer found by rendering.
+"""Chat templates (Jinja, as tokenizers carry them). Rendering locates every answer; nothing is searched for in the text.
 
-Nothing is searched for in the text. The start of an answer is where the prompt before it ends, rendered with the
-generation prompt. The place of a message's content is found by rendering the conversation once more with that content
-replaced by a single character that occurs nowhere else: what stands before and after it is the template's. The end mark is
-the text after the content up to the first special token, which the model learns to write; where a template writes no
-special token there, the end-of-sequence token is put in.
+- An answer starts where the prompt before it ends, when that prompt is rendered with the generation prompt.
+- The content of a message is located by a second rendering in which a single character that occurs nowhere else replaces it. The
+  text before and after this character belongs to the template. For example, with the question "x" and the marker "#":
 
-The special tokens that Jinja reads are kept with the template. A template that prints today's date gets a fixed one: the
-same run must read the same tomorrow.
+      conversation     <|user|>x<|end|><|assistant|>x<|end|>
+      answer marked    <|user|>x<|end|><|assistant|>#<|end|>    before: "<|user|>x<|end|><|assistant|>", after: "<|end|>"
+
+- The end mark is the text after the content up to the first special token. The model learns to write it. If the template writes no
+  special token there, the end-of-sequence token is added.
+
+The special tokens that the Jinja code reads are saved with the template. A template that prints today's date gets a fixed date, so that
+a run renders the same text tomorrow.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from graft.data.samples import Message, question
 from graft.data.template import Template
 from graft.errors import GraftError
 
-# The date that Llama 3's own template falls back to. A macro hides the function of the same name.
+# Llama 3's template falls back to this date. The macro shadows the function `strftime_now` that transformers passes in.
 FIXED_DATE = (
     "{%- macro strftime_now(format) -%}"
     "{{ {'%Y-%m-%d': '2024-07-26', '%B %d, %Y': 'July 26, 2024'}.get(format, '26 Jul 2024') }}"
@@ -35,23 +39,26 @@ FIXED_DATE = (
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate(Template):
-    """A Jinja chat template and what was found out about it."""
+    """A Jinja chat template, with the facts that rendering a probe has shown."""
 
     jinja: str
     special_tokens: Mapping[str, Any] = field(default_factory=dict)
-    """What the tokenizer hands to Jinja: bos_token, eos_token and others."""
+    """The special tokens that the tokenizer passes to Jinja: bos_token, eos_token and others."""
     header: str = ""
-    """What stands before an answer where the template takes no notice of `add_generation_prompt`."""
+    """The text before an answer, if the template ignores `add_generation_prompt`; else empty."""
     end: str = ""
-    """What stands after an answer, up to and including a special token; empty where the template writes none."""
+    """The end mark: the text after an answer, up to and including a special token; empty if there is no such token."""
     end_token: str | None = None
     """The special token in `end`."""
 
     @classmethod
     def of(cls, jinja: str, tokenizer: Any, name: str = "chat") -> ChatTemplate:
-        """Probe a template with one question and one answer."""
+        """Probe a template with one question and one answer.
+
+        Raises `GraftError` without a tokenizer, and for a template that omits answers or writes them so that they cannot be located.
+        """
         if tokenizer is None:
-            raise GraftError("a chat template needs the tokenizer that it belongs to")
+            raise GraftError("a chat template needs its tokenizer, but none was given")
         facts = facts_of(tokenizer)
         tokens = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, (str, list))}
         template = cls(name=name, jinja=jinja, special_tokens=tokens)
@@ -59,17 +66,18 @@ class ChatTemplate(Template):
         place = template._around([asked, {"role": "assistant", "content": "x"}], 1, False)
         if place is None:
             raise GraftError(
-                f"chat template '{name}' leaves out the answers of a conversation, so it cannot train them"
+                f"chat template '{name}' does not write the answers of a conversation, so they cannot be trained on"
             )
         before, after = place
         without, prompt = template._text([asked], False), template._text([asked], True)
+        # Some templates ignore `add_generation_prompt`. What they write between the question and the answer then is the header.
         header = ""
         if prompt == without and before.startswith(without) and before[len(without) :].strip():
             header = before[len(without) :].rstrip(" ")
         if not before.startswith(prompt + header):
             raise GraftError(
-                f"chat template '{name}': the answers cannot be told apart from the rest, because the text before an answer "
-                f"is not the prompt for one. Prompt: {prompt[-60:]!r}; before an answer: {before[-60:]!r}"
+                f"chat template '{name}': answers cannot be told apart from the rest, because the text before an answer "
+                f"does not begin with the prompt for it. Prompt: {prompt[-60:]!r}; before an answer: {before[-60:]!r}"
             )
         found = re.search("|".join(map(re.escape, facts.controls)), after)
         end, end_token = (after[: found.end()], found.group()) if found else ("", None)
@@ -77,11 +85,11 @@ class ChatTemplate(Template):
 
     @classmethod
     def saved(cls, name: str, content: Mapping[str, Any], jinja: str) -> ChatTemplate:
-        """From the content of its files."""
+        """Rebuild a template from the content of its files."""
         try:
             return cls(name=name, jinja=jinja, **content)
         except TypeError as error:
-            raise GraftError(f"the saved template '{name}' cannot be read: {error}") from error
+            raise GraftError(f"cannot read the saved template '{name}': {error}") from error
 
     def content(self) -> dict[str, Any]:
         return {
@@ -104,15 +112,16 @@ class ChatTemplate(Template):
         turns: list[Message] = [{"role": m["role"], "content": question(m)} for m in messages]
         full = self._text(turns, add_generation_prompt)
         spans: list[Span] = []
-        at = 0
+        at = 0  # how much of `full` the spans cover so far
         for index, turn in enumerate(turns):
             around = self._around(turns, index, add_generation_prompt)
             answer = turn["role"] == "assistant"
             start, inner = self._answer(turns, index, full, around) if answer else _content(index, full, around)
             if start < at and answer:
                 raise GraftError(
-                    f"chat template '{self.name}' writes message {index + 1} before the one that precedes it"
+                    f"chat template '{self.name}' writes message {index + 1} before the message that precedes it"
                 )
+            # A question whose content cannot be located stays part of the template's own text: it just cannot be shortened.
             if inner and start >= at:
                 spans += [Span(full[at:start]), *inner]
                 at = start + sum(len(span.text) for span in inner)
@@ -121,20 +130,22 @@ class ChatTemplate(Template):
     def _answer(
         self, turns: list[Message], index: int, full: str, around: tuple[str, str] | None
     ) -> tuple[int, list[Span]]:
-        """Where an answer starts, and its spans: what the template writes before the content, the content, the end mark."""
+        """Return where an answer starts, and its spans: the template's text before the content, the content, the end mark."""
         head = self._text(turns[:index], True)
         if not full.startswith(head) or around is None or not full.endswith(around[1]):
             raise GraftError(
-                f"chat template '{self.name}' writes message {index + 1} differently within the conversation than when it "
-                "is asked for, so its place cannot be established; split the conversation, or use another template"
+                f"chat template '{self.name}' writes the prompt for message {index + 1} differently once the conversation goes on, "
+                "so the answer cannot be located; split the conversation, or use another template"
             )
         before, after = around
         start, stop = len(head), len(full) - len(after)
-        if _squeezed(turns[index]["content"]) not in _squeezed(full[start:stop]):
+        if _without_spaces(turns[index]["content"]) not in _without_spaces(full[start:stop]):
             raise GraftError(
-                f"chat template '{self.name}' leaves out or changes a part of message {index + 1}, an answer: "
+                f"chat template '{self.name}' omits or changes a part of the answer in message {index + 1}: "
                 f"{full[start:stop][:60]!r}"
             )
+        # Some templates write other words before the marker than before the content. The whole answer is then one span that no
+        # message is tied to.
         located = full.startswith(before) and start <= len(before) <= stop
         lead = len(before) if located else start
         body = Span(full[lead:stop], True, index if located else None)
@@ -144,14 +155,15 @@ class ChatTemplate(Template):
         return start, spans
 
     def _around(self, turns: list[Message], index: int, add_generation_prompt: bool) -> tuple[str, str] | None:
-        """The text before and after a message's content; None where the template does not write it once, as it is."""
-        private = map(chr, range(0xE000, 0xF8FF))
-        mark = next(mark for mark in private if not any(mark in turn["content"] for turn in turns))
+        """Return the text before and after a message's content; None if the template does not write the content exactly once."""
+        private_use = map(chr, range(0xE000, 0xF8FF))  # Unicode's private use area
+        mark = next(mark for mark in private_use if not any(mark in turn["content"] for turn in turns))
         marked: list[Message] = [*turns[:index], {"role": turns[index]["role"], "content": mark}, *turns[index + 1 :]]
         parts = self._text(marked, add_generation_prompt).split(mark)
         return (parts[0], parts[1]) if len(parts) == 2 else None
 
     def _text(self, turns: list[Message], add_generation_prompt: bool) -> str:
+        """Render turns to text. Raises `GraftError` with the template's own message if it refuses them."""
         date = FIXED_DATE if "strftime_now" in self.jinja else ""
         try:
             rendered = render_jinja_template(
@@ -166,12 +178,12 @@ class ChatTemplate(Template):
 
 
 def _content(index: int, full: str, around: tuple[str, str] | None) -> tuple[int, list[Span]]:
-    """Where the content of a message starts, and its span; no span where the template rewrites it."""
+    """Return where the content of a message starts, and its span; no span if the template rewrites the content."""
     if around is None or not full.startswith(around[0]) or not full.endswith(around[1]):
         return 0, []
     start, stop = len(around[0]), len(full) - len(around[1])
     return start, ([Span(full[start:stop], message=index)] if start < stop else [])
 
 
-def _squeezed(text: str) -> str:
+def _without_spaces(text: str) -> str:
     return "".join(text.split())

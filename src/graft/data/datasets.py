@@ -1,4 +1,4 @@
-"""Tokenised data in memory: all tokens end to end in one array, and where each sample starts."""
+"""Tokenised data in memory: all tokens end to end in one array, with the start of each sample."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from graft.data.samples import Example
 
 @dataclass(eq=False)
 class TokenDataset:
-    """Examples by index. N samples, T tokens in all, M tokens of answers, R of sequences with rejected answers.
+    """Examples by index.
 
-    What no sample has is an array of length 0.
+    N samples, T tokens read in all, M tokens that a decoder writes, R tokens of sequences with rejected answers. An array that no
+    sample needs has length 0.
     """
 
     input_ids: NDArray[np.int32]
@@ -27,36 +28,36 @@ class TokenDataset:
     starts: NDArray[np.int64]
     """[N + 1]: sample i is input_ids[starts[i]:starts[i + 1]]."""
     weights: NDArray[np.float64]
-    """[N]: how often a sample is seen per epoch."""
+    """[N]: how often each sample is seen per epoch."""
     rows: NDArray[np.int64]
-    """[N]: row in its source, from 1."""
+    """[N]: row in the source, counted from 1."""
     source: NDArray[np.int64]
     """[N]: index into `sources`."""
     cut: NDArray[np.int64]
-    """[N]: tokens of the prompt that were removed to make it fit."""
+    """[N]: tokens of the prompt that were removed to make the sample fit."""
     sources: tuple[str, ...]
     """Files and hub names."""
     labels: NDArray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[N]: the class (int64) or value (float64) of each sample."""
     answers: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[M]: the answers that a decoder is to write."""
+    """[M]: the answers that a decoder learns to write."""
     answer_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """[N + 1]"""
+    """[N + 1]: like `starts`, for `answers`."""
     token_types: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
-    """[T]: which text of a pair a token belongs to."""
+    """[T]: the text of a pair that each token belongs to (0 or 1)."""
     rejected_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[R]: the sequences with the rejected answers of pairs."""
+    """[R]: the sequences with the rejected answers."""
     rejected_supervised: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """[R]"""
     rejected_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """[N + 1]"""
+    """[N + 1]: like `starts`, for `rejected_ids`."""
 
     @classmethod
     def of(cls, examples: Sequence[Example], weights: Sequence[float] | None = None) -> TokenDataset:
-        """From examples, each with its weight (default 1)."""
+        """Lay examples end to end. `weights` has one entry per example (default: 1 each)."""
         sources = tuple(dict.fromkeys(example.source for example in examples))
         at = {name: index for index, name in enumerate(sources)}
-        none: list[NDArray] = [np.zeros(0)]
+        none: list[NDArray] = [np.zeros(0)]  # np.concatenate refuses an empty list
         answers = [e.answer for e in examples if e.answer is not None]
         typed = any(e.token_types is not None for e in examples)
         worse = [e.rejected for e in examples if e.rejected is not None]
@@ -111,18 +112,18 @@ class TokenDataset:
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """[N]: tokens of each sample, its answer's and its rejected sequence's included."""
+        """[N]: tokens of each sample, including its decoder's answer or its rejected sequence."""
         return self.widths.sum(1)
 
     @cached_property
     def widths(self) -> NDArray[np.int64]:
-        """[N, 2]: tokens that are read, and tokens that a decoder writes; of a pair, those of its two sequences."""
+        """[N, 2]: tokens read and tokens that a decoder writes; for a pair, the tokens of its two sequences."""
         second = next((starts for starts in (self.answer_starts, self.rejected_starts) if len(starts)), None)
         return np.stack([np.diff(self.starts), np.zeros(len(self), np.int64) if second is None else np.diff(second)], 1)
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """[N]: how many targets each sample has."""
+        """[N]: the number of targets of each sample."""
         if len(self.labels):
             return np.ones(len(self), np.int64)
         if len(self.answer_starts):
@@ -132,7 +133,7 @@ class TokenDataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what is trained on: tokens, masks, borders, weights, labels and answers."""
+        """SHA-256 of everything that is trained on: tokens, masks, sample borders, weights, labels and answers."""
         digest = hashlib.sha256()
         parts = [self.input_ids, self.supervised, self.starts, self.weights]
         more = (self.labels, self.answers, self.answer_starts, self.token_types)
@@ -143,15 +144,17 @@ class TokenDataset:
         return digest.hexdigest()
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Indices of the samples of an epoch, shuffled; the same for the same seed and epoch.
+        """Return the shuffled sample indices of one epoch; equal for equal seed and epoch.
 
-        A sample of weight 1 comes once, of weight 2 twice. Of the samples of weight 0.5 every epoch takes another half,
-        so that two epochs see each once. Every epoch is equally long.
+        A sample of weight 1 appears once and a sample of weight 2 twice. Of the samples of weight 0.5, each epoch takes another half,
+        so that two epochs see each of them once. All epochs have the same length.
         """
         chosen: list[NDArray[np.int64]] = []
         for weight in np.unique(self.weights):
             members = np.flatnonzero(self.weights == weight)
             chosen.append(np.tile(members, int(weight)))
+            # The fraction: a window of `part` members slides over one fixed permutation, on by its own length each epoch.
+            # With 4 members of weight 0.5 it takes positions 0 1, then 2 3, then 0 1 again.
             part = round(len(members) * (float(weight) - int(weight)))
             window = np.arange(epoch * part, (epoch + 1) * part) % len(members)
             chosen.append(np.random.default_rng(seed).permutation(members)[window])
@@ -163,5 +166,5 @@ class TokenDataset:
 
 
 def _sums(marks: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many are set between each start and the next."""
+    """Count the marks that are set between each start and the next."""
     return np.diff(np.concatenate([[0], np.cumsum(marks)])[starts]).astype(np.int64)

@@ -1,14 +1,14 @@
-"""Spans of text to token ids, the same way for training, evaluation and chat.
+"""Turn spans of text into token ids, the same way for training, evaluation and chat.
 
-The text is cut at each border between prompt and answer, and every piece is tokenised as the continuation of what comes
-before. So no token straddles a border, and the ids of a prompt do not depend on the answer: `prompt_ids` gives at
-evaluation exactly the ids that stood before the answer in training, which is also where generation starts from.
+The text is cut at each border between prompt and answer, and every piece is tokenised as the continuation of the piece before it. So no
+token straddles a border, and the ids of a prompt do not depend on the answer: in evaluation `prompt_ids` returns exactly the ids that
+preceded the answer in training, and generation starts from them.
 
-- The tokens that the tokenizer puts at the start of a text (BOS) come first, once, unless the text already holds them.
-  What it would put at the end is left out: the end-of-sequence token is written where a template says so.
-- Text that comes from the data never turns into control tokens: "</s>" in an answer stays five characters.
-- Some tokenizers mark the start of a text like a space (LLaMA's "▁"). A piece that continues a text is tokenised behind
-  an anchor that is cut off again, so that it has no such mark.
+- The tokens that the tokenizer puts at the start of a text (BOS) come first, once, unless the text already begins with them.
+  The tokens that it puts at the end are omitted: the end-of-sequence token is written where the template says so.
+- Text from the data never turns into control tokens: "</s>" in an answer stays five characters.
+- Some tokenizers mark the start of a text like a space (LLaMA's "▁"). A piece that continues a text must not have this mark, so it is
+  tokenised after an anchor that is cut off again: "sat" becomes the tokens of "\\nsat" without those of the line end.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ class Span:
 
     text: str
     supervised: bool = False
-    """Part of an answer: what the model is to write, its end mark included."""
+    """Whether this is part of an answer (or its end mark), which the model learns to write."""
     message: int | None = None
-    """Index of the message whose content this is; None for the template's own words."""
+    """Index of the message that this content belongs to; None for the template's own words."""
     ends: bool = False
-    """The end-of-sequence token follows, as part of this span."""
+    """Whether the end-of-sequence token follows, as part of this span."""
 
 
 @dataclass
 class Tokens:
-    """Token ids and, for each, the span it lies in."""
+    """Token ids, each with the span that it lies in."""
 
     ids: list[int] = field(default_factory=list)
     spans: list[int] = field(default_factory=list)
-    """Index of the span; -1 for the tokens that the tokenizer puts at the start."""
+    """Index of the span of each token; -1 for the tokens that the tokenizer puts at the start."""
     whole: list[bool] = field(default_factory=list)
     """False where a token also holds characters of a neighbouring span."""
 
 
 def encode(spans: Sequence[Span], tokenizer: Any) -> Tokens:
-    """Tokenise spans. Raises `GraftError` for a tokenizer that is not fast, or has no end-of-sequence token."""
+    """Tokenise spans. Raises `GraftError` for a tokenizer that is not fast or has no end-of-sequence token."""
     facts = facts_of(tokenizer)
     tokens = Tokens()
     before = ""
@@ -67,7 +67,10 @@ def encode(spans: Sequence[Span], tokenizer: Any) -> Tokens:
 
 
 def _pieces(spans: Sequence[Span], facts: TokenizerFacts) -> list[list[int]]:
-    """Indices of spans that are tokenised together: cut at the borders of answers and around data that looks like control."""
+    """Group the indices of spans that are tokenised together.
+
+    A new piece begins at each border of an answer, and around content that spells out a special token.
+    """
     pieces: list[list[int]] = []
     closed = True
     for index, span in enumerate(spans):
@@ -81,7 +84,7 @@ def _pieces(spans: Sequence[Span], facts: TokenizerFacts) -> list[list[int]]:
 
 
 def _append(tokens: Tokens, spans: Sequence[Span], piece: list[int], found: list[tuple[int, int, int]]) -> None:
-    """Add (id, start, end) of a piece, with the span in which each token starts."""
+    """Add the tokens (id, start, end) of a piece, each with the span in which it starts."""
     position, end_of_span = 0, len(spans[piece[0]].text)
     for token, start, end in found:
         while start >= end_of_span and position + 1 < len(piece):
@@ -93,12 +96,15 @@ def _append(tokens: Tokens, spans: Sequence[Span], piece: list[int], found: list
 
 
 class TokenizerFacts:
-    """What must be known of a tokenizer to continue a text. Found by trying, once per tokenizer."""
+    """The facts about a tokenizer that are needed to continue a text. They are found by trial, once per tokenizer.
+
+    Raises `GraftError` for a tokenizer that is not fast or has no end-of-sequence token.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise GraftError(
-                f"{_name(tokenizer)} has no fast (Rust) tokenizer, which is needed to know where tokens lie"
+                f"{_name(tokenizer)} has no fast (Rust) tokenizer; one is needed because only these report the offsets of tokens"
             )
         if tokenizer.eos_token_id is None:
             raise GraftError(
@@ -115,6 +121,7 @@ class TokenizerFacts:
         controls |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.controls = sorted(filter(None, controls), key=len, reverse=True)
         """Texts of the special tokens, longest first."""
+        # Does "x" at the start of a text become other tokens than "x" after a line end? Then the tokenizer marks the start.
         alone = [token for token, _, _ in self._encode("x")]
         self._marks_start = alone != [token for token, start, _ in self._encode("\nx") if start >= 1]
 
@@ -123,10 +130,15 @@ class TokenizerFacts:
         return any(control in text for control in self.controls)
 
     def encode(self, text: str, before: str = "", as_text: bool = False) -> list[tuple[int, int, int]]:
-        """(id, start, end) of the tokens of `text` where `before` stands in front of it; special tokens as text if asked."""
+        """Tokenise `text` as the continuation of `before`, and return (id, start, end) of its tokens.
+
+        as_text: special tokens that the text spells out stay text. Raises `GraftError` if the tokenizer merges every anchor with the text.
+        """
         stripped = before.rstrip()
         control = next((control for control in self.controls if stripped.endswith(control)), None)
-        if control and not as_text:  # some special tokens swallow the spaces that follow, so it has to stand there
+        if (
+            control and not as_text
+        ):  # some special tokens swallow the spaces that follow, so the anchor has to be that token
             anchor = before[len(stripped) - len(control) :]
             found = self._encode(anchor + text)
             width = len(anchor)
@@ -134,18 +146,21 @@ class TokenizerFacts:
                 return [(token, start - width, end - width) for token, start, end in found if start >= width]
         if not before or not self._marks_start:
             return self._encode(text, as_text)
+        # Otherwise any character will do that the tokenizer does not merge with the start of the text.
         for anchor in "\n.:(":
             found = self._encode(anchor + text, as_text)
             if not any(start < 1 < end for _, start, end in found):
                 return [(token, start - 1, end - 1) for token, start, end in found if start >= 1]
-        raise GraftError(f"this tokenizer cannot continue a text with {text[:40]!r}: it merges it with what is before")
+        raise GraftError(
+            f"this tokenizer cannot continue a text with {text[:40]!r}: it merges the start with the character before"
+        )
 
     def _encode(self, text: str, as_text: bool = False) -> list[tuple[int, int, int]]:
         found = self._call(text, add_special_tokens=False, split_special_tokens=as_text)
         return [(token, *where) for token, where in zip(found["input_ids"], found["offset_mapping"], strict=True)]
 
     def _starts(self) -> list[int]:
-        """The tokens that the tokenizer puts before a text."""
+        """Return the tokens that the tokenizer puts before a text."""
         found = self._call("x", add_special_tokens=True, return_special_tokens_mask=True)
         marked = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
         return [token for token, _ in takewhile(lambda pair: pair[1], marked)]
@@ -155,7 +170,7 @@ _known: WeakKeyDictionary[Any, tuple[Any, TokenizerFacts]] = WeakKeyDictionary()
 
 
 def facts_of(tokenizer: Any) -> TokenizerFacts:
-    """The facts of a tokenizer, found once for each state of its special tokens."""
+    """Return the facts about a tokenizer; they are found once for each state of its special tokens."""
     state = (str(tokenizer.eos_token), tuple(map(str, tokenizer.all_special_tokens)), len(tokenizer))
     known = _known.get(tokenizer)
     if known is None or known[0] != state:

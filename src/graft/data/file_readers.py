@@ -1,11 +1,11 @@
-"""The rows of one file: column -> value.
+"""Read the rows of one file as mappings from column to value.
 
-CSV, TSV and Parquet go through `datasets`, streamed: nothing is copied, no stale copy can be read, and nothing is reported
+CSV, TSV and Parquet go through `datasets`, streamed. So nothing is copied to a cache that could become stale, and nothing is reported
 to the hub, as `load_dataset` does even for a local file. Cells of CSV and TSV are text: "007" stays "007" and "NA" is a
-word. TSV has no quoting, as the media type says.
+word. TSV has no quoting (media type text/tab-separated-values).
 
-JSON goes through the standard library: `datasets` writes a column of several types into quotes ('"5"') when it streams a
-JSON list, and refuses a file in which a column first appears after some megabytes.
+JSON goes through the standard library. When `datasets` streams a JSON list it quotes the values of a column with several types
+('"5"'), and it refuses a file in which a column first appears after some megabytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE_TYPES = {".json": "JSON", ".jsonl": "JSON lines", ".csv": "CSV", ".tsv": "T
 
 
 def read_rows(file: Path) -> list[Row]:
-    """All rows of a file. Raises `GraftError` for one that is empty or cannot be read, with the line where that is known."""
+    """Return all rows of a file. Raises `GraftError` if the file is empty or unreadable, with the line if it is known."""
     if file.stat().st_size == 0:
         raise GraftError(f"{file} is empty")
     suffix = file.suffix.lower()
@@ -43,17 +43,17 @@ def _json_rows(file: Path, *, lines: bool) -> list[Row]:
         try:
             rows = json.loads(text)
         except json.JSONDecodeError as error:
-            if not error.msg.startswith("Extra data"):  # which one object per line, in a .json file, looks like
+            if not error.msg.startswith("Extra data"):  # "Extra data": a .json file with one object per line
                 raise
             lines = True
     if lines:
         rows = [_json_line(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if isinstance(rows, dict):
         listed = [key for key, value in rows.items() if isinstance(value, list)]
-        hint = f"; its key '{listed[0]}' holds one: put that alone into a file" if listed else ""
-        raise GraftError(f"{file} holds one object, but a list of rows, or one row per line, is needed{hint}")
+        hint = f"; its key '{listed[0]}' holds a list: write only that list to the file" if listed else ""
+        raise GraftError(f"{file} holds one object; it must hold a list of rows, or one row per line{hint}")
     if not isinstance(rows, list):
-        raise GraftError(f"{file} holds {type(rows).__name__}, but a list of rows is needed")
+        raise GraftError(f"{file} holds a value of type {type(rows).__name__}; it must hold a list of rows")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise GraftError(
@@ -74,7 +74,7 @@ def _table_rows(file: Path) -> list[Row]:
 
     name = glob.escape(str(file))
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error that follows
+    logging.set_verbosity(logging.CRITICAL)  # the error that it raises says the same
     try:
         if file.suffix.lower() == ".parquet":
             return list(IterableDataset.from_parquet(name))
@@ -84,7 +84,10 @@ def _table_rows(file: Path) -> list[Row]:
 
 
 def _csv_options(file: Path) -> dict[str, Any]:
-    """Every column as text, and no cell taken for a missing value or a row number. Each row must have a cell per column."""
+    """Return options that read every cell as text, none of them as a missing value or a row number.
+
+    Raises `GraftError` if a row does not have one cell per column.
+    """
     from datasets import Features, Value
 
     dialect: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL, "delimiter": ","}
@@ -95,6 +98,8 @@ def _csv_options(file: Path) -> dict[str, Any]:
         columns = next(rows)
         for number, row in enumerate(filter(None, rows), start=1):
             if len(row) != len(columns):
-                raise GraftError(f"{file}, row {number}: {len(row)} cells, but the header names {len(columns)} columns")
+                raise GraftError(
+                    f"{file}, row {number}: has {len(row)} cells, but the header names {len(columns)} columns"
+                )
     features = Features({column: Value("string") for column in columns})
     return {**dialect, "features": features, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig"}

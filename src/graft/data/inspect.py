@@ -1,4 +1,4 @@
-"""Show an example as the model sees it: what is read, and what is learnt."""
+"""Show an example as the model sees it: the tokens that it reads, and the tokens that it learns to write."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ READ, LEARNT, WORSE = "dim", "bold green", "bold red"
 
 
 def coloured(example: Example, tokenizer: Any, *, marks: bool = False, classes: Sequence[str] = ()) -> Text:
-    """The example's text, special tokens included: dim is read only, bold green is trained on.
+    """Return the text of an example, special tokens included: dim text is only read, bold green text is trained on.
 
-    Decoded from the ids, so a token that should not be there shows. With `marks`, what is trained on also stands between
-    brackets, for output without colours. A label, or the answer of a decoder, stands behind an arrow. Of a pair the rejected answer
+    The text is decoded from the token ids, so a token that should not be there becomes visible. With `marks`, brackets enclose the text
+    that is trained on, for output without colours. A label, or the answer of a decoder, follows an arrow. The rejected answer of a pair
     follows in bold red.
     """
     shown = Text()
@@ -41,7 +41,7 @@ def coloured(example: Example, tokenizer: Any, *, marks: bool = False, classes: 
 
 
 def learnt_text(example: Example, tokenizer: Any, classes: Sequence[str] = ()) -> str:
-    """What an example teaches: its supervised tokens, the answer of its decoder, its class or its value."""
+    """Return what an example teaches: its supervised tokens, its decoder's answer, its class or its value."""
     if example.label is not None:
         return classes[int(example.label)] if classes else f"{example.label:g}"
     ids = example.input_ids[example.supervised] if example.answer is None else example.answer
@@ -49,7 +49,10 @@ def learnt_text(example: Example, tokenizer: Any, classes: Sequence[str] = ()) -
 
 
 def _decoded(example: Example, start: int, stop: int, tokenizer: Any) -> str:
-    """The text of tokens start..stop as it reads after the tokens before them."""
+    """Decode the tokens start..stop as the continuation of the tokens before them.
+
+    Decoded alone, a token may lose its leading space or half of a character; so the text of the longer stretch is split.
+    """
     before = _decode(example.input_ids[:start].tolist(), tokenizer)
     upto = _decode(example.input_ids[:stop].tolist(), tokenizer)
     if upto.startswith(before):

@@ -1,4 +1,6 @@
-"""The columns of rows with a label: which hold the texts, and which the label.
+"""The columns of labelled rows: which ones hold the texts, and which one the label.
+
+A raw example (SST-2):
 
 sentence	label
 it 's a charming and often affecting journey . 	1
@@ -16,21 +18,21 @@ TEXTS = (
     ("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
     ("question", "sentence"), ("text_a", "text_b"), ("text",), ("sentence",), ("content",), ("review",),
 )  # fmt: skip
-"""Sets of columns that hold the texts, the first that is there."""
+"""Sets of columns that may hold the texts; the first set that the source has is taken."""
 LABELS = {
     "classification": ("label", "labels", "class", "category", "gold_label", "is_duplicate", "Quality", "target"),
     "regression": ("score", "label", "value", "target", "labels"),
 }
 HIDDEN = "-1"
-"""What public sets write in place of a label that they do not give."""
+"""Public test sets write this in place of a label that they do not publish."""
 
 
 def labelled_shape(columns: Iterable[str], wanted: str, source: str, task: str, need_label: bool) -> Shape:
-    """The shape of a source with these columns. Raises `GraftError` naming the columns found and those looked for."""
+    """Return the shape of a source with these columns. Raises `GraftError` with the columns found and the columns known."""
     found = list(columns)
     if wanted != "auto":
         raise GraftError(
-            f"{source}: `format: {wanted}` is a shape of conversations; rows of a {task} have texts and a label"
+            f"{source}: `format: {wanted}` is for conversations, but rows of a {task} have texts and a label: remove `format`"
         )
     texts = next((names for names in TEXTS if all(name in found for name in names)), None)
     label = next((name for name in LABELS[task] if name in found), None)
@@ -38,8 +40,8 @@ def labelled_shape(columns: Iterable[str], wanted: str, source: str, task: str, 
     if texts is None or missing:
         known = [" and ".join(names) for names in TEXTS] if texts is None else LABELS[task]
         raise GraftError(
-            f"{source}: no column holds the {missing} of a {task}; its columns are {', '.join(found)}. Known are {'; '.join(known)}. Name "
-            "yours with `fields`: fields: {text: THEIRS, text_pair: THEIRS, label: THEIRS}"
+            f"{source}: no column holds the {missing} of a {task}; its columns are {', '.join(found)}. Known are {'; '.join(known)}. Map "
+            "yours with `fields`, e.g. fields: {text: COLUMN, text_pair: COLUMN, label: COLUMN}"
         )
 
     def convert(row: Row, need_answer: bool) -> list[Message]:
@@ -61,5 +63,5 @@ def _label(row: Row, field: str, task: str) -> str:
     if not found:
         raise RowError(field, "is empty: each row needs a label")
     if found == HIDDEN and task == "classification":
-        raise RowError(field, "is -1, the mark of a label that is not given")
+        raise RowError(field, "is -1, which stands for a label that was not published")
     return found

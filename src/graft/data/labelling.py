@@ -1,8 +1,8 @@
-"""Samples with a label: a text or a pair of texts, and its class or value.
+"""Classification and regression: samples with a text or a pair of texts, and a class or a value.
 
-A labelled row is a conversation too, so that splitting, counting and comparing know nothing of tasks: each text is a message of the
-user, the label is the answer. A `Labelling` says which label is which number, and turns a sample into an `Example`: the texts as the
-tokenizer writes them for a model of its kind, special tokens and all, and the label. It is saved beside the adapter (`task.json`).
+A labelled row becomes a conversation too, so that splitting, counting and comparing need not know about tasks: each text is a user message
+and the label is the answer. A `Labelling` maps labels to numbers and turns a sample into an `Example`: the texts, encoded the way
+the tokenizer encodes them for its model (special tokens included), and the label. It is saved beside the adapter (`task.json`).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ LABELLED = ("classification", "regression")
 
 @dataclass(frozen=True)
 class Labelling:
-    """What labels mean."""
+    """The labels of a task and their numbers."""
 
     task: str
     """classification or regression"""
     labels: tuple[str, ...] = ()
-    """Of each class, as the data has it; in the order of the classes' numbers. Empty for values."""
+    """The label of each class as the data write it, in the order of the class numbers; empty for regression."""
     names: tuple[str, ...] = ()
-    """Of each class, for people."""
+    """The name of each class, for people to read."""
 
     @property
     def name(self) -> str:
-        """What it is called in tables: the classes, or the task."""
+        """The name in tables: the first classes, or the task where there are none."""
         return " / ".join(self.names[:6]) + (" / ..." if len(self.names) > 6 else "") or self.task
 
     @property
@@ -56,29 +56,32 @@ class Labelling:
 
     @classmethod
     def of(cls, config: DataConfig, samples: Iterable[Sample], order: Sequence[str] | None = None) -> Labelling:
-        """From a run's settings and its training data.
+        """Build the labelling from a run's settings and its training data.
 
-        order: the names of the classes as the base's own head has them, followed where they are the same. Raises `GraftError` for data
-        of one class only, and for classes of `data.labels` that no sample has.
+        order: the class names in the order of the base's own head. The classes take this order if the names are the same.
+        Raises `GraftError` if the data hold only one class, or if no sample has a class that `data.labels` names.
         """
         if config.task == "regression":
             if config.labels is not None:
-                raise GraftError("data.labels names classes, but data.task is regression, which has none: remove it")
+                raise GraftError(
+                    "data.labels names classes, but data.task regression has no classes: remove data.labels"
+                )
             return cls("regression")
         found = Counter(label_of(sample) for sample in samples)
         given = config.labels
         named = {str(label): name for label, name in given.items()} if isinstance(given, dict) else {}
-        labels = [str(label) for label in given] if given is not None else sorted(found, key=_by_number)
+        labels = [str(label) for label in given] if given is not None else sorted(found, key=_sort_key)
         missing = [label for label in labels if label not in found]
         if missing:
             raise GraftError(
-                f"data.labels names {', '.join(map(repr, missing))}, which no training sample has; the labels there are {_counted(found)}"
+                f"data.labels names {', '.join(map(repr, missing))}, but no training sample has them; found are {_label_counts(found)}"
             )
         if len(labels) < 2:
-            raise GraftError(f"classification needs two classes or more; the training data hold {_counted(found)}")
+            raise GraftError(f"classification needs two or more classes; the training data hold {_label_counts(found)}")
         names = [named.get(label, label) for label in labels]
         if len(set(names)) < len(names):
-            raise GraftError(f"data.labels gives one name to several classes: {', '.join(names)}")
+            raise GraftError(f"data.labels gives the same name to several classes: {', '.join(names)}")
+        # The base's own head may have the same classes in another order, and its rows are kept: follow it.
         if order is not None and {name.lower() for name in order} == {name.lower() for name in names}:
             places = {name.lower(): place for place, name in enumerate(order)}
             labels = [label for _, label in sorted(zip(names, labels, strict=True), key=lambda p: places[p[0].lower()])]
@@ -86,7 +89,10 @@ class Labelling:
         return cls("classification", tuple(labels), tuple(names))
 
     def number(self, sample: Sample) -> int | float:
-        """The class's number, or the value. Raises `GraftError`, naming the row, for a label that is none of the classes, or no number."""
+        """Return the number of the sample's class, or its value.
+
+        Raises `GraftError`, naming the row, for a label that is not one of the classes, or not a number.
+        """
         label = label_of(sample)
         if self.task == "regression":
             try:
@@ -94,22 +100,23 @@ class Labelling:
             except ValueError:
                 value = math.nan
             if not math.isfinite(value):
-                raise GraftError(f"{sample.where}: the label of a regression is a number; given {label!r}")
+                raise GraftError(f"{sample.where}: a regression needs a number as its label; given {label!r}")
             return value
+        # An evaluation file may write the classes as the training data did, or by their names.
         for known in (self.labels, self.names):
             if label in known:
                 return known.index(label)
         raise GraftError(
-            f"{sample.where}: the label {label!r} is none of the classes {', '.join(self.names)}.{did_you_mean(label, self.labels)}"
+            f"{sample.where}: the label {label!r} is not one of the classes {', '.join(self.names)}.{did_you_mean(label, self.labels)}"
         )
 
     def example(
         self, sample: Sample, tokenizer: Any, max_length: int, overlong: str, need_label: bool = True
     ) -> Example | Rejected:
-        """Token ids and label of a sample, or why it cannot be used.
+        """Return the token ids and the label of a sample, or the reason why it cannot be used.
 
-        Special tokens written out in the texts stay text. Where `overlong` is truncate_prompt, the end of the text is cut, of a pair
-        that of the longer one.
+        Special tokens that the texts spell out stay text. With `overlong` truncate_prompt the end of the text is cut, and of a pair
+        the end of the longer text.
         """
         texts = texts_of(sample)
         if not all(text.strip() for text in texts):
@@ -121,7 +128,7 @@ class Labelling:
                 return Rejected("overlong", length)
             found = encode_texts(tokenizer, texts, max_length)
         types = found["token_type_ids"]
-        told = any(types) or "token_type_ids" in tokenizer.model_input_names
+        takes_types = any(types) or "token_type_ids" in tokenizer.model_input_names
         ids = np.array(found["input_ids"], dtype=np.int32)
         return Example(
             ids,
@@ -130,24 +137,24 @@ class Labelling:
             sample.row,
             cut=length - len(ids),
             label=self.number(sample) if need_label else 0,
-            token_types=np.array(types, dtype=np.int8) if told else None,
+            token_types=np.array(types, dtype=np.int8) if takes_types else None,
         )
 
 
 @dataclass(frozen=True)
 class LabelTemplate(Template):
-    """The labels of a model that answers no questions."""
+    """Stands in for a template where the adapter predicts labels: it names them and refuses to render questions."""
 
     labelling: Labelling = Labelling("regression")
 
     @classmethod
     def of(cls, labelling: Labelling) -> LabelTemplate:
-        """For these labels."""
+        """Return the template for these labels."""
         return cls(labelling.name, None, labelling)
 
     def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]:
         raise GraftError(
-            f"this adapter was trained for {self.labelling.task}: it gives labels to texts and writes no answers. Use graft predict, or "
+            f"this adapter was trained for {self.labelling.task}: it labels texts and writes no answers. Use graft predict, or "
             "graft eval with --data FILE"
         )
 
@@ -166,56 +173,56 @@ class LabelTemplate(Template):
 
 
 def load_labelling(folder: str | Path) -> Labelling:
-    """What `save` wrote. Raises `GraftError` where that cannot be read."""
+    """Read the labelling that `save` wrote. Raises `GraftError` if the file cannot be read."""
     path = Path(folder) / FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Labelling(values["task"], tuple(values["labels"]), tuple(values["names"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GraftError(f"{path} does not say what the adapter's labels are: {error}") from error
+        raise GraftError(f"cannot read the adapter's labels from {path}: {error}") from error
 
 
 def saved_task(folder: str | Path) -> str | None:
-    """The task that an adapter (or a merged model) in this folder was trained for, where its folder says."""
+    """Return the task that the adapter (or merged model) in this folder was trained for; None if the folder does not say."""
     path = Path(folder) / FILE
     if not path.is_file():
         return None
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["task"])
     except (ValueError, KeyError, TypeError) as error:
-        raise GraftError(f"{path} does not say what the adapter was trained for: {error}") from error
+        raise GraftError(f"cannot read the adapter's task from {path}: {error}") from error
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | None = None) -> Mapping[str, list[int]]:
-    """The tokenizer's own encoding of a text or a pair, cut to `max_length` tokens.
+    """Encode a text or a pair of texts the tokenizer's own way, cut to `max_length` tokens.
 
-    Token types are asked for: a tokenizer that was saved without its class no longer gives them by itself, and BERT's pairs need them.
+    Token types are requested explicitly: BERT's pairs need them, and a tokenizer that was saved without its class omits them by default.
     """
-    cutting = (
+    truncation = (
         {"truncation": "longest_first", "max_length": max_length} if max_length is not None else {"truncation": False}
     )
     return tokenizer(
-        *texts, split_special_tokens=True, padding=False, verbose=False, return_token_type_ids=True, **cutting
+        *texts, split_special_tokens=True, padding=False, verbose=False, return_token_type_ids=True, **truncation
     )
 
 
 def texts_of(sample: Sample) -> list[str]:
-    """The text, or the two texts of a pair."""
+    """Return the text of a sample, or the two texts of a pair."""
     return [message["content"] for message in sample.messages if message["role"] == "user"]
 
 
 def label_of(sample: Sample) -> str:
-    """The label as the data has it."""
+    """Return the label as the data write it."""
     assert sample.answer is not None
     return sample.answer
 
 
-def _by_number(label: str) -> tuple[bool, float, str]:
-    """Numbers in their order, before words in theirs."""
+def _sort_key(label: str) -> tuple[bool, float, str]:
+    """Sort whole numbers by value and before words: 2, 10, "no", "yes"."""
     number = label.lstrip("-").isdecimal()
     return not number, float(label) if number else 0.0, label
 
 
-def _counted(found: Mapping[str, int]) -> str:
+def _label_counts(found: Mapping[str, int]) -> str:
     shown = sorted(found.items(), key=lambda item: -item[1])[:12]
     return ", ".join(f"{label!r} ({count:,})" for label, count in shown) or "none"

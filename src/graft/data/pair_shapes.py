@@ -1,11 +1,11 @@
-"""The shapes of rows with a preferred and a rejected answer. Each becomes a prompt and what follows it on either side.
+"""The shapes of rows with a preferred and a rejected answer. Each row becomes a prompt and two continuations.
 
-    prompt, chosen, rejected     a question as text or messages; answers as text, one message, or messages
-    chosen, rejected             two whole conversations as messages; what they have in common at the start is the prompt
-    conversations, chosen, rejected    ShareGPT's {from, value}
-    instruction, input, chosen, rejected    Alpaca's question
+    prompt, chosen, rejected                the question is a text or messages; an answer is a text, one message, or messages
+    chosen, rejected                        two whole conversations as messages; the turns they share at the start are the prompt
+    conversations, chosen, rejected         the question as ShareGPT's {from, value}
+    instruction, input, chosen, rejected    the question as in Alpaca
 
-A conversation may stand whole on both sides although a prompt is given beside it (UltraFeedback): its own turns are then taken.
+A row may have a prompt and still repeat the whole conversation on both sides (UltraFeedback); the conversations then count.
 """
 
 from __future__ import annotations
@@ -18,45 +18,48 @@ from graft.errors import GraftError
 
 SIDES = ("chosen", "rejected")
 QUESTIONS = ("prompt", "conversations", "messages", "instruction", "question", "query")
-"""Columns that may hold what is asked, the first that is there."""
+"""Columns that may hold the question; the first one that the row has is taken."""
 Pair = tuple[list[Message], list[Message], list[Message]]
-"""What is asked, the preferred and the rejected answer."""
+"""The prompt, the turns of the preferred side after it, and those of the rejected side."""
 
 
 def check_pairs(columns: Iterable[str], wanted: str, source: str) -> None:
-    """Raises `GraftError` for a source whose columns are not those of pairs."""
+    """Check that a source has the columns of pairs. Raises `GraftError` if not."""
     found = list(columns)
     if wanted != "auto":
         raise GraftError(
-            f"{source}: `format: {wanted}` is a shape of conversations; rows of preferences have {' and '.join(SIDES)}"
+            f"{source}: `format: {wanted}` is for conversations, but preference rows have {' and '.join(SIDES)}: remove `format`"
         )
     missing = [name for name in SIDES if name not in found]
     if missing:
         raise GraftError(
-            f"{source}: rows of preferences have the columns prompt, chosen and rejected; no column is called "
-            f"{' or '.join(missing)}. Its columns are {', '.join(found)}. Name yours with `fields`: "
-            "fields: {chosen: THEIRS, rejected: THEIRS}"
+            f"{source}: preference rows need the columns prompt, chosen and rejected, but no column is called "
+            f"{' or '.join(missing)}. The columns are {', '.join(found)}. Map yours with `fields`, e.g. "
+            "fields: {chosen: COLUMN, rejected: COLUMN}"
         )
 
 
 def pair(row: Row) -> Pair:
-    """The prompt and both answers of a row. Raises `RowError` for a row that holds none."""
+    """Return the prompt and both answers of a row. Raises `RowError` if one of them is missing."""
     chosen, rejected = (_turns(row, name) for name in SIDES)
     asked = next((name for name in QUESTIONS if row.get(name)), None)
     prompt = [] if asked is None else _prompt(row, asked)
-    if not prompt or all(_whole(prompt, side) for side in (chosen, rejected)):
-        shared = min(_shared(chosen, rejected), len(chosen) - 1, len(rejected) - 1)  # the last turn is an answer
+    if not prompt or all(_repeats(prompt, side) for side in (chosen, rejected)):
+        # Both sides are whole conversations. The prompt ends where they differ, at the latest before the last turn: that is the answer.
+        shared = min(_shared(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     if not prompt:
-        raise RowError("prompt", "is missing, and chosen and rejected have no turn in common that could be the prompt")
+        raise RowError(
+            "prompt", "is missing, and chosen and rejected do not begin with a common turn that could be the prompt"
+        )
     for name, side in zip(SIDES, (chosen, rejected), strict=True):
         if not side or side[-1]["role"] != "assistant":
-            raise RowError(name, "must end with an answer, that is a message of the assistant behind the prompt")
+            raise RowError(name, "must end with an answer: a message of the assistant after the prompt")
     return prompt, chosen, rejected
 
 
 def _turns(row: Row, name: str) -> list[Message]:
-    """One side: a text is an answer; a mapping is one message."""
+    """Return the turns of one side. A text is an answer, a mapping is one message."""
     value = row.get(name)
     if isinstance(value, (list, Mapping)):
         return turns_of(value if isinstance(value, list) else [value], name)
@@ -70,15 +73,15 @@ def _prompt(row: Row, name: str) -> list[Message]:
     return turns if turns[0]["role"] == "system" else [*system, *turns]
 
 
-def _whole(prompt: list[Message], side: list[Message]) -> bool:
-    """Whether a side begins with the prompt that stands beside it."""
+def _repeats(prompt: list[Message], side: list[Message]) -> bool:
+    """Whether a side begins with the row's prompt; system messages do not count."""
     asked = [turn for turn in prompt if turn["role"] != "system"]
     own = [turn for turn in side if turn["role"] != "system"]
     return len(own) > len(asked) and _shared(asked, own) == len(asked)
 
 
 def _shared(one: list[Message], other: list[Message]) -> int:
-    """How many turns two conversations have in common at the start."""
+    """Count the turns that two conversations have in common at the start."""
     shared = 0
     while shared < min(len(one), len(other)) and one[shared] == other[shared]:
         shared += 1

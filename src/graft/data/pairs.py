@@ -1,8 +1,8 @@
-"""A pair of answers to one prompt as two sequences: the prompt with the preferred answer, and with the rejected one.
+"""A pair of answers to one prompt as two sequences: the prompt with the preferred answer, and the prompt with the rejected answer.
 
-The prompt is written out by the template and tokenised apart from the answers, so its tokens are the same on both sides; this is checked.
-Targets are the answers behind the prompt with their end marks, whatever the prompt holds. A pair that is too long is rejected as a whole,
-or with `truncate_prompt` loses the same tokens of its prompt on both sides; answers are never cut.
+The template renders the prompt, which is tokenised apart from the answers. So its tokens are the same on both sides; this is checked.
+The targets are the answers after the prompt with their end marks, even if the prompt itself holds answers. A pair that is too long is
+rejected as a whole, or with `truncate_prompt` it loses the same tokens of the prompt on both sides. Answers are never cut.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class _Side:
 
     ids: NDArray[np.int32]
     targets: NDArray[np.bool_]
-    spare: tuple[int, ...]
-    """Positions of the prompt that may be cut, in the order in which they go."""
+    removable: tuple[int, ...]
+    """Positions of the prompt that may be cut, in the order in which they are cut."""
 
     @property
     def prompt(self) -> NDArray[np.int32]:
@@ -39,10 +39,10 @@ class _Side:
 def tokenize_pair(
     sample: Sample, tokenizer: Any, template: Template, *, max_length: int, overlong: Overlong = "error"
 ) -> Example | Rejected:
-    """Both sides of a pair, or why it cannot be trained on. Lengths are those of the longer side, in tokens.
+    """Return both sides of a pair, or the reason why it cannot be trained on. Lengths are those of the longer side, in tokens.
 
-    Raises `GraftError`, naming the row, for conversations that the template cannot write, and where it writes the prompt differently
-    before the one answer and the other.
+    Raises `GraftError`, naming the row, if the template cannot write a conversation, or if it writes the prompt differently before the
+    two answers.
     """
     sides = [_side(messages, sample, tokenizer, template) for messages in (sample.messages, sample.rejected)]
     if any(side is None for side in sides):
@@ -59,7 +59,7 @@ def tokenize_pair(
     if length > max_length:
         if overlong != "truncate_prompt":
             return Rejected("overlong", length)
-        cut = chosen.spare[: length - max_length]
+        cut = chosen.removable[: length - max_length]
         if length - len(cut) > max_length:
             return Rejected("answer_too_long", length)
     ours, theirs = (
@@ -71,8 +71,9 @@ def tokenize_pair(
 
 
 def _side(messages: Sequence[Message], sample: Sample, tokenizer: Any, template: Template) -> _Side | None:
-    """None where the answer is empty."""
+    """Tokenise one side; None if an answer after the prompt is empty."""
     written = template.complete(without_end(messages, facts_of(tokenizer).eos))
+    # The template may have put a system message first; `first` is the first message after the prompt.
     first = len(written) - len(messages) + sample.asked
     if not all(turn["content"].strip() for turn in written[first:] if turn["role"] == "assistant"):
         return None
@@ -87,19 +88,20 @@ def _side(messages: Sequence[Message], sample: Sample, tokenizer: Any, template:
     if not targets.any():
         return None
     length, begin = int(np.flatnonzero(targets)[-1]) + 1, int(np.flatnonzero(targets)[0])
-    spare = sorted(
+    # As in tokenizing.py: questions of the prompt, the oldest message first, and within a message its last span first.
+    removable = sorted(
         (message, -index, position)
         for position, index in enumerate(tokens.spans[:begin])
         if index >= 0 and tokens.whole[position] and (message := spans[index].message) is not None
         if written[message]["role"] == "user"
     )
     return _Side(
-        np.array(tokens.ids, dtype=np.int32)[:length], targets[:length], tuple(position for _, _, position in spare)
+        np.array(tokens.ids, dtype=np.int32)[:length], targets[:length], tuple(position for _, _, position in removable)
     )
 
 
 def _first_of(spans: Sequence[Span], message: int) -> int:
-    """Index of the first supervised span of this message or one behind it."""
+    """Return the index of the first supervised span of this message or of a later one."""
     return next(
         index
         for index, span in enumerate(spans)

@@ -1,4 +1,4 @@
-"""Reading data sets: files (opening.py), folders and globs of files, and hub names, as conversations."""
+"""Read data sets as conversations: single files (file_readers.py), folders and globs of files, and names on the hub."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ SPLITS = {"train": "train", "training": "train", "test": "test", "dev": "validat
 
 
 def read(source: SourceConfig | str, *, need_answers: bool = True, task: str = "causal") -> list[Sample]:
-    """All rows of a source as conversations; of classification and regression, texts with their label as the answer; of preference,
-    with a second conversation that ends with the rejected answer.
+    """Return all rows of a source as conversations.
+
+    For the tasks classification and regression, a conversation has the texts as its questions and the label as its answer. For the task
+    preference, each sample has a second conversation that ends with the rejected answer.
 
     With `need_answers=False` a row may lack its answer (a file of prompts); its conversation then ends with the question.
     Raises `GraftError` for a file that is missing, empty or unreadable, for columns of no known shape, and for a row of
-    the wrong shape, with the row number (from 1) and the field.
+    the wrong shape; the message names the row (counted from 1) and the field.
     """
     source = SourceConfig(path=source) if isinstance(source, str) else source
     return _samples(_tables(source, task), source, need_answers, task)
 
 
 def read_as_found(source: SourceConfig) -> tuple[list[Sample], bool]:
-    """All rows of a source, and whether they are pairs of a preferred and a rejected answer, told by the columns of its first row; they
-    are conversations else. Raises as `read` does."""
+    """Return all rows of a source, and whether they are pairs of a preferred and a rejected answer (else they are conversations).
+
+    The columns of the first row decide. Raises the same errors as `read`.
+    """
     tables = _tables(source, "causal")
     first = next(tables)
     pairs = bool(first.rows) and all(name in {*first.rows[0], *source.fields} for name in SIDES)
@@ -45,14 +49,14 @@ def read_as_found(source: SourceConfig) -> tuple[list[Sample], bool]:
 
 
 class Table(NamedTuple):
-    """The rows of one file, or of a data set on the hub."""
+    """The rows of one file or of a data set on the hub."""
 
     name: str
     rows: list[Row]
 
 
 def _tables(source: SourceConfig, task: str) -> Iterator[Table]:
-    """The tables of a source one by one, up to its limit of rows."""
+    """Yield the tables of a source one by one, up to the source's limit of rows."""
     files, left = local_files(source), source.limit
     if files is None:
         yield Table(source.path, _hub_rows(source, task)[:left])
@@ -65,18 +69,18 @@ def _tables(source: SourceConfig, task: str) -> Iterator[Table]:
 
 
 def local_files(source: SourceConfig) -> list[Path] | None:
-    """The files of a source in sorted order, or None when its path is a hub name. Raises `GraftError` when there is none."""
+    """Return the files of a source in sorted order, or None if its path is a hub name. Raises `GraftError` if there are no files."""
     path = Path(source.path).expanduser()
     if path.is_file():
         if path.suffix.lower() not in FILE_TYPES:
-            raise GraftError(f"{path}: unknown kind of file '{path.suffix}', expected {', '.join(FILE_TYPES)}")
+            raise GraftError(f"{path}: unknown file type '{path.suffix}', expected {', '.join(FILE_TYPES)}")
         return [path]
     if path.is_dir():
         return _of_split(path, sorted(f for f in path.rglob("*") if f.suffix.lower() in FILE_TYPES), source.split)
     if glob.has_magic(source.path):
         found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).suffix.lower() in FILE_TYPES)
         if not found:
-            raise GraftError(f"no data file matches {source.path} (kinds: {', '.join(FILE_TYPES)})")
+            raise GraftError(f"no data file matches {source.path} (file types: {', '.join(FILE_TYPES)})")
         return found
     if path.suffix.lower() in FILE_TYPES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path):
         raise GraftError(f"{source.path}: no such file.{_near(path)}")
@@ -84,7 +88,7 @@ def local_files(source: SourceConfig) -> list[Path] | None:
 
 
 def content_hash(source: SourceConfig) -> str | None:
-    """SHA-256 over the names and bytes of the source's files; None for a hub name, whose rows must be read to be known."""
+    """Return the SHA-256 of the names and bytes of a source's files; None for a hub name, which has no files here."""
     files = local_files(source)
     if files is None:
         return None
@@ -107,36 +111,36 @@ def _of_table(table: Table, source: SourceConfig, need_answers: bool, task: str)
     name, rows = table
     if not rows:
         return []
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = list(dict.fromkeys(column for row in rows for column in row))  # of any row, in the order of appearance
     for theirs in source.fields.values():
         if theirs not in columns:
             raise GraftError(
-                f"{name}: `fields` names the column '{theirs}', which is not there; the columns are {', '.join(columns)}"
+                f"{name}: `fields` names the column '{theirs}', but the data have no such column; they have {', '.join(columns)}"
             )
     columns = list(dict.fromkeys([*columns, *source.fields]))
-    sample_of = _reader(columns, source, name, need_answers, task)
+    to_sample = _converter(columns, source, name, need_answers, task)
     samples = []
     for number, row in enumerate(rows, start=1):
         renamed = {**row, **{ours: row.get(theirs) for ours, theirs in source.fields.items()}}
         try:
-            samples.append(sample_of(renamed, number))
+            samples.append(to_sample(renamed, number))
         except RowError as error:
             raise GraftError(f"{name}, row {number}, {error}") from None
     return samples
 
 
-def _reader(
+def _converter(
     columns: list[str], source: SourceConfig, name: str, need_answers: bool, task: str
 ) -> Callable[[Row, int], Sample]:
-    """What makes a sample of a row and its number, chosen by the task and the columns."""
+    """Return the function that turns a row and its number into a sample; the task and the columns decide which."""
     if task == "preference":
         check_pairs(columns, source.format, name)
 
-        def of_pair(row: Row, number: int) -> Sample:
+        def pair_sample(row: Row, number: int) -> Sample:
             prompt, chosen, rejected = pair(row)
             return Sample((*prompt, *chosen), name, number, (*prompt, *rejected), len(prompt))
 
-        return of_pair
+        return pair_sample
     if task in LABELS:
         shape = labelled_shape(columns, source.format, name, task, need_answers)
     else:
@@ -153,13 +157,15 @@ def _hub_rows(source: SourceConfig, task: str) -> list[Row]:
     except (OSError, ValueError, DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         near = _near(Path(source.path))
-        raise GraftError(f"{source.path}: no such file here, and as a hub name it gives: {reason}{near}") from error
+        raise GraftError(
+            f"{source.path}: there is no such file, and loading it from the hub failed: {reason}{near}"
+        ) from error
     rows = [cast(Row, row) for row in loaded]
     return [_with_names(row, loaded.features) for row in rows] if task in LABELS else rows
 
 
 def _with_names(row: Row, features: Mapping[str, Any]) -> Row:
-    """Classes that the hub keeps as numbers, by their names; -1, which has none, as it is."""
+    """Replace classes that the hub keeps as numbers by their names; -1 (no label) stays."""
     named = {
         column: features[column].int2str(value)
         for column, value in row.items()
@@ -169,14 +175,14 @@ def _with_names(row: Row, features: Mapping[str, Any]) -> Row:
 
 
 def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
-    """The folder's files of one split, told by the words in their names. Several splits and no choice is an error."""
+    """Return the files of one split; the words in their paths tell the split. Several splits without a choice are an error."""
     named = {file: _split_of(file.relative_to(folder)) for file in files}
     there = sorted({name for name in named.values() if name})
     if split is not None:
         wanted = SPLITS.get(split, split)
         files = [f for f in files if named[f] == wanted or split in re.split(r"[^A-Za-z0-9]+", f.stem)]
     elif len(there) > 1:
-        raise GraftError(f"{folder} holds several splits ({', '.join(there)}); choose one with `split`, or name a file")
+        raise GraftError(f"{folder} holds several splits ({', '.join(there)}): choose one with `split`, or name a file")
     if not files:
         what = f"no data file of the split '{split}'" if split else "no data file"
         raise GraftError(
@@ -191,7 +197,7 @@ def _split_of(file: Path) -> str | None:
 
 
 def _near(path: Path) -> str:
-    """A hint at the nearest existing file name."""
+    """Return a hint for an error message: the existing file with the nearest name, or that the folder does not exist."""
     if not path.parent.is_dir():
         return f" The folder {path.parent} does not exist either."
     found = nearest(path.name, [other.name for other in path.parent.iterdir()])

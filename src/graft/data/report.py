@@ -1,4 +1,4 @@
-"""What the data hold: rows, lengths, and what was left out, by source."""
+"""The data report: rows, lengths, and what was left out, for each source."""
 
 from __future__ import annotations
 
@@ -17,64 +17,64 @@ from graft.data.samples import Example, Rejected, Sample
 
 @dataclass(frozen=True)
 class Counts:
-    """One source, or all of them."""
+    """The counts of one source, or of several together."""
 
     name: str
     rows: int
-    """Rows read."""
+    """Rows that were read."""
     samples: int
-    """Samples trained on."""
+    """Samples that are used; the others were left out."""
     tokens: int
-    """Tokens of these."""
+    """Tokens of the samples used."""
     targets: int
-    """Supervised tokens of these."""
+    """Supervised tokens of the samples used."""
     p50: int
     """Median length in tokens, before anything was cut or left out."""
     p95: int
     longest: int
     overlong: int
-    """Longer than max_length, before cutting."""
+    """Samples longer than max_length, before cutting."""
     cut: int
     """Samples whose prompt was shortened."""
     dropped: int
-    """Samples left out because they are too long."""
+    """Samples left out because they were too long."""
     empty: int
-    """Samples left out because an answer is empty."""
+    """Samples left out because an answer was empty."""
     unanswered: int
-    """Samples left out because they hold no answer."""
+    """Samples left out because they had no answer."""
     same: int = 0
-    """Pairs left out because the preferred answer is the rejected one."""
+    """Pairs left out because the preferred answer equals the rejected one."""
 
     @property
     def supervised_share(self) -> float:
-        """Supervised tokens / all tokens."""
+        """Supervised tokens divided by all tokens."""
         return self.targets / self.tokens if self.tokens else 0.0
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the data of a run hold."""
+    """The report on the data of one run."""
 
     train: Counts
-    """All training data together; without the rows held out for validation."""
+    """All training data together, without the rows held out for validation."""
     sources: tuple[Counts, ...]
-    """The training data by source."""
+    """The training data of each source."""
     validation: Counts | None
     duplicates: int
     """Training samples that repeat an earlier one."""
     shared: int
-    """Validation samples whose conversation is in the training data too."""
+    """Validation samples that the training data hold too."""
     max_length: int
     notes: tuple[str, ...] = ()
-    """What a reader should know, a sentence each."""
+    """Warnings about the data, one sentence each."""
     labels: tuple[tuple[str, str, int], ...] = ()
-    """Of classification, each class as the data has it, its name, and how many training samples are of it."""
+    """For classification: each class as the data write it, its name, and its number of training samples."""
     pairs: bool = False
-    """Whether samples are pairs of a preferred and a rejected answer."""
+    """Whether the samples are pairs of a preferred and a rejected answer."""
 
     @property
     def learnt(self) -> str:
-        """What the samples teach, in a few words."""
+        """What the samples teach, in a few words, to follow a number of samples."""
         if self.labels:
             return f"of {len(self.labels)} classes"
         if self.train.targets == self.train.samples:
@@ -84,12 +84,12 @@ class DataReport:
         return f"{self.train.supervised_share:.0%} of their tokens supervised"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the report as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataReport:
-        """From what `to_dict` gave."""
+        """Rebuild a report from the values of `to_dict`."""
         counts = {"train": Counts(**values["train"]), "sources": tuple(Counts(**one) for one in values["sources"])}
         validation = values["validation"] and Counts(**values["validation"])
         lists = {"notes": tuple(values["notes"]), "labels": tuple(tuple(label) for label in values["labels"])}
@@ -97,41 +97,41 @@ class DataReport:
 
     def __rich__(self) -> Table:
         several = self.sources if len(self.sources) > 1 else ()
-        parts = (*several, self.train, *([self.validation] if self.validation else []))
+        columns = (*several, self.train, *([self.validation] if self.validation else []))
         table = Table(
             "", box=SIMPLE_HEAD, caption="\n".join((*self._classes(), *self.notes)) or None, caption_justify="left"
         )
-        for part in parts:
+        for part in columns:
             table.add_column(PurePath(part.name).name, justify="right", overflow="fold")
         lines = {
-            "rows": [f"{part.rows:,}" for part in parts],
-            "samples used": [f"{part.samples:,}" for part in parts],
-            "tokens": [f"{part.tokens:,}" for part in parts],
-            "trained on": [f"{part.supervised_share:.1%}" for part in parts],
-            "length: median": [f"{part.p50:,}" for part in parts],
-            "  95 % are within": [f"{part.p95:,}" for part in parts],
-            "  longest": [f"{part.longest:,}" for part in parts],
-            f"longer than {self.max_length:,}": [f"{part.overlong:,}" for part in parts],
-            "  prompt cut": [f"{part.cut:,}" for part in parts],
-            "  left out": [f"{part.dropped:,}" for part in parts],
-            "no answer, left out": [f"{part.empty + part.unanswered:,}" for part in parts],
+            "rows": [f"{part.rows:,}" for part in columns],
+            "samples used": [f"{part.samples:,}" for part in columns],
+            "tokens": [f"{part.tokens:,}" for part in columns],
+            "trained on": [f"{part.supervised_share:.1%}" for part in columns],
+            "length: median": [f"{part.p50:,}" for part in columns],
+            "  95 % are within": [f"{part.p95:,}" for part in columns],
+            "  longest": [f"{part.longest:,}" for part in columns],
+            f"longer than {self.max_length:,}": [f"{part.overlong:,}" for part in columns],
+            "  prompt cut": [f"{part.cut:,}" for part in columns],
+            "  left out": [f"{part.dropped:,}" for part in columns],
+            "no answer, left out": [f"{part.empty + part.unanswered:,}" for part in columns],
         }
-        if self.train.targets == self.train.samples:  # one label each: shares of tokens mean nothing
+        if self.train.targets == self.train.samples:  # each sample has one label: a share of tokens would mean nothing
             del lines["trained on"]
         if self.pairs:
-            lines["answers alike, left out"] = [f"{part.same:,}" for part in parts]
+            lines["equal answers, left out"] = [f"{part.same:,}" for part in columns]
         for name, cells in lines.items():
             table.add_row(name, *cells)
         return table
 
     def _classes(self) -> list[str]:
-        """A line with the size of each class."""
+        """Return a line with the size of each class, if there are classes."""
         shown = ", ".join(f"{name} {count:,}" for _, name, count in self.labels)
         return [f"Classes: {shown}."] if shown else []
 
 
 def count_outcomes(name: str, outcomes: Sequence[Example | Rejected], max_length: int) -> Counts:
-    """Counts over what became of the rows of a source."""
+    """Count the outcomes of the rows of one source: the examples made, and the samples left out by reason."""
     examples = [one for one in outcomes if isinstance(one, Example)]
     reasons = Counter(one.reason for one in outcomes if isinstance(one, Rejected))
     lengths = [length for one in outcomes if (length := _length(one))]
@@ -155,20 +155,20 @@ def count_outcomes(name: str, outcomes: Sequence[Example | Rejected], max_length
 
 
 def _length(outcome: Example | Rejected) -> int:
-    """Tokens before anything was cut, of a pair those of the longer side; 0 where the sample was not tokenised."""
+    """Return the length in tokens before cutting (of a pair, the longer side's); 0 if the sample was not tokenised."""
     return outcome.longest + outcome.cut if isinstance(outcome, Example) else outcome.length
 
 
 def conversation_key(sample: Sample) -> tuple[tuple[str, str, str], ...]:
-    """What makes two conversations, or two pairs of them, the same."""
-    own, worse = (
+    """Return a key that is equal for equal conversations, or for equal pairs of conversations."""
+    own, rejected = (
         tuple((m["role"], m["content"], m.get("input", "")) for m in messages)
         for messages in (sample.messages, sample.rejected)
     )
-    return (*own, ("rejected", "", ""), *worse) if worse else own
+    return (*own, ("rejected", "", ""), *rejected) if rejected else own
 
 
 def count_duplicates(samples: Iterable[Sample]) -> int:
-    """How many conversations repeat an earlier one."""
+    """Count the conversations that repeat an earlier one."""
     keys = [conversation_key(sample) for sample in samples]
     return len(keys) - len(set(keys))

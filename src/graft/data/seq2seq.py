@@ -1,8 +1,8 @@
-"""Samples for an encoder-decoder: what the encoder reads, and the answer that the decoder writes.
+"""Samples for an encoder-decoder: the encoder reads the question, and the decoder writes the answer.
 
-The question is written out by a template (`plain` unless another is named), up to where the answer begins, and encoded as the tokenizer
-does for this kind of model, end mark included. The answer is the last message alone, encoded as a target: with the marks that the
-decoder begins and ends with.
+A template (`plain` unless another is named) renders the question up to where the answer begins, and the tokenizer encodes it its own way
+for this kind of model, end mark included. The answer is the last message alone. The tokenizer encodes it as a target, with the
+marks that the decoder begins and ends with.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from graft.utils.files import write_json_atomic
 
 @dataclass(frozen=True)
 class EncoderTemplate(Template):
-    """A template whose prompts are read by an encoder. Saved as the template that it is, with `task.json` beside it."""
+    """Wraps a template for a model with an encoder, which reads the prompts. It saves the inner template, and `task.json` beside it."""
 
     inner: Template | None = None
+    """The template that renders questions; never None (a default is needed because the inherited fields have defaults)."""
 
     @classmethod
     def of(cls, template: Template) -> EncoderTemplate:
-        """The same template for an encoder."""
+        """Wrap a template."""
         return cls(template.name, template.system_prompt, template)
 
     @property
     def template(self) -> Template:
-        """How questions are written out."""
+        """The inner template, with this template's system prompt."""
         assert self.inner is not None
         return self.inner.with_system(self.system_prompt)
 
@@ -47,11 +48,11 @@ class EncoderTemplate(Template):
         return self.template.content()
 
     def prompt_ids(self, messages: Sequence[Message], tokenizer: Any) -> list[int]:
-        """Token ids of the question as the encoder reads it."""
+        """Return the token ids of the question as the encoder reads them."""
         return list(encode_texts(tokenizer, [self.text(messages, tokenizer)])["input_ids"])
 
     def text(self, messages: Sequence[Message], tokenizer: Any) -> str:
-        """The question written out, up to where the answer begins."""
+        """Render the question, up to where the answer begins."""
         messages = without_end(messages, facts_of(tokenizer).eos)
         return "".join(span.text for span in self.render(messages, add_generation_prompt=True))
 
@@ -61,22 +62,24 @@ class EncoderTemplate(Template):
 
 
 def encoder_template(name: str, tokenizer: Any, system: str | None) -> EncoderTemplate:
-    """The template of that name for an encoder; `auto` is `plain`."""
+    """Return the template of this name for an encoder; `auto` is `plain`."""
     return EncoderTemplate.of(template_of("plain" if name == "auto" else name, tokenizer).with_system(system))
 
 
 def tokenize_seq2seq(
     sample: Sample, tokenizer: Any, template: EncoderTemplate, max_length: int, overlong: str
 ) -> Example | Rejected:
-    """What is read and what is to be written, or why the sample cannot be trained on.
+    """Return the token ids of question and answer, or the reason why the sample cannot be trained on.
 
-    A sample longer than `max_length`, both together, is rejected, or with `truncate_prompt` the end of the question is cut; an answer
-    never is. Raises `GraftError`, naming the row, for a sample without a question.
+    A sample of which question and answer together exceed `max_length` is rejected, or with `truncate_prompt` the end of its question is
+    cut. An answer is never cut. Raises `GraftError`, naming the row, for a sample without a question.
     """
     if sample.answer is None:
         return Rejected("no_answer", 0)
     if not sample.prompt:
-        raise GraftError(f"{sample.where}: there is no question, only a text: an encoder-decoder needs both")
+        raise GraftError(
+            f"{sample.where}: an encoder-decoder needs a question and an answer, but this row has only a text"
+        )
     (answer,) = without_end([sample.messages[-1]], facts_of(tokenizer).eos)
     if not answer["content"].strip():
         return Rejected("empty_answer", 0)
@@ -93,10 +96,10 @@ def tokenize_seq2seq(
         if overlong != "truncate_prompt":
             return Rejected("overlong", length)
         room = max_length - len(target)
-        if room <= len(encode_texts(tokenizer, [""])["input_ids"]):
+        if room <= len(encode_texts(tokenizer, [""])["input_ids"]):  # room for nothing but the tokenizer's own marks
             return Rejected("answer_too_long", length)
         source = encode_texts(tokenizer, [text], room)["input_ids"]
     ids = np.array(source, dtype=np.int32)
     cut = length - len(target) - len(ids)
-    nothing = np.zeros(len(ids), dtype=np.bool_)
-    return Example(ids, nothing, sample.source, sample.row, cut, answer=np.array(target, dtype=np.int32))
+    unsupervised = np.zeros(len(ids), dtype=np.bool_)
+    return Example(ids, unsupervised, sample.source, sample.row, cut, answer=np.array(target, dtype=np.int32))

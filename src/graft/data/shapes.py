@@ -1,7 +1,7 @@
-"""The shapes of rows: Alpaca, OpenAI messages, ShareGPT, and prompt with completion. Each becomes a list of messages.
+"""The shapes of rows: Alpaca, OpenAI messages, ShareGPT, and prompt with completion. Each row becomes a list of messages.
 
-A row function takes a row (column -> value) and `need_answer`; it raises `RowError(field, problem)`, to which the reader
-adds the file and the row number.
+A conversion function takes a row (column -> value) and `need_answer`. It raises `RowError(field, problem)`; the caller adds the file and
+the row number.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ SPEAKERS = {
     "bot": "assistant",
     "system": "system",
 }
-"""ShareGPT's names of who speaks."""
+"""ShareGPT's names for the speakers, with our roles."""
 
 
 class RowError(ValueError):
-    """A row that does not have the shape it should have."""
+    """A row does not have the expected shape."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"field '{field}': {problem}")
 
 
 def text(row: Row, field: str) -> str:
-    """The field as text; numbers are written out."""
+    """Return the field as text; numbers are converted. Raises `RowError` if it is missing or has another type."""
     if field not in row or row[field] is None:
         raise RowError(field, "is missing")
     value = row[field]
@@ -49,14 +49,14 @@ def text(row: Row, field: str) -> str:
 
 
 def alpaca(row: Row, need_answer: bool) -> list[Message]:
-    """{instruction, input, output}; also Dolly's {instruction, context, response}."""
+    """Convert {instruction, input, output}, or Dolly's {instruction, context, response}."""
     asked = question_of(row, "instruction")
     answer = "response" if "output" not in row and "response" in row else "output"
     return [*_system(row), asked, *_answer(row, answer, need_answer)]
 
 
 def question_of(row: Row, field: str) -> Message:
-    """The field as what a user asks; an instruction with the context that the row brings beside it."""
+    """Return the field as a user message; an instruction takes along the context that the row may have."""
     asked: Message = {"role": "user", "content": text(row, field)}
     names = ("input", "context") if field == "instruction" else ()
     context = next((name for name in names if row.get(name)), None)
@@ -66,36 +66,37 @@ def question_of(row: Row, field: str) -> Message:
 
 
 def turns_of(value: Any, field: str) -> list[Message]:
-    """A list of turns, as OpenAI or as ShareGPT writes them."""
+    """Convert a list of turns in OpenAI's or in ShareGPT's form; the first turn tells which."""
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(first, Mapping) and first.get("from") is not None and first.get("role") is None:
-        return _turns(value, field, "from", "value", _speakers)
-    return _turns(value, field, "role", "content", _roles)
+        return _turns(value, field, "from", "value", _sharegpt_role)
+    return _turns(value, field, "role", "content", _openai_role)
 
 
 def completion(row: Row, need_answer: bool) -> list[Message]:
-    """A prompt and its completion under one of several pairs of names, each a text or a list of messages; or `text` alone."""
+    """Convert a prompt and its completion, each a text or a list of messages, under any of the names in `PAIRS`; or `text` alone."""
     if "text" in row and not any(names[0] in row for names in PAIRS):
         return [{"role": "assistant", "content": text(row, "text")}]
-    whole = [pair for pair in PAIRS if pair[0] in row and pair[1] in row]
-    prompt, answer = next(iter([*whole, *(pair for pair in PAIRS if pair[0] in row), *PAIRS]))
+    # Take the pair of which both columns are there, else one with a prompt, else the first one (so that the error names its fields).
+    complete = [pair for pair in PAIRS if pair[0] in row and pair[1] in row]
+    prompt, answer = next(iter([*complete, *(pair for pair in PAIRS if pair[0] in row), *PAIRS]))
     if isinstance(row.get(prompt), list):
-        turns = _turns(row[prompt], prompt, "role", "content", _roles)
-        return [*turns, *(_turns(row[answer], answer, "role", "content", _roles) if row.get(answer) else [])]
+        turns = _turns(row[prompt], prompt, "role", "content", _openai_role)
+        return [*turns, *(_turns(row[answer], answer, "role", "content", _openai_role) if row.get(answer) else [])]
     return [*_system(row), {"role": "user", "content": text(row, prompt)}, *_answer(row, answer, need_answer)]
 
 
 def messages(row: Row, need_answer: bool) -> list[Message]:
-    """OpenAI's {messages: [{role, content}, ...]}; content is a text or a list of text parts."""
-    return _turns(row.get("messages"), "messages", "role", "content", _roles)
+    """Convert OpenAI's {messages: [{role, content}, ...]}; content is a text or a list of text parts."""
+    return _turns(row.get("messages"), "messages", "role", "content", _openai_role)
 
 
 def sharegpt(row: Row, need_answer: bool) -> list[Message]:
-    """{conversations: [{from, value}, ...]}, with an optional column `system`."""
+    """Convert {conversations: [{from, value}, ...]}, with an optional column `system`; some data have role and content there."""
     turns = row.get("conversations")
     if isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and turns[0].get("role") is not None:
-        return [*_system(row), *_turns(turns, "conversations", "role", "content", _roles)]
-    return [*_system(row), *_turns(turns, "conversations", "from", "value", _speakers)]
+        return [*_system(row), *_turns(turns, "conversations", "role", "content", _openai_role)]
+    return [*_system(row), *_turns(turns, "conversations", "from", "value", _sharegpt_role)]
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ class Shape:
     """One shape of rows."""
 
     columns: tuple[tuple[str, ...], ...]
-    """Sets of columns, any of which tells the shape."""
+    """Sets of columns; a source that has all columns of any one set has this shape."""
     convert: Callable[[Row, bool], list[Message]]
+    """From a row, and whether it must have an answer, to messages."""
 
 
 PAIRS = (
@@ -127,7 +129,7 @@ KNOWN = """  alpaca      instruction, output (and input); or instruction, respon
 
 
 def detect(columns: Iterable[str], wanted: str, source: str, need_answer: bool) -> Shape:
-    """The shape of a source with these columns. Raises `GraftError` naming the columns found and the shapes known."""
+    """Return the shape of a source with these columns. Raises `GraftError` with the columns found and the shapes known."""
     found = list(columns)
     if wanted not in ("auto", *SHAPES):
         raise GraftError(
@@ -138,10 +140,10 @@ def detect(columns: Iterable[str], wanted: str, source: str, need_answer: bool) 
             needed = columns_of_shape if need_answer else columns_of_shape[:1]
             if wanted in ("auto", name) and all(column in found for column in needed):
                 return shape
-    expected = "none of the shapes that are known" if wanted == "auto" else f"not those of the format '{wanted}'"
+    expected = "fit no known format" if wanted == "auto" else f"do not fit the format '{wanted}'"
     raise GraftError(
-        f"{source}: its columns are {_listed(found)}, which is {expected}:\n{KNOWN}\n"
-        "Rename columns with `fields`, from the name expected to the name in the data: fields: {instruction: "
+        f"{source}: the columns {_listed(found)} {expected}. The formats are:\n{KNOWN}\n"
+        "Rename columns with `fields`, from the expected name to the name in the data, e.g. fields: {instruction: "
         f"{found[0] if found else 'question'}}}"
     )
 
@@ -156,16 +158,16 @@ def _answer(row: Row, field: str, need_answer: bool) -> list[Message]:
     return [{"role": "assistant", "content": text(row, field)}]
 
 
-def _roles(role: str) -> str | None:
+def _openai_role(role: str) -> str | None:
     return "system" if role == "developer" else role if role in ROLES else None
 
 
-def _speakers(speaker: str) -> str | None:
+def _sharegpt_role(speaker: str) -> str | None:
     return SPEAKERS.get(speaker)
 
 
 def _turns(value: Any, field: str, who: str, what: str, role_of: Callable[[str], str | None]) -> list[Message]:
-    """A list of turns as messages; keys and names differ between the shapes."""
+    """Convert a list of turns; the keys for the speaker (`who`) and the text (`what`), and the names of roles, depend on the shape."""
     if not isinstance(value, list) or not value:
         raise RowError(field, f"must be a list of {{{who}, {what}}}, but is {_kind(value)}")
     turns: list[Message] = []
@@ -187,7 +189,9 @@ def _content(turn: Row, what: str, at: str) -> str:
         try:
             return text(turn, what)
         except RowError as error:
-            raise RowError(f"{at}.{what}", str(error).split(": ", 1)[1]) from None
+            raise RowError(
+                f"{at}.{what}", str(error).split(": ", 1)[1]
+            ) from None  # the same problem, with the full path
     parts = []
     for number, part in enumerate(value):
         if not isinstance(part, Mapping) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):

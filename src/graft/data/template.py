@@ -1,7 +1,7 @@
-"""A template: how a conversation is written out, and which of its characters the model is to learn.
+"""The base class of templates. A template renders a conversation as text and says which characters the model learns.
 
-A saved template holds all that rendering depends on, special tokens and system prompt included; its digest says which. Where templates
-come from is in templates.py.
+A saved template holds everything that rendering depends on, including special tokens and system prompt; its digest identifies this content.
+See templates.py for where templates come from.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ JINJA = "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Template(ABC):
-    """How a conversation becomes spans of text."""
+    """Renders conversations as spans of text."""
 
     name: str
     system_prompt: str | None = None
-    """System prompt of conversations that bring none; None: none."""
+    """The system prompt of conversations that have none; None adds nothing."""
 
     @abstractmethod
-    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]: ...
+    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]:
+        """Render a complete conversation; empty spans are allowed."""
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """Everything that the rendering depends on, as JSON values."""
+        """Return everything that the rendering depends on, as JSON values."""
 
     def complete(self, messages: Sequence[Message]) -> list[Message]:
-        """The conversation with the default system prompt, where it brings none. Spans count the messages of this list."""
+        """Return the conversation, with the default system prompt if it has none. `Span.message` counts in this list."""
         if self.system_prompt is None or (messages and messages[0]["role"] == "system"):
             return list(messages)
         return [{"role": "system", "content": self.system_prompt}, *messages]
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Span]:
-        """Write a conversation out. Spans of answers, with their end marks, are `supervised`.
+        """Render a conversation. The spans of answers and their end marks are `supervised`.
 
         With `add_generation_prompt` the text ends where the answer to the last message begins.
-        Raises `GraftError` for a conversation that the template cannot write, or whose answers cannot be told apart.
+        Raises `GraftError` if the template cannot write the conversation, or if its answers cannot be told apart from the rest.
         """
         messages = self.complete(messages)
         if add_generation_prompt and messages and messages[-1]["role"] == "assistant":
@@ -56,21 +57,21 @@ class Template(ABC):
         return [span for span in self._spans(messages, add_generation_prompt) if span.text or span.ends]
 
     def prompt_ids(self, messages: Sequence[Message], tokenizer: Any) -> list[int]:
-        """Token ids of everything before the answer to the last message: what training saw there, and generation needs."""
+        """Return the token ids of everything before the answer to the last message, as in training. Generation starts from them."""
         messages = without_end(messages, facts_of(tokenizer).eos)
         return encode(self.render(messages, add_generation_prompt=True), tokenizer).ids
 
     def stop_ids(self, tokenizer: Any) -> tuple[int, ...]:
-        """The tokens that end an answer: generation stops at any of them."""
+        """Return the tokens that end an answer: generation stops at any of them."""
         return (facts_of(tokenizer).eos_id,)
 
     def with_system(self, system: str | None) -> Self:
-        """The same template with another default system prompt; None changes nothing."""
+        """Return the same template with another default system prompt; None changes nothing."""
         return self if system is None else replace(self, system_prompt=system)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content: equal digests write every conversation alike."""
+        """SHA-256 of the content. Templates with equal digests write every conversation alike."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:

@@ -1,8 +1,11 @@
-"""Templates by name: where each comes from.
+"""Find a template by name.
 
-`auto` is the tokenizer's own chat template where it has one, else `alpaca`. `chat` is the tokenizer's own or an error.
-`alpaca`, `llm-adapters` and `plain` come with Graft (wordings.py). A file is either a `.jinja` chat template or a `.yaml`
-or `.json` file of turns (turns.py). A folder is an adapter's: its `template.json`, as `save` wrote it.
+auto                          the tokenizer's own chat template if it has one, else alpaca
+chat                          the tokenizer's own chat template; an error if it has none
+alpaca, llm-adapters, plain   templates that come with Graft (builtin_templates.py)
+a .jinja file                 a chat template (chat.py)
+a .yaml or .json file         a turn template (turn_template.py)
+an adapter folder             the template.json that `Template.save` wrote there
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ from graft.errors import GraftError, did_you_mean
 
 
 def template_of(name: str | Path, tokenizer: Any = None) -> Template:
-    """A template by name, from a file, or from the folder of an adapter.
+    """Return a template by name, from a file, or from an adapter folder.
 
-    The tokenizer is needed for `auto`, `chat` and `.jinja` files. Raises `GraftError` for an unknown name, a file
-    that is no template, and a folder whose template was changed since it was saved.
+    `auto`, `chat` and `.jinja` files need the tokenizer. Raises `GraftError` for an unknown name, for a file that is not a template,
+    and for an adapter folder with a template that was changed after it was saved.
     """
     path = Path(name)
     if str(name) in BUILTIN_TEMPLATES:
@@ -44,7 +47,7 @@ def template_of(name: str | Path, tokenizer: Any = None) -> Template:
 
 
 def _own(name: str, tokenizer: Any) -> Template:
-    """The tokenizer's own chat template; for `auto`, alpaca where it has none."""
+    """Return the tokenizer's own chat template; for `auto`, alpaca if it has none."""
     if getattr(tokenizer, "chat_template", None):
         return ChatTemplate.of(tokenizer.get_chat_template(), tokenizer)
     if name == "auto":
@@ -58,7 +61,7 @@ def _from_file(path: Path, tokenizer: Any) -> Template:
     if path.suffix == ".jinja":
         return ChatTemplate.of(path.read_text(encoding="utf-8"), tokenizer, name=path.stem)
     if path.suffix not in (".yaml", ".yml", ".json"):
-        raise GraftError(f"{path}: a template is a .jinja, .yaml or .json file, not '{path.suffix}'")
+        raise GraftError(f"{path}: a template must be a .jinja, .yaml or .json file; given '{path.suffix}'")
     try:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
@@ -74,14 +77,14 @@ def _saved(folder: Path) -> Template:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         name, digest, kind = content.pop("name"), content.pop("digest"), content.pop("kind")
     except (ValueError, KeyError, AttributeError) as error:
-        raise GraftError(f"{path} is no saved template: {error}") from error
+        raise GraftError(f"{path} is not a saved template: {error}") from error
     if kind == "chat":
         template: Template = ChatTemplate.saved(name, content, _jinja(folder))
     else:
         template = parse_turn_template(content, name=name, where=str(path))
     if template.digest != digest:
         raise GraftError(
-            f"the template in {folder} was changed since the adapter was trained with it (digest {digest[:12]})"
+            f"the template in {folder} was changed after the adapter was trained with it (its digest was {digest[:12]})"
         )
     return template
 
@@ -89,6 +92,8 @@ def _saved(folder: Path) -> Template:
 def _jinja(folder: Path) -> str:
     path = folder / JINJA
     if not path.is_file():
-        raise GraftError(f"{folder} holds {FILE} but not {JINJA}, which belongs to it")
-    with open(path, encoding="utf-8", newline="") as file:
+        raise GraftError(f"{folder} holds {FILE} but lacks {JINJA}, which belongs to it")
+    with open(
+        path, encoding="utf-8", newline=""
+    ) as file:  # newline="": line ends as they were saved, so that the digest is the same
         return file.read()

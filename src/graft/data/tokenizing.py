@@ -1,13 +1,16 @@
-"""One sample to one example: token ids, and which of them are targets.
+"""Turn a sample into an example: token ids, and a mask of those that are targets.
 
-The mask comes from the template's spans. `completion` trains on every answer and the end mark after it, `last` on the last
-answer, `all` on every token. The first token of a sample is never a target: nothing predicts it. What stands after the
-last target is left out, for it would change no loss.
+The mask comes from the template's spans. `completion` trains on every answer and its end mark, `last` on the last
+answer only, and `all` on every token. The first token of a sample is never a target, because nothing predicts it. Tokens after the
+last target are dropped, because they do not change the loss.
 
-A sample longer than `max_length` is rejected, or with `truncate_prompt` shortened: the words of questions (and of answers
-that are not trained on) go from the left, the oldest message first; where a template keeps a question's further context
-apart, as alpaca does, that goes before the question. The template's own words, the system prompt, every trained answer
-and its end mark stay; where that alone is too long, the sample is rejected.
+A sample longer than `max_length` is rejected, or with `truncate_prompt` it is shortened. Questions (and answers that are not trained on)
+lose their tokens from the left, the oldest message first; if a template writes the further context of a question apart, as alpaca
+does, the context goes before the question. The template's own words, the system prompt, the trained answers and their end marks
+stay. If these alone are too long, the sample is rejected. For example, with max_length=6 and t for the template's words, q for
+questions and a for trained answers:
+
+    t q1 q1 q1 a t q2 a a    ->    t a t q2 a a      (9 tokens, so 3 go; the older question has enough to lose)
 """
 
 from __future__ import annotations
@@ -37,9 +40,9 @@ def tokenize(
     train_on: TrainOn = "completion",
     system: str | None = None,
 ) -> Example | Rejected:
-    """Token ids and targets of a sample, or why it cannot be trained on.
+    """Return the token ids and targets of a sample, or the reason why it cannot be trained on.
 
-    `system` is the system prompt of conversations that bring none (default: the template's). Lengths are in tokens.
+    `system` is the system prompt for conversations that have none (default: the template's). Lengths are in tokens.
     Raises `GraftError`, naming the row, for a conversation that the template cannot write.
     """
     messages = template.with_system(system).complete(without_end(sample.messages, facts_of(tokenizer).eos))
@@ -54,23 +57,23 @@ def tokenize(
         raise GraftError(f"{sample.where}: {error}") from error
     tokens = encode(spans, tokenizer)
     targets = _targets(tokens, spans, train_on)
-    length = int(np.flatnonzero(targets)[-1]) + 1 if targets.any() else 0
+    length = int(np.flatnonzero(targets)[-1]) + 1 if targets.any() else 0  # up to the last target
     if not length:
         return Rejected("empty_answer", len(tokens.ids))
     keep = np.arange(length)
     if length > max_length:
         if overlong != "truncate_prompt":
             return Rejected("overlong", length)
-        spare = _spare(tokens, spans, targets, messages, train_on)
-        if length - len(spare) > max_length:
+        removable = _removable(tokens, spans, targets, messages, train_on)
+        if length - len(removable) > max_length:
             return Rejected("answer_too_long", length)
-        keep = np.delete(keep, spare[: length - max_length])
+        keep = np.delete(keep, removable[: length - max_length])
     ids = np.array(tokens.ids, dtype=np.int32)
     return Example(ids[keep], targets[keep], sample.source, sample.row, cut=length - len(keep))
 
 
 def _targets(tokens: Tokens, spans: Sequence[Span], train_on: TrainOn) -> NDArray[np.bool_]:
-    """True at the tokens that count in the loss."""
+    """Return a mask that is True at the tokens that count in the loss."""
     if train_on == "all":
         targets = np.ones(len(tokens.ids), dtype=np.bool_)
     else:
@@ -82,22 +85,27 @@ def _targets(tokens: Tokens, spans: Sequence[Span], train_on: TrainOn) -> NDArra
 
 
 def start_of_answers(spans: Sequence[Span], start: int) -> int:
-    """Index of the first of the run of supervised spans that a span lies in."""
+    """Return the index of the first span of an answer, given any span of it: the start of a run of supervised spans.
+
+    A span that ends with the end-of-sequence token ends its answer, even if another supervised span follows.
+    """
     while start and spans[start - 1].supervised and not spans[start - 1].ends:
         start -= 1
     return start
 
 
-def _spare(
+def _removable(
     tokens: Tokens, spans: Sequence[Span], targets: NDArray[np.bool_], messages: Sequence[Message], train_on: TrainOn
 ) -> list[int]:
-    """Positions of the tokens that may be cut, in the order in which they go."""
-    spare = []
+    """Return the positions of the tokens that may be cut, in the order in which they are cut."""
+    found = []
     for position, index in enumerate(tokens.spans):
+        # A token that also holds characters of the template's words, or that the tokenizer puts at the start, stays.
         message = spans[index].message if index >= 0 and tokens.whole[position] else None
         if message is None:
             continue
         role = messages[message]["role"]
         if role == "user" or (role == "assistant" and train_on == "last" and not targets[position]):
-            spare.append((message, -index, position))
-    return [position for _, _, position in sorted(spare)]
+            # Oldest message first; within it the last span first (the context comes after the question); within that from the left.
+            found.append((message, -index, position))
+    return [position for _, _, position in sorted(found)]

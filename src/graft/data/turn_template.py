@@ -1,14 +1,14 @@
-"""Templates written as text with placeholders: one text per turn.
+"""Turn templates: one text with placeholders for each kind of turn.
 
-A template file (YAML or JSON) has these keys, of which only `user` is needed:
+A template file (YAML or JSON) has these keys; only `user` is required:
 
-    opening: "..."              # starts a conversation that has no system message
-    opening_with_input: "..."   # the same, where the first question has further context (an Alpaca row's input)
-    system: "{system}\\n\\n"      # starts a conversation that has a system message; without this key it is refused
+    opening: "..."              # starts a conversation without a system message
+    opening_with_input: "..."   # replaces `opening` if the first question has further context (an Alpaca row's input)
+    system: "{system}\\n\\n"      # starts a conversation with a system message; without this key such conversations are refused
     user: "Q: {user}\\nA: "      # a question, up to where the answer begins
-    user_with_input: "..."      # a question with further context: holds {user} and {input}
-    between: "\\n\\n"             # between an answer and the next question
-    system_prompt: "..."        # system message of conversations that bring none
+    user_with_input: "..."      # replaces `user` if the question has further context; holds {user} and {input}
+    between: "\\n\\n"             # comes between an answer and the next question
+    system_prompt: "..."        # the system message of conversations that have none
 
 The answer follows `user` directly, and the tokenizer's end-of-sequence token follows the answer.
 """
@@ -30,7 +30,7 @@ PLACEHOLDER = re.compile(r"\{(system|user|input)\}")
 
 @dataclass(frozen=True, kw_only=True)
 class TurnTemplate(Template):
-    """A template of one text per turn."""
+    """A template with one text per kind of turn. The fields are the keys of its file."""
 
     user: str
     user_with_input: str | None = None
@@ -48,10 +48,15 @@ class TurnTemplate(Template):
             before = messages[index - 1]["role"] if index else None
             role, first = message["role"], before in (None, "system")
             if role == before or (role == "system" and index):
-                raise GraftError(f"message {index + 1} is by '{role}' again; template '{self.name}' needs them in turn")
+                raise GraftError(
+                    f"message {index + 1} ('{role}') is out of turn: template '{self.name}' needs questions and answers in turn, "
+                    "after a system message if there is one"
+                )
             if role == "system":
                 if self.system is None:
-                    raise GraftError(f"template '{self.name}' has no place for a system message (its key `system`)")
+                    raise GraftError(
+                        f"template '{self.name}' has no place for a system message: it lacks the key `system`"
+                    )
                 spans += _filled(self.system, {"system": message["content"]}, index)
                 continue
             if not index:
@@ -60,7 +65,9 @@ class TurnTemplate(Template):
             if role == "user":
                 spans += ([] if first else [Span(self.between)]) + self._question(message, index)
             elif first and self.user != "{user}":
-                raise GraftError(f"an answer without a question; template '{self.name}' needs one ('plain' does not)")
+                raise GraftError(
+                    f"there is an answer without a question; template '{self.name}' needs one ('plain' does not)"
+                )
             else:
                 spans.append(Span(message["content"], supervised=True, message=index, ends=True))
         return spans
@@ -72,7 +79,10 @@ class TurnTemplate(Template):
 
 
 def parse_turn_template(content: Any, *, name: str, where: str) -> TurnTemplate:
-    """A template from the keys of its file. Raises `GraftError` for unknown keys, other values than text, lost placeholders."""
+    """Build a template from the keys of its file.
+
+    Raises `GraftError` for an unknown key, a value that is not text, and a text without its placeholders.
+    """
     content = _checked_mapping(content, where)
     allowed = [f.name for f in fields(TurnTemplate) if f.name != "name"]
     for key, value in content.items():
@@ -84,6 +94,7 @@ def parse_turn_template(content: Any, *, name: str, where: str) -> TurnTemplate:
             raise GraftError(f"{where}: '{key}' must be text, but is {type(value).__name__}")
     if content.get("user") is None:
         raise GraftError(f"{where}: the key 'user' is missing: the text of a question, up to where the answer begins")
+    # Each text must hold exactly its own placeholders: the ones in `needed`, or none.
     needed = {"user": ["user"], "user_with_input": ["user", "input"], "system": ["system"]}
     for key in content:
         text = content[key]
@@ -95,7 +106,10 @@ def parse_turn_template(content: Any, *, name: str, where: str) -> TurnTemplate:
 
 
 def _filled(pattern: str, values: dict[str, str], index: int) -> list[Span]:
-    """The pattern's own words and the values in its placeholders, as spans."""
+    """Fill a pattern and return its own words and the values as spans.
+
+    `PLACEHOLDER.split("Q: {user}\\nA: ")` is ["Q: ", "user", "\\nA: "]: every second part is the name of a placeholder.
+    """
     spans = []
     for position, part in enumerate(PLACEHOLDER.split(pattern)):
         spans.append(Span(values[part], message=index) if position % 2 else Span(part))
@@ -103,7 +117,7 @@ def _filled(pattern: str, values: dict[str, str], index: int) -> list[Span]:
 
 
 def _checked_mapping(value: Any, where: str) -> Mapping[str, Any]:
-    """The value, if it is a mapping with text keys."""
+    """Return the value if it is a mapping with text keys, else raise `GraftError`."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise GraftError(f'{where}: a template is a mapping of texts, e.g. user: "Q: {{user}}\\nA: "')
     return value

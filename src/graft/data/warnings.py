@@ -1,4 +1,4 @@
-"""What a reader of a data report should know besides its numbers."""
+"""The warnings in a data report: what its reader should know besides the numbers."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from graft.data.template import Template
 
 
 def data_warnings(report: DataReport, template: Template | Labelling, tokenizer: Any) -> list[str]:
-    """A sentence each."""
-    notes = []
+    """Return the warnings about the data, one sentence each."""
+    warnings = []
     if report.duplicates:
-        notes.append(f"{report.duplicates:,} training samples repeat an earlier one.")
+        warnings.append(f"{report.duplicates:,} training samples repeat an earlier one.")
     if report.shared:
-        notes.append(f"{report.shared:,} validation samples are in the training data too.")
+        warnings.append(f"{report.shared:,} validation samples are in the training data too.")
     if report.train.empty or report.train.unanswered:
-        what = "text" if isinstance(template, Labelling) else "answer"
-        notes.append(f"{report.train.empty + report.train.unanswered:,} training rows have no {what} and are left out.")
+        missing = "text" if isinstance(template, Labelling) else "answer"
+        warnings.append(
+            f"{report.train.empty + report.train.unanswered:,} training rows have no {missing} and are left out."
+        )
     if report.train.same:
-        notes.append(f"{report.train.same:,} training pairs prefer an answer to itself and are left out.")
+        warnings.append(f"{report.train.same:,} training pairs have two equal answers and are left out.")
     if isinstance(template, ChatTemplate):
         facts = facts_of(tokenizer)
         if template.end_token not in (None, facts.eos):
-            notes.append(
-                f"Answers end with {template.end_token}, as the template writes it; generation stops there too."
+            warnings.append(
+                f"Answers end with {template.end_token}, which the template writes; generation stops there too."
             )
         if not _writes_start(template, facts):
             start = "".join(tokenizer.convert_ids_to_tokens(facts.start_ids))
-            notes.append(f"The chat template leaves out {start}, which the tokenizer puts first; it is kept.")
+            warnings.append(f"The chat template omits {start}, which the tokenizer puts first; the tokens keep it.")
         if "strftime_now" in template.jinja:
-            notes.append("The chat template prints today's date; it is held at 26 July 2024.")
-    return notes
+            warnings.append("The chat template prints today's date; Graft fixes it at 26 July 2024.")
+    return warnings
 
 
 def _writes_start(template: Template, facts: TokenizerFacts) -> bool:

@@ -13,9 +13,9 @@ from graft.config.run import RunConfig
 from graft.data.file_readers import read_rows
 from graft.data.labelling import LABELLED
 from graft.data.overlap import questions_of
-from graft.data.preparing import samples_of, validation_source
 from graft.data.reading import local_files, read, read_as_found
 from graft.data.samples import Sample
+from graft.data.splits import samples_of, validation_source
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
 from graft.evaluation.answering import Progress, result_folder

@@ -1,1 +1,1 @@
-"""The run folder and its commands."""
+"""The run folder, and the commands to a run."""

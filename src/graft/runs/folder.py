@@ -1,9 +1,9 @@
-"""The run folder: everything a run leaves behind, as files that are the truth for every reader.
+"""The run folder: everything that a run writes. Its files are the only source for every reader.
 
     config.yaml   lock.json   status.json   metrics.jsonl   events.jsonl   samples.jsonl
-    adapters/<name>/   checkpoints/<step>/   eval/<task>.<protocol-hash>/   jobs/ (see orders.py)   aside/ (jobs that wait)
+    adapters/<name>/   checkpoints/<step>/   eval/<task>.<protocol-hash>/   jobs/ (commands.py)   aside/ (offloaded jobs)
 
-Files are replaced as a whole or appended line by line, so that a run killed at any moment leaves a readable folder.
+Files are replaced as a whole or appended line by line, so that a run that is killed at any moment leaves a readable folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOCKED = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyd
 
 
 class RunFolder:
-    """One run's folder. Making the object touches nothing; `create` makes the folder.
+    """The folder of one run. Constructing the object touches no file; `create` makes the folder.
 
     metrics, events and samples are `JsonLines`: `append(record)`, `read()`, `keep(predicate)`.
     """
@@ -48,43 +48,42 @@ class RunFolder:
 
     @property
     def config_path(self) -> Path:
-        """config.yaml, the run as it was resolved."""
+        """config.yaml, the resolved configuration of the run."""
         return self.path / "config.yaml"
 
     @property
     def config(self) -> AnyRun:
-        """The run's configuration. Raises `GraftError` when this is not a run folder."""
+        """The run's configuration. Raises `GraftError` if this is not a run folder."""
         from graft.config import load_run
 
         return load_run(self.existing().config_path)
 
     def jobs(self) -> dict[str, RunConfig]:
-        """The jobs of the run by name, those submitted while it trained too, each as the run that it would be alone."""
+        """Return the jobs of the run by name, including those submitted while it trained. Each is the run that it would be alone."""
         from graft.config import resolve_job
         from graft.runs.commands import CommandQueue
 
         config = self.config
-        later = [order for order in CommandQueue(self.path).journal.read() if order["do"] == "submit"]
-        return {**{order["job"]: resolve_job(config, order["config"]) for order in later}, **config.each()}
+        submitted = [command for command in CommandQueue(self.path).journal.read() if command["do"] == "submit"]
+        return {**{command["job"]: resolve_job(config, command["config"]) for command in submitted}, **config.each()}
 
-    def eval_settings(self) -> EvalConfig:
-        """The block `eval` of all jobs. Raises `GraftError` where they have several."""
-        return self.eval_settings_of(self.jobs())
+    def eval_settings(self, jobs: Mapping[str, RunConfig] | None = None) -> EvalConfig:
+        """Return the block `eval` that all jobs share. Raises `GraftError` if their blocks differ.
 
-    def eval_settings_of(self, jobs: Mapping[str, RunConfig]) -> EvalConfig:
-        """The same for jobs whose settings were changed since they were written."""
-        own = {name: job.eval for name, job in jobs.items()}
+        jobs: the jobs, if their settings have been changed (default: as they are in the folder).
+        """
+        own = {name: job.eval for name, job in (self.jobs() if jobs is None else jobs).items()}
         first = next(iter(own.values()))
         differing = [name for name, settings in own.items() if settings != first]
         if differing:
             raise GraftError(
-                f"the jobs of {self.path} have different settings under eval ({', '.join(differing)}): evaluate them one at a "
-                f"time, with --base and --adapter {self.path}/adapters/NAME"
+                f"the jobs of {self.path} differ in their settings under eval ({', '.join(differing)}): evaluate them one at a "
+                f"time with --base and --adapter {self.path}/adapters/NAME"
             )
         return first
 
     def existing(self) -> RunFolder:
-        """This folder, if a run is in it; else a `GraftError` that says what is there."""
+        """Return this folder if it holds a run. Raises `GraftError`, saying what is there, if it does not."""
         if not self.config_path.is_file():
             found = (
                 "it holds no config.yaml"
@@ -97,7 +96,7 @@ class RunFolder:
         return self
 
     def create(self, overwrite: bool = False) -> RunFolder:
-        """Make the folder. One that holds a run is refused, or emptied with `overwrite`; any other must be empty."""
+        """Make the folder. A folder that holds a run is refused, or emptied if `overwrite`; any other must be empty."""
         if self.path.exists() and not self.path.is_dir():
             raise GraftError(f"{self.path} is a file: name a folder for the run")
         if self.path.is_dir() and any(self.path.iterdir()):
@@ -105,7 +104,7 @@ class RunFolder:
                 raise GraftError(f"{self.path} holds files that are not a run: name a new or empty folder")
             if not overwrite:
                 raise GraftError(
-                    f"{self.path} holds a run already: continue it with 'graft resume {self.path}', replace it with "
+                    f"{self.path} already holds a run: continue it with 'graft resume {self.path}', replace it with "
                     "--overwrite, or name another folder"
                 )
             if self.read_status().get("state") == "running":
@@ -117,18 +116,18 @@ class RunFolder:
         return self
 
     def write_config(self, config: AnyRun) -> None:
-        """Write config.yaml: every setting, defaults included."""
+        """Write config.yaml with every setting, defaults included."""
         from graft.config import dump_run
 
         dump_run(config, self.config_path)
 
     def status(self, record: Mapping[str, Any]) -> None:
-        """Replace status.json by `record` and the process and time; "state" is running, finished, stopped or failed."""
+        """Replace status.json by `record`, with process and time added. `record["state"]` is running, finished, stopped or failed."""
         made = {"pid": os.getpid(), "host": socket.gethostname(), "updated": datetime.now(UTC).isoformat()}
         write_json_atomic(self.path / "status.json", {**made, **record})
 
     def read_status(self) -> dict[str, Any]:
-        """What status.json says, empty where there is none; the state of a run whose process is gone is "killed"."""
+        """Return the content of status.json (empty if there is none). The state is "killed" if it was running and its process is gone."""
         path = self.path / "status.json"
         status = read_json(path) if path.exists() else {}
         here = status.get("host") == socket.gethostname()
@@ -137,7 +136,7 @@ class RunFolder:
         return status
 
     def lock(self, **facts: Any) -> None:
-        """Write lock.json: versions, platform, git revision of the working directory, the caller's facts (hashes)."""
+        """Write lock.json: versions, platform, git revision of the working directory, and the caller's facts (hashes)."""
         made = {
             "graft": __version__,
             "versions": {name: importlib.metadata.version(name) for name in LOCKED},
@@ -152,31 +151,31 @@ class RunFolder:
         write_json_atomic(self.path / "lock.json", {**made, **facts})
 
     def adapter_dir(self, name: str) -> Path:
-        """adapters/<name>. Write it through `new_dir`, so that it is replaced as a whole."""
+        """Return adapters/<name>. Write it through `new_dir`, so that it is replaced as a whole."""
         path = self.path / "adapters" / name
         recover_dir(path)
         return path
 
     def reference_dir(self, name: str) -> Path:
-        """Where the adapter lies that a job's answers are compared with, as it was when the run began."""
+        """Return the folder of a job's reference: the adapter that its answers are compared with, as it was when the run began."""
         return self.path / "references" / name
 
     def adapters(self) -> list[str]:
-        """The names of the adapters that are saved."""
+        """Return the names of the saved adapters."""
         return sorted(path.parent.name for path in (self.path / "adapters").glob("[!.]*/adapter_config.json"))
 
     def checkpoint_dir(self, step: int) -> Path:
-        """checkpoints/<step>, six digits. Write it through `new_dir`; a folder that stands there is complete."""
+        """Return checkpoints/<step>, with six digits. Write it through `new_dir`, so that an existing folder is always complete."""
         return self.path / "checkpoints" / f"{step:06d}"
 
     def checkpoints(self) -> list[int]:
-        """The steps of all complete checkpoints, oldest first."""
+        """Return the steps of all complete checkpoints, oldest first."""
         folder = self.path / "checkpoints"
         return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdecimal())
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
-    """The runs in a folder, in its folders and in theirs, by name. Raises `GraftError` when there is no such folder."""
+    """Find the runs in a folder and up to two levels below, sorted by path. Raises `GraftError` if there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise GraftError(f"there is no folder {folder} to look for runs in")
@@ -185,7 +184,10 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
 
 
 def git_revision(folder: str | Path | None = None) -> dict[str, Any] | None:
-    """Commit of the checkout around a folder (the working directory) and whether files differ from it, or None."""
+    """Return the commit of the git checkout around a folder, and whether tracked files differ from it; None outside a checkout.
+
+    folder: default is the working directory.
+    """
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
     try:
         answers = [subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=10) for line in commands]
@@ -197,7 +199,7 @@ def git_revision(folder: str | Path | None = None) -> dict[str, Any] | None:
 
 
 def _devices() -> list[str]:
-    """Names of the GPUs, if torch is in use."""
+    """Return the names of the GPUs if torch has been imported; do not import it for this."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []

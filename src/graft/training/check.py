@@ -29,7 +29,7 @@ from graft.bases.memory import MemoryReport, memory_report
 from graft.config import AnyRun, RunConfig
 from graft.data.batches import padded
 from graft.data.overlap import OverlapReport, Question, overlap_reports
-from graft.data.preparing import samples_of
+from graft.data.splits import samples_of
 from graft.formats.loading import load
 from graft.injection.state import unwrapped
 from graft.training.assembly import RunParts, build

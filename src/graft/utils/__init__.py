@@ -1,1 +1,1 @@
-"""Files that a crash cannot halve, JSON lines, the clock."""
+"""Atomic file writing, JSON lines, and the clock of a run."""

@@ -1,7 +1,7 @@
-"""Writing files so that a reader, a crash or a full disk never meets half of one.
+"""Atomic writing: neither a reader nor a crash nor a full disk ever leaves half a file.
 
-A file or folder is written beside its place, flushed to the disk, and renamed into place. A full disk is the user's to
-mend: it becomes a `GraftError`, and what stood there before still stands.
+A file or folder is written under a temporary name beside its place, flushed to the disk, and renamed. A full disk is for the user to fix,
+so it becomes a `GraftError`; the old file or folder then stays as it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from graft.errors import GraftError
 
-_USERS_TO_MEND = {
+_USER_FIXABLE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the disk is read-only",
@@ -28,19 +28,19 @@ _USERS_TO_MEND = {
 
 @contextmanager
 def explain_write_errors(path: str | Path) -> Iterator[None]:
-    """Turn errors that the user has to mend (full disk, no permission) into `GraftError`s that name the path."""
+    """Turn errors that the user can fix (full disk, no permission) into a `GraftError` that names the path."""
     try:
         yield
     except OSError as error:
-        reason = _USERS_TO_MEND.get(error.errno or 0)
+        reason = _USER_FIXABLE.get(error.errno or 0)
         if reason is None:
             raise
         raise GraftError(f"cannot write {error.filename or path}: {reason}{_space_left(Path(path))}") from error
     except Exception as error:
-        # safetensors reports the system's error in words of its own, as a type that is not an OSError.
+        # safetensors wraps the system's error in a type of its own that is not an OSError.
         if type(error).__name__ != "SafetensorError" or f"os error {errno.ENOSPC}" not in str(error):
             raise
-        raise GraftError(f"cannot write {path}: {_USERS_TO_MEND[errno.ENOSPC]}{_space_left(Path(path))}") from error
+        raise GraftError(f"cannot write {path}: {_USER_FIXABLE[errno.ENOSPC]}{_space_left(Path(path))}") from error
 
 
 def _space_left(path: Path) -> str:
@@ -58,7 +58,7 @@ def sync(path: Path) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Replace a text file as a whole. Raises `GraftError` when the disk is full; the old file then still stands."""
+    """Replace a text file as a whole. Raises `GraftError` if the disk is full; the old file then stays."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explain_write_errors(path):
@@ -79,7 +79,7 @@ def write_json_atomic(path: str | Path, obj: Mapping[str, Any] | Sequence[Any]) 
 
 
 def to_json(obj: Any, indent: int | None = None) -> str:
-    """JSON of plain values, paths and numbers of numpy or torch. JSON has no NaN: it becomes "nan", infinity "inf"."""
+    """Serialise plain values, paths, and numbers of numpy or torch as JSON. JSON has no NaN: it becomes "nan", and infinity "inf"."""
     return json.dumps(_jsonable(obj), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -101,10 +101,10 @@ def _jsonable(obj: Any) -> Any:
 
 @contextmanager
 def new_dir(final: str | Path) -> Iterator[Path]:
-    """Fill a folder and put it in its place as a whole: `with new_dir("adapters/math") as folder: ...`.
+    """Write a folder as a whole: `with new_dir("adapters/math") as folder: ...`.
 
-    The folder yielded is empty and lies beside `final`. When the block ends it replaces `final`; when it raises, it is
-    removed and `final` stays as it was.
+    The block gets an empty temporary folder beside `final`. When the block ends, this folder replaces `final`; when it raises, the
+    temporary folder is removed and `final` stays as it was.
     """
     final = Path(final)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
@@ -121,10 +121,10 @@ def new_dir(final: str | Path) -> Iterator[Path]:
 
 
 def replace_dir_atomic(temporary: str | Path, final: str | Path) -> None:
-    """Rename a finished folder into place, over an older one if there is one.
+    """Rename a finished folder into place, and replace an older one if there is one.
 
-    A crash leaves the old or the new folder in place, or, between two renames, the old one under the name that
-    `recover_dir` looks for.
+    A folder cannot be renamed over another, so two renames are needed: final -> .final.old, then temporary -> final. A crash leaves
+    the old or the new folder in place, or, between the two renames, the old one under the name that `recover_dir` looks for.
     """
     temporary, final = Path(temporary), Path(final)
     recover_dir(final)
@@ -141,7 +141,7 @@ def replace_dir_atomic(temporary: str | Path, final: str | Path) -> None:
 
 
 def recover_dir(final: str | Path) -> None:
-    """Finish what a crash inside `replace_dir_atomic` left undone."""
+    """Clean up after a crash inside `replace_dir_atomic`: restore the old folder, or remove it if the new one is in place."""
     final = Path(final)
     old = _old(final)
     if old.exists():

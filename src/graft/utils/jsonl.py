@@ -1,4 +1,4 @@
-"""JSON files that are read while others write them: one object per line, appended, and whole objects."""
+"""JSON files that may be read while another process writes them: files of one object per line, and files of one object."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from graft.utils.files import explain_write_errors, to_json, write_text_atomic
 
 
 class JsonLines:
-    """One JSON object per line. A line that a killed process left unfinished is ignored, and cut before the next."""
+    """A file with one JSON object per line. A line that a killed process left unfinished is ignored, and cut off by the next `append`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def append(self, *records: Mapping[str, Any]) -> None:
-        """Add a line for each record, visible to readers at once. A full disk is a `GraftError`, and the file stays as it was."""
+        """Add a line for each record; readers see them at once. Raises `GraftError` if the disk is full; the file then stays as it was."""
         line = "".join(to_json(record) + "\n" for record in records).encode()
         with explain_write_errors(self.path), open(self.path, "ab+", buffering=0) as file:
             end = _end_of_lines(file)
@@ -33,7 +33,7 @@ class JsonLines:
                 raise
 
     def read(self) -> list[dict[str, Any]]:
-        """All finished lines; none when there is no file. Raises `GraftError` for a line that is not JSON."""
+        """Return all finished lines (none if there is no file). Raises `GraftError` for a line that is not JSON."""
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().split(b"\n")[:-1]
@@ -46,19 +46,19 @@ class JsonLines:
             raise GraftError(f"{self.path}:{number} is not a line of JSON: {error}") from error
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the other lines, all at once: what a resumed run does with the lines behind its checkpoint."""
+        """Keep only the lines that are wanted, atomically. A resumed run drops the lines after its checkpoint this way."""
         if self.path.exists():
             write_text_atomic(self.path, "".join(to_json(record) + "\n" for record in self.read() if wanted(record)))
 
     def sync(self) -> None:
-        """Flush what was appended to the disk itself, so that it survives a power cut."""
+        """Flush the appended lines to the disk, so that they survive a power cut."""
         if self.path.exists():
             with explain_write_errors(self.path), open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 
 
 def _end_of_lines(file: Any) -> int:
-    """Position behind the last finished line."""
+    """Return the position after the last finished line. The file is searched backwards for a line end, in blocks of 4096 bytes."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - 4096)
@@ -71,7 +71,7 @@ def _end_of_lines(file: Any) -> int:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object. Raises `GraftError` when the file holds anything else."""
+    """Read a JSON object. Raises `GraftError` if the file holds anything else."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

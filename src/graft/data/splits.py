@@ -1,0 +1,63 @@
+"""The samples that a run trains on, and those that it holds out for validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from graft.config.data import DataConfig, SourceConfig
+from graft.data.reading import read
+from graft.data.report import conversation_key
+from graft.data.samples import Sample
+from graft.errors import GraftError
+
+
+def samples_of(config: DataConfig) -> tuple[list[list[Sample]], list[Sample]]:
+    """Return the training samples of each source, and the validation samples, before tokenisation."""
+    return _split(config, [read(source, task=config.task) for source in train_sources(config)])
+
+
+def train_sources(config: DataConfig) -> list[SourceConfig]:
+    """Return the sources of the training data as a list."""
+    listed = config.train if isinstance(config.train, list) else [config.train]
+    return [SourceConfig(path=source) if isinstance(source, str) else source for source in listed]
+
+
+def validation_source(config: DataConfig) -> SourceConfig | None:
+    """Return the source of the validation data if they are a data set of their own, else None."""
+    value = config.validation
+    return SourceConfig(path=value) if isinstance(value, str) else value if isinstance(value, SourceConfig) else None
+
+
+def _split(config: DataConfig, samples: list[list[Sample]]) -> tuple[list[list[Sample]], list[Sample]]:
+    """Split off the validation samples. Return the training samples of each source, and the validation samples.
+
+    The samples with the smallest hashes of (seed, conversation) are held out. So the split does not depend on the order of rows, and
+    samples that repeat each other fall on the same side (except at the cut-off).
+    """
+    source = validation_source(config)
+    if source is not None:
+        return samples, read(source, task=config.task)
+    share = config.validation
+    if not share:
+        return samples, []
+    total = sum(map(len, samples))
+    wanted = max(1, round(share * total)) if isinstance(share, float) else share
+    if not isinstance(wanted, int) or wanted >= total:
+        raise GraftError(f"data.validation is {share}, but there are only {total} samples to hold out from")
+    ranked = sorted(
+        (_rank(config.seed, sample), source_index, index)
+        for source_index, some in enumerate(samples)
+        for index, sample in enumerate(some)
+    )
+    chosen = {(source_index, index) for _, source_index, index in ranked[:wanted]}
+    kept = [
+        [sample for index, sample in enumerate(some) if (source_index, index) not in chosen]
+        for source_index, some in enumerate(samples)
+    ]
+    return kept, [samples[source_index][index] for source_index, index in sorted(chosen)]
+
+
+def _rank(seed: int, sample: Sample) -> str:
+    """Return the hash that orders samples for the split."""
+    return hashlib.sha256(f"{seed} {json.dumps(conversation_key(sample))}".encode()).hexdigest()
