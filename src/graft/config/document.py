@@ -42,7 +42,7 @@ class Document:
                 return self.places[path[:end]]
         return self.name
 
-    def called(self, path: KeyPath) -> str:
+    def as_typed(self, path: KeyPath) -> str:
         """Return the path as the user wrote it."""
         return dotted(path)
 

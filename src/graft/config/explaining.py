@@ -38,22 +38,22 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel], 
             lines += _explain_adapter(cause, document, path)
         elif item["type"] == "extra_forbidden":
             lines.append(
-                f"{document.where(path)}: unknown key '{document.called(path)}'.{_allowed(model, path[len(prefix) :], item['loc'])}"
+                f"{document.where(path)}: unknown key '{document.as_typed(path)}'.{_allowed(model, path[len(prefix) :], item['loc'])}"
             )
         elif item["type"] == "missing" and isinstance(path[-1], int):
             wrong.setdefault(path[:-1], ([], item["input"]))[0].append(f"must hold a value at position {path[-1]}")
         elif item["type"] == "missing":
-            lines.append(f"{document.where(path[:-1])}: missing key '{document.called(path)}'{document.label}")
+            lines.append(f"{document.where(path[:-1])}: missing key '{document.as_typed(path)}'{document.label}")
         elif isinstance(cause, Exception):  # raised by a validator of ours; "must ..." lacks the key and the value
             text = str(cause)
             if text.startswith("must "):
-                text = f"{document.called(path)} {text}; given: {_short(item['input'])}"
+                text = f"{document.as_typed(path)} {text}; given: {_short(item['input'])}"
             lines.append(f"{document.where(path)}: {text}")
         else:
             wrong.setdefault(path, ([], item["input"]))[0].append(_requirement(item))
     for path, (requirements, given) in wrong.items():
         either = " or ".join(dict.fromkeys(requirements)).replace(" or must be ", " or ")
-        lines.append(f"{document.where(path)}: {document.called(path)} {either}; given: {_short(given)}")
+        lines.append(f"{document.where(path)}: {document.as_typed(path)} {either}; given: {_short(given)}")
     return lines
 
 

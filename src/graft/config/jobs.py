@@ -240,7 +240,7 @@ class JobDocument(Document):
         known = any(place[: len(written)] == written for place in self.whole.places)
         return self.whole.where(written if known else ("jobs", self.job))
 
-    def called(self, path: KeyPath) -> str:
+    def as_typed(self, path: KeyPath) -> str:
         return dotted(self.written(path))
 
     @property

@@ -86,7 +86,7 @@ def _mistakes_of(whole: Document, name: str) -> list[str]:
     """Return the mistakes in one job of a document, once it is merged with the top level."""
     document = JobDocument(whole, name)
     lines = [
-        f"{document.where(path)}: {document.called(path)} is shared by all jobs: set {dotted(path)} at the top level"
+        f"{document.where(path)}: {document.as_typed(path)} is shared by all jobs: set {dotted(path)} at the top level"
         for path in shared_fields(document.own)
     ]
     try:

@@ -60,7 +60,7 @@ class TokenDataset:
         none: list[NDArray] = [np.zeros(0)]  # np.concatenate refuses an empty list
         answers = [e.answer for e in examples if e.answer is not None]
         typed = any(e.token_types is not None for e in examples)
-        worse = [e.rejected for e in examples if e.rejected is not None]
+        rejected = [e.rejected for e in examples if e.rejected is not None]
         return cls(
             input_ids=np.concatenate([e.input_ids for e in examples] or none).astype(np.int32),
             supervised=np.concatenate([e.supervised for e in examples] or none).astype(np.bool_),
@@ -74,9 +74,9 @@ class TokenDataset:
             answers=np.concatenate(answers or none).astype(np.int32),
             answer_starts=np.cumsum([0, *map(len, answers)] if answers else [], dtype=np.int64),
             token_types=np.concatenate([e.token_types_or_zeros for e in examples] if typed else none).astype(np.int8),
-            rejected_ids=np.concatenate([e.input_ids for e in worse] or none).astype(np.int32),
-            rejected_supervised=np.concatenate([e.supervised for e in worse] or none).astype(np.bool_),
-            rejected_starts=np.cumsum([0, *map(len, worse)] if worse else [], dtype=np.int64),
+            rejected_ids=np.concatenate([e.input_ids for e in rejected] or none).astype(np.int32),
+            rejected_supervised=np.concatenate([e.supervised for e in rejected] or none).astype(np.bool_),
+            rejected_starts=np.cumsum([0, *map(len, rejected)] if rejected else [], dtype=np.int64),
         )
 
     def __len__(self) -> int:
@@ -97,8 +97,8 @@ class TokenDataset:
         if len(self.token_types):
             example.token_types = self.token_types[start:stop]
         if self.has_pairs:
-            part = slice(self.rejected_starts[index], self.rejected_starts[index + 1])
-            ids, supervised = self.rejected_ids[part], self.rejected_supervised[part]
+            side = slice(self.rejected_starts[index], self.rejected_starts[index + 1])
+            ids, supervised = self.rejected_ids[side], self.rejected_supervised[side]
             example.rejected = Example(ids, supervised, name, example.row, cut)
         return example
 
@@ -134,12 +134,13 @@ class TokenDataset:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that is trained on: tokens, masks, sample borders, weights, labels and answers."""
+        always = (self.input_ids, self.supervised, self.starts, self.weights)
+        if_used = (
+            *(self.labels, self.answers, self.answer_starts, self.token_types),
+            *(self.rejected_ids, self.rejected_supervised, self.rejected_starts),
+        )
         digest = hashlib.sha256()
-        parts = [self.input_ids, self.supervised, self.starts, self.weights]
-        more = (self.labels, self.answers, self.answer_starts, self.token_types)
-        worse = (self.rejected_ids, self.rejected_supervised, self.rejected_starts)
-        parts += [array for array in (*more, *worse) if len(array)]
-        for array in parts:
+        for array in (*always, *(array for array in if_used if len(array))):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -153,10 +154,10 @@ class TokenDataset:
         for weight in np.unique(self.weights):
             members = np.flatnonzero(self.weights == weight)
             chosen.append(np.tile(members, int(weight)))
-            # The fraction: a window of `part` members slides over one fixed permutation, on by its own length each epoch.
-            # With 4 members of weight 0.5 it takes positions 0 1, then 2 3, then 0 1 again.
-            part = round(len(members) * (float(weight) - int(weight)))
-            window = np.arange(epoch * part, (epoch + 1) * part) % len(members)
+            # The fraction: a window over one fixed permutation of the members, which each epoch moves on by its own length.
+            # With 4 members of weight 0.5 it covers positions 0 1, then 2 3, then 0 1 again.
+            width = round(len(members) * (float(weight) - int(weight)))
+            window = np.arange(epoch * width, (epoch + 1) * width) % len(members)
             chosen.append(np.random.default_rng(seed).permutation(members)[window])
         return (
             np.random.default_rng((seed, epoch)).permutation(np.concatenate(chosen))

@@ -101,25 +101,25 @@ class DataReport:
         table = Table(
             "", box=SIMPLE_HEAD, caption="\n".join((*self._classes(), *self.notes)) or None, caption_justify="left"
         )
-        for part in columns:
-            table.add_column(PurePath(part.name).name, justify="right", overflow="fold")
+        for counts in columns:
+            table.add_column(PurePath(counts.name).name, justify="right", overflow="fold")
         lines = {
-            "rows": [f"{part.rows:,}" for part in columns],
-            "samples used": [f"{part.samples:,}" for part in columns],
-            "tokens": [f"{part.tokens:,}" for part in columns],
-            "trained on": [f"{part.supervised_share:.1%}" for part in columns],
-            "length: median": [f"{part.p50:,}" for part in columns],
-            "  95 % are within": [f"{part.p95:,}" for part in columns],
-            "  longest": [f"{part.longest:,}" for part in columns],
-            f"longer than {self.max_length:,}": [f"{part.overlong:,}" for part in columns],
-            "  prompt cut": [f"{part.cut:,}" for part in columns],
-            "  left out": [f"{part.dropped:,}" for part in columns],
-            "no answer, left out": [f"{part.empty + part.unanswered:,}" for part in columns],
+            "rows": [f"{counts.rows:,}" for counts in columns],
+            "samples used": [f"{counts.samples:,}" for counts in columns],
+            "tokens": [f"{counts.tokens:,}" for counts in columns],
+            "trained on": [f"{counts.supervised_share:.1%}" for counts in columns],
+            "length: median": [f"{counts.p50:,}" for counts in columns],
+            "  95 % are within": [f"{counts.p95:,}" for counts in columns],
+            "  longest": [f"{counts.longest:,}" for counts in columns],
+            f"longer than {self.max_length:,}": [f"{counts.overlong:,}" for counts in columns],
+            "  prompt cut": [f"{counts.cut:,}" for counts in columns],
+            "  left out": [f"{counts.dropped:,}" for counts in columns],
+            "no answer, left out": [f"{counts.empty + counts.unanswered:,}" for counts in columns],
         }
         if self.train.targets == self.train.samples:  # each sample has one label: a share of tokens would mean nothing
             del lines["trained on"]
         if self.pairs:
-            lines["equal answers, left out"] = [f"{part.same:,}" for part in columns]
+            lines["equal answers, left out"] = [f"{counts.same:,}" for counts in columns]
         for name, cells in lines.items():
             table.add_row(name, *cells)
         return table

@@ -1,4 +1,4 @@
-"""The tour in one picture: how the losses fell, and how many new problems each adapter solves."""
+"""The tour in one plot: the losses in training, and the share of new problems that each adapter solves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from graft.errors import require
 from graft.quickstart.tour import JOBS, Tour
 
 SMOOTH = 0.9
-"""Weight of the past in the running mean of the loss."""
+"""Weight of the previous value in the running mean of the loss."""
 
 
 def plot_tour(tour: Tour, path: Path) -> Path:
-    """Write the plot as PNG. Raises `MissingExtra` without matplotlib."""
+    """Write the plot as a PNG file and return its path. Raises `MissingExtra` without matplotlib."""
     require("matplotlib", "report").use("Agg")
     pyplot = require("matplotlib.pyplot", "report")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
@@ -42,6 +42,7 @@ def plot_tour(tour: Tour, path: Path) -> Path:
 
 
 def _smoothed(losses: tuple[Any, ...]) -> list[float]:
+    """Return the running mean of the losses."""
     smooth, value = [], float(losses[0])
     for loss in losses:
         value = SMOOTH * value + (1 - SMOOTH) * float(loss)

@@ -1,8 +1,8 @@
 """Arithmetic word problems with worked answers, written by a seeded generator.
 
-A problem tells a short story with two numbers and asks for the result of one operation; the answer works it out as an
+A problem tells a short story with two numbers and asks for the result of one operation. The answer works it out as an
 equation: `She has 7 + 5 = 12 apples. The answer is 12.` The two splits share neither a template nor an unordered pair of
-numbers, so a model that solves held-out problems has learned the task and not its training rows.
+numbers, so a model that solves held-out problems has learnt the task, not its training rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _words(text: str) -> tuple[str, ...]:
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 SMALLEST = 2
 LARGEST = {"+": 20, "-": 30, "x": 9}
-HELDOUT_EVERY = 5  # of five pairs of numbers one is kept for the held-out split
+HELDOUT_EVERY = 5  # one of five pairs of numbers belongs to the held-out split
 
 SHE: Final = _words("Anna Maria Lily Emma Sofia Grace Nora Ruth Clara Alice Hannah Julia Rosa Ella Mia Zoe")
 HE: Final = _words("Tom Ben Sam Max Leo Jack Peter Paul David Omar Ali Ravi Carlos Diego Ivan Felix")
@@ -35,20 +35,20 @@ THINGS: Final = _words("""
 
 @dataclass(frozen=True)
 class Template:
-    """One wording. Fields: {name} {other} {he} {He} {him} {things} {a} {b} {equation}; `answer` holds the equation."""
+    """One wording of a problem. Fields: {name} {other} {he} {He} {him} {things} {a} {b}; in `answer` also {equation}."""
 
     operation: Literal["+", "-", "x"]
     problem: str
     answer: str
 
 
-def _all(operation: Literal["+", "-", "x"], answer: str, *problems: str) -> tuple[Template, ...]:
+def _templates(operation: Literal["+", "-", "x"], answer: str, *problems: str) -> tuple[Template, ...]:
     return tuple(Template(operation, problem, answer) for problem in problems)
 
 
 TEMPLATES: dict[Split, tuple[Template, ...]] = {
     "train": (
-        *_all(
+        *_templates(
             "+",
             "{He} has {equation} {things}.",
             "{name} has {a} {things}. {He} buys {b} more. How many {things} does {he} have now?",
@@ -64,7 +64,7 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
             "After {name} won {a} {things}, {other} brought {him} {b} more. How many {things} does {name} have now?",
             "On Friday {name} had {a} {things}. {He} received {b} {things}. How many {things} does {name} have now?",
         ),
-        *_all(
+        *_templates(
             "+",
             "There are {equation} {things}.",
             "There are {a} {things} in a box and {b} {things} in a bag. How many {things} are there?",
@@ -72,7 +72,7 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
             "A basket holds {a} {things}. {name} puts {b} more {things} into it. How many {things} are there now?",
             "{name} sees {a} {things} in a shop and {b} {things} in a park. How many {things} are there in total?",
         ),
-        *_all(
+        *_templates(
             "-",
             "{He} has {equation} {things}.",
             "{name} has {a} {things}. {He} gives {b} of them to {other}. How many {things} does {he} have now?",
@@ -87,7 +87,7 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
             "After lunch {name} had {a} {things}, then {other} bought {b} from {him}. How many {things} does {he} have?",
             "On Friday {name} had {a} {things}. {He} sold {b} {things}. How many {things} does {name} have now?",
         ),
-        *_all(
+        *_templates(
             "-",
             "There are {equation} {things}.",
             "There are {a} {things} in a box. {name} takes {b} of them. How many {things} are there now?",
@@ -95,7 +95,7 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
             "A basket holds {a} {things}. {name} uses {b} {things}. How many {things} are there still?",
             "{name} sees {a} {things} in a shop and buys {b} of the {things}. How many {things} are left?",
         ),
-        *_all(
+        *_templates(
             "x",
             "There are {equation} {things}.",
             "{name} has {a} boxes with {b} {things} in each box. How many {things} are there?",
@@ -110,31 +110,31 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
         ),
     ),
     "heldout": (
-        *_all(
+        *_templates(
             "+",
             "{He} has {equation} {things}.",
             "{name} found {a} {things} on Monday. On Sunday {he} found {b} more. How many {things} does {he} have now?",
             "{other} gives {b} {things} to {name}, who has {a} {things}. How many {things} does {name} have in total?",
             "After {name} bought {a} {things}, {he} got {b} more from {other}. How many {things} does {he} have?",
         ),
-        *_all(
+        *_templates(
             "+",
             "There are {equation} {things}.",
             "{name} sees {a} {things} on a table and {b} more {things} on a chair. How many {things} are there in total?",
         ),
-        *_all(
+        *_templates(
             "-",
             "{He} has {equation} {things}.",
             "{name} found {a} {things}. On Sunday {he} lost {b} of the {things}. How many {things} does {he} have now?",
             "Of {a} {things}, {name} gives away {b} {things}. How many {things} does {he} have left?",
             "After {name} bought {a} {things}, {other} took {b} of them. How many {things} does {name} still have?",
         ),
-        *_all(
+        *_templates(
             "-",
             "There are {equation} {things}.",
             "There were {a} {things} on a table. {name} sold {b}. How many {things} are left?",
         ),
-        *_all(
+        *_templates(
             "x",
             "There are {equation} {things}.",
             "In each of {a} bags {name} has {b} {things}. How many {things} are there in total?",
@@ -145,11 +145,11 @@ TEMPLATES: dict[Split, tuple[Template, ...]] = {
 
 
 def _pairs(operation: str, split: Split) -> list[tuple[int, int]]:
-    """The (a, b) of one operation and split: an unordered pair of numbers belongs to one split, whatever the operation."""
+    """Return the (a, b) of one operation and split. An unordered pair of numbers belongs to the same split for all operations."""
     allowed = []
     for low, high in combinations_with_replacement(range(SMALLEST, max(LARGEST.values()) + 1), 2):
-        kept = (3 * low + high) % HELDOUT_EVERY == 0
-        if high > LARGEST[operation] or kept != (split == "heldout"):
+        heldout = (3 * low + high) % HELDOUT_EVERY == 0
+        if high > LARGEST[operation] or heldout != (split == "heldout"):
             continue
         if operation == "-":
             if low < high:

@@ -1,7 +1,7 @@
-"""The tour: four kinds of adapter learn word problems on the embedded base, and are measured on problems they never saw.
+"""The tour: four kinds of adapters learn word problems on the embedded base, and are evaluated on problems that they have not seen.
 
-The four are jobs of one run: each step takes the rows of all through one pass over the base. What the tour leaves behind is an ordinary run
-folder: `graft chat`, `graft show` and `graft eval` take it like any other.
+The four are jobs of one run: each step takes the rows of all jobs through the base in one forward pass. The tour writes an ordinary run
+folder, so `graft chat`, `graft show` and `graft eval` work on it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained and measured."""
+    """The size of a tour: training rows, held-out problems, and steps of each job."""
 
     rows: int
     heldout: int
@@ -37,24 +37,24 @@ class Size:
 
 FULL = Size(rows=7040, heldout=250, steps=220)
 TINY = Size(rows=64, heldout=8, steps=6)
-"""For tests: shows that everything runs, not that it learns."""
+"""For tests: it shows that everything runs, not that anything is learnt."""
 JOBS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": {"kind": "lora", "rank": 16, "alpha": 32, "sites": "linear"}, "train": {"lr": 3e-3}},
     "series": {"adapter": {"kind": "series", "bottleneck": 64, "sites": "attn mlp"}, "train": {"lr": 3e-3}},
     "parallel": {"adapter": {"kind": "parallel", "bottleneck": 64, "sites": "attn mlp"}, "train": {"lr": 6e-3}},
     "prefix": {"adapter": {"kind": "prefix", "tokens": 16, "init_std": 1.0}, "train": {"lr": 0.6}},
 }
-"""A prefix starts and moves at the size of the keys that it stands beside: with small numbers and steps attention hardly notices it."""
+"""The prefix needs a large start and a large lr: attention compares it with the keys of the base, and hardly notices small numbers."""
 
 
 @dataclass(frozen=True)
 class Tour:
-    """What the tour found."""
+    """The results of the tour."""
 
     result: dict[str, Any]
-    """Accuracy and interval of base and adapters, as `graft eval` gives them."""
+    """Accuracy and interval of base and adapters, as `graft eval` returns them."""
     parameters: dict[str, int]
-    """Of each adapter."""
+    """The number of parameters of each adapter."""
     run: RunFolder
     seconds: float
 
@@ -63,10 +63,10 @@ def run_tour(
     out: Path, *, tiny: bool = False, overwrite: bool = False, quiet: bool = False,
     say: Say = lambda text: None, bars: Bars = lambda title: nullcontext(),
 ) -> Tour | None:  # fmt: skip
-    """Write the problems, train the adapters as the jobs of out/run, and evaluate them with the bare base in one pass.
+    """Write the problems, train the adapters as the jobs of out/run, and evaluate them together with the base alone.
 
-    None where the user stopped the training. `quiet`: training shows nothing. Raises `GraftError` for a folder that holds something
-    already, unless `overwrite`, and for jobs that fail.
+    Returns None if the user stopped the training. quiet: show no progress of the training. Raises `GraftError` for a folder that is not
+    empty (unless `overwrite`), and if a job fails.
     """
     start = time.perf_counter()
     size = TINY if tiny else FULL
@@ -78,7 +78,7 @@ def run_tour(
     files["heldout"].write_text(_lines(generate("heldout", size.heldout)), encoding="utf-8")
     say(f"Training {len(JOBS)} adapters together on {size.rows:,} word problems, {size.steps} steps each")
     run = train(load_run(run_mapping(files["train"], size), ()), out / "run", overwrite=overwrite, quiet=quiet)
-    if not _ended(run):
+    if not _finished(run):
         return None
     say(f"Asking the base and {len(JOBS)} adapters {size.heldout} new problems")
     loaded = load_candidates(run)
@@ -88,7 +88,7 @@ def run_tour(
 
 
 def run_mapping(data: Path, size: Size) -> dict[str, Any]:
-    """The run of all four, as its YAML would say it."""
+    """Return the run of all four jobs, as its YAML would have it."""
     return {
         "base": {"model": "seedling", "dtype": "float32"},
         "data": {"train": str(data), "template": "chat", "max_length": 128},
@@ -98,12 +98,12 @@ def run_mapping(data: Path, size: Size) -> dict[str, Any]:
     }
 
 
-def _ended(run: RunFolder) -> bool:
-    """Whether all jobs came to their end; False where the user stopped them."""
+def _finished(run: RunFolder) -> bool:
+    """Whether all jobs have finished; False if the user stopped them. Raises `GraftError` if a job failed."""
     status = run.read_status()
-    wrong = [f"{name}: {job['error']}" for name, job in status["jobs"].items() if job["ended"] == "failed"]
-    if wrong:
-        raise GraftError(f"the run in {run.path} failed: {'; '.join(wrong)}")
+    failed = [f"{name}: {job['error']}" for name, job in status["jobs"].items() if job["ended"] == "failed"]
+    if failed:
+        raise GraftError(f"the run in {run.path} failed: {'; '.join(failed)}")
     return status["state"] == "finished"
 
 

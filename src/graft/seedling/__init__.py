@@ -1,7 +1,7 @@
-"""Seedling: the small LLaMA-architecture base that ships with Graft, so that trying Graft needs no download.
+"""Seedling: a small base with the LLaMA architecture that comes with Graft, so that Graft can be tried without a download.
 
-A few million parameters with a tokenizer of its own (numbers from 0 to 99 are single tokens), pretrained on generated English
-stories and number facts; see `recipes/seedling` in the source tree. It is a base to fine-tune, not a model to talk to.
+It has a few million parameters and a tokenizer of its own (numbers from 0 to 99 are single tokens). It was pretrained on generated
+English stories and number facts; see `recipes/seedling` in the source tree. It is a base to fine-tune, not a model to talk to.
 
     model = AutoModelForCausalLM.from_pretrained(graft.seedling.path())
 """
@@ -14,9 +14,9 @@ __all__ = ["path"]
 
 
 def path() -> Path:
-    """The folder with config, weights (safetensors) and tokenizer, as `from_pretrained` reads it.
+    """Return the folder with config, weights (safetensors) and tokenizer, as `from_pretrained` reads it.
 
-    Raises FileNotFoundError where the installation lacks the files.
+    Raises FileNotFoundError if the installation lacks the files.
     """
     folder = Path(__file__).parent / "model"
     if not (folder / "model.safetensors").is_file():
