@@ -135,9 +135,8 @@ def _child(node: Any, key: Any, path: KeyPath, text: str) -> Any:
         child = node.get(key)
     if child is None:
         child = node[key] = {}
-    elif isinstance(child, str) and (
-        name_key := _name_key(path, child)
-    ):  # `adapter: lora` becomes `adapter: {kind: lora}`
+    elif isinstance(child, str) and (name_key := _name_key(path, child)):
+        # `adapter: lora` becomes `adapter: {kind: lora}`
         child = node[key] = {name_key: child}
     if not isinstance(child, (dict, list)):
         raise GraftError(f"'{text}': {dotted(path)} holds {child!r}, which has no keys")
@@ -169,8 +168,8 @@ def _index(node: list[Any], key: Key, path: KeyPath, text: str) -> int:
     return key
 
 
-A_RUN = "a run is a mapping with base, adapter and data"
-A_JOB = "a job is a mapping with any of adapter, data, train, eval and priority"
+A_RUN = "a run must be a mapping with base, adapter and data"
+A_JOB = "a job must be a mapping with any of adapter, data, train, eval and priority"
 
 
 def read_document(source: str | Path | Mapping[str, Any], described: str = A_RUN) -> Document:

@@ -125,6 +125,7 @@ def schema() -> dict[str, Any]:
     root = RunConfig.model_json_schema()
     # An adapter is the name of a preset, a mapping with a kind or a preset, or a list of these.
     alternatives: list[dict[str, Any]] = [{"type": "string", "enum": list(presets())}]
+    # The definitions that a kind needs move to the root, with the kind as a prefix; `kind` has a default but tells the alternatives apart.
     for name, kind in kinds().items():
         part = kind.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
         root["$defs"].update({f"{name}.{key}": value for key, value in part.pop("$defs", {}).items()})
@@ -142,17 +143,20 @@ def schema() -> dict[str, Any]:
 def _add_jobs(root: dict[str, Any]) -> None:
     """Add `jobs`: a run needs an adapter and data, or jobs. With jobs, all fields of a section are optional, there and at the top level."""
     own = JobConfig.model_json_schema()
+    # SomeDataConfig is DataConfig without required fields, and so on.
     for name, model in SECTIONS.items():
         part = {key: value for key, value in root["$defs"][model.__name__].items() if key != "required"}
         root["$defs"][f"Some{model.__name__}"] = part
         own["properties"][name] = {"$ref": f"#/$defs/Some{model.__name__}"}
         root["properties"][name] = {**root["properties"][name], "$ref": f"#/$defs/Some{model.__name__}"}
+    # A job's adapter is a complete one, or a mapping without kind and preset that changes the one at the top level.
     changes = {"type": "object", "not": {"anyOf": [{"required": ["kind"]}, {"required": ["preset"]}]}}
     own["properties"]["adapter"] = {"anyOf": [*root["properties"]["adapter"]["anyOf"], changes]}
     root["$defs"]["JobConfig"] = own
     named = {"anyOf": [{"$ref": "#/$defs/JobConfig"}, {"type": "null"}]}
     root["properties"]["jobs"] = {"type": "object", "additionalProperties": named, "minProperties": 1}
     root["required"] = ["base"]
+    # Without jobs, the adapter and data.train are required after all.
     data = {"properties": {"data": {"required": ["train"]}}}
     root["anyOf"] = [{"required": ["jobs"]}, {"required": ["adapter", "data"], **data}]
 

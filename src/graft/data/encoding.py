@@ -51,15 +51,18 @@ def encode(spans: Sequence[Span], tokenizer: Any) -> Tokens:
     """Tokenise spans. Raises `GraftError` for a tokenizer that is not fast or has no end-of-sequence token."""
     facts = facts_of(tokenizer)
     tokens = Tokens()
-    before = ""
+    before = ""  # the piece before, which the next one continues
     for piece in _pieces(spans, facts):
         text = "".join(spans[index].text for index in piece)
         if text:
+            # Content that spells out a special token is a piece of its own (see _pieces), and is tokenised as plain text.
             as_text = facts.holds_control(text) and all(spans[index].message is not None for index in piece)
             _append(tokens, spans, piece, facts.encode(text, before, as_text))
             before = text
         if spans[piece[-1]].ends:
-            _append(tokens, spans, piece[-1:], [(facts.eos_id, 0, len(spans[piece[-1]].text))])
+            _append(
+                tokens, spans, piece[-1:], [(facts.eos_id, 0, len(spans[piece[-1]].text))]
+            )  # belongs to the span that it ends
             before = facts.eos
     start = [] if tokens.ids[: len(facts.start_ids)] == facts.start_ids else facts.start_ids
     tokens.ids[:0], tokens.spans[:0], tokens.whole[:0] = start, [-1] * len(start), [False] * len(start)
@@ -104,7 +107,7 @@ class TokenizerFacts:
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise GraftError(
-                f"{_name(tokenizer)} has no fast (Rust) tokenizer; one is needed because only these report the offsets of tokens"
+                f"{_name(tokenizer)} has no fast (Rust) tokenizer, but only a fast one reports where each token lies in the text"
             )
         if tokenizer.eos_token_id is None:
             raise GraftError(
@@ -134,19 +137,19 @@ class TokenizerFacts:
 
         as_text: special tokens that the text spells out stay text. Raises `GraftError` if the tokenizer merges every anchor with the text.
         """
+        # After a special token (and perhaps spaces) the anchor is that token itself, since some swallow the spaces that follow them.
         stripped = before.rstrip()
         control = next((control for control in self.controls if stripped.endswith(control)), None)
-        if (
-            control and not as_text
-        ):  # some special tokens swallow the spaces that follow, so the anchor has to be that token
+        if control and not as_text:
             anchor = before[len(stripped) - len(control) :]
             found = self._encode(anchor + text)
             width = len(anchor)
+            # Usable unless a token after the special one covers both the end of the anchor and the start of the text.
             if not any(len(control) <= start < width < end for _, start, end in found):
                 return [(token, start - width, end - width) for token, start, end in found if start >= width]
         if not before or not self._marks_start:
             return self._encode(text, as_text)
-        # Otherwise any character will do that the tokenizer does not merge with the start of the text.
+        # Otherwise the anchor is any character that the tokenizer does not merge with the start of the text.
         for anchor in "\n.:(":
             found = self._encode(anchor + text, as_text)
             if not any(start < 1 < end for _, start, end in found):
