@@ -94,7 +94,7 @@ def test_a_job_that_was_taken_is_known_before_the_status_names_it(
         (["submit", "nothing.yaml"], "there is no file"),
         (
             ["submit", "empty.yaml"],
-            "a job is a mapping with any of adapter, data, train, eval and priority, but the file is empty",
+            "a job must be a mapping with any of adapter, data, train, eval and priority, but the file is empty",
         ),
         (["submit", "late.yaml", "--name", "a b"], "'a b' cannot name a job"),
     ],

@@ -223,12 +223,8 @@ def _plain(value: Any, path: KeyPath, name: str, places: dict[KeyPath, str], lin
         return [_plain(item, (*path, at), name, places, lines.get(at, line)) for at, item in enumerate(value)]
     if isinstance(value, TaggedScalar):
         raise YAMLError(f"the tag {value.tag.value} in line {line} is not supported")
-    for builtin in (
-        bool,
-        int,
-        float,
-        str,
-    ):  # ruamel's scalars are subclasses of these; bool comes before int, which it is a subclass of
+    # The scalars of ruamel are subclasses of these. bool must come before int, because it is a subclass of int.
+    for builtin in (bool, int, float, str):
         if isinstance(value, builtin):
             return builtin(value)
     return value

@@ -60,9 +60,8 @@ def encode(spans: Sequence[Span], tokenizer: Any) -> Tokens:
             _append(tokens, spans, piece, facts.encode(text, before, as_text))
             before = text
         if spans[piece[-1]].ends:
-            _append(
-                tokens, spans, piece[-1:], [(facts.eos_id, 0, len(spans[piece[-1]].text))]
-            )  # belongs to the span that it ends
+            # The end-of-sequence token belongs to the span that it ends.
+            _append(tokens, spans, piece[-1:], [(facts.eos_id, 0, len(spans[piece[-1]].text))])
             before = facts.eos
     start = [] if tokens.ids[: len(facts.start_ids)] == facts.start_ids else facts.start_ids
     tokens.ids[:0], tokens.spans[:0], tokens.whole[:0] = start, [-1] * len(start), [False] * len(start)
