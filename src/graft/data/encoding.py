@@ -44,7 +44,7 @@ class Tokens:
     spans: list[int] = field(default_factory=list)
     """Index of the span of each token; -1 for the tokens that the tokenizer puts at the start."""
     whole: list[bool] = field(default_factory=list)
-    """False where a token also holds characters of a neighbouring span."""
+    """False if the token also holds characters of a neighbouring span."""
 
 
 def encode(spans: Sequence[Span], tokenizer: Any) -> Tokens:

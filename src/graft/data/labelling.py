@@ -42,7 +42,7 @@ class Labelling:
 
     @property
     def name(self) -> str:
-        """The name in tables: the first classes, or the task where there are none."""
+        """The name in tables: the first classes, or the task if there are none."""
         return " / ".join(self.names[:6]) + (" / ..." if len(self.names) > 6 else "") or self.task
 
     @property
@@ -143,7 +143,7 @@ class Labelling:
 
 @dataclass(frozen=True)
 class LabelTemplate(Template):
-    """Stands in for a template where the adapter predicts labels: it names them and refuses to render questions."""
+    """The template of an adapter that predicts labels: it holds them and refuses to render questions."""
 
     labelling: Labelling = Labelling("regression")
 
