@@ -93,7 +93,9 @@ def parse_turn_template(content: Any, *, name: str, where: str) -> TurnTemplate:
         if value is not None and not isinstance(value, str):
             raise GraftError(f"{where}: '{key}' must be text, but is {type(value).__name__}")
     if content.get("user") is None:
-        raise GraftError(f"{where}: the key 'user' is missing; it holds the text of a question, up to where the answer begins")
+        raise GraftError(
+            f"{where}: the key 'user' is missing; it holds the text of a question, up to where the answer begins"
+        )
     # Each text must hold exactly its own placeholders: the ones in `needed`, or none.
     needed = {"user": ["user"], "user_with_input": ["user", "input"], "system": ["system"]}
     for key in content:
