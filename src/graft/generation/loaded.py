@@ -17,10 +17,9 @@ from graft.bases import Base, load_base, own_classes, own_task
 from graft.bases.heads import brings_head
 from graft.config.base import BaseConfig
 from graft.config.run import RunConfig
-from graft.data.label_template import LabelTemplate
 from graft.data.labelling import FILE as TASK_FILE
-from graft.data.labelling import LABELLED, Labelling, load_labelling, saved_task
-from graft.data.sequences import Source
+from graft.data.labelling import LABELLED, Labelling, LabelTemplate, load_labelling, saved_task
+from graft.data.seq2seq import EncoderTemplate
 from graft.data.template import FILE, Template
 from graft.data.templates import template_of
 from graft.errors import GraftError
@@ -170,7 +169,7 @@ def _named_template(name: str, base: Base) -> Template:
     if base.task in LABELLED:
         raise GraftError(f"a template has no effect for {base.task}, which reads texts as they are: leave it out")
     template = template_of(name, base.tokenizer)
-    return Source.of(template) if base.task == "seq2seq" else template
+    return EncoderTemplate.of(template) if base.task == "seq2seq" else template
 
 
 def _run_adapters(folder: RunFolder) -> list[tuple[str, Path]]:
@@ -215,7 +214,7 @@ def _template(folder: Path, config: RunConfig | None, base: Base) -> Template:
     if base.task in LABELLED:
         return LabelTemplate.of(load_labelling(folder))
     if base.task == "seq2seq":
-        return Source.of(template_of(folder, base.tokenizer))
+        return EncoderTemplate.of(template_of(folder, base.tokenizer))
     return template_of(folder, base.tokenizer) if (folder / FILE).is_file() else _run_template(config, base)
 
 
@@ -228,7 +227,7 @@ def _run_template(config: RunConfig | None, base: Base) -> Template:
         names = names if base.task == "classification" else ()
         return LabelTemplate.of(load_labelling(own) if merged else Labelling(base.task, names, names))
     if base.task == "seq2seq":
-        return Source.of(template_of(own if (own / FILE).is_file() else "plain", base.tokenizer))
+        return EncoderTemplate.of(template_of(own if (own / FILE).is_file() else "plain", base.tokenizer))
     if config is None:  # the folder of a merged model holds the template of its adapter
         return template_of(own if (own / FILE).is_file() else "auto", base.tokenizer)
     return template_of(config.data.template, base.tokenizer).with_system(config.data.system)

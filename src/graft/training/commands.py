@@ -14,7 +14,7 @@ from graft.attaching.attach import detach
 from graft.attaching.parameters import names
 from graft.config.jobs import REFERENCE
 from graft.errors import GraftError
-from graft.runs.commands import CommandQueue, Order
+from graft.runs.commands import Command, CommandQueue
 from graft.training.forward.layout import decide
 from graft.training.forward.tasks import forward_of
 from graft.training.job import FAILED, Job
@@ -53,11 +53,11 @@ class Commands:
                 self.recorder.event("priority", job=job.name, step=step, priority=job.priority)
                 self.recorder.say(f"step {step}  {job.name} has priority {job.priority}")
 
-    def _ignore(self, command: Order, reason: str) -> None:
+    def _ignore(self, command: Command, reason: str) -> None:
         self.recorder.event("ignored", order=command, reason=reason)
         self.recorder.say(f"'{command['do']} {command['job']}' is ignored: {reason}")
 
-    def _submit(self, command: Order, step: int) -> None:
+    def _submit(self, command: Command, step: int) -> None:
         """Build the job and add it to the pool; on any error detach what was attached and note the job as failed."""
         name, build_job = command["job"], self.build_job
         if name in self.pool or build_job is None:

@@ -69,7 +69,7 @@ def resume(run: RunFolder | str | Path, *, quiet: bool = False) -> RunFolder:
     config, queue = folder.config, CommandQueue(folder.path)
     tidy(folder)
     steps = folder.checkpoints()
-    if ended == "finished" and steps and folder.adapters() and not queue.placed():
+    if ended == "finished" and steps and folder.adapters() and not queue.pending():
         Reporter(0, quiet=quiet).say(f"The run in {folder.path} is finished: there is nothing to resume.")
         return folder
     last = steps[-1] if steps else 0

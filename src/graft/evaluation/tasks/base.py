@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from graft.data.file_readers import Row, rows_of
+from graft.data import file_readers
+from graft.data.file_readers import Row
 from graft.errors import GraftError
 from graft.evaluation.tasks.sources import Hub, find, read_rows
 from graft.evaluation.tasks.wording import Wording
@@ -86,7 +87,7 @@ class Task:
     metrics: tuple[str, ...] = ()
     """Further scores: f1 (of the last class if there are two, else the mean over classes), matthews, pearson, spearman."""
     ranking: RankForm = "question"
-    reader: Callable[[Path], list[Row]] = rows_of
+    reader: Callable[[Path], list[Row]] = file_readers.read_rows
     """Reads the task's file; a task with an unusual format has its own."""
 
     @property

@@ -16,7 +16,7 @@ import csv
 from functools import partial
 from pathlib import Path
 
-from graft.data.file_readers import Row, rows_of
+from graft.data.file_readers import Row, read_rows
 from graft.evaluation.tasks.base import ParsedRow, Task
 from graft.evaluation.tasks.sources import Hub
 from graft.evaluation.tasks.wording import FixedChoices
@@ -47,11 +47,11 @@ def _class_name(label: object, classes: tuple[str, ...]) -> str | None:
 def headless_rows(file: Path, columns: tuple[str, ...]) -> list[Row]:
     """Read the rows of a TSV file without a header. A file that has one is read as usual."""
     if file.suffix.lower() != ".tsv":
-        return rows_of(file)
+        return read_rows(file)
     with open(file, encoding="utf-8-sig", newline="") as lines:
         rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     if rows and columns[-1] in rows[0]:
-        return rows_of(file)
+        return read_rows(file)
     return [dict(zip(columns, row, strict=False)) for row in rows]
 
 
@@ -62,7 +62,7 @@ def _glue(
     listed = FixedChoices(
         "", lead="Please choose the correct class.\n\n", tail=f"\n\nAnswer format: {'/'.join(classes)}", choices=classes
     )
-    reader = partial(headless_rows, columns=("source", "label", "mark", "sentence")) if name == "cola" else rows_of
+    reader = partial(headless_rows, columns=("source", "label", "mark", "sentence")) if name == "cola" else read_rows
     return Task(
         name, "class" if classes else "score", partial(convert, classes=classes), Hub("nyu-mll/glue", split, name),
         files=(f"{folder}/{dev}.tsv", f"{name}/{dev}.tsv"), wording=listed if classes else None, metrics=metrics,

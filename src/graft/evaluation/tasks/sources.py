@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from graft.data.file_readers import FILE_TYPES, Row, read_rows
+from graft.data import file_readers
+from graft.data.file_readers import FILE_TYPES, Row
 from graft.errors import GraftError, did_you_mean
 
 
@@ -38,7 +39,7 @@ def read_rows(
     data: str | Path | None,
     files: Sequence[str],
     hub: Hub | None,
-    reader: Callable[[Path], list[Row]] = read_rows,
+    reader: Callable[[Path], list[Row]] = file_readers.read_rows,
 ) -> tuple[str, list[Row]]:
     """Read the rows of a test set. Returns (name of the source, rows).
 
