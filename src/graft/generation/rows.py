@@ -19,6 +19,7 @@ from transformers import DynamicCache, StaticCache
 from graft.errors import GraftError, did_you_mean
 from graft.generation.batching import left_padded, routed
 from graft.generation.requests import Request
+from graft.injection.arguments import cache_name
 from graft.injection.state import unwrapped
 
 CacheKind = Literal["dynamic", "static", "compiled"]
@@ -42,6 +43,7 @@ class Rows:
         self.live = len(requests)
         """How many of the rows are more than copies; they are the first."""
         self._takes = inspect.signature(root.forward).parameters
+        self._cache_name = cache_name(root.forward) or "past_key_values"
         self._few = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
         config = root.config.get_text_config()
         if cache == "dynamic":
@@ -67,9 +69,8 @@ class Rows:
         placed = {"position_ids": positions_BL} if "position_ids" in self._takes else {}
         run = self.model if first else self._step
         with torch.no_grad(), routed(self.model, self.adapters, self.mask[:, : ids_BL.shape[1]] if first else None):
-            out = run(
-                input_ids=ids_BL, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **placed, **self._few
-            )  # fmt: skip
+            more: dict[str, Any] = {self._cache_name: self.cache, **placed, **self._few}
+            out = run(input_ids=ids_BL, attention_mask=self.mask, use_cache=True, **more)
         return out.logits[: self.live, -1]
 
     def select(self, index: Tensor) -> None:
