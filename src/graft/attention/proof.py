@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.walk import base_modules
 from graft.attention.own_forward import OwnForward
 from graft.errors import GraftError
 from graft.injection.arguments import CACHE_NAMES, cache_name, cache_of, given_to
+from graft.injection.modes import evaluation_mode
 from graft.injection.state import State
 from graft.injection.substitution import own_class
 from graft.routing.context import ForwardContext
@@ -30,18 +32,17 @@ def prove_forwards(root: Any, state: State) -> None:
 
     Raises `GraftError` for one that differs. Nothing is proved of a model on the meta device, or of one without text to try it on.
     """
-    ours: list[Any] = [module for module in root.modules() if isinstance(module, OwnForward)]
+    ours: list[Any] = [module for _, module in base_modules(root) if isinstance(module, OwnForward)]
     modules = {own_class(module): module for module in reversed(ours) if own_class(module) not in state.proved_forwards}
     if not modules or (ids := _text(root)) is None:
         return
-    training = [module for module in root.modules() if module.training]
-    root.eval()
-    try:
-        with torch.no_grad(), state.carrying(ForwardContext()), _compared(list(modules.values())):
-            _run(root, ids)
-    finally:
-        for module in training:
-            module.training = True
+    with (
+        evaluation_mode(root, state),
+        torch.no_grad(),
+        state.carrying(ForwardContext()),
+        _compared(list(modules.values())),
+    ):
+        _run(root, ids)
     state.proved_forwards.update(modules)
 
 
@@ -54,9 +55,8 @@ def _text(root: Any) -> Tensor | None:
     device = root.get_input_embeddings().weight.device
     if device.type != "meta":
         return ids.to(device)
-    return (
-        ids if any(hasattr(module, "_hf_hook") for module in root.modules()) else None
-    )  # hooks bring weights and ids together
+    hooked = any(hasattr(module, "_hf_hook") for _, module in base_modules(root))
+    return ids if hooked else None  # accelerate's hooks bring weights and ids together
 
 
 def _run(root: Any, ids: Tensor) -> None:

@@ -20,31 +20,31 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params", "layer_past", "past_k
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call of the module's own forward by name, those that its `**kwargs` takes among them."""
-    signature, rest = _signature(own_class(module).forward)
-    given = dict(signature.bind_partial(module, *args, **kwargs).arguments)
-    given.pop(next(iter(signature.parameters)))
-    return given | given.pop(rest, {})
+    signature = inspect.signature(own_class(module).forward)
+    given: dict[str, Any] = {}
+    for name, value in signature.bind_partial(module, *args, **kwargs).arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            given.update(value)
+        elif value is not module:
+            given[name] = value
+    return given
 
 
 def cache_name(forward: Callable[..., Any]) -> str | None:
     """Which argument of a forward is the cache; None where it names none."""
-    parameters = _signature(getattr(forward, "__func__", forward))[0].parameters
+    parameters = inspect.signature(forward).parameters
     return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
 def cache_of(given: Mapping[str, Any]) -> Any:
     """The cache among arguments or outputs, under whichever name; None for none."""
-    return next((given[name] for name in CACHE_NAMES if given.get(name) is not None), None)
+    for name in CACHE_NAMES:
+        if given.get(name) is not None:
+            return given[name]
+    return None
 
 
 def cached_tokens(given: Mapping[str, Any]) -> int:
     """How many tokens the cache among a call's arguments holds already."""
     cache = cache_of(given)
     return 0 if cache is None else int(cache.get_seq_length())
-
-
-def _signature(forward: Callable[..., Any]) -> tuple[inspect.Signature, str]:
-    """The signature, and the name of its `**kwargs` ("" for none)."""
-    signature = inspect.signature(forward)
-    rest = (each.name for each in signature.parameters.values() if each.kind is each.VAR_KEYWORD)
-    return signature, next(rest, "")
