@@ -9,7 +9,7 @@ ARGS ?=
 # One process per core, one thread each: threads of several test processes would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(getconf _NPROCESSORS_ONLN)
 
-.PHONY: help quickstart test test-all lint
+.PHONY: help quickstart test test-all test-versions lint
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -23,6 +23,16 @@ test: $(VENV)/.graft-dev  ## run the test suite (ARGS="-k name" to choose)
 
 test-all: $(VENV)/.graft-dev  ## run the slow tests too, and the GPU tests where there is a GPU
 	$(PYTEST) -m "slow or not slow" $(ARGS)
+
+# With TRANSFORMERS or TORCH: that pair alone, the other as pinned. Needs no .venv: each has an environment of its own.
+pinned = $(shell sed -n 's/^$(1)==//p' constraints.txt)
+test-versions:  ## test the oldest and newest releases allowed, or one pair: TRANSFORMERS=5.24.0 TORCH=2.13.0
+ifneq ($(TRANSFORMERS)$(TORCH),)
+	PYTHON=$(PYTHON) ARGS="$(ARGS)" tests/versions/try.sh pair $(or $(TRANSFORMERS),$(call pinned,transformers)) $(or $(TORCH),$(call pinned,torch))
+else
+	PYTHON=$(PYTHON) ARGS="$(ARGS)" tests/versions/try.sh floors
+	PYTHON=$(PYTHON) ARGS="$(ARGS)" tests/versions/try.sh newest
+endif
 
 lint: $(VENV)/.graft-dev  ## style, formatting and types
 	$(BIN)/ruff check .

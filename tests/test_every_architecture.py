@@ -1,6 +1,6 @@
 """Every causal-LM type of the installed transformers takes LoRA at `linear` and a series adapter at `mlp`, learns, and comes back.
 
-The numbers of types stand here, so that another version of transformers shows as a failure that says what is new.
+The numbers of types stand here by release, so that a type that came or went shows; a release not yet counted shows as a warning.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import graft
 from graft.architectures.sites import SiteTable
@@ -27,15 +28,27 @@ SAMPLE = {
 """One type for each way of building a block; all are in the slow suite."""
 
 
+COUNTS = {"5.18": 178, "5.23": 189, "5.24": 196}
+"""Causal-LM types by release of transformers."""
+PINNED = "5.23"
+"""The release of constraints.txt."""
+
+
 def _logits(model: Any) -> torch.Tensor:
     out = model(input_ids=tokens(), use_cache=False)
     return out.logits if hasattr(out, "logits") else out[0]
 
 
 def test_the_types_of_the_installed_transformers_are_these() -> None:
-    assert len(TYPES) == 189, "another version of transformers: look at what is new"
-    assert set(UNBUILT) < set(TYPES)
-    assert len(set(TYPES) - set(UNBUILT)) == 184
+    release = ".".join(transformers.__version__.split(".")[:2])
+    counted = COUNTS.get(release)
+    if counted is None:
+        warnings.warn(
+            f"transformers {release} is not in COUNTS: it has {len(TYPES)} types; look at what is new", stacklevel=1
+        )
+    assert len(TYPES) == (counted or len(TYPES)) >= min(COUNTS.values())
+    if release == PINNED:
+        assert set(UNBUILT) < set(TYPES) and len(set(TYPES) - set(UNBUILT)) == COUNTS[PINNED] - len(UNBUILT)
     assert set(TYPES) > WITHOUT_MLP | set(NO_GRADIENT) | SAMPLE
 
 

@@ -11,7 +11,13 @@ from graft.cli import main
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+
+
+def _pins(file: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / file).read_text(), re.MULTILINE))
+
+
+PINS, FLOORS = _pins("constraints.txt"), _pins("tests/versions/floors.txt")
 
 
 def _plain(name: str) -> str:
@@ -29,6 +35,15 @@ def test_what_the_makefile_installs_is_pinned_within_the_bounds_of_the_project()
         name, bound = requirement.split(">=")
         assert _numbers(pins[_plain(name)]) >= _numbers(bound), requirement
     assert pins["torch"] == "2.13.0"
+
+
+def test_every_floor_of_a_core_dependency_is_the_release_that_is_tested() -> None:
+    promised = dict(requirement.split(">=") for requirement in PROJECT["dependencies"])
+    tools = dict(requirement.split(">=") for requirement in PROJECT["optional-dependencies"]["dev"])
+    assert set(promised) <= set(FLOORS) <= set(promised) | set(tools)
+    for name, tested in FLOORS.items():
+        bound = _numbers((promised | tools)[name])
+        assert _numbers(tested) == bound + (0,) * (len(_numbers(tested)) - len(bound)), name
 
 
 def test_the_installed_package_is_this_version_and_has_the_command() -> None:

@@ -260,11 +260,10 @@ def test_a_block_called_without_its_model_says_what_is_missing() -> None:
 
 
 def test_models_without_a_place_for_a_prompt_are_refused() -> None:
-    for family, said in (("mpt", "does not use transformers' attention interface"), ("codegen", "attention interface")):
-        model = tiny(family)
-        with pytest.raises(graft.GraftError, match=said):
-            graft.attach(model, {"a": graft.PromptTuning(tokens=2)})
-        assert graft.names(model) == () and "graft" not in str(type(model).__mro__)
+    model = tiny("mpt")
+    with pytest.raises(graft.GraftError, match="does not use transformers' attention interface"):
+        graft.attach(model, {"a": graft.PromptTuning(tokens=2)})
+    assert graft.names(model) == () and "graft" not in str(type(model).__mro__)
 
 
 def test_a_prompt_takes_positions_from_the_sequence() -> None:

@@ -30,6 +30,7 @@ from graft.attaching.probe import probe
 from graft.attaching.trainer import SavesAdapter
 from graft.attention.cached_text import start_from_text
 from graft.attention.install import ShiftsPositions, uninstall
+from graft.attention.proof import prove_forwards
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer, container_of
 from graft.injection.gated_mlp import NOTE, GatedForward, lead_gated
@@ -65,6 +66,7 @@ def attach(
     try:
         for name, (config, parts) in planned.items():
             _install(root, state, name, config, parts)
+        prove_forwards(root, state)
         probe(root, state, tuple(planned))
     except BaseException:
         for name in planned:

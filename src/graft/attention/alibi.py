@@ -5,7 +5,9 @@ Legend: B rows, H heads, L queries, S keys, D head size.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +25,10 @@ class Alibi:
         return (self.slopes[:, None] * positions[..., None, :]).to(dtype).unsqueeze(-2) * self.scale
 
 
-def slopes_of(num_heads: int, device: torch.device) -> Tensor:
-    """The slope of each head [H]: a series from 2^(-8/n), n the power of two below H, interleaved for the rest."""
-    power = 2 ** (num_heads.bit_length() - 1)
-    series = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    rest = [2 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
-    return torch.tensor(series + rest, device=device)
+def slopes_of(module: Any, device: torch.device) -> Tensor:
+    """The slope of each head [H] of an attention module: what its model file adds at position 1."""
+    build = sys.modules[type(module).__module__].build_alibi_tensor
+    return build(torch.ones(1, 2, device=device), module.num_heads, torch.float32)[:, 0, 1]
 
 
 def biased_mask(bias: Tensor, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:

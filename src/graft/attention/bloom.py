@@ -8,6 +8,7 @@ Legend: B rows, H heads, L queries, S keys, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,25 +17,24 @@ from torch.nn import functional as F
 
 from graft.attention.alibi import Alibi, biased_mask, slopes_of
 from graft.attention.functions import attend, current_context, needed
+from graft.attention.own_forward import OwnForward, with_past
+from graft.injection.arguments import given_to
 from graft.injection.substitution import register_mixin
 
 
 @register_mixin
-class BloomForward:
+class BloomForward(OwnForward):
     """Mixin for `BloomAttention`."""
 
-    def forward(
-        self: Any, hidden_states: Tensor, residual: Tensor, alibi: Tensor, attention_mask: Tensor | None, layer_past: Any = None,
-        use_cache: bool = False, output_attentions: bool = False, **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         if not needed(self):
-            return super().forward(  # pyright: ignore
-                hidden_states, residual, alibi, attention_mask, layer_past=layer_past, use_cache=use_cache,
-                output_attentions=output_attentions, **kwargs,
-            )  # fmt: skip
-        query_BHLD, key_BHSD, value_BHSD = self._reshape(self.query_key_value(hidden_states))
-        if layer_past is not None:
-            key_BHSD, value_BHSD = layer_past.update(key_BHSD, value_BHSD, self.layer_idx)
+            return super().forward(*args, **kwargs)  # pyright: ignore
+        return self.through_function(given_to(self, args, kwargs))
+
+    def through_function(self: Any, given: Mapping[str, Any], exact: bool = True) -> tuple[Tensor, Tensor | None]:
+        alibi, attention_mask = given["alibi"], given["attention_mask"]
+        query_BHLD, key_BHSD, value_BHSD = self._reshape(self.query_key_value(given["hidden_states"]))
+        key_BHSD, value_BHSD = with_past(self, given, key_BHSD, value_BHSD)
         bias = alibi.view(-1, self.num_heads, 1, alibi.shape[-1])[..., : key_BHSD.shape[2]]
         flat = current_context(self).flat
 
@@ -42,13 +42,13 @@ class BloomForward:
             return _as_bloom_does(self, query_BHLD, key_BHSD, value_BHSD, alibi, attention_mask)
 
         output_BLHD, weights = attend(
-            self, "eager" if output_attentions else "sdpa", query_BHLD, key_BHSD, value_BHSD,
-            None if flat else biased_mask(bias, attention_mask, query_BHLD, key_BHSD), alibi=Alibi(slopes_of(self.num_heads, alibi.device)),
-            own=own, scaling=self.inv_norm_factor, dropout=self.attention_dropout.p if self.training else 0.0,
+            self, "eager" if given.get("output_attentions") else "sdpa", query_BHLD, key_BHSD, value_BHSD,
+            None if flat else biased_mask(bias, attention_mask, query_BHLD, key_BHSD), alibi=Alibi(slopes_of(self, alibi.device)),
+            own=own if exact else None, scaling=self.inv_norm_factor, dropout=self.attention_dropout.p if self.training else 0.0,
             is_causal=None if flat else False,
         )  # fmt: skip
         output = self.dense(output_BLHD.flatten(2))
-        return residual + F.dropout(output, self.hidden_dropout, self.training), weights
+        return given["residual"] + F.dropout(output, self.hidden_dropout, self.training), weights
 
 
 def _as_bloom_does(

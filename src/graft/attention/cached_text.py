@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from graft.adapters.hooks import AttentionAdapter
+from graft.attention.proof import prove_forwards
 from graft.errors import GraftError
 from graft.injection.modes import evaluation_mode
 from graft.injection.state import State
@@ -26,6 +27,7 @@ def start_from_text(
     size = root.get_input_embeddings().num_embeddings
     if unknown := [number for number in ids if not 0 <= number < size]:
         raise GraftError(f"init_ids: {unknown[0]} is no row of an embedding of {size}")
+    prove_forwards(root, state)
     recording: PromptCache = {}
     device = root.get_input_embeddings().weight.device
     with evaluation_mode(root, state), torch.no_grad(), state.carrying(ForwardContext(recording=recording)):

@@ -9,39 +9,41 @@ Legend: B rows, H heads, K key-value heads as the module holds them, L queries, 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from graft.attention.alibi import Alibi, biased_mask, slopes_of
 from graft.attention.functions import attend, current_context, needed
+from graft.attention.own_forward import OwnForward, with_past
+from graft.injection.arguments import given_to
 from graft.injection.substitution import register_mixin
 
 
 @register_mixin
-class FalconForward:
+class FalconForward(OwnForward):
     """Mixin for `FalconAttention`."""
 
-    def forward(
-        self: Any, hidden_states: Tensor, alibi: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None = None,
-        layer_past: Any = None, use_cache: bool = False, output_attentions: bool = False, position_embeddings: Any = None, **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         if not needed(self):
-            return super().forward(  # pyright: ignore
-                hidden_states, alibi, attention_mask, position_ids=position_ids, layer_past=layer_past, use_cache=use_cache,
-                output_attentions=output_attentions, position_embeddings=position_embeddings, **kwargs,
-            )  # fmt: skip
-        query, key, value = (part.transpose(1, 2) for part in self._split_heads(self.query_key_value(hidden_states)))
+            return super().forward(*args, **kwargs)  # pyright: ignore
+        return self.through_function(given_to(self, args, kwargs))
+
+    def through_function(self: Any, given: Mapping[str, Any], exact: bool = True) -> tuple[Tensor, Tensor | None]:
+        alibi, output_attentions, fused = (
+            given["alibi"], given.get("output_attentions"), self.query_key_value(given["hidden_states"])
+        )  # fmt: skip
+        query, key, value = (part.transpose(1, 2) for part in self._split_heads(fused))
         if alibi is None:
             rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb
-            query, key = rotate(query, key, *position_embeddings)
-        if layer_past is not None:
-            key, value = layer_past.update(key, value, self.layer_idx)
-        mask, bias, dropout = attention_mask, None, 0.0
+            query, key = rotate(query, key, *given["position_embeddings"])
+        key, value = with_past(self, given, key, value)
+        mask, bias, dropout = given["attention_mask"], None, 0.0
         if alibi is not None:
             twice = output_attentions or self.config._attn_implementation == "eager"
             # Falcon multiplies by bfloat16 slopes and scales the sum of scores and ALiBi.
-            bias = Alibi(slopes_of(self.num_heads, alibi.device).bfloat16(), (2 if twice else 1) * self.inv_norm_factor)
+            bias = Alibi(slopes_of(self, alibi.device).bfloat16(), (2 if twice else 1) * self.inv_norm_factor)
             if not current_context(self).flat:
                 mask = _mask(
                     alibi.view(-1, self.num_heads, 1, alibi.shape[-1]) * self.inv_norm_factor, mask, query, key, twice

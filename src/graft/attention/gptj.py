@@ -1,59 +1,58 @@
-"""GPT-J's attention through the attention function (Wang and Komatsuzaki 2021; rotary positions on the first `rotary_dim` features).
+"""GPT-J's attention through the attention function, up to transformers 5.23 (Wang and Komatsuzaki 2021; rotary positions).
 
-Used only while virtual tokens or a token-flat batch need it; the original forward serves everything else.
+From 5.24 on GPT-J calls the attention interface itself, and this file is not used. Used only while virtual tokens or a token-flat batch
+need it; the original forward serves everything else.
 
 Legend: B rows, H heads, L queries, S keys, D head size, R rotated features.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from graft.attention.functions import attend, needed
+from graft.attention.own_forward import OwnForward, with_past
+from graft.injection.arguments import given_to
 from graft.injection.substitution import register_mixin
 
 
 @register_mixin
-class GPTJForward:
+class GPTJForward(OwnForward):
     """Mixin for `GPTJAttention`."""
 
-    def forward(
-        self: Any, hidden_states: Tensor, layer_past: Any = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        use_cache: bool | None = False, output_attentions: bool | None = False, **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         if not needed(self):
-            return super().forward(  # pyright: ignore
-                hidden_states, layer_past=layer_past, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
-                output_attentions=output_attentions, **kwargs,
-            )  # fmt: skip
+            return super().forward(*args, **kwargs)  # pyright: ignore
+        return self.through_function(given_to(self, args, kwargs))
+
+    def through_function(self: Any, given: Mapping[str, Any], exact: bool = True) -> tuple[Tensor, Tensor | None]:
+        hidden_states, mask, position_ids = given["hidden_states"], given.get("attention_mask"), given["position_ids"]
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.head_dim)
         query_BLHD, key_BLHD, value_BLHD = (
             layer(hidden_states).view(shape) for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        assert position_ids is not None
         table = self.embed_positions.to(position_ids.device)[position_ids].to(key_BLHD.dtype)
-        query_BLHD, key_BLHD = (_rotated(x, table, self.pos_embd_dim) for x in (query_BLHD, key_BLHD))
+        query_BLHD, key_BLHD = (self._turned(x, table) for x in (query_BLHD, key_BLHD))
         query, key, value = (x.transpose(1, 2) for x in (query_BLHD, key_BLHD, value_BLHD))
-        if layer_past is not None:
-            key, value = layer_past.update(key, value, self.layer_idx)
+        key, value = with_past(self, given, key, value)
 
         def own() -> tuple[Tensor, Tensor]:
-            output_BHLD, weights = self._attn(query, key, value, attention_mask)
+            output_BHLD, weights = self._attn(query, key, value, mask)
             return output_BHLD.transpose(1, 2), weights
 
         output_BLHD, weights = attend(
-            self, "eager" if output_attentions else "sdpa", query, key, value, attention_mask, own=own,
+            self, "eager" if given.get("output_attentions") else "sdpa", query, key, value, mask, own=own if exact else None,
             scaling=float(self.head_dim) ** -0.5, dropout=self.attn_dropout.p if self.training else 0.0,
         )  # fmt: skip
         return self.resid_dropout(self.out_proj(output_BLHD.flatten(2))), weights
 
-
-def _rotated(x_BLHD: Tensor, table_BLR: Tensor, rotary_dim: int) -> Tensor:
-    """Rotate each neighbouring pair (2i, 2i + 1) of the first R features by the position's angle; the rest passes."""
-    sin, cos = (half.repeat_interleave(2, -1).unsqueeze(2) for half in table_BLR.chunk(2, -1))
-    x, rest = x_BLHD[..., :rotary_dim], x_BLHD[..., rotary_dim:]
-    turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
-    return torch.cat((x * cos + turned * sin, rest), -1)
+    def _turned(self: Any, x_BLHD: Tensor, table_BLR: Tensor) -> Tensor:
+        """The first R features rotated by the position's angle, as the model file rotates; the rest passes."""
+        rotate, (sin, cos) = sys.modules[type(self).__module__].apply_rotary_pos_emb, table_BLR.chunk(2, -1)
+        size = self.pos_embd_dim
+        return torch.cat([rotate(x_BLHD[..., :size], sin, cos), x_BLHD[..., size:]], -1)

@@ -1,7 +1,7 @@
 """Lead the attention modules of a model to the attention function, and back.
 
-Families that use transformers' attention interface get a shadow config on each attention module; GPT-J, BLOOM, Falcon and DeBERTa get a
-forward of ours by class substitution; any other family is refused, because nothing would call the function.
+A module whose forward uses transformers' attention interface gets a shadow config; the others of GPT-J (up to transformers 5.23), BLOOM,
+Falcon and DeBERTa get a forward of ours by class substitution; any other is refused, because nothing would call the function.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from graft.attention.deberta import DebertaForward, DebertaV2Forward
 from graft.attention.falcon import FalconForward
 from graft.attention.functions import BACKENDS, register
 from graft.attention.gptj import GPTJForward
+from graft.attention.proof import prove_forwards
 from graft.attention.relative import TABLE
 from graft.attention.virtual import position_shifts
 from graft.errors import GraftError
+from graft.injection.arguments import cached_tokens, given_to
 from graft.injection.state import State, site_table_of, unwrapped
 from graft.injection.substitution import own_class, register_mixin, restore, substitute
 
@@ -44,7 +46,7 @@ class ShiftsPositions:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: State = self.__dict__["graft_state"]
         table: dict[str, int] = self.__dict__["graft_shifts"]
-        given = inspect.signature(self.graft_base.forward).bind_partial(self, *args, **kwargs).arguments
+        given = given_to(self, args, kwargs)
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         assert tokens is not None
         shift = position_shifts(table, state, state.current, tokens.shape[0], tokens.device)
@@ -53,14 +55,11 @@ class ShiftsPositions:
         positions = given.get("position_ids")
         if positions is None:
             positions = self._own_positions(tokens, given)
-        given.update(given.pop("kwargs", {}))
-        given.pop("self")
         return super().forward(**{**given, "position_ids": positions + shift})  # pyright: ignore
 
     def _own_positions(self: Any, tokens: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
         """The positions that the model itself would use."""
-        past = given.get("past_key_values")
-        seen = int(past.get_seq_length()) if past is not None else 0
+        seen = cached_tokens(given)
         mask = given.get("attention_mask")
         if self.__dict__["graft_positions"] == "mask" and mask is not None and mask.dim() == 2:
             return ((mask.cumsum(1) - 1) * mask)[:, seen:].long()
@@ -75,18 +74,9 @@ def install(module: nn.Module, state: State, path: str) -> None:
     """Make one attention module call the attention function. Raises `GraftError` for a module that has no way to."""
     if "graft_attention" in module.__dict__:
         return
-    name = type(module).__name__
+    name, config = type(module).__name__, getattr(module, "config", None)
     own = OWN_FORWARDS.get((type(module).__module__.rpartition(".modeling_")[2], name))
-    if own is not None:
-        substitute(module, own)
-    else:
-        config = getattr(module, "config", None)
-        source = inspect.getsource(inspect.unwrap(own_class(module).forward))
-        if config is None or "ALL_ATTENTION_FUNCTIONS" not in source:
-            raise GraftError(
-                f"'{path}' ({name}) does not use transformers' attention interface, so prefix adapters and token-flat "
-                "batches cannot act in it"
-            )
+    if config is not None and _uses_interface(module):
         backend = getattr(config, "_attn_implementation", None) or "eager"
         if backend not in BACKENDS:
             raise GraftError(
@@ -94,8 +84,20 @@ def install(module: nn.Module, state: State, path: str) -> None:
             )
         register()
         module.config = shadow_of(config)
+    elif own is not None:
+        substitute(module, own)
+    else:
+        raise GraftError(
+            f"'{path}' ({name}) does not use transformers' attention interface, so prefix adapters and token-flat "
+            "batches cannot act in it"
+        )
     module.__dict__["graft_state"] = state
     module.__dict__["graft_attention"] = True
+
+
+def _uses_interface(module: nn.Module) -> bool:
+    """Whether the module's own forward calls whatever attention function its config names. GPT-J's does from transformers 5.24 on."""
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(inspect.unwrap(own_class(module).forward))
 
 
 def uninstall(module: nn.Module, path: str) -> None:
@@ -167,6 +169,7 @@ def flat_attention(model: nn.Module) -> Iterator[None]:
             if "graft_attention" not in module.__dict__:
                 install(module, state, path)
                 fresh.append((path, module))
+        prove_forwards(root, state)
         yield
     finally:
         for path, module in fresh:

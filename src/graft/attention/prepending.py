@@ -9,7 +9,6 @@ Legend: B rows, L length, P virtual tokens of the row that has most, S = P + L, 
 
 from __future__ import annotations
 
-import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from graft.attention.virtual import compiled_choice
 from graft.errors import GraftError
+from graft.injection.arguments import given_to
 from graft.injection.container import AdapterContainer
 from graft.injection.state import State
 from graft.injection.substitution import register_mixin
@@ -112,14 +112,12 @@ class PrependsPrompts:
     """Mixin for the module that owns an encoder's blocks."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(self.graft_base.forward).bind_partial(self, *args, **kwargs).arguments
+        given = given_to(self, args, kwargs)
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         container, state = self._modules["graft"], self.__dict__["graft_state"]
         layout = None if tokens is None else layout_of(container, state, *tokens.shape[:2])
         if layout is None:
             return super().forward(*args, **kwargs)  # pyright: ignore
-        given.pop("self")
-        given |= given.pop("kwargs", {})
         given["attention_mask"] = layout.mask(given.get("attention_mask"))
         with nullcontext() if torch.compiler.is_compiling() else state.carrying(_longer(state.current, layout)):
             output = self._run_behind(given, layout) if layout.behind_positions else self._run_embedded(given, layout)
@@ -161,9 +159,7 @@ class SeesLongerEncoder:
     """Mixin for the module that owns the blocks of a decoder behind such an encoder."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(self.graft_base.forward).bind_partial(self, *args, **kwargs).arguments
-        given.pop("self")
-        given |= given.pop("kwargs", {})
+        given = given_to(self, args, kwargs)
         encoded, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
         container, state = self._modules["graft"], self.__dict__["graft_state"]
         if encoded is None:

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KNOWN = {"scaling", "sliding_window", "dropout", "is_causal", "output_attentions", "use_cache", "past_key_values"}
+from graft.injection.arguments import CACHE_NAMES
+
+KNOWN = {"scaling", "sliding_window", "dropout", "is_causal", "output_attentions", "use_cache", *CACHE_NAMES}
 """Arguments of an attention call that the kernel serves, or that change nothing in a flat batch."""
 LARGEST_HEAD = 256
 

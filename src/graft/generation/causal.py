@@ -23,6 +23,7 @@ from transformers import DynamicCache, StaticCache
 from graft.errors import GraftError, did_you_mean
 from graft.generation.batching import pad_left, routed
 from graft.generation.requests import Request
+from graft.injection.arguments import cache_name
 from graft.injection.state import unwrapped
 
 CacheKind = Literal["dynamic", "static", "compiled"]
@@ -46,6 +47,7 @@ class CausalBatch:
         self.live = len(requests)
         """Number of running rows. They come first; the rows after them are copies that keep the batch's size."""
         self._takes = inspect.signature(root.forward).parameters
+        self._cache_name = cache_name(root.forward) or "past_key_values"
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
         config = root.config.get_text_config()
         if cache == "dynamic":
@@ -73,9 +75,8 @@ class CausalBatch:
         placed = {"position_ids": positions_BL} if "position_ids" in self._takes else {}
         run = self.model if first else self._step  # prompts have a new length in every batch: not worth compiling
         with torch.no_grad(), routed(self.model, self.adapters, self.mask[:, : ids_BL.shape[1]] if first else None):
-            out = run(
-                input_ids=ids_BL, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **placed, **self._last_only
-            )  # fmt: skip
+            more: dict[str, Any] = {self._cache_name: self.cache, **placed, **self._last_only}
+            out = run(input_ids=ids_BL, attention_mask=self.mask, use_cache=True, **more)
         return out.logits[: self.live, -1]
 
     def select(self, index: Tensor) -> None:

@@ -20,6 +20,7 @@ from graft.errors import GraftError
 from graft.generation.batching import routed
 from graft.generation.causal import CacheKind, CausalBatch
 from graft.generation.requests import Request
+from graft.injection.arguments import cache_name
 from graft.injection.state import unwrapped
 
 
@@ -38,6 +39,7 @@ class Seq2SeqBatch:
         self.mask = (torch.arange(length) < counts_B[:, None]).long().to(self.device)
         config = root.config.get_text_config()
         self.cache: Any = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        self._cache_name = cache_name(root.forward) or "past_key_values"
         self.encoded_BLD: Tensor | None = None
 
     def forward(self, tokens_B: Tensor | None = None) -> Tensor:
@@ -50,7 +52,7 @@ class Seq2SeqBatch:
                 tokens_B = torch.full((len(self.ids),), start, device=self.device)
             out = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=self.encoded_BLD),  # pyright: ignore[reportArgumentType]
-                attention_mask=self.mask, decoder_input_ids=tokens_B[:, None], past_key_values=self.cache, use_cache=True,
+                attention_mask=self.mask, decoder_input_ids=tokens_B[:, None], use_cache=True, **{self._cache_name: self.cache},
             )  # fmt: skip
         return out.logits[:, -1]
 

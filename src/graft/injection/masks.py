@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from graft.injection.arguments import cached_tokens, given_to
 from graft.injection.state import State
 from graft.injection.substitution import register_mixin
 
@@ -20,12 +20,12 @@ class NotesMask:
         state: State = self.__dict__["graft_state"]
         if state.current.rows is None or state.current.flat or torch.compiler.is_compiling():
             return super().forward(*args, **kwargs)  # pyright: ignore
-        given = inspect.signature(self.graft_base.forward).bind_partial(self, *args, **kwargs).arguments
+        given = given_to(self, args, kwargs)
         mask = given.get("attention_mask")
         if mask is None:
             tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-            past = given.get("past_key_values")
-            seen = int(past.get_seq_length()) if past is not None else 0
-            mask = None if tokens is None else torch.ones(tokens.shape[0], seen + tokens.shape[1], device=tokens.device)
+            if tokens is not None:
+                length = cached_tokens(given) + tokens.shape[1]
+                mask = torch.ones(tokens.shape[0], length, device=tokens.device)
         with state.entered(replace(state.current, mask=mask, _groups={})):
             return super().forward(*args, **kwargs)  # pyright: ignore

@@ -107,11 +107,14 @@ class State:
     """Keys and values of virtual tokens, kept while the weights they come from stay the same."""
     silu_product: Callable[[Tensor, Tensor], Tensor | None] | None = None
     """A kernel for silu(e) * u, while one is in use; None for what it does not take."""
+    proved_forwards: set[type[nn.Module]] = field(default_factory=set)
+    """Attention classes whose forward of ours equals the installed transformers'."""
     recording_in_graph: tuple[str, PromptCache] | None = None
     """For compiled graphs, which do not know the pass: whose virtual tokens run through the model, and `ForwardContext.recording`."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "site_table": None, "proved": set()}  # both are found again
+        found_again = {"site_table": None, "proved": set(), "proved_forwards": set()}
+        return {**self.__dict__, **found_again}
 
     def adapter(self, name: str) -> AttachedAdapter:
         """Look an adapter up. Raises `GraftError` with the names that exist."""
