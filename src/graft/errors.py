@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 
@@ -38,6 +38,11 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """A sentence to append to an error message, or an empty string: " Did you mean 'rank'?"."""
     found = nearest(name, allowed)
     return f" Did you mean '{found}'?" if found else ""
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names for a message: the first `most` of them, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def require(module: str, extra: str) -> ModuleType:
