@@ -16,7 +16,7 @@ from torch import nn
 
 from graft.architectures.sites import SiteTable
 from graft.attention.bloom import BloomForward
-from graft.attention.config_view import Shadow, shadow_of
+from graft.attention.config_view import ConfigView, view_of
 from graft.attention.deberta import DebertaForward, DebertaV2Forward
 from graft.attention.falcon import FalconForward
 from graft.attention.functions import BACKENDS, register
@@ -83,7 +83,7 @@ def install(module: nn.Module, state: State, path: str) -> None:
                 f"attention backend '{backend}' is not supported here; load the base with one of: {', '.join(BACKENDS)}"
             )
         register()
-        module.config = shadow_of(config)
+        module.config = view_of(config)
     elif own is not None:
         substitute(module, own)
     else:
@@ -105,7 +105,7 @@ def uninstall(module: nn.Module, path: str) -> None:
     if module.__dict__.pop("graft_attention", None) is None:
         return
     module.__dict__.pop("graft_relative", None)
-    if isinstance(config := module.config if hasattr(module, "config") else None, Shadow):
+    if isinstance(config := module.config if hasattr(module, "config") else None, ConfigView):
         module.config = config.graft_original
 
 
