@@ -39,7 +39,8 @@ def with_columns(module: nn.Module, bias: Tensor, rows: VirtualTokens, query: Te
     count_B1 = moved_BP.sum(-1, keepdim=True)
     front = _bias_at(owner, rows.offsets - count_B1 * moved_BP, at_L).to(bias.dtype)
     columns = torch.where((rows.offsets != 0)[:, None, None, :], front, columns)
-    table: Any = getattr(module._modules["graft"], "attention", {})
+    container: Any = module._modules["graft"]
+    table = container.hooks.keys_values
     if any(adapter.position_shift < 0 for adapters in table.values() for adapter in adapters):
         at_BS = torch.arange(key.shape[2], device=key.device) + count_B1
         bias = torch.where((count_B1 > 0)[:, None, None, :], _bias_at(owner, at_BS, at_L).to(bias.dtype), bias)
