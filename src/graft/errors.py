@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 
@@ -39,6 +39,11 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return a sentence to append to an error message, like " Did you mean 'rank'?", or an empty string if no name is close."""
     found = nearest(name, allowed)
     return f" Did you mean '{found}'?" if found else ""
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names for a message: the first `most` of them, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def require(module: str, extra: str) -> ModuleType:

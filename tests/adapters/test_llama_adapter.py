@@ -178,6 +178,6 @@ def test_a_fresh_one_changes_nothing_and_rows_padding_and_segments_do_not_mix(fa
 
 def test_attention_that_has_no_place_for_a_second_one_is_an_error() -> None:
     model = tiny("deberta-v2")
-    with pytest.raises(graft.GraftError, match="does not run in DeBERTa"):
+    with pytest.raises(graft.GraftError, match="cannot run in DeBERTa"):
         graft.attach(model, {"a": graft.LLaMAAdapter()})
     assert graft.names(model) == ()

@@ -45,9 +45,9 @@ def test_what_a_text_cannot_start_is_an_error() -> None:
     with pytest.raises(graft.GraftError, match="no token ids yet"):
         graft.attach(base("llama"), {"a": config})
     assert config.tokenised(tokenizer).init_ids == tuple(tokenizer("hi")["input_ids"])
-    with pytest.raises(graft.GraftError, match="is no row of an embedding of 61"):
+    with pytest.raises(graft.GraftError, match="is not a token id of this base, which has 61"):
         graft.attach(base("llama"), {"a": config.tokenised(tokenizer)})
-    with pytest.raises(graft.GraftError, match="does not say which keys and values"):
+    with pytest.raises(graft.GraftError, match="does not show the keys and values"):
         graft.attach(
             tiny("deberta-v2"), {"a": graft.Prefix(tokens=4, init="text", init_ids=TEXT, positions="after_prefix")}
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import graft
 from graft.attention import flat_attention
-from graft.attention.config_view import Shadow
+from graft.attention.config_view import ConfigView
 from graft.attention.install import OWN_FORWARDS, install, uninstall
 from graft.attention.own_forward import OwnForward
 from graft.injection.state import State
@@ -120,6 +120,6 @@ def test_a_module_that_calls_the_interface_needs_no_forward_of_ours() -> None:
     type(module).__module__ = "transformers.models.gptj.modeling_gptj"
     config = module.config
     install(module, State(), "h.0.attn")
-    assert isinstance(module.config, Shadow) and type(module) is GPTJAttention
+    assert isinstance(module.config, ConfigView) and type(module) is GPTJAttention
     uninstall(module, "h.0.attn")
     assert module.config is config

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM
 
 import graft
-from graft.attention.config_view import Shadow
+from graft.attention.config_view import ConfigView
 from tests.families.zoo import MODERN, TABLE, batch, tiny
 
 
@@ -51,16 +51,16 @@ def test_changing_the_backend_of_a_grafted_model_is_followed() -> None:
     assert not after.attentions[0][batch()["attention_mask"].bool().all(1)].sum(-1).allclose(torch.ones(1))
 
 
-def test_a_shadow_shares_every_other_attribute_and_survives_copying() -> None:
+def test_a_view_shares_every_other_attribute_and_survives_copying() -> None:
     model = tiny("llama")
     graft.attach(model, {"p": graft.Prefix(tokens=3)})
-    shadow = model.model.layers[0].self_attn.config
-    assert isinstance(shadow, Shadow) and isinstance(shadow, type(model.config))
-    assert shadow.hidden_size == 32
+    view = model.model.layers[0].self_attn.config
+    assert isinstance(view, ConfigView) and isinstance(view, type(model.config))
+    assert view.hidden_size == 32
     model.config.rms_norm_eps = 0.5
-    assert shadow.rms_norm_eps == 0.5
-    for again in (copy.deepcopy(shadow), pickle.loads(pickle.dumps(shadow))):
-        assert isinstance(again, Shadow) and again.hidden_size == 32
+    assert view.rms_norm_eps == 0.5
+    for again in (copy.deepcopy(view), pickle.loads(pickle.dumps(view))):
+        assert isinstance(again, ConfigView) and again.hidden_size == 32
 
 
 @pytest.mark.parametrize("family", TABLE)
@@ -74,6 +74,6 @@ def test_detaching_a_prefix_gives_every_class_and_config_back(family: str) -> No
     graft.detach(model)
     assert [type(module) for module in model.modules()] == classes
     assert [set(module.__dict__) for module in model.modules()] == dicts
-    assert not any(isinstance(getattr(module, "config", None), Shadow) for module in model.modules())
+    assert not any(isinstance(getattr(module, "config", None), ConfigView) for module in model.modules())
     with torch.no_grad():
         assert torch.equal(model(**batch()).logits, before)

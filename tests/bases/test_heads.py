@@ -59,7 +59,9 @@ def test_an_encoder_that_lacks_weights_of_its_body_is_refused(tmp_path: Path) ->
     tensors = load_file(folder / "model.safetensors")
     del tensors["encoder.layer.1.output.dense.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(GraftError, match=r"lack those of 'bert\.encoder\.layer\.1\.output\.dense', which is not part"):
+    with pytest.raises(
+        GraftError, match=r"lack the weights of 'bert\.encoder\.layer\.1\.output\.dense', which is not part"
+    ):
         load_base(BaseConfig(model=str(folder), device="cpu"), "classification", ("a", "b"))
 
 
@@ -161,7 +163,7 @@ def test_a_fresh_head_may_have_another_number_of_classes(tmp_path: Path, family:
     config = _with_own_head(tmp_path, family, ("no", "yes"))
     with pytest.raises(
         GraftError,
-        match=r"brings a head for 2 labels \(no, yes\), but the data have 3: base.head: fresh draws a new one",
+        match=r"has a head for 2 labels \(no, yes\), but the data have 3: base.head: fresh draws a new one",
     ):
         load_base(config, "classification", ("a", "b", "c"))
     base = load_base(config.model_copy(update={"head": "fresh"}), "classification", ("a", "b", "c"))
@@ -177,6 +179,6 @@ def test_a_fresh_head_may_have_another_number_of_classes(tmp_path: Path, family:
 def test_a_fresh_head_is_for_tasks_that_have_one(tmp_path: Path) -> None:
     config = BaseConfig(model=str(save_task_base(tmp_path / "base", "llama")), device="cpu", head="fresh")
     with pytest.raises(
-        GraftError, match=r"base.head: fresh is for data.task classification and regression; this run's is causal"
+        GraftError, match=r"base.head: fresh is for data.task classification and regression; this run has causal"
     ):
         load_base(config)

@@ -212,7 +212,7 @@ def test_merging_an_adapted_head_that_shares_the_embeddings_weight_gives_it_its_
 @pytest.mark.parametrize("kind", ["series", "prefix"])
 def test_a_kind_that_cannot_be_merged_says_what_to_do_and_writes_nothing(kind: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {kind: {"kind": kind}})
-    with pytest.raises(GraftError, match=f"{kind} adapters compute what no weight of the base can.*graft chat"):
+    with pytest.raises(GraftError, match=f"{kind} adapters compute what the base.s weights cannot express.*graft chat"):
         graft_command("merge", run, "--to", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

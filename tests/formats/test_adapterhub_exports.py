@@ -211,17 +211,17 @@ def test_a_classifiers_head_goes_along(family: str, tmp_path: Path) -> None:
         ("llama", graft.LoRA(rank=2, sites="attn.q mlp.gate"), "sites other than attn.q, attn.k, attn.v, mlp.down, mlp.up"),
         ("llama", graft.LoRA(rank=2, sites="attn.q@1"), "some layers of a site only"),
         ("t5", graft.LoRA(rank=2, sites="attn.q cross.v"), "other matrices in cross-attention"),
-        ("t5", graft.Series(bottleneck=4, sites="decoder.mlp"), "library would put a fresh one"),
-        ("llama", graft.Series(bottleneck=4, sites="attn@0 mlp@1"), "library would put a fresh one"),
+        ("t5", graft.Series(bottleneck=4, sites="decoder.mlp"), "library would put an untrained one"),
+        ("llama", graft.Series(bottleneck=4, sites="attn@0 mlp@1"), "library would put an untrained one"),
         ("llama", graft.Prefix(tokens=2, positions="after_prefix"), "positions: after_prefix"),
         ("llama", graft.Prefix(tokens=2, sites="attn@0"), "some layers only"),
         ("llama", graft.PromptTuning(tokens=2), "a base of type llama, where the library has none"),
         ("bert", graft.PromptTuning(tokens=2), "positions of their own"),
-        ("bert", graft.ReFT(form="direft"), "its file forgets that it is"),
+        ("bert", graft.ReFT(form="direft"), "which its file does not tell from noreft"),
         ("bert", graft.ReFT(positions="all"), "positions: all"),
         ("gpt2", graft.Compacter(bottleneck=8, rank=2, rule_rank=1), "two ranks"),
         ("gptj", graft.Series(bottleneck=4, reads="stream", sites="mlp"), "reads: stream at the mlp of a gptj"),
-        ("bloom", graft.Series(bottleneck=4), "AdapterHub has the adapters of a 'bloom' is not known here"),
+        ("bloom", graft.Series(bottleneck=4), "AdapterHub keeps the adapters of a 'bloom'"),
         ("bert", graft.Head(sites="head"), "what a head alone does"),
     ],
 )  # fmt: skip
@@ -241,5 +241,5 @@ def test_a_stream_behind_gptjs_attention_is_not_read_for_the_one_before_it(tmp_p
     config = json.loads(path.read_text())
     config["config"]["original_ln_before"] = True
     path.write_text(json.dumps(config))
-    with pytest.raises(graft.GraftError, match="a residual stream with the attention's output in it"):
+    with pytest.raises(graft.GraftError, match="a residual stream that already holds the attention's output"):
         graft.load(base("gptj"), tmp_path / "out", name="a")

@@ -46,7 +46,7 @@ TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "int
 
 
 def test_alpha_must_be_given(tmp_path: Path) -> None:
-    with pytest.raises(graft.GraftError, match="do not say alpha"):
+    with pytest.raises(graft.GraftError, match="do not hold alpha"):
         graft.load(roberta(**TINY), small(tmp_path))
 
 
@@ -58,5 +58,5 @@ def test_tensors_without_a_module_are_listed(tmp_path: Path) -> None:
 
 def test_another_file_is_named(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "x.bin")
-    with pytest.raises(graft.GraftError, match="no file of loralib"):
+    with pytest.raises(graft.GraftError, match="not a loralib file"):
         graft.load(roberta(**TINY), tmp_path / "x.bin", alpha=4)

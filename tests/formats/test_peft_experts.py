@@ -131,7 +131,7 @@ def test_the_layout_of_peft_up_to_0_18_is_told_by_shape_and_where_sizes_are_equa
     ("names", "reason"),
     [
         (["experts.gate_up"], "'experts.gate_up' is not in this base"),
-        (["mlp.gate.weight"], "neither the weight of a linear layer nor that of experts"),
+        (["mlp.gate.weight"], "is not a weight of a linear layer or of experts"),
     ],
 )
 def test_parameters_without_a_site_are_named(names: list[str], reason: str, tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_dropout_goes_with_a_note_and_servers_are_not_given_experts(tmp_path: Pa
     model = _model("mixtral")
     graft.attach(model, {"a": EXPERTS.model_copy(update={"dropout": 0.1})})
     notes = graft.export(model, "a", tmp_path / "peft")
-    assert notes == ["dropout is not written: PEFT takes none beside LoRAs on experts"]
-    with pytest.raises(graft.GraftError, match="vllm does not read LoRAs on experts"):
+    assert notes == ["dropout is not written: PEFT allows none together with LoRAs on experts"]
+    with pytest.raises(graft.GraftError, match="vllm ignores LoRAs on experts"):
         graft.export(model, "a", tmp_path / "served", serving="vllm")
 
 
@@ -173,7 +173,7 @@ def test_layers_that_peft_would_take_for_experts_are_refused(tmp_path: Path) -> 
     model = _model("deepseek_v3")
     graft.attach(model, {"a": spec})
     with pytest.raises(
-        graft.GraftError, match="PEFT takes 'down_proj', 'gate_proj', 'up_proj' of deepseek_v3 for the experts"
+        graft.GraftError, match="PEFT takes 'down_proj', 'gate_proj', 'up_proj' of deepseek_v3 for its experts"
     ):
         graft.export(model, "a", tmp_path / "peft")
     graft.export(model, "a", tmp_path / "served", serving="vllm")

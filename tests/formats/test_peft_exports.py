@@ -101,8 +101,8 @@ def test_names_of_targets_are_short(tmp_path: Path) -> None:
     ("spec", "reason"),
     [
         (graft.Series(), "PEFT has no kind that computes what 'series' does"),
-        ([graft.LoRA(), graft.Prefix()], "one PEFT folder holds one kind"),
-        (graft.Full(sites="head"), "beside another kind only"),
+        ([graft.LoRA(), graft.Prefix()], "a PEFT folder holds one kind"),
+        (graft.Full(sites="head"), "only together with another kind"),
         (
             graft.LLaMAAdapter(),
             "compute gate: layer, squash: none, adds: before_o; this adapter has gate: head, squash: tanh",

@@ -14,6 +14,7 @@ import torch
 
 import graft
 from graft.adapters.base import AdapterConfig
+from graft.adapters.parsing import parse
 from graft.generation.generate import generate
 from graft.generation.requests import Decoding, Generated, Request
 from tests.small import small_model
@@ -41,14 +42,14 @@ def example(kind: type[AdapterConfig]) -> dict[str, Any]:
 def attached(family: str, spec: dict[str, Any]) -> Any:
     """A base with an adapter that shows."""
     model = small_model(family)
-    sites = graft.adapters.parse(spec).sites
+    sites = parse(spec).sites
     lacking = set(sites.split() if isinstance(sites, str) else sites) - set(graft.sites(model))
     if lacking:
         pytest.skip(f"{family} has no {', '.join(lacking)}, where this kind acts")
     graft.attach(model, {"own": spec})
     draw = torch.Generator().manual_seed(3)
     # What starts as the identity is added to something; what does not stands for itself and has to be heard beside the base.
-    scale = 0.3 if graft.adapters.parse(spec).starts_as_identity else 2.0
+    scale = 0.3 if parse(spec).starts_as_identity else 2.0
     with torch.no_grad():
         for _, parameter in graft.parameters(model, "own"):
             parameter.add_(torch.randn(parameter.shape, generator=draw) * scale)

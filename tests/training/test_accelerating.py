@@ -142,7 +142,7 @@ def test_demands_that_cannot_be_met_are_errors(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert chosen("auto", cpu) is chosen("off", cuda) is chosen("auto", cuda) is None
-    with pytest.raises(GraftError, match="run on a CUDA device, but the base is on cpu"):
+    with pytest.raises(GraftError, match="needs a CUDA device, but the base is on cpu"):
         chosen("liger", cpu)
     with pytest.raises(MissingExtra, match=r"pip install 'graft-llm\[gpu\]'"):
         chosen("liger", cuda)

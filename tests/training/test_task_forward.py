@@ -240,7 +240,7 @@ def test_the_head_that_comes_with_the_base_stays_as_it_is(folders: dict[str, Pat
     assert own.fresh == ()
     job = job_on(own, "a", labelled(own), steps=2)
     assert not any("classifier" in name for name in job.params)
-    with pytest.raises(GraftError, match=r"brings a head for 2 labels \(neg, pos\), but the data have 3"):
+    with pytest.raises(GraftError, match=r"has a head for 2 labels \(neg, pos\), but the data have 3"):
         load_base(BaseConfig(model=str(tmp_path / "own")), "classification", ("a", "b", "c"))
 
 
@@ -267,7 +267,7 @@ def test_a_fresh_head_is_trained_once_and_whole(folders: dict[str, Path], tmp_pa
     base = loaded(folders["bert"])
     alone = with_head(base.model, parse({"kind": "head", "sites": "head"}), base.fresh)
     assert [part.kind for part in alone.parts()] == ["head"]
-    with pytest.raises(GraftError, match=r"kind 'full' names 'classifier', a head that the base does not bring"):
+    with pytest.raises(GraftError, match=r"kind 'full' adapts 'classifier', a head that the base lacks"):
         with_head(base.model, parse([{"kind": "lora"}, {"kind": "full", "sites": "head"}]), base.fresh)
     biased = job_on(base, "a", labelled(base), adapter={"kind": "bitfit"}, steps=3)
     run(base, [biased], tmp_path / "run")

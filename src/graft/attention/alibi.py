@@ -1,4 +1,4 @@
-"""ALiBi: each head adds slope * position of the key to its scores. Press et al. 2021 (arXiv 2108.12409).
+"""ALiBi: each head adds slope * (position of the key) to its scores. Press et al. 2021 (arXiv 2108.12409).
 
 Legend: B rows, H heads, L queries, S keys, D head size.
 """
@@ -15,24 +15,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Alibi:
-    """The slopes [H] in the dtype in which the model multiplies them by positions, and a factor of the product."""
+    """The slopes [H], in the dtype in which the model multiplies them by positions, and a factor for the product."""
 
     slopes: Tensor
     scale: float = 1.0
 
     def bias(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """positions [..., S] -> [..., H, 1, S], rounded as the model rounds."""
+        """Return the bias [..., H, 1, S] of keys at these positions [..., S], rounded as the model rounds it."""
         return (self.slopes[:, None] * positions[..., None, :]).to(dtype).unsqueeze(-2) * self.scale
 
 
 def slopes_of(module: Any, device: torch.device) -> Tensor:
-    """The slope of each head [H] of an attention module: what its model file adds at position 1."""
+    """Return the slopes [H] of an attention module: what its model file adds at position 1."""
     build = sys.modules[type(module).__module__].build_alibi_tensor
     return build(torch.ones(1, 2, device=device), module.num_heads, torch.float32)[:, 0, 1]
 
 
 def biased_mask(bias: Tensor, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """bias [B, H, 1, S] and mask [B, 1, L, S] as one additive mask; None is causal."""
+    """Combine a bias [B, H, 1, S] and a mask [B, 1, L, S] into one additive mask. A mask of None is causal."""
     length, keys = query.shape[2], key.shape[2]
     if mask is None:
         mask = torch.ones(length, keys, dtype=torch.bool, device=key.device).tril(keys - length)[None, None]

@@ -1,6 +1,6 @@
 """BLOOM's attention through the attention function, with ALiBi as an additive bias.
 
-Used only while virtual tokens or a token-flat batch need it; the original forward serves everything else.
+It runs only with virtual tokens or a padding-free batch; otherwise the module's own forward runs.
 Press et al. 2021 (arXiv 2108.12409).
 
 Legend: B rows, H heads, L queries, S keys, D head size.
@@ -54,7 +54,7 @@ class BloomForward(OwnForward):
 def _as_bloom_does(
     self: Any, query_BHLD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, alibi: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The model's own order of operations, whose rounding no backend repeats: output [B, L, H, D] and weights."""
+    """Compute output [B, L, H, D] and weights in the model's own order of operations; every backend rounds differently."""
     query, key, value = (x.flatten(0, 1) for x in (query_BHLD, key_BHSD, value_BHSD))
     scores = alibi.baddbmm(query, key.transpose(-1, -2), beta=self.beta, alpha=self.inv_norm_factor)
     scores_BHLS = scores.view(*query_BHLD.shape[:3], -1)

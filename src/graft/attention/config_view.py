@@ -1,7 +1,7 @@
-"""A config that is another config in all but one attribute: which attention function to call.
+"""A view of a config that differs from it in one attribute: which attention function to call.
 
-Models of one class may share a config object, so writing `_attn_implementation` there would switch a second model along. A shadow shares
-the original's attribute dictionary (whatever is set on either is seen by both) and answers `graft_<backend>` to that one question.
+Models of one class may share a config object, so a change of `_attn_implementation` would reach all of them. A view shares the attribute
+dictionary of its original (what is set on either shows on both) but answers `graft_<backend>` to `_attn_implementation`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from graft.attention.functions import PREFIX, register
 
 
-class Shadow:
-    """Mark of a shadow; generated classes derive from it and from the config's class."""
+class ConfigView:
+    """The base class of all views. The class of a view derives from this and from the class of its config."""
 
     graft_original: Any
 
@@ -27,28 +27,29 @@ class Shadow:
         self.__dict__["_attn_implementation_internal"] = value.removeprefix(PREFIX) if value else value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return shadow_of(copy.deepcopy(self.graft_original, memo))
+        return view_of(copy.deepcopy(self.graft_original, memo))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild, (self.graft_original,)
 
 
 @functools.cache
-def _shadow_class(base: type) -> type:
-    return type(base.__name__, (Shadow, base), {"__slots__": ("graft_original",), "__module__": base.__module__})
+def _view_class(base: type) -> type:
+    return type(base.__name__, (ConfigView, base), {"__slots__": ("graft_original",), "__module__": base.__module__})
 
 
 def _rebuild(config: Any) -> Any:
-    """For unpickling, also in a process that has not registered the functions yet."""
+    """Unpickle a view, perhaps in a process that has not registered the attention functions yet."""
     register()
-    return shadow_of(config)
+    return view_of(config)
 
 
-def shadow_of(config: Any) -> Any:
-    """A live shadow of a config."""
-    if isinstance(config, Shadow):
+def view_of(config: Any) -> Any:
+    """Return a view of a config; a view is returned as it is."""
+    if isinstance(config, ConfigView):
         return config
-    shadow = object.__new__(_shadow_class(type(config)))
-    object.__setattr__(shadow, "__dict__", config.__dict__)
-    _shadow_class(type(config)).graft_original.__set__(shadow, config)  # pyright: ignore
-    return shadow
+    view = object.__new__(_view_class(type(config)))
+    # The dictionary is shared, so the original must be kept outside of it: in a slot.
+    object.__setattr__(view, "__dict__", config.__dict__)
+    _view_class(type(config)).graft_original.__set__(view, config)  # pyright: ignore
+    return view

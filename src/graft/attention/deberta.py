@@ -1,6 +1,6 @@
-"""DeBERTa's disentangled attention with virtual tokens: their scores have no part for positions. He et al. 2021 (arXiv 2006.03654).
+"""DeBERTa's disentangled attention with virtual tokens, whose scores have no term for positions. He et al. 2021 (arXiv 2006.03654).
 
-Used only while virtual tokens need it; the original forward serves everything else.
+It runs only with virtual tokens; otherwise the module's own forward runs.
 
 Legend: B rows, H heads, L tokens, P virtual tokens, D head size.
 """
@@ -35,7 +35,7 @@ class DebertaForward(OwnForward):
         relative_pos, rel_embeddings = given.get("relative_pos"), given.get("rel_embeddings")
         if given.get("query_states") is not None or self.talking_head:
             raise GraftError(
-                "prefix adapters do not run with DeBERTa's talking heads or a query of its own: choose another kind"
+                "prefix adapters cannot run with DeBERTa's talking heads or with separate query states: choose another kind"
             )
         query, key, value = self.transpose_for_scores(self.in_proj(given["hidden_states"])).chunk(3, -1)
         factor = 1 + len(self.pos_att_type)
@@ -60,11 +60,11 @@ class DebertaV2Forward(OwnForward):
     def through_function(self: Any, given: Mapping[str, Any], exact: bool = True) -> tuple[Tensor, Tensor | None]:
         relative_pos, rel_embeddings = given.get("relative_pos"), given.get("rel_embeddings")
         heads, hidden_states = self.num_attention_heads, given["hidden_states"]
-        asking = hidden_states if given.get("query_states") is None else given["query_states"]
+        query_input = hidden_states if given.get("query_states") is None else given["query_states"]
         query, key, value = (  # [B H, L, D]
             self.transpose_for_scores(layer(x), heads)
             for layer, x in (
-                (self.query_proj, asking),
+                (self.query_proj, query_input),
                 (self.key_proj, hidden_states),
                 (self.value_proj, hidden_states),
             )
@@ -82,20 +82,21 @@ class DebertaV2Forward(OwnForward):
 def _attended(
     self: Any, query: Tensor, scores: Tensor, value: Tensor, given: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """softmax over virtual and real tokens. query [B, H, L, D] divided by the scale, scores [B, H, L, L] with what positions add."""
+    """Attend to virtual and real tokens. query: [B, H, L, D], divided by the scale. scores: [B, H, L, L] with the terms for positions."""
     least = torch.finfo(query.dtype).min
     scores, count = scores.masked_fill(~given["attention_mask"].bool(), least), 0
     context = current_context(self)
     if context.flat:
-        raise GraftError("DeBERTa is not causal: token-flat batches are for causal models")
+        raise GraftError("DeBERTa is not causal: padding-free batches are for causal models")
     if self._modules["graft"].hooks.second_attention:
-        raise GraftError("llama-adapter does not run in DeBERTa, whose scores depend on positions: choose kind prefix")
+        raise GraftError(
+            "llama-adapter cannot run in DeBERTa, because its scores depend on positions: choose kind prefix"
+        )
     virtual = virtual_tokens(self, self.__dict__["graft_state"], context, query.shape[0])
     if virtual is not None:
         rows = virtual.of_rows(query.shape[0], query.shape[1])
         own = (query @ rows.keys.to(query).transpose(-1, -2)).masked_fill(~rows.visible[:, None, None, :], -math.inf)
         scores, value, count = torch.cat([own, scores], -1), torch.cat([rows.values.to(value), value], 2), rows.count
     weights = self.dropout(torch.softmax(scores, -1))
-    return (weights @ value).transpose(1, 2).flatten(2), weights[..., count:] if given.get(
-        "output_attentions"
-    ) else None
+    output = (weights @ value).transpose(1, 2).flatten(2)
+    return output, weights[..., count:] if given.get("output_attentions") else None

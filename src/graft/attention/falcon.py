@@ -1,7 +1,7 @@
 """Falcon's attention through the attention function, with rotary positions or ALiBi.
 
-Used only while virtual tokens or a token-flat batch need it; the original forward serves everything else. Almazrouei et al. 2023
-(arXiv 2311.16867).
+It runs only with virtual tokens or a padding-free batch; otherwise the module's own forward runs. Almazrouei et al. 2023 (arXiv
+2311.16867).
 
 Legend: B rows, H heads, K key-value heads as the module holds them, L queries, S keys, D head size.
 """
@@ -41,6 +41,7 @@ class FalconForward(OwnForward):
         key, value = with_past(self, given, key, value)
         mask, bias, dropout = given["attention_mask"], None, 0.0
         if alibi is not None:
+            # Eager attention (and output_attentions) adds ALiBi to the scores although the mask holds it already.
             twice = output_attentions or self.config._attn_implementation == "eager"
             # Falcon multiplies by bfloat16 slopes and scales the sum of scores and ALiBi.
             bias = Alibi(slopes_of(self, alibi.device).bfloat16(), (2 if twice else 1) * self.inv_norm_factor)
@@ -57,7 +58,7 @@ class FalconForward(OwnForward):
 
 
 def _mask(bias: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, twice: bool) -> Tensor:
-    """The model adds ALiBi to the mask, which is then [B, H, L, S]; its eager attention adds it once more, and so do we."""
+    """Return the mask with ALiBi in it, [B, H, L, S]. A mask for each head has it already; twice: add it again, as eager attention does."""
     bias = bias[..., : key.shape[2]]
     if mask is None or mask.shape[1] == 1:
         return biased_mask(bias, mask, query, key)

@@ -1,9 +1,9 @@
-"""The attention function: any backend's own function, given virtual keys and values, or one segment of a token-flat batch at a time.
+"""The attention function: calls a backend's function with virtual keys and values, or once per segment of a padding-free batch.
 
-Registered as `graft_<backend>` with transformers' attention interface. With nothing to add it calls the backend's function with the very
-arguments it was given, so that off equals base bitwise.
+It is registered as `graft_<backend>` with transformers' attention interface. With nothing to add it calls the backend's function with the
+very arguments it was given, so without an adapter the output is the base's, bit for bit.
 
-Legend: B rows, H query heads, K key-value heads, L queries, S keys, T tokens of a flat batch, P virtual tokens, D head size.
+Legend: B rows, H query heads, K key-value heads, L queries, S keys, T tokens of a padding-free batch, P virtual tokens, D head size.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from graft.attention.alibi import Alibi
 from graft.attention.relative import with_columns
 from graft.attention.varlen import by_varlen, serves
-from graft.attention.virtual import Virtual, virtual_tokens
+from graft.attention.virtual import VirtualTokens, virtual_tokens
 from graft.errors import GraftError
 from graft.injection.state import State
 from graft.routing.context import ForwardContext
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 PREFIX = "graft_"
-"""Of the names by which transformers knows these functions."""
+"""What the functions' names in transformers begin with."""
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-NO_PASS = ForwardContext()
+NO_CONTEXT = ForwardContext()
 
 
 def register() -> None:
-    """Make the functions known to transformers (once; repeating is harmless)."""
+    """Register the functions with transformers. Repeating it is harmless."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -51,7 +51,7 @@ def _function(backend: str) -> Attend:
 
 
 def backend_function(module: nn.Module, backend: str) -> Attend:
-    """The backend's own function; eager attention is each model file's own."""
+    """Return the backend's function. For eager attention that is the model file's own."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if backend != "eager":
@@ -61,12 +61,15 @@ def backend_function(module: nn.Module, backend: str) -> Attend:
 
 
 def current_context(module: nn.Module) -> ForwardContext:
-    """The pass in effect for an attention module; a compiled graph cannot know it, and raises for one that is token-flat."""
+    """Return the current forward context of an attention module.
+
+    A compiled graph cannot depend on it and gets an empty one. Raises if the graph runs on a padding-free batch.
+    """
     state: State = module.__dict__["graft_state"]
     if not torch.compiler.is_compiling():
         return state.current
     state.refuse_flat_in_graph()
-    return NO_PASS
+    return NO_CONTEXT
 
 
 def attend(
@@ -80,11 +83,12 @@ def attend(
     own: Callable[[], tuple[Tensor, Tensor | None]] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention with whatever the pass in effect adds. `own` is the model's own way, where it has one that no backend equals bit for bit:
-    it serves when keys and values stay as they are.
+    """Run attention with what the current forward context adds.
 
-    query [B, H, L, D], key and value [B, K, S, D], mask None, boolean or additive [B or 1, H or 1, L, S]; alibi whose bias a
-    padded batch has in its mask already and a flat one does not. Returns output [B, L, H, D] and the weights, if the backend gives them.
+    query: [B, H, L, D]. key, value: [B, K, S, D]. mask: None, boolean or additive [B or 1, H or 1, L, S]. alibi: for models with ALiBi; a
+    padded batch has its bias in the mask already, a padding-free one has not. own: the model's own computation, for models that no backend
+    equals bit for bit; it is used if nothing is added to keys and values.
+    Returns the output [B, L, H, D], and the weights if the backend returns them.
     """
     state: State = module.__dict__["graft_state"]
     context = current_context(module)
@@ -98,24 +102,25 @@ def attend(
 
 
 def _cache_kv(module: nn.Module, state: State, context: ForwardContext, key: Tensor, value: Tensor) -> None:
-    """While virtual tokens alone, or a text that some start from, run through the model: note keys and values [1, K, P, D] as they come."""
+    """Keep keys and values [1, K, P, D] as [P, K, D] while a prompt, or a text that a prefix starts from, runs through the model alone."""
     compiling = torch.compiler.is_compiling()
-    name, recording = (state.recording_in_graph or ("", None)) if compiling else (context.rows, context.recording)
-    if recording is None:
+    name, cache = (state.cache_in_graph or ("", None)) if compiling else (context.rows, context.cache_to_fill)
+    if cache is None:
         return
-    if name is None:  # of the bare base, for adapters that start from it
-        recording[module] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    if name is None:  # a text runs through the bare base
+        cache[module] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         return
     container: Any = module._modules["graft"]
     for adapter in container.hooks.keys_values.get(name, ()):
-        if adapter.cached_kv and adapter not in recording:  # recomputed blocks come by again
-            recording[adapter] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        if adapter.cached_kv and adapter not in cache:  # gradient checkpointing runs a block a second time
+            cache[adapter] = key[0].transpose(0, 1), value[0].transpose(0, 1)
 
 
 def _with_virtual_tokens(
     module: nn.Module, backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Any, alibi: Alibi | None,
     own: Callable[[], tuple[Tensor, Tensor | None]] | None, kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Run attention with virtual tokens before the keys, if the rows have any. The arguments are those of `attend`."""
     state: State = module.__dict__["graft_state"]
     function, context = backend_function(module, backend), current_context(module)
     virtual = virtual_tokens(module, state, context, query.shape[0])
@@ -123,9 +128,10 @@ def _with_virtual_tokens(
         return _by_segments(module, backend, function, query, key, value, context, virtual, alibi, kwargs), None
     if virtual is None:
         return function(module, query, key, value, mask, **kwargs) if own is None else own()
+    # From here on [virtual tokens; keys] take the place of the keys. The mask, and T5's bias, get a column for each virtual token.
     if backend == "flex_attention":
         raise GraftError(
-            "virtual tokens do not run under flex_attention: load the base with attention sdpa, eager or flash_attention_2"
+            "virtual tokens cannot run with flex_attention: load the base with attention sdpa, eager or flash_attention_2"
         )
     rows = virtual.of_rows(query.shape[0], key.shape[1])
     if (bias := kwargs.get("position_bias")) is not None:
@@ -133,8 +139,8 @@ def _with_virtual_tokens(
     if backend.startswith("flash"):
         if kwargs.get("cu_seq_lens_k") is not None:
             raise GraftError(
-                "virtual tokens in rows that a trainer packed need attention sdpa or eager: flash attention would give them to the "
-                "first sequence alone"
+                "virtual tokens in rows that a trainer packed need attention sdpa or eager: flash attention would give them to the first "
+                "sequence only"
             )
         if kwargs.get("sliding_window"):
             raise GraftError(
@@ -151,7 +157,7 @@ def _with_virtual_tokens(
 
 
 def _explicit(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    """The mask that `None` stands for: causal from the upper left, or everything for a single query or an encoder."""
+    """Return the mask, cut to the keys. None stands for a causal mask, or for no mask if there is one query or the model is an encoder."""
     if mask is not None:
         return mask[..., : key.shape[2]]
     length, keys = query.shape[2], key.shape[2]
@@ -161,8 +167,15 @@ def _explicit(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor
     return (allowed.tril() if causal and length > 1 else allowed)[None, None]
 
 
-def _with_prefix(mask: Tensor, rows: Virtual, seen: Tensor, dtype: torch.dtype, alibi: Alibi | None) -> Tensor:
-    """The mask with columns for the virtual tokens, seen [B, L or 1, P]; bias 0, or ALiBi's where positions start behind the prefix."""
+def _with_prefix(mask: Tensor, rows: VirtualTokens, seen: Tensor, dtype: torch.dtype, alibi: Alibi | None) -> Tensor:
+    """Put columns for the virtual tokens before a mask. seen: [B, L or 1, P].
+
+    The columns' bias is 0, or with ALiBi that of positions before the sequence. E.g. 2 virtual tokens and a causal mask of 3 tokens:
+
+        1 1 | 1 0 0
+        1 1 | 1 1 0
+        1 1 | 1 1 1
+    """
     visible = seen[:, None].expand(-1, mask.shape[1], mask.shape[2], -1)
     if mask.dtype == torch.bool and alibi is None:
         return torch.cat([visible, mask.expand(visible.shape[0], -1, -1, -1)], -1)
@@ -175,24 +188,30 @@ def _with_prefix(mask: Tensor, rows: Virtual, seen: Tensor, dtype: torch.dtype, 
     return torch.cat([columns.expand(batch, heads, -1, -1), mask.expand(batch, heads, -1, -1)], -1)
 
 
-def _flash_mask(mask: Tensor | None, rows: Virtual, key: Tensor) -> Tensor:
-    """Flash attention takes [B, S] with 1 at real tokens."""
+def _flash_mask(mask: Tensor | None, rows: VirtualTokens, key: Tensor) -> Tensor:
+    """Put columns for the virtual tokens before flash attention's mask, which is [B, S] and true at real tokens."""
     real = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device) if mask is None else mask.bool()
     return torch.cat([rows.visible, real], 1)
 
 
 def _by_segments(
     module: nn.Module, backend: str, function: Attend, query: Tensor, key: Tensor, value: Tensor, context: ForwardContext,
-    virtual: Virtual | None, alibi: Alibi | None, kwargs: dict[str, Any],
+    virtual: VirtualTokens | None, alibi: Alibi | None, kwargs: dict[str, Any],
 ) -> Tensor:  # fmt: skip
-    """Attention inside each segment of a flat batch. Splitting (not slicing) keeps the backward pass one concatenation."""
+    """Run attention inside each segment of a padding-free batch. Returns the output [1, T, H, D].
+
+    E.g. context.lengths (3, 2) says that the batch [1, H, 5, D] has two rows end to end: tokens 0, 1 and 2 see only one another, and so do
+    tokens 3 and 4. Each segment is a call of the backend's function, with the virtual tokens of its row before its keys. `split`, unlike
+    slices, has a backward pass that is a single concatenation.
+    """
     assert context.lengths is not None
     if not getattr(module, "is_causal", True):
-        raise GraftError(f"{type(module).__name__} is not causal: token-flat batches are for causal models")
+        raise GraftError(f"{type(module).__name__} is not causal: padding-free batches are for causal models")
     if kwargs.get("position_bias") is not None:
         raise GraftError(
-            f"{type(module).__name__} adds a bias by relative position, which token-flat batches do not have"
+            f"{type(module).__name__} adds a bias by relative position, which padding-free batches do not support"
         )
+    # These describe the whole batch, not a segment.
     kwargs = {
         name: item
         for name, item in kwargs.items()
@@ -207,9 +226,11 @@ def _by_segments(
     ):
         length = q.shape[2]
         one = None if rows is None else rows.row(row)
+        # A plain segment: the backend knows that no mask means causal.
         if one is None and alibi is None and backend != "eager" and not (window and window < length):
             outputs.append(function(module, q, k, v, None, **kwargs)[0])
             continue
+        # All else is said by an explicit mask: causal, with window, ALiBi and the columns of virtual tokens.
         allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
         if window and window < length:
             allowed = allowed.triu(1 - window)
@@ -221,7 +242,9 @@ def _by_segments(
             mask = _with_prefix(mask, one, one.seen(places - one.offsets.amin(), window), q.dtype, alibi)
             k, v = torch.cat([one.keys.to(k), k], 2), torch.cat([one.values.to(v), v], 2)
         if backend.startswith("flash"):
-            raise GraftError("virtual tokens, ALiBi and windows in token-flat batches need attention sdpa or eager")
+            raise GraftError(
+                "virtual tokens, ALiBi and sliding windows in padding-free batches need attention sdpa or eager"
+            )
         outputs.append(function(module, q, k, v, mask, **{**kwargs, "is_causal": False})[0])
     return torch.cat(outputs, 1)
 
@@ -230,7 +253,7 @@ def plain_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
     dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """softmax(q k^T * scaling + mask) v with the softmax in float32, for models without an eager function of their own."""
+    """Compute softmax(q k^T * scaling + mask) v with the softmax in float32, for models without an eager function of their own."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -242,10 +265,12 @@ def plain_attention(
 
 
 def needed(module: Any) -> bool:
-    """True for a token-flat pass, or when an adapter that takes part acts in this attention."""
+    """Whether this attention has to call the attention function: the batch is padding-free, or an adapter in use acts here."""
     container, context = module._modules.get("graft"), current_context(module)
     table = {} if container is None else {**container.hooks.keys_values, **container.hooks.second_attention}
     if torch.compiler.is_compiling():
         return bool(table)
     unmerged = module.__dict__["graft_state"].merged is None
-    return context.flat or context.recording is not None or unmerged and any(name in context.names for name in table)
+    return (
+        context.flat or context.cache_to_fill is not None or unmerged and any(name in context.names for name in table)
+    )

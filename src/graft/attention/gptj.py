@@ -1,7 +1,7 @@
 """GPT-J's attention through the attention function, up to transformers 5.23 (Wang and Komatsuzaki 2021; rotary positions).
 
-From 5.24 on GPT-J calls the attention interface itself, and this file is not used. Used only while virtual tokens or a token-flat batch
-need it; the original forward serves everything else.
+From 5.24 on GPT-J calls the attention interface itself, and this file is not used. Before, this forward runs only with virtual tokens or
+a padding-free batch; otherwise the module's own forward runs.
 
 Legend: B rows, H heads, L queries, S keys, D head size, R rotated features.
 """
@@ -37,7 +37,7 @@ class GPTJForward(OwnForward):
             layer(hidden_states).view(shape) for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         table = self.embed_positions.to(position_ids.device)[position_ids].to(key_BLHD.dtype)
-        query_BLHD, key_BLHD = (self._turned(x, table) for x in (query_BLHD, key_BLHD))
+        query_BLHD, key_BLHD = (self._rotated(x, table) for x in (query_BLHD, key_BLHD))
         query, key, value = (x.transpose(1, 2) for x in (query_BLHD, key_BLHD, value_BLHD))
         key, value = with_past(self, given, key, value)
 
@@ -51,8 +51,8 @@ class GPTJForward(OwnForward):
         )  # fmt: skip
         return self.resid_dropout(self.out_proj(output_BLHD.flatten(2))), weights
 
-    def _turned(self: Any, x_BLHD: Tensor, table_BLR: Tensor) -> Tensor:
-        """The first R features rotated by the position's angle, as the model file rotates; the rest passes."""
+    def _rotated(self: Any, x_BLHD: Tensor, table_BLR: Tensor) -> Tensor:
+        """Rotate the first R features by the position's angle with the model file's function, and keep the rest."""
         rotate, (sin, cos) = sys.modules[type(self).__module__].apply_rotary_pos_emb, table_BLR.chunk(2, -1)
         size = self.pos_embd_dim
         return torch.cat([rotate(x_BLHD[..., :size], sin, cos), x_BLHD[..., size:]], -1)

@@ -1,7 +1,7 @@
-"""Lead the attention modules of a model to the attention function, and back.
+"""Make the attention modules of a model call the attention function, and undo it.
 
-A module whose forward uses transformers' attention interface gets a shadow config; the others of GPT-J (up to transformers 5.23), BLOOM,
-Falcon and DeBERTa get a forward of ours by class substitution; any other is refused, because nothing would call the function.
+A module that uses transformers' attention interface gets a view of its config. In GPT-J (up to transformers 5.23), BLOOM, Falcon and
+DeBERTa it gets a forward of Graft's by class substitution. Any other module is refused, because nothing would call the function.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from graft.architectures.sites import SiteTable
 from graft.attention.bloom import BloomForward
-from graft.attention.config_view import Shadow, shadow_of
+from graft.attention.config_view import ConfigView, view_of
 from graft.attention.deberta import DebertaForward, DebertaV2Forward
 from graft.attention.falcon import FalconForward
 from graft.attention.functions import BACKENDS, register
@@ -36,12 +36,15 @@ OWN_FORWARDS: dict[tuple[str, str], type] = {
     ("deberta", "DisentangledSelfAttention"): DebertaForward,
     ("deberta_v2", "DisentangledSelfAttention"): DebertaV2Forward,
 }
-"""By the family's model file in transformers and the class of its attention."""
+"""Graft's forwards, by the model file in transformers and the class of the attention module."""
 
 
 @register_mixin
 class ShiftsPositions:
-    """Mixin for the module that owns the blocks: moves the sequence behind the virtual tokens where an adapter's semantics say so."""
+    """Mixin for the module that owns the blocks: lets the sequence's positions start after an adapter's virtual tokens.
+
+    E.g. with a prefix of 3 tokens and `positions: after_prefix`, the sequence is at positions 3, 4, 5, ... instead of 0, 1, 2, ...
+    """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: State = self.__dict__["graft_state"]
@@ -58,7 +61,11 @@ class ShiftsPositions:
         return super().forward(**{**given, "position_ids": positions + shift})  # pyright: ignore
 
     def _own_positions(self: Any, tokens: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
-        """The positions that the model itself would use."""
+        """Return the positions that the model itself would use.
+
+        They depend on the family: `mask` counts the tokens that the mask allows, `padding` (RoBERTa) counts those that are not padding from
+        the padding id + 1 on, and all others count every token. A cache of 5 tokens makes the next one the sixth.
+        """
         seen = cached_tokens(given)
         mask = given.get("attention_mask")
         if self.__dict__["graft_positions"] == "mask" and mask is not None and mask.dim() == 2:
@@ -71,7 +78,7 @@ class ShiftsPositions:
 
 
 def install(module: nn.Module, state: State, path: str) -> None:
-    """Make one attention module call the attention function. Raises `GraftError` for a module that has no way to."""
+    """Make one attention module call the attention function. Raises `GraftError` if it has no way to, or an unknown backend."""
     if "graft_attention" in module.__dict__:
         return
     name, config = type(module).__name__, getattr(module, "config", None)
@@ -80,37 +87,42 @@ def install(module: nn.Module, state: State, path: str) -> None:
         backend = getattr(config, "_attn_implementation", None) or "eager"
         if backend not in BACKENDS:
             raise GraftError(
-                f"attention backend '{backend}' is not supported here; load the base with one of: {', '.join(BACKENDS)}"
+                f"prefix adapters and padding-free batches do not support attention '{backend}': load the base with one of "
+                f"{', '.join(BACKENDS)}"
             )
         register()
-        module.config = shadow_of(config)
+        module.config = view_of(config)
     elif own is not None:
         substitute(module, own)
     else:
         raise GraftError(
-            f"'{path}' ({name}) does not use transformers' attention interface, so prefix adapters and token-flat "
-            "batches cannot act in it"
+            f"'{path}' ({name}) does not use transformers' attention interface, so prefix adapters and padding-free "
+            "batches cannot run in it"
         )
     module.__dict__["graft_state"] = state
     module.__dict__["graft_attention"] = True
 
 
 def _uses_interface(module: nn.Module) -> bool:
-    """Whether the module's own forward calls whatever attention function its config names. GPT-J's does from transformers 5.24 on."""
+    """Whether the module's own forward calls the attention function that its config names. GPT-J's does from transformers 5.24 on."""
     return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(inspect.unwrap(own_class(module).forward))
 
 
 def uninstall(module: nn.Module, path: str) -> None:
-    """Take the attention function away again; the class is restored by whoever detaches."""
+    """Undo `install`, except for the module's class, which the caller restores."""
     if module.__dict__.pop("graft_attention", None) is None:
         return
     module.__dict__.pop("graft_relative", None)
-    if isinstance(config := module.config if hasattr(module, "config") else None, Shadow):
+    if isinstance(config := module.config if hasattr(module, "config") else None, ConfigView):
         module.config = config.graft_original
 
 
 def shift_positions(root: nn.Module, site_table: SiteTable, state: State, name: str, host: Any) -> None:
-    """Let all virtual tokens that an adapter has in `host` come before position 0, where the family has positions at all."""
+    """Give the virtual tokens of an adapter in an attention module the positions before the sequence, in the way of the model's family.
+
+    Position ids are shifted in the module that owns the blocks. With ALiBi and with T5's relative positions there are none, and the bias of
+    the virtual tokens' columns does it. Raises `GraftError` for `moved_keys` outside T5, and if no module takes position ids.
+    """
     shift = sum(adapter.position_shift for adapter in host._modules["graft"].hooks.keys_values[name])
     block, sublayer = next(
         (block, sublayer)
@@ -119,7 +131,7 @@ def shift_positions(root: nn.Module, site_table: SiteTable, state: State, name: 
         if root.get_submodule(block.at(path)) is host
     )
     if sublayer == "cross":
-        return  # attention over the encoder knows no positions
+        return  # attention over the encoder has no positions
     first = next(each for each in site_table.blocks if each.stack == block.stack)
     table = root.get_submodule(first.at(first.family.attentions[sublayer]))
     relative = block.family.positions == "none" and hasattr(table, TABLE)
@@ -127,11 +139,9 @@ def shift_positions(root: nn.Module, site_table: SiteTable, state: State, name: 
         raise GraftError(
             f"positions: moved_keys is for biases by relative position (T5), which {type(root).__name__} does not have"
         )
-    if (
-        block.family.positions == "none"
-    ):  # ALiBi and relative positions: the bias of the virtual tokens' columns says it
+    if block.family.positions == "none":
         if relative:
-            host.__dict__["graft_relative"] = (table,)  # in a tuple: no child of the host
+            host.__dict__["graft_relative"] = (table,)  # a tuple, so that the table does not become a child of the host
         return
     owner = _owner_of_positions(root, block.path)
     shifts = owner.__dict__.setdefault("graft_shifts", {})
@@ -141,22 +151,22 @@ def shift_positions(root: nn.Module, site_table: SiteTable, state: State, name: 
 
 
 def _owner_of_positions(root: nn.Module, block: str) -> nn.Module:
-    """The innermost module around a block's list that takes position ids."""
+    """Return the innermost module around a list of blocks that takes position ids."""
     parts = block.split(".")[:-2]
     for count in range(len(parts), -1, -1):
         owner = root.get_submodule(".".join(parts[:count]))
         if "position_ids" in inspect.signature(own_class(owner).forward).parameters:
             return owner
     raise GraftError(
-        f"{type(root).__name__} takes no position ids, so positions cannot start behind a prefix: use positions: zero"
+        f"{type(root).__name__} takes no position ids, so positions cannot start after a prefix: use positions: zero"
     )
 
 
 @contextmanager
 def flat_attention(model: nn.Module) -> Iterator[None]:
-    """Let token-flat passes run in a block of code: every attention module keeps the segments of the pass apart.
+    """Let padding-free batches run in a block of code: every attention module keeps the segments of a batch apart.
 
-    Raises `GraftError` for a family whose attention cannot.
+    Raises `GraftError` for a family with another kind of attention.
     """
     root = unwrapped(model)
     state: State = root.__dict__["graft_state"]
@@ -174,6 +184,6 @@ def flat_attention(model: nn.Module) -> Iterator[None]:
     finally:
         for path, module in fresh:
             uninstall(module, path)
-            if "graft" not in module._modules:  # one that hosts an adapter keeps its class and what that reads
+            if "graft" not in module._modules:  # a module that hosts an adapter keeps its class, and what that reads
                 restore(module, path)
                 module.__dict__.pop("graft_state", None)

@@ -1,6 +1,6 @@
-"""What the attention forwards of ours share.
+"""What Graft's own attention forwards share.
 
-They serve passes with virtual tokens and token-flat ones; the module's own forward serves the rest.
+They run only with virtual tokens or a padding-free batch; otherwise the module's own forward runs.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from graft.injection.arguments import cache_of
 
 
 class OwnForward:
-    """Mark of such a mixin. `proof.py` compares what it computes with the module's own forward before anything relies on it."""
+    """The base class of these mixins. `proof.py` compares each with the module's own forward before anything relies on it."""
 
     def through_function(self, given: Mapping[str, Any], exact: bool = True) -> tuple[Tensor, Tensor | None]:
-        """The module's output by way of the attention function, for the arguments of its own forward by name.
+        """Compute the module's output through the attention function. given: the arguments of its own forward, by name.
 
-        exact: in the model's own order of operations where keys and values stay as they are, so that off equals base bitwise.
+        exact: keep to the model's own order of operations if nothing is added to keys and values, so that the output is the base's, bit for
+        bit.
         """
         raise NotImplementedError
 
 
 def with_past(module: Any, given: Mapping[str, Any], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values behind those of the cache in the call, which takes them in."""
+    """Add keys and values to the cache in the call, if there is one, and return all of them."""
     cache = cache_of(given)
     if cache is None:
         return key, value

@@ -1,10 +1,16 @@
-"""Virtual tokens before the sequence of an encoder, where every token sees every other: they are put there for real, row by row.
+"""Virtual tokens before the sequence of an encoder, where every token sees every other, so the prompt is put before each row for real.
 
-The module that owns the blocks gets [prompt; tokens; filler] in each row with a mask to match, and its per-token outputs are cut so that
-the caller sees its own tokens. What an encoder hands to a decoder stays whole, and the decoder's mask of it is extended. A pooler
-inside the owner reads the first position, which is the prompt's (as in PEFT).
+The module that owns the blocks gets [prompt; tokens; filler] in each row with a mask to match, and its outputs per token are cut so that
+the caller sees its own tokens only. The output that an encoder hands to a decoder stays whole, and the decoder's mask for it is extended. A
+pooler inside the owner reads the first position, which is the prompt's (as in PEFT). An example with three rows of 3 tokens:
 
-Legend: B rows, L length, P virtual tokens of the row that has most, S = P + L, D features, N adapters.
+    rows                 french, with 2 virtual tokens     german, with 1           bare base
+    tokens and prompts   [t0 t1 t2  p0 p1]                 [t0 t1 t2  q0 -]         [t0 t1 t2  - -]
+    order                3 4 0 1 2                         3 0 1 2 4                0 1 2 3 4
+    the blocks get       p0 p1 t0 t1 t2                    q0 t0 t1 t2 -            t0 t1 t2 - -
+    mask                 1 1 1 1 1                         1 1 1 1 0                1 1 1 0 0
+
+Legend: B rows, L length, P virtual tokens of the row with the most, S = P + L, D features, N adapters.
 """
 
 from __future__ import annotations
@@ -24,39 +30,46 @@ from graft.injection.state import State
 from graft.injection.substitution import register_mixin
 from graft.routing.context import ForwardContext
 
-OF_IDS = "create_position_ids_from_input_ids"
-"""Of the embeddings of RoBERTa and its kin."""
+POSITIONS_OF_IDS = "create_position_ids_from_input_ids"
+"""The method by which the embeddings of RoBERTa and its relatives compute positions."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where each row's virtual tokens and own tokens lie. prompts [B, P, D], counts [B], order [B, S] into [tokens; prompts]."""
+class Placement:
+    """Where each row's virtual tokens and own tokens go."""
 
     prompts: Tensor
+    """[B, P, D] the virtual tokens, padded by zeros."""
     counts: Tensor
+    """[B] how many virtual tokens the row has."""
     order: Tensor
+    """[B, S] indices into [tokens; prompts]."""
     length: int
+    """Tokens per row of the caller, L."""
     behind_positions: bool = False
-    """Whether the prompts join behind the position embeddings."""
+    """Whether the prompts are joined after the position embeddings have been added."""
 
     def joined(self, tokens: Tensor, prompts: Tensor) -> Tensor:
-        """[B, L, ...] and [B, P, ...] as [B, S, ...]."""
+        """Join [B, L, ...] and [B or 1, P, ...] to [B, S, ...]."""
         both = torch.cat([tokens, prompts.to(tokens).expand(len(tokens), *prompts.shape[1:])], 1)
         order = self.order.view(*self.order.shape, *(1 for _ in both.shape[2:]))
         return both.gather(1, order.expand(-1, -1, *both.shape[2:]))
 
     def mask(self, mask: Tensor | None) -> Tensor:
-        """[B, L] or None as [B, S], 1 at real tokens."""
+        """Extend a mask [B, L], or None, to [B, S], with 1 at real tokens and at the row's virtual tokens."""
         if mask is None:
             mask = torch.ones(len(self.counts), self.length, dtype=torch.long, device=self.counts.device)
         if mask.dim() != 2:
             raise GraftError(
-                f"virtual tokens before an encoder's input need a mask of shape (rows, length), not {tuple(mask.shape)}"
+                f"virtual tokens before an encoder's input need an attention mask of shape (rows, length), not {tuple(mask.shape)}"
             )
         return self.joined(mask, torch.arange(self.prompts.shape[1], device=mask.device) < self.counts[:, None])
 
     def cut(self, output: Any) -> Any:
-        """Per-token outputs with the caller's tokens only: [B, S, ...] -> [B, L, ...] and weights [B, H, S, S] -> [B, H, L, L]."""
+        """Keep the caller's tokens of an output: [B, S, ...] -> [B, L, ...], and attention weights [B, H, S, S] -> [B, H, L, L].
+
+        Tensors of other shapes pass unchanged; tuples, lists and model outputs are cut item by item.
+        """
         if isinstance(output, tuple | list):
             return type(output)(self.cut(each) for each in output)
         if isinstance(output, dict):
@@ -65,13 +78,11 @@ class Layout:
             return output
         own_BL = self.counts[:, None] + torch.arange(self.length, device=output.device)
         size = self.order.shape[1]
-        dims = (
-            (2, 3)
-            if output.dim() == 4 and output.shape[2:] == (size, size)
-            else (1,)
-            if output.shape[1] == size
-            else ()
-        )
+        dims: tuple[int, ...] = ()
+        if output.dim() == 4 and output.shape[2:] == (size, size):
+            dims = (2, 3)
+        elif output.shape[1] == size:
+            dims = (1,)
         for dim in dims:
             shape = [1] * output.dim()
             shape[0], shape[dim] = own_BL.shape
@@ -79,8 +90,11 @@ class Layout:
         return output
 
 
-def layout_of(container: AdapterContainer, state: State, num_rows: int, length: int) -> Layout | None:
-    """The layout of a batch under the pass in effect; None where no row has virtual tokens."""
+def placement_of(container: AdapterContainer, state: State, num_rows: int, length: int) -> Placement | None:
+    """Return the placement of a batch under the current forward context, None if no row has virtual tokens.
+
+    Raises `GraftError` if some prompts enter before the position embeddings and others after them.
+    """
     compiling = torch.compiler.is_compiling()
     context = ForwardContext() if compiling else state.current
     names = [name for name in container.hooks.prompts if compiling or name in context.names]
@@ -92,6 +106,7 @@ def layout_of(container: AdapterContainer, state: State, num_rows: int, length: 
         raise GraftError(
             "prompts that enter at the embedding and prompts that enter at the blocks cannot share a batch"
         )
+    # Stack the prompts of all adapters, and no tokens for the bare base at the end, padded to the longest.
     found = [torch.cat([each.prompt() for each in container.hooks.prompts[name]]) for name in names]
     most, device = max(len(each) for each in found), found[0].device
     prompts_N = torch.stack([nn.functional.pad(each, (0, 0, 0, most - len(each))) for each in (*found, found[0][:0])])
@@ -101,10 +116,11 @@ def layout_of(container: AdapterContainer, state: State, num_rows: int, length: 
     else:
         rows = context.row_names(num_rows)
         choice_B = torch.tensor([names.index(name) if name in names else len(names) for name in rows], device=device)
+    # First the row's virtual tokens, then its own tokens, then whatever of the padded prompt is left over.
     counts_B = counts_N[choice_B]
     place, first = torch.arange(most + length, device=device)[None], counts_B[:, None]
     order = torch.where(place < first, place + length, torch.where(place < first + length, place - first, place))
-    return Layout(prompts_N[choice_B], counts_B, order, length, behind.pop())
+    return Placement(prompts_N[choice_B], counts_B, order, length, behind.pop())
 
 
 @register_mixin
@@ -115,48 +131,54 @@ class PrependsPrompts:
         given = given_to(self, args, kwargs)
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         container, state = self._modules["graft"], self.__dict__["graft_state"]
-        layout = None if tokens is None else layout_of(container, state, *tokens.shape[:2])
-        if layout is None:
+        placement = None if tokens is None else placement_of(container, state, *tokens.shape[:2])
+        if placement is None:
             return super().forward(*args, **kwargs)  # pyright: ignore
-        given["attention_mask"] = layout.mask(given.get("attention_mask"))
-        with nullcontext() if torch.compiler.is_compiling() else state.carrying(_longer(state.current, layout)):
-            output = self._run_behind(given, layout) if layout.behind_positions else self._run_embedded(given, layout)
-        return output if self.__dict__["graft_feeds_decoder"] else layout.cut(output)
+        given["attention_mask"] = placement.mask(given.get("attention_mask"))
+        with nullcontext() if torch.compiler.is_compiling() else state.carrying(_longer(state.current, placement)):
+            output = (
+                self._run_after_embeddings(given, placement)
+                if placement.behind_positions
+                else self._run_embedded(given, placement)
+            )
+        return output if self.__dict__["graft_feeds_decoder"] else placement.cut(output)
 
-    def _run_behind(self: Any, given: dict[str, Any], layout: Layout) -> Any:
-        """The prompts join what the embeddings make of the tokens."""
-        handle = self.embeddings.register_forward_hook(lambda _module, _args, out: layout.joined(out, layout.prompts))
+    def _run_after_embeddings(self: Any, given: dict[str, Any], placement: Placement) -> Any:
+        """Run with the prompts joined to the output of the embeddings."""
+        handle = self.embeddings.register_forward_hook(
+            lambda _module, _args, out: placement.joined(out, placement.prompts)
+        )
         try:
             return super().forward(**given)  # pyright: ignore
         finally:
             handle.remove()
 
-    def _run_embedded(self: Any, given: dict[str, Any], layout: Layout) -> Any:
-        """The prompts join the embedded tokens, and get positions as these do."""
-        embedded, places = (
-            given.get("inputs_embeds"),
-            torch.arange(layout.prompts.shape[1], device=layout.order.device)[None],
-        )
+    def _run_embedded(self: Any, given: dict[str, Any], placement: Placement) -> Any:
+        """Run with the prompts joined to the embedded tokens, so that they get positions like these."""
+        embedded = given.get("inputs_embeds")
+        prompt_positions = torch.arange(placement.prompts.shape[1], device=placement.order.device)[None]
         if embedded is None:
             ids = given.pop("input_ids")
             embedded = self.get_input_embeddings()(ids)
-            if given.get("position_ids") is None and hasattr(getattr(self, "embeddings", None), OF_IDS):
-                # RoBERTa counts the ids that are no padding, from behind the padding's own position
-                given["position_ids"] = getattr(self.embeddings, OF_IDS)(ids, self.embeddings.padding_idx)
-                places = places + self.embeddings.padding_idx + 1
-        given["inputs_embeds"] = layout.joined(embedded, layout.prompts)
+            if given.get("position_ids") is None and hasattr(getattr(self, "embeddings", None), POSITIONS_OF_IDS):
+                # RoBERTa counts the ids that are not padding, from the padding id + 1 on. Embeddings do not show which these are.
+                given["position_ids"] = getattr(self.embeddings, POSITIONS_OF_IDS)(ids, self.embeddings.padding_idx)
+                prompt_positions = prompt_positions + self.embeddings.padding_idx + 1
+        given["inputs_embeds"] = placement.joined(embedded, placement.prompts)
         if given.get("token_type_ids") is not None:
-            given["token_type_ids"] = layout.joined(
-                given["token_type_ids"], layout.order.new_zeros(1, layout.prompts.shape[1])
+            given["token_type_ids"] = placement.joined(
+                given["token_type_ids"], placement.order.new_zeros(1, placement.prompts.shape[1])
             )
         if given.get("position_ids") is not None:
-            given["position_ids"] = layout.joined(given["position_ids"] + layout.counts[:, None], places)
+            given["position_ids"] = placement.joined(
+                given["position_ids"] + placement.counts[:, None], prompt_positions
+            )
         return super().forward(**given)  # pyright: ignore
 
 
 @register_mixin
 class SeesLongerEncoder:
-    """Mixin for the module that owns the blocks of a decoder behind such an encoder."""
+    """Mixin for the module that owns the blocks of a decoder that reads such an encoder's output."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = given_to(self, args, kwargs)
@@ -164,23 +186,24 @@ class SeesLongerEncoder:
         container, state = self._modules["graft"], self.__dict__["graft_state"]
         if encoded is None:
             return super().forward(**given)  # pyright: ignore
-        layout = layout_of(container, state, len(encoded), encoded.shape[1])
-        if layout is not None:
-            layout = layout_of(container, state, len(encoded), encoded.shape[1] - layout.prompts.shape[1])
-            assert layout is not None
-            if mask is not None and mask.shape[1] != layout.length:
+        placement = placement_of(container, state, len(encoded), encoded.shape[1])
+        if placement is not None:
+            # The encoder's output has P + L positions, so the length before the prompt is P less.
+            placement = placement_of(container, state, len(encoded), encoded.shape[1] - placement.prompts.shape[1])
+            assert placement is not None
+            if mask is not None and mask.shape[1] != placement.length:
                 raise GraftError(
-                    f"the encoder's output of {encoded.shape[1]} positions was made without the virtual tokens of the adapters in use: "
-                    "let the model run its encoder under the same choice of adapters"
+                    f"the encoder's output of {encoded.shape[1]} positions was computed without the virtual tokens of the adapters in use: "
+                    "run the encoder with the same adapters"
                 )
-            given["encoder_attention_mask"] = layout.mask(mask)
+            given["encoder_attention_mask"] = placement.mask(mask)
         return super().forward(**given)  # pyright: ignore
 
 
-def _longer(context: ForwardContext, layout: Layout) -> ForwardContext:
-    """The pass as the blocks see it: rows are longer by their virtual tokens."""
+def _longer(context: ForwardContext, placement: Placement) -> ForwardContext:
+    """Return the context as the blocks must see it: rows are longer by their virtual tokens."""
     lengths = context.lengths
     if lengths is not None:
-        lengths = tuple(length + count for length, count in zip(lengths, layout.counts.tolist(), strict=True))
-    mask = None if context.mask is None else layout.mask(context.mask)
+        lengths = tuple(length + count for length, count in zip(lengths, placement.counts.tolist(), strict=True))
+    mask = None if context.mask is None else placement.mask(context.mask)
     return replace(context, lengths=lengths, mask=mask, _groups={})

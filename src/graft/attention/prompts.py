@@ -1,12 +1,13 @@
-"""Virtual tokens before the sequence of a causal model, which run through the model once per forward pass, not once per row.
+"""Soft prompts of causal models: virtual tokens before the sequence, which run through the model once per forward pass, not once per row.
 
-They come first and see only one another, so their keys and values in every layer do not depend on the sequence: the module that owns the
-blocks runs on the prompt alone (under the same adapter, so that a stack's other parts act on it too), each attention module notes the keys
-and values, and the rows of the adapter get these as they get a prefix (`virtual.py`), with positions that start behind them. Padding on
-either side, token-flat batches, mixed rows, caches and beams are then what they are without a prompt. Gradients reach the prompt
-through the noted tensors. Where nothing trains, these are kept until a weight changes or learns, so that decoding costs nothing more.
+They come first and see only one another, so their keys and values in every layer do not depend on the sequence. The module that owns the
+blocks first runs on the prompt alone, under the same adapter, so that the other parts of a stack act on it too. Each attention module keeps
+the prompt's keys and values, and then the rows of the adapter get them like a prefix (`virtual.py`), with positions that start after them.
+Padding on either side, padding-free batches, mixed rows, caches and beams therefore work as they do without a prompt. Gradients reach the
+prompt through the kept tensors. In inference the tensors serve later passes too, until a weight changes, so that decoding a token does not
+run the prompt again.
 
-Models whose tokens see each other in both directions get the prompt for real (`prepending.py`).
+In models with bidirectional attention the prompt is put before the sequence for real (`prepending.py`).
 
 Legend: P virtual tokens, D features.
 """
@@ -33,12 +34,12 @@ from graft.injection.state import State
 from graft.injection.substitution import ORDER, Substituted, substitute
 from graft.routing.context import ForwardContext, PromptCache
 
-KEY = "recorded"
-"""Of the module that hands out what was noted, in an attention module's container."""
+KEY = "cached_kv"
+"""The name of the `CachedPrompt` in an attention module's container."""
 
 
 class CachesPrompts:
-    """Mixin for the module that owns the blocks: runs the prompts of the adapters in the pass before the batch."""
+    """Mixin for the module that owns the blocks: runs the prompts of the adapters in use before the batch."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         container, state = self._modules["graft"], self.__dict__["graft_state"]
@@ -46,55 +47,57 @@ class CachesPrompts:
             return self._forward_in_graph(container, state, args, kwargs)
         context: ForwardContext = state.current
         names = [name for name in container.hooks.prompts if name in context.names]
-        if not names or context.recording is not None or state.merged is not None:
+        if not names or context.cache_to_fill is not None or state.merged is not None:
             return super().forward(*args, **kwargs)  # pyright: ignore
         if state.reached is not None:
             state.reached.add(id(container))
         cached_kv: PromptCache = {}
         for name in names:
-            cached_kv |= self._recorded(container, state, name, context)
+            cached_kv |= self._cached(container, state, name, context)
         with state.carrying(replace(context, cached_kv=cached_kv)):
             return super().forward(*args, **kwargs)  # pyright: ignore
 
-    def _recorded(
+    def _cached(
         self: Any, container: AdapterContainer, state: State, name: str, context: ForwardContext
     ) -> PromptCache:
-        """Keys and values of one adapter's prompt: noted now, or kept from before where neither gradients nor dropout are at work."""
+        """Return the keys and values of one adapter's prompt: from an earlier pass if no weight trains or changed and no dropout acts."""
         weights = [*self.parameters(), *(p for each in container.hooks.prompts[name] for p in each.parameters())]
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in weights)
         if learns or self.training:
-            state.prompt_caches.pop(name, None)  # torch's fused optimisers change weights and not their versions
-            return self._cache_kv(container, state, name, context)
+            state.prompt_caches.pop(name, None)  # torch's fused optimisers change weights but not their versions
+            return self._run_prompt(container, state, name, context)
         versions = _versions(weights)
         kept = state.prompt_caches.get(name)
         if kept is not None and versions is not None and kept[1] == versions:
             return kept[2]
-        with torch.inference_mode(False), torch.no_grad():  # what is kept serves later passes too, which may train
-            recording = self._cache_kv(container, state, name, context)
+        with torch.inference_mode(False), torch.no_grad():  # inference tensors could not serve a later pass that trains
+            cache = self._run_prompt(container, state, name, context)
         if versions is not None:
-            state.prompt_caches[name] = weights, versions, recording
-        return recording
+            state.prompt_caches[name] = weights, versions, cache
+        return cache
 
-    def _cache_kv(
+    def _run_prompt(
         self: Any, container: AdapterContainer, state: State, name: str, context: ForwardContext
     ) -> PromptCache:
-        recording: PromptCache = {}
+        """Run one adapter's prompt through the blocks, and return the keys and values that attention has kept."""
+        cache: PromptCache = {}
         seed = context.prompt_seed(name)
-        with state.carrying(ForwardContext(name, seeds=None if seed is None else (seed,), recording=recording)):
-            super().forward(**_alone(self, container.hooks.prompts[name]))  # pyright: ignore
-        return recording
+        with state.carrying(ForwardContext(name, seeds=None if seed is None else (seed,), cache_to_fill=cache)):
+            super().forward(**_prompt_inputs(self, container.hooks.prompts[name]))  # pyright: ignore
+        return cache
 
     def _forward_in_graph(self: Any, container: AdapterContainer, state: State, args: Any, kwargs: Any) -> Any:
-        """For compiled graphs: every adapter's prompt is run, and rows pick theirs by slot number."""
+        """Run in a compiled graph: the prompts of all adapters in memory run, and rows pick theirs by slot number."""
         slots, everything = state.slots, {}
+        # While a prompt runs, every row has its adapter's slot, so that the other parts of a stack act on the prompt.
         for name, prompts in container.hooks.prompts.items():
             if state.adapters[name].offloaded:
                 continue
-            recording: PromptCache = {}
-            state.recording_in_graph, state.slots = (name, recording), torch.full_like(slots, state.adapters[name].slot)
-            super().forward(**_alone(self, prompts))  # pyright: ignore
-            everything |= recording
-        state.recording_in_graph, state.slots = None, slots
+            cache: PromptCache = {}
+            state.cache_in_graph, state.slots = (name, cache), torch.full_like(slots, state.adapters[name].slot)
+            super().forward(**_prompt_inputs(self, prompts))  # pyright: ignore
+            everything |= cache
+        state.cache_in_graph, state.slots = None, slots
         for adapter, pair in everything.items():
             adapter.in_graph = pair
         output = super().forward(*args, **kwargs)  # pyright: ignore
@@ -103,13 +106,15 @@ class CachesPrompts:
         return output
 
 
-ORDER.insert(
-    ORDER.index(ShiftsPositions), CachesPrompts
-)  # outside, so that the prompt's own pass has its positions moved too
+# Outside of ShiftsPositions, so that the prompt's own run has its positions shifted too.
+ORDER.insert(ORDER.index(ShiftsPositions), CachesPrompts)
 
 
-def _alone(owner: Any, prompts: Sequence[EmbeddingAdapter]) -> dict[str, Any]:
-    """The arguments under which the owner of the blocks sees the prompt and nothing else: positions count from the sequence's start."""
+def _prompt_inputs(owner: Any, prompts: Sequence[EmbeddingAdapter]) -> dict[str, Any]:
+    """Return the arguments with which the owner of the blocks runs on the prompt alone.
+
+    Positions count from the sequence's start: a prompt of 3 tokens is at -3, -2, -1, which ShiftsPositions moves to 0, 1, 2.
+    """
     embeddings_PD = torch.cat([each.prompt().to(_weight_of(each)) for each in prompts])
     inputs = {"inputs_embeds": embeddings_PD[None], "use_cache": False}
     if isinstance(owner, ShiftsPositions):
@@ -123,16 +128,16 @@ def _weight_of(prompt: EmbeddingAdapter) -> Tensor:
 
 
 def _versions(weights: list[Tensor]) -> list[tuple[int, int]] | None:
-    """What changes when a weight does. None where that cannot be told (weights made in inference mode)."""
+    """Return numbers that change when a weight does. None for weights made in inference mode, which have no version."""
     if any(weight.is_inference() for weight in weights):
         return None
     return [(weight._version, weight.data_ptr()) for weight in weights]
 
 
 def install_prompt(root: nn.Module, site_table: SiteTable, state: State, name: str, adapter: EmbeddingAdapter) -> None:
-    """Let the stacks that read the adapter's embedding take care of its prompt.
+    """Install a prompt in every stack of blocks that reads the adapter's embedding.
 
-    Raises `GraftError` for a model without such a stack, or with layers that are no attention.
+    Raises `GraftError` for a model without such a stack, and for blocks without attention.
     """
     found = False
     for blocks in _stacks(site_table):
@@ -141,32 +146,33 @@ def install_prompt(root: nn.Module, site_table: SiteTable, state: State, name: s
         if owner is None or not any(p is _weight_of(adapter) for p in owner.parameters()):
             continue
         owner.__dict__["graft_state"] = state
-        if crossed:  # a decoder behind an encoder: the prompt is in what it reads there
+        if crossed:  # the decoder of an encoder-decoder sees the prompt in the encoder's output
             container_of(owner, state).add_prompt(name, adapter)
             substitute(owner, SeesLongerEncoder)
             continue
         found = True
         container_of(owner, state).add_prompt(name, adapter)
-        if adapter.behind_positions and (not hasattr(owner, "embeddings") or not _sees_both_ways(root, blocks[0])):
+        if adapter.behind_positions and (not hasattr(owner, "embeddings") or not _bidirectional(root, blocks[0])):
             raise GraftError(
                 f"enters: blocks is for encoders whose embeddings are one module, not for {type(owner).__name__}: use enters: embedding"
             )
-        if _sees_both_ways(root, blocks[0]):
+        if _bidirectional(root, blocks[0]):
             owner.__dict__["graft_feeds_decoder"] = any(
                 "cross" in block.family.attentions for block in site_table.blocks
             )
             substitute(owner, PrependsPrompts)
         else:
-            _seat_recorded(root, site_table, state, name, adapter, blocks)
+            _install_cached(root, site_table, state, name, adapter, blocks)
             substitute(owner, CachesPrompts)
     if not found:
         raise GraftError(
-            f"no stack of blocks in this {type(root).__name__} takes embeddings (inputs_embeds) in place of token ids, so virtual "
-            "tokens cannot stand before its input: use kind prefix"
+            f"no stack of blocks in this {type(root).__name__} takes embeddings (inputs_embeds) instead of token ids, so virtual "
+            "tokens cannot come before its input: use kind prefix"
         )
 
 
 def _stacks(site_table: SiteTable) -> list[list[Block]]:
+    """Return the model's blocks, one list for each stack."""
     stacks: dict[str, list[Block]] = {}
     for block in site_table.blocks:
         stacks.setdefault(block.path.rpartition(".")[0], []).append(block)
@@ -174,7 +180,7 @@ def _stacks(site_table: SiteTable) -> list[list[Block]]:
 
 
 def _owner_of(root: nn.Module, path: str) -> Any:
-    """The nearest module around a block that takes embeddings."""
+    """Return the nearest module around a block that takes embeddings, None if there is none."""
     while path:
         path = path.rpartition(".")[0]
         module = root.get_submodule(path)
@@ -185,21 +191,22 @@ def _owner_of(root: nn.Module, path: str) -> Any:
     return None
 
 
-def _sees_both_ways(root: nn.Module, block: Block) -> bool:
+def _bidirectional(root: nn.Module, block: Block) -> bool:
+    """Whether the tokens of a block see those after them too."""
     attention = root.get_submodule(block.at(block.family.attentions["attn"]))
     causal = getattr(attention, "is_causal", None)
     return not (getattr(attention, "is_decoder", True) if causal is None else causal)
 
 
-def _seat_recorded(
+def _install_cached(
     root: nn.Module, site_table: SiteTable, state: State, name: str, adapter: EmbeddingAdapter, blocks: list[Block]
 ) -> None:
-    """A place in every layer for what it notes of the prompt. Several prompts of one adapter are one."""
+    """Install a `CachedPrompt` in the attention of every block. Several prompts of one adapter share it."""
     for block in blocks:
         if "attn" not in block.family.attentions:
             raise GraftError(
-                f"'{block.path}' ({type(block.module).__name__}) has no attention that Graft knows: virtual tokens in the embedding would "
-                "not reach the sequence through it. Use lora or a bottleneck"
+                f"'{block.path}' ({type(block.module).__name__}) has no attention that Graft knows: virtual tokens in the embedding cannot "
+                "reach the sequence through it. Use lora or a bottleneck"
             )
         path = block.at(block.family.attentions["attn"])
         host = root.get_submodule(path)

@@ -1,7 +1,7 @@
-"""Prove that the attention forwards of ours compute what the installed transformers computes, before an adapter relies on one.
+"""Prove that Graft's attention forwards compute what the installed transformers computes, before an adapter relies on one.
 
-They read the insides of a module, which a release may change: where ours fails or differs, attaching (or a token-flat run) ends with an
-error that names the release, and nothing is wrong in silence.
+They read the insides of a module, which a release may change. If one fails or differs, attaching (or a padding-free run) ends with an error
+that names the release, so nothing goes wrong in silence.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from graft.injection.substitution import own_class
 from graft.routing.context import ForwardContext
 
 ONLY_ADDED = ("residual",)
-"""Arguments that a forward adds to its output: they would hide a difference."""
+"""Arguments that a forward only adds to its output. They are set to zero, because large ones would hide a difference."""
 
 
 def prove_forwards(root: Any, state: State) -> None:
-    """Run a few tokens through the bare base, then one more behind its cache, and compare ours with the module's own: once per class.
+    """Run a few tokens through the bare base, then one more with the cache, and compare both forwards, once per class.
 
-    Raises `GraftError` for one that differs. Nothing is proved of a model on the meta device, or of one without text to try it on.
+    Raises `GraftError` if they differ. A model on the meta device, or one without tokens to try, is not checked.
     """
     ours: list[Any] = [module for _, module in base_modules(root) if isinstance(module, OwnForward)]
     modules = {own_class(module): module for module in reversed(ours) if own_class(module) not in state.proved_forwards}
@@ -47,7 +47,7 @@ def prove_forwards(root: Any, state: State) -> None:
 
 
 def _text(root: Any) -> Tensor | None:
-    """transformers' own few tokens [B, L] for this model."""
+    """Return the few token ids [B, L] that transformers has for trying this model, None if it has none."""
     dummy = getattr(root, "dummy_inputs", None)
     ids = dummy.get("input_ids") if isinstance(dummy, Mapping) else None
     if ids is None:
@@ -55,11 +55,13 @@ def _text(root: Any) -> Tensor | None:
     device = root.get_input_embeddings().weight.device
     if device.type != "meta":
         return ids.to(device)
+    # Offloaded weights are on the meta device too, and accelerate's hooks load them when they are needed.
     hooked = any(hasattr(module, "_hf_hook") for _, module in base_modules(root))
-    return ids if hooked else None  # accelerate's hooks bring weights and ids together
+    return ids if hooked else None
 
 
 def _run(root: Any, ids: Tensor) -> None:
+    """Run tokens of which the first row's last is masked, and then one more token with the cache."""
     mask, name = torch.ones_like(ids), cache_name(root.forward)
     mask[0, ..., -1] = 0
     output = root(input_ids=ids, attention_mask=mask, **({} if name is None else {"use_cache": True}))
@@ -71,7 +73,7 @@ def _run(root: Any, ids: Tensor) -> None:
 
 @contextmanager
 def _compared(modules: list[nn.Module]) -> Iterator[None]:
-    """Compare at every call of these modules."""
+    """Compare both forwards at every call of these modules."""
     handles = [module.register_forward_pre_hook(_compare, with_kwargs=True) for module in modules]
     try:
         yield
@@ -81,6 +83,7 @@ def _compared(modules: list[nn.Module]) -> Iterator[None]:
 
 
 def _compare(module: Any, args: Any, kwargs: Any) -> None:
+    """Compare the module's own forward with Graft's on these arguments. Raises `GraftError` if Graft's fails or differs."""
     given = given_to(module, args, kwargs)
     given |= {name: torch.zeros_like(given[name]) for name in ONLY_ADDED if name in given}
     theirs = own_class(module).forward(module, **_with_own_cache(given))[0]
@@ -92,22 +95,22 @@ def _compare(module: Any, args: Any, kwargs: Any) -> None:
             difference = float((ours - theirs).abs().max())
         except (GraftError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever comes of reading what is no longer there
+        except Exception as error:  # reading what a release has removed may raise anything
             raise _refusal(module, f"Graft's forward for it fails ({type(error).__name__}: {error})") from error
         if not difference <= allowed:
             raise _refusal(module, f"Graft's forward for it is {difference:.2g} off (allowed {allowed:.2g})")
 
 
 def _with_own_cache(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with a copy of the cache, which a call fills."""
+    """Copy the cache among the arguments, because a call adds to it."""
     return {name: copy.deepcopy(value) if name in CACHE_NAMES else value for name, value in given.items()}
 
 
-def _refusal(module: nn.Module, said: str) -> GraftError:
+def _refusal(module: nn.Module, finding: str) -> GraftError:
     from transformers import __version__ as release
 
     return GraftError(
-        f"{type(module).__name__} of transformers {release} is not what this release of Graft knows: {said}. "
-        "Prefix, prompt, p-tuning, llama-adapter and token-flat batches do not run in it. Adapters at its linear layers and sublayers "
+        f"{type(module).__name__} of transformers {release} is not what this release of Graft knows: {finding}. "
+        "Prefix, prompt, p-tuning, llama-adapter and padding-free batches do not run in it. Adapters at its linear layers and sublayers "
         "(lora, ia3, bottlenecks and the like) and padded batches still do. docs/versions.md names the releases that Graft was tested with"
     )

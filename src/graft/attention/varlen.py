@@ -1,8 +1,8 @@
-"""Attention of all segments of a token-flat batch in one kernel: torch's own varlen attention (flash), on a GPU.
+"""Attention inside all segments of a padding-free batch in one kernel: torch's varlen attention (flash), on a GPU.
 
-Elsewhere, and for what the kernel does not know (virtual tokens, ALiBi, soft caps, dropout, float32), each segment is a call of
-the backend's function. The engine compares flat with padded losses on the first batch of every run, so a kernel that computes something
-else is found out and the run goes on padded.
+Elsewhere, and for what the kernel lacks (virtual tokens, ALiBi, soft caps, dropout, float32), each segment is a call of the backend's
+function. The engine compares padding-free with padded losses on the first batch of every run, so if the kernel computed anything else the
+run would go on padded.
 
 Legend: T tokens of all segments, H query heads, K key-value heads, D head size.
 """
@@ -20,13 +20,13 @@ from torch import Tensor
 from graft.injection.arguments import CACHE_NAMES
 
 KNOWN = {"scaling", "sliding_window", "dropout", "is_causal", "output_attentions", "use_cache", *CACHE_NAMES}
-"""Arguments of an attention call that the kernel serves, or that change nothing in a flat batch."""
+"""Arguments of an attention call that the kernel supports, or that do not matter in a padding-free batch."""
 LARGEST_HEAD = 256
 
 
 @functools.cache
 def kernel() -> Any:
-    """`varlen_attn` where this torch has it with windows and grouped heads; else None."""
+    """Return `varlen_attn` if this torch has it with windows and grouped heads, else None."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -39,14 +39,14 @@ def kernel() -> Any:
 
 
 def serves(query: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether the kernel computes this call. query [1, H, T, D]."""
+    """Whether the kernel supports a call. query: [1, H, T, D]. kwargs: the call's other arguments."""
     unknown = any(value is not None and name not in KNOWN for name, value in kwargs.items())
     causal = kwargs.get("is_causal") is not False and not kwargs.get("dropout")
     return causal and not unknown and runs_on(query)
 
 
 def runs_on(query: Tensor) -> bool:
-    """Whether the kernel is there for tensors like this one: half precision, on an NVIDIA GPU from Ampere on."""
+    """Whether the kernel runs on tensors like this one: half precision, on an NVIDIA GPU from Ampere on, with a head size that it knows."""
     if not query.is_cuda or torch.version.hip is not None or query.dtype not in (torch.bfloat16, torch.float16):
         return False
     fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= LARGEST_HEAD
@@ -56,10 +56,11 @@ def runs_on(query: Tensor) -> bool:
 def by_varlen(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float | None, window: int | None
 ) -> Tensor:
-    """Causal attention inside each segment. query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
+    """Run causal attention inside each segment. query: [1, H, T, D]. key, value: [1, K, T, D]. Returns [1, T, H, D].
 
-    window: the latest tokens that a token sees, itself included; None is all.
+    lengths: tokens of each segment. window: how many of the latest tokens a token sees, including itself; None means all.
     """
+    # Lengths 3 and 2 give the boundaries 0, 3, 5.
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     ends = ends.to(query.device, non_blocking=True)
     query, key, value = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))

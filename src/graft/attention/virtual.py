@@ -1,9 +1,17 @@
 """The virtual tokens of one attention module, gathered for the rows of a batch.
 
-Those of the adapters that take part are stacked once; each row picks its own by number, and the bare base picks none. The same
-code serves one adapter, a mixed batch and compiled graphs.
+An adapter has its own keys and values, and each row of a batch may have another adapter. So the tokens of all adapters in the batch are
+stacked once, padded to the longest, and each row picks its adapter's by number; a row of the bare base picks an empty entry at the end.
+The same code serves one adapter, a mixed batch and compiled graphs. An example with four rows:
 
-Legend: N adapters, B rows, P virtual tokens (of the adapter that has most), K key-value heads, D head size.
+    rows of the batch      french, bare base, german, french
+    adapters               french with 3 virtual tokens, german with 2
+    stack [N + 1, K, 3, D] french f0 f1 f2    german g0 g1 -    bare - - -
+    choice [B]             0, 2, 1, 0
+    keys [B, K, 3, D]      f0 f1 f2 | - - - | g0 g1 - | f0 f1 f2
+    visible [B, 3]         1 1 1    | 0 0 0 | 1 1 0   | 1 1 1
+
+Legend: N adapters, B rows, P virtual tokens (of the adapter with the most), K key-value heads, L queries, D head size.
 """
 
 from __future__ import annotations
@@ -21,25 +29,30 @@ from graft.routing.context import ForwardContext
 
 
 @dataclass(frozen=True)
-class Virtual:
-    """Keys and values [B, K, P, D], who sees them [B, P], and where they stand, counted from the sequence's first token [B, P]: below
-    0, or 0 for tokens that have no position."""
+class VirtualTokens:
+    """The virtual tokens of each row. With one adapter for all rows, B is 1 until `of_rows` expands it."""
 
     keys: Tensor
+    """[B, K, P, D]"""
     values: Tensor
+    """[B, K, P, D]"""
     visible: Tensor
+    """[B, P] which of them the row has at all."""
     offsets: Tensor
+    """[B, P] their positions, counted from the sequence's first token: -3, -2, -1 for three tokens before it. 0 means no position, and
+    numbers above 0 mean T5's `moved_keys` (`relative.py`)."""
     always_visible: bool
+    """Whether every query sees all of them, in every row."""
     windowed: Tensor | None = None
-    """[B, P] which of them a sliding window hides; None for none."""
+    """[B, P] which of them a sliding window hides; None if none."""
 
     @property
     def count(self) -> int:
-        """Virtual tokens per row."""
+        """The number of virtual tokens per row, P."""
         return self.keys.shape[2]
 
-    def of_rows(self, num_rows: int, num_heads: int) -> Virtual:
-        """One adapter's tokens for all rows, expanded; their heads repeated where the module holds its own repeated (Falcon)."""
+    def of_rows(self, num_rows: int, num_heads: int) -> VirtualTokens:
+        """Expand one adapter's tokens to all rows, and repeat heads if the module holds its own repeated (Falcon)."""
         if self.keys.shape[:2] == (num_rows, num_heads):
             return self
         keys, values = (
@@ -48,10 +61,14 @@ class Virtual:
         )
         visible, offsets = (part.expand(num_rows, -1) for part in (self.visible, self.offsets))
         windowed = None if self.windowed is None else self.windowed.expand(num_rows, -1)
-        return Virtual(keys, values, visible, offsets, self.always_visible, windowed)
+        return VirtualTokens(keys, values, visible, offsets, self.always_visible, windowed)
 
     def seen(self, positions: Tensor | None, window: int | None) -> Tensor:
-        """Who sees them [B, L or 1, P], under a layer's sliding window. positions [B or 1, L] of the queries, None if not known."""
+        """Return which queries see which tokens [B, L or 1, P] under a layer's sliding window.
+
+        positions: [B or 1, L] of the queries, None if the attention does not know them. window: the number of latest tokens that a query
+        sees. Raises `GraftError` if a window has to hide tokens and the positions are not known.
+        """
         visible = self.visible[:, None, :]
         if not window or self.windowed is None:
             return visible
@@ -59,23 +76,25 @@ class Virtual:
             raise GraftError(
                 "this model's attention does not know positions, so a sliding window cannot hide virtual tokens: use window: shows"
             )
-        first = -self.offsets.amin(1)  # the position of the sequence's first token
+        # With 3 virtual tokens before it the sequence starts at position 3. In a window of 4 the query at position 5 is 2 after the first
+        # token, so it is 3, 4 and 5 after the tokens at offsets -1, -2 and -3, and sees the first of these only.
+        first = -self.offsets.amin(1)
         far = (positions - first[:, None])[..., None] - self.offsets[:, None, :] >= window
         return visible & ~(far & self.windowed[:, None, :])
 
-    def row(self, row: int) -> Virtual | None:
-        """One row's own, cut to what it sees; None for none."""
-        seen = int(self.visible[row].sum())
-        if not seen:
+    def row(self, row: int) -> VirtualTokens | None:
+        """Return the tokens of one row without padding, None if it has none."""
+        count = int(self.visible[row].sum())
+        if not count:
             return None
-        cut = slice(row, row + 1)
-        keys, values = self.keys[cut, :, :seen], self.values[cut, :, :seen]
-        windowed = None if self.windowed is None else self.windowed[cut, :seen]
-        return Virtual(keys, values, self.visible[cut, :seen], self.offsets[cut, :seen], True, windowed)
+        own = slice(row, row + 1)
+        keys, values = self.keys[own, :, :count], self.values[own, :, :count]
+        windowed = None if self.windowed is None else self.windowed[own, :count]
+        return VirtualTokens(keys, values, self.visible[own, :count], self.offsets[own, :count], True, windowed)
 
 
 class CachedPrompt(AttentionAdapter):
-    """Virtual tokens whose keys and values in this module the model itself has computed, from their embeddings."""
+    """The virtual tokens of a prompt in one attention module: the model itself computes their keys and values from their embeddings."""
 
     cached_kv = True
 
@@ -83,7 +102,7 @@ class CachedPrompt(AttentionAdapter):
         nn.Module.__init__(self)
         self.state, self.position_shift, self.windowed = state, tokens, windowed
         self.in_graph: tuple[Tensor, Tensor] | None = None
-        """Of a compiled graph, which does not know the pass."""
+        """Keys and values in a compiled graph, which cannot read the forward context."""
 
     def keys_values(self) -> tuple[Tensor, Tensor]:
         found = self.in_graph if torch.compiler.is_compiling() else (self.state.current.cached_kv or {}).get(self)
@@ -95,16 +114,21 @@ class CachedPrompt(AttentionAdapter):
         return found
 
 
-def virtual_tokens(module: nn.Module, state: State, context: ForwardContext, num_rows: int) -> Virtual | None:
-    """What the pass in effect adds to this module's keys and values, or None. Flat batches have one row per segment."""
+def virtual_tokens(module: nn.Module, state: State, context: ForwardContext, num_rows: int) -> VirtualTokens | None:
+    """Return the virtual tokens that the current forward context adds to this attention module, None if there are none.
+
+    num_rows: rows of the batch. In a padding-free batch each segment counts as a row, whatever is given.
+    """
     container: Any = module._modules.get("graft")
     table: dict[str, list[AttentionAdapter]] = {} if container is None else container.hooks.keys_values
     if not table or state.merged is not None:
         return None
-    if context.recording is not None or state.recording_in_graph is not None:
-        kept = {name: [each for each in adapters if not each.cached_kv] for name, adapters in table.items()}
-        table = {name: adapters for name, adapters in kept.items() if adapters}
+    if context.cache_to_fill is not None or state.cache_in_graph is not None:
+        # A prompt is running through the model to get its keys and values, so it must not see the ones that it will have.
+        own = {name: [each for each in adapters if not each.cached_kv] for name, adapters in table.items()}
+        table = {name: adapters for name, adapters in own.items() if adapters}
     if torch.compiler.is_compiling():
+        # A graph cannot depend on who has which row: it stacks all adapters in memory.
         there = [name for name in table if not state.adapters[name].offloaded]
         return _gathered(there, table, compiled_choice(state, there, num_rows)) if there else None
     if state.reached is not None and any(name in context.names for name in container.hooks.keys_values):  # pyright: ignore
@@ -123,7 +147,11 @@ def virtual_tokens(module: nn.Module, state: State, context: ForwardContext, num
 def position_shifts(
     table: dict[str, int], state: State, context: ForwardContext, num_rows: int, device: torch.device
 ) -> int | Tensor:
-    """Positions by which each row is moved: one number, [B, 1], or [1, T] for a flat batch."""
+    """Return by how many positions each row moves: one number, [B, 1], or [1, T] for the T tokens of a padding-free batch.
+
+    table: the shift of each adapter. E.g. with {"french": 3}, rows of french and of the bare base with 2 and 4 tokens, laid end to end,
+    move by [[3, 3, 0, 0, 0, 0]].
+    """
     if torch.compiler.is_compiling():
         shifts = torch.tensor([*table.values(), 0], device=device)
         return shifts[compiled_choice(state, list(table), num_rows)][:, None]
@@ -137,7 +165,7 @@ def position_shifts(
 
 
 def compiled_choice(state: State, names: list[str], num_rows: int) -> Tensor:
-    """[B] numbers into `names`; the bare base gets the number behind the last."""
+    """Return each row's index into `names` [B], read from the slot numbers of a compiled graph. The bare base gets `len(names)`."""
     slot_B = state.slots_of_rows(num_rows)
     choice = torch.full_like(slot_B, len(names))
     for number, name in enumerate(names):
@@ -145,16 +173,18 @@ def compiled_choice(state: State, names: list[str], num_rows: int) -> Tensor:
     return choice.long()
 
 
-def _gathered(names: list[str], table: dict[str, list[AttentionAdapter]], choice: Tensor | None) -> Virtual:
+def _gathered(names: list[str], table: dict[str, list[AttentionAdapter]], choice: Tensor | None) -> VirtualTokens:
+    """Return each row's virtual tokens. choice: [B] indices into `names`, len(names) for the bare base; None: names[0] for all rows."""
     parts = [_joined(table[name]) for name in names]
     hides = any(adapter.windowed for name in names for adapter in table[name])
     if choice is None:
         keys, values, offsets, windowed = parts[0]
         visible = torch.ones(1, keys.shape[0], dtype=torch.bool, device=keys.device)
         keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-        return Virtual(keys, values, visible, offsets[None], not hides, windowed[None] if hides else None)
+        return VirtualTokens(keys, values, visible, offsets[None], not hides, windowed[None] if hides else None)
     longest, heads = (max(part[0].shape[dim] for part in parts) for dim in (0, 1))
-    parts.append(tuple(each[:0] for each in parts[0]))  # pyright: ignore[reportArgumentType]
+    parts.append(tuple(each[:0] for each in parts[0]))  # pyright: ignore[reportArgumentType]  # the bare base: no tokens
+    # Stack with padding to [N + 1, ...], then let each row pick its entry.
     keys_N, values_N = (
         torch.stack([_padded(part[i], longest, heads) for part in parts]).transpose(1, 2) for i in (0, 1)
     )
@@ -164,11 +194,14 @@ def _gathered(names: list[str], table: dict[str, list[AttentionAdapter]], choice
         torch.stack([nn.functional.pad(part[i], (0, longest - len(part[i]))) for part in parts]) for i in (2, 3)
     )
     windowed = windowed_N[choice] if hides else None
-    return Virtual(keys_N[choice], values_N[choice], visible_N[choice], offsets_N[choice], False, windowed)
+    return VirtualTokens(keys_N[choice], values_N[choice], visible_N[choice], offsets_N[choice], False, windowed)
 
 
 def _joined(adapters: list[AttentionAdapter]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The virtual tokens of one adapter name (a stack may hold several kinds) as one: keys, values, offsets, windowed."""
+    """Lay the virtual tokens of one adapter end to end; a stack may have several. Return keys, values, offsets and windowed.
+
+    E.g. a prefix of 2 tokens without positions and a prompt of 3 tokens that shifts positions by 3 have offsets 0, 0, -3, -2, -1.
+    """
     pairs = [adapter.keys_values() for adapter in adapters]
     heads, start, offsets, windowed = max(keys.shape[1] for keys, _ in pairs), 0, [], []
     total = sum(adapter.position_shift for adapter in adapters)
@@ -184,6 +217,6 @@ def _joined(adapters: list[AttentionAdapter]) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _padded(x_PKD: Tensor, length: int, heads: int) -> Tensor:
-    """Empty tokens up to a length; heads repeated up to a number."""
+    """Pad with zero tokens up to a length, and repeat heads up to a number."""
     repeated = x_PKD if x_PKD.shape[1] == heads else x_PKD.repeat_interleave(heads // x_PKD.shape[1], 1)
     return nn.functional.pad(repeated, (0, 0, 0, 0, 0, length - x_PKD.shape[0]))

@@ -1,4 +1,4 @@
-"""How long a sequence a base takes."""
+"""The longest sequence that a base takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from graft.injection.state import state_of, unwrapped
 
 
 def context_length(model: nn.Module, adapter: str | None = None) -> int | None:
-    """Tokens that a sequence may have under an adapter (a prefix may take positions of its own); None: no limit."""
+    """Return how many tokens a sequence may have with an adapter, or None if there is no limit.
+
+    A prefix or prompt may take positions of its own: with 2048 positions and a prompt of 20 tokens, 2028 are left.
+    """
     root: Any = unwrapped(model)
     length = getattr(root.config.get_text_config(), "max_position_embeddings", None)
     if length is not None:
@@ -19,11 +22,11 @@ def context_length(model: nn.Module, adapter: str | None = None) -> int | None:
     if length is None or adapter is None:
         return length
     state_of(model).adapter(adapter)
-    return length - sum(_taken(module, adapter) for module in root.modules())
+    return length - sum(_positions_taken(module, adapter) for module in root.modules())
 
 
-def _taken(module: nn.Module, adapter: str) -> int:
-    """Positions before the sequence's that an adapter takes in the module that gives them out."""
+def _positions_taken(module: nn.Module, adapter: str) -> int:
+    """Return how many positions an adapter takes before the sequence. Only modules that assign positions answer more than 0."""
     shift = module.__dict__.get("graft_shifts", {}).get(adapter, 0)
     if not isinstance(module, PrependsPrompts):
         return shift
@@ -32,7 +35,7 @@ def _taken(module: nn.Module, adapter: str) -> int:
 
 
 def _unused_positions(root: nn.Module) -> int:
-    """Positions at the start of the table that no token gets: RoBERTa counts from behind the padding's own."""
+    """Return how many positions at the start of the table no token gets: RoBERTa counts from the padding id + 1."""
     for name, module in root.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.padding_idx + 1

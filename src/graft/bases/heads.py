@@ -1,7 +1,7 @@
-"""The head of a classifier: whether the base brings one, and the first weights of one that it does not bring, or that is not wanted.
+"""The head of a classifier: whether the base has one, and how a fresh head is drawn if it has none or the user wants a new one.
 
-A fresh head means nothing without its training, so it belongs to the adapter: kind `head` holds its weights whole. What the base has in
-its place is drawn from a seed and left behind.
+A fresh head is useless without training, so it belongs to the adapter: kind `head` holds its weights whole. What the base has there is
+drawn from a seed and is never saved.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from graft.errors import GraftError
 from graft.injection.state import site_table_of, unwrapped
 
 COLLECTIVE = ("bias", "norm", "linear")
-"""Sites that name modules all over the model, a head among them."""
+"""Site names that cover modules all over the model, and so may include the head without asking for it."""
 
 
 def fresh_modules(model: Any, missing: Iterable[str]) -> tuple[str, ...]:
-    """The linear layers that the checkpoint did not bring, by path.
+    """Return the paths of the linear layers that the model's files lack.
 
-    missing: names of the tensors that it lacks. Raises `GraftError` for one that lies in the body: the body means nothing without it.
+    missing: names of the tensors that they lack. Raises `GraftError` if one belongs to the body, which is useless without it.
     """
     body = f"{model.base_model_prefix}."
     found = []
     for path in dict.fromkeys(name.rpartition(".")[0] for name in missing):
         if path.startswith(body) and not path.removeprefix(body).startswith("pooler"):
             raise GraftError(
-                f"base.model: the weights lack those of '{path}', which is not part of a classifier's head"
+                f"base.model: the model's files lack the weights of '{path}', which is not part of a classifier's head"
             )
         if is_linear(model.get_submodule(path)):
             found.append(path)
@@ -45,22 +45,24 @@ def fresh_modules(model: Any, missing: Iterable[str]) -> tuple[str, ...]:
 
 
 def head_modules(model: Any) -> tuple[str, ...]:
-    """The linear layers of a classifier's head, by path: those outside of the body. BERT's pooler is part of its body."""
+    """Return the paths of the linear layers of a classifier's head, which are those outside the body. BERT's pooler is in the body."""
     body = f"{model.base_model_prefix}."
     return tuple(path for path, module in model.named_modules() if is_linear(module) and not path.startswith(body))
 
 
 @torch.no_grad()
 def draw_head(model: nn.Module, fresh: Iterable[str], seed: int) -> None:
-    """Draw a fresh head from a seed, the way transformers does for this family. An adapter attached next starts from it."""
+    """Draw a fresh head from a seed, as transformers does for this model. An adapter that is attached next starts from it."""
     root: Any = unwrapped(model)
     paths = set(fresh)
     if not paths:
         return
+    # Some models initialise a head by a rule for its container (T5's classification head), so the containers are initialised too.
     above = {path.rsplit(".", depth)[0] for path in paths for depth in range(1, path.count(".") + 1)}
     inside = {path for path in above if path.split(".")[0] != root.base_model_prefix}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        # The order is fixed, innermost first, so that a seed always gives the same head.
         for path in sorted(paths | inside, key=lambda path: (-path.count("."), path)):
             module = root.get_submodule(path)
             for parameter in module.parameters():
@@ -69,10 +71,10 @@ def draw_head(model: nn.Module, fresh: Iterable[str], seed: int) -> None:
 
 
 def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence[str]) -> AdapterConfig | Preset:
-    """The adapter together with a fresh head; the adapter itself where the base brings its head, or where it names the head itself.
+    """Add a fresh head to an adapter. It stays as it is if the base has its own head, or if the adapter replaces the head itself.
 
-    The head comes first, so that what a collective site (`bias`) adds there is added to it. Raises `GraftError` for an adapter that names
-    a fresh head in order to change it in another way than by replacing it: such a change may rest on what the base has there.
+    The head comes first in the stack, so that what a collective site (`bias`) adds there is added to the new head. Raises `GraftError` for
+    an adapter that names a fresh head but does not replace it, because such an update would depend on random weights.
     """
     root, left = unwrapped(model), list(fresh)
     if not left:
@@ -84,7 +86,7 @@ def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence
                 left.remove(site.module)
             elif site.module in fresh and site.name not in COLLECTIVE:
                 raise GraftError(
-                    f"kind '{part.kind}' names '{site.module}', a head that the base does not bring: every adapter trains it whole. Name "
+                    f"kind '{part.kind}' adapts '{site.module}', a head that the base lacks. Every adapter trains such a head whole: name "
                     "other sites"
                 )
     if not left:
@@ -94,7 +96,7 @@ def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence
 
 
 def brings_head(folder: Path) -> bool:
-    """Whether a saved adapter holds a head whole, so that the base's own does not matter to it."""
+    """Whether a saved adapter holds a whole head, so that it does not depend on the base's own."""
     path = folder / "adapter_config.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return bool((said.get("base") or {}).get("without"))
+    header = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return bool((header.get("base") or {}).get("without"))

@@ -1,7 +1,7 @@
-"""Loading a base for a task: a folder, a name on the hub, or "seedling", the small base that Graft brings.
+"""Load a base for a task: from a folder, from the hub, or "seedling", the small base that comes with Graft.
 
-Nothing is guessed in silence: a folder that is missing, a hub that does not answer, a GPU that is not there, and a model
-without its tokenizer are errors that say so. Code that a repository brings along runs only if the user allows it.
+Nothing is guessed in silence: a missing folder, a hub that does not answer, a missing GPU, and a model without its tokenizer are errors
+that say so. Code from a repository runs only if the user allows it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from transformers.utils import logging
 from graft.attaching.fingerprint import fingerprint
 from graft.bases.heads import draw_head, fresh_modules, head_modules
 from graft.config.base import BaseConfig
-from graft.errors import GraftError, MissingExtra, nearest
+from graft.errors import GraftError, MissingExtra, listed, nearest
 
 SEEDLING = "seedling"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 LABELLED = ("classification", "regression")
-"""Tasks whose model has a head over labels."""
+"""Tasks for which the model has a head over labels."""
 _CLASSES: dict[str, Any] = {
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
@@ -44,28 +44,28 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Base:
-    """A model with its tokenizer, in evaluation mode, on its device. Nothing in it requires gradients."""
+    """A model in evaluation mode on its device, and its tokenizer. Nothing in the model requires gradients."""
 
     model: Any
     tokenizer: Any
     name: str
-    """As the user wrote it."""
+    """The folder or hub name, as the user wrote it."""
     device: torch.device
     dtype: torch.dtype
     task: str = "causal"
     fresh: tuple[str, ...] = ()
-    """Layers of the head that the checkpoint does not bring: random, and the adapter's to learn."""
+    """Layers of the head that the model's files lack: their weights are random, and the adapter learns them."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, shape and weight digest, as a saved adapter records them (`graft.attaching.fingerprint`)."""
+        """The model's name, shape and weight digest, as a saved adapter records them (`graft.attaching.fingerprint`)."""
         return fingerprint(self.model, self.model.__dict__.get("graft_state"))
 
 
 def load_base(config: BaseConfig | str, task: str = "causal", classes: Sequence[str] = ()) -> Base:
-    """The base that a config (or just a name) describes, with the head that the task needs.
+    """Load the base that a config, or just a name, describes, with the head that the task needs.
 
-    classes: names of the classes in their order, for classification.
+    task: causal, seq2seq, classification or regression. classes: the names of the classes in order, for classification.
     Raises `GraftError` for a folder or hub name that cannot be read, an unknown device, a missing tokenizer, and a head with another
     number of classes.
     """
@@ -73,18 +73,18 @@ def load_base(config: BaseConfig | str, task: str = "causal", classes: Sequence[
     tokenizer = load_tokenizer(config)
     model, fresh = _loaded(config, task, classes)
     if task in LABELLED:
-        padding = pad_id(tokenizer, model)  # a decoder finds its last token by it
+        padding = pad_id(tokenizer, model)  # a decoder finds the last token of a row by the padding id
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = padding
     return Base(model, tokenizer, config.model, model.device, model.dtype, task, fresh)
 
 
 def load_model(config: BaseConfig, task: str = "causal", classes: Sequence[str] = ()) -> Any:
-    """The model alone, frozen, in evaluation mode, on its device."""
+    """Load the model without its tokenizer: frozen, in evaluation mode, on its device."""
     return _loaded(config, task, classes)[0]
 
 
 def own_classes(config: BaseConfig) -> tuple[str, ...] | None:
-    """Names of the classes that the base's own head tells apart, in their order; None where it has no such head, or it is not wanted."""
+    """Return the classes of the base's own head, in order. None if it has no such head, or the config asks for a fresh one."""
     if config.head == "fresh":
         return None
     source, options = _source(config)
@@ -94,7 +94,7 @@ def own_classes(config: BaseConfig) -> tuple[str, ...] | None:
 
 
 def own_task(config: BaseConfig) -> str:
-    """What the base's own head is for."""
+    """Return the task of the base's own head: causal, seq2seq, classification or regression."""
     source, options = _source(config)
     with _explained(config, source):
         found = AutoConfig.from_pretrained(source, **options)
@@ -104,7 +104,7 @@ def own_task(config: BaseConfig) -> str:
 
 
 def pad_id(tokenizer: Any, model: Any = None) -> int:
-    """What padding is filled with. Masks go by position, but encoders that count positions by ids need the model's own."""
+    """Return the id to pad with: the model's own, which encoders that count positions by ids need, or else the tokenizer's, or else 0."""
     own = None if model is None else model.config.get_text_config().pad_token_id
     return next((each for each in (own, tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
 
@@ -114,24 +114,25 @@ def _has_head(found: Any) -> bool:
 
 
 def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
-    """The model, and the layers of its head that were drawn at random."""
+    """Load the model. Return it and the paths of the head's layers that were drawn at random."""
     device = check_device(config.device)
     dtype = _dtype(config.dtype, device)
     source, options = _source(config)
     drawn = config.head == "fresh"
     if drawn and task not in LABELLED:
-        raise GraftError(f"base.head: fresh is for data.task {' and '.join(LABELLED)}; this run's is {task}")
+        raise GraftError(f"base.head: fresh is for data.task {' and '.join(LABELLED)}; this run has {task}")
     with _explained(config, source):
         found = AutoConfig.from_pretrained(source, **options)
         if config.attention != "auto":
             options["attn_implementation"] = config.attention
         if task in LABELLED:
             _set_labels(found, config, task, classes)
-        with _calmly(task):
+        with _without_missing_table(task):
             loaded: Any = _CLASSES[task].from_pretrained(
                 source, config=found, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=drawn, **options
             )
         model, info = loaded
+    # A head with another number of classes counts as missing: transformers has replaced it, as `ignore_mismatched_sizes` allows.
     others = sorted(each if isinstance(each, str) else each[0] for each in info["mismatched_keys"])
     missing, fresh = sorted({*info["missing_keys"], *others}), ()
     if task in LABELLED and (missing or drawn):
@@ -139,16 +140,16 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
         fresh = tuple(dict.fromkeys((*fresh, *head_modules(model)))) if drawn else fresh
         draw_head(model, fresh, seed=0)
     if missing:
-        # transformers has filled them with random numbers
+        # transformers has filled these with random numbers
         raise GraftError(
-            f"base.model: the weights in {source} lack {len(missing)} tensors of {type(model).__name__}, among them "
+            f"base.model: the weights in {source} lack {len(missing)} tensors of {type(model).__name__}, for example "
             f"'{missing[0]}'"
         )
     return model.requires_grad_(False).eval().to(device), fresh
 
 
 def load_as_saved(config: BaseConfig) -> Any:
-    """The model alone, as the class that its own config names, in evaluation mode: what reading and writing adapter files needs."""
+    """Load the model as the class that its config names, frozen and in evaluation mode, to read and write adapter folders with."""
     device, (source, options) = check_device(config.device), _source(config)
     with _explained(config, source):
         found = AutoConfig.from_pretrained(source, **options)
@@ -158,11 +159,11 @@ def load_as_saved(config: BaseConfig) -> Any:
 
 
 def _set_labels(found: Any, config: BaseConfig, task: str, classes: Sequence[str]) -> None:
-    """Names and number of labels. Raises `GraftError` where the base's own head has another number."""
+    """Set the labels in a model's config. Raises `GraftError` if the base's own head has another number of them."""
     count = len(classes) if task == "classification" else 1
     if _has_head(found) and found.num_labels != count and config.head == "auto":
         raise GraftError(
-            f"base.model '{config.model}' brings a head for {found.num_labels} labels ({', '.join(found.id2label.values())}), but the data "
+            f"base.model '{config.model}' has a head for {found.num_labels} labels ({', '.join(found.id2label.values())}), but the data "
             f"have {count}: base.head: fresh draws a new one"
         )
     found.id2label = dict(enumerate(classes)) if task == "classification" else {0: "LABEL_0"}
@@ -171,8 +172,8 @@ def _set_labels(found: Any, config: BaseConfig, task: str, classes: Sequence[str
 
 
 @contextmanager
-def _calmly(task: str) -> Iterator[None]:
-    """Without transformers' table of the tensors of a head that were not there: the run says it in a line."""
+def _without_missing_table(task: str) -> Iterator[None]:
+    """Silence transformers' table of missing tensors for a head, which the run reports in one line. Also restore the random state."""
     level = logging.get_verbosity()
     if task in LABELLED:
         logging.set_verbosity_error()
@@ -184,17 +185,17 @@ def _calmly(task: str) -> Iterator[None]:
 
 
 def load_tokenizer(config: BaseConfig) -> Any:
-    """The tokenizer alone. Raises `GraftError` when the model comes without one."""
+    """Load the tokenizer without its model. Raises `GraftError` if there is none."""
     source, options = _source(config)
     if Path(source).is_dir() and not any((Path(source) / name).exists() for name in _TOKENIZER_FILES):
-        # transformers would build an empty tokenizer of the model's type here, which turns every text into nothing
+        # transformers would build an empty tokenizer of the model's type, which turns every text into no tokens at all
         raise GraftError(f"{source} holds no tokenizer (looked for {', '.join(_TOKENIZER_FILES)})")
     with _explained(config, source):
         return AutoTokenizer.from_pretrained(source, **options)
 
 
 def check_device(name: str) -> torch.device:
-    """The device of that name; auto is the first GPU, else the CPU. Raises `GraftError` for one that is not there."""
+    """Return the device with this name; auto is the first GPU, or else the CPU. Raises `GraftError` if this machine has no such device."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -205,7 +206,7 @@ def check_device(name: str) -> torch.device:
     if number and int(number[1] or 0) < count:
         return torch.device("cuda", int(number[1] or 0))
     there = ["cpu", *(f"cuda:{index}" for index in range(count)), *(["mps"] if mps else [])]
-    raise GraftError(f"base.device: there is no device '{name}' here; there is {', '.join(there)} (or auto)")
+    raise GraftError(f"base.device: this machine has no device '{name}'; it has {', '.join(there)} (or use auto)")
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -215,7 +216,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
-    """Folder or hub name to load from, and the options that go with it."""
+    """Return the folder or hub name to load from, and the options for `from_pretrained`."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.model == SEEDLING:
         from graft import seedling
@@ -224,7 +225,9 @@ def _source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
     path = Path(config.model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            hint = "; it holds an adapter, which needs its base" if (path / "adapter_config.json").is_file() else ""
+            hint = (
+                "; it holds an adapter, so name the adapter's base" if (path / "adapter_config.json").is_file() else ""
+            )
             raise GraftError(f"base.model: the folder {path} holds no model (config.json is missing){hint}")
         return str(path), options
     if path.is_file():
@@ -237,7 +240,7 @@ def _source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _near(path: Path) -> str:
-    """A sentence with the folder that was probably meant."""
+    """Return a sentence with the folder that was probably meant, or with those that exist."""
     parent = next((parent for parent in path.parents if parent.is_dir()), None)
     if parent is None:
         return ""
@@ -247,12 +250,12 @@ def _near(path: Path) -> str:
         return f" Did you mean '{SEEDLING}'?"
     if found := nearest(missing, folders):
         return f" Did you mean '{parent / found}'?"
-    return f" {parent} holds {', '.join(sorted(folders)[:8]) or 'no folders'}."
+    return f" {parent} holds {listed(sorted(folders)) or 'no folders'}."
 
 
 @contextmanager
 def _explained(config: BaseConfig, source: str) -> Iterator[None]:
-    """Say what transformers could not load, and where it looked."""
+    """Turn transformers' errors into a `GraftError` that says what could not be loaded, and from where."""
     local = Path(source).is_dir()
     try:
         yield
@@ -264,7 +267,7 @@ def _explained(config: BaseConfig, source: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason and not config.trust_remote_code:
             raise GraftError(
-                f"base.model '{config.model}' brings code of its own, which would run on this machine. If you trust it, set "
+                f"base.model '{config.model}' comes with its own code, which would run on this machine. If you trust it, set "
                 "base.trust_remote_code: true"
             ) from error
         if local:

@@ -1,4 +1,4 @@
-"""What a base weighs: parameters and bytes by kind of module, and the device's room for it."""
+"""The memory of a base: its parameters, its bytes by number format, and what is free on its device."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from graft.injection.state import unwrapped
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Parameters and bytes of a base, without its adapters. A tied weight counts once."""
+    """The parameters and bytes of a base, without its adapters. A tied weight counts once."""
 
     parameters: int
     num_bytes: int
     by_dtype: dict[str, int]
     """Bytes by number format."""
     tied: tuple[tuple[str, ...], ...]
-    """Names that share one weight."""
+    """The names that share a weight, for each such weight."""
     device: str
     device_free: int | None
     """Bytes free on the base's GPU, None on other devices."""
 
 
 def memory_report(model: nn.Module) -> MemoryReport:
-    """Count a model's parameters and bytes (buffers included in the bytes)."""
+    """Count a model's parameters and bytes. The bytes include buffers."""
     root = unwrapped(model)
     names: dict[int, list[str]] = defaultdict(list)
     held: dict[int, torch.Tensor] = {}

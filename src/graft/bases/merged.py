@@ -1,9 +1,9 @@
-"""A merged model on disk: base plus adapter as a plain Hugging Face model, loaded again and compared before it counts.
+"""Write base and adapter as one plain Hugging Face model, and prove that it is equal before it counts.
 
-What is compared are the logits of a few prompts, adapter beside the base against the reloaded model. Nothing stands in the target
-folder unless they agree.
+The merged model is loaded again, and its logits on a few prompts are compared with those of the adapter on its base. The target folder
+appears only if they agree.
 
-Legend: L tokens of a prompt, V vocabulary.
+Legend: L tokens of a prompt, V vocabulary, C classes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from graft.injection.state import state_of
 from graft.utils.files import new_dir
 
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest difference of logits that rounding explains, relative to 1 + the largest logit."""
+"""The largest difference between logits that rounding explains, relative to 1 + the largest logit."""
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """How the merged model compares with the adapter beside its base."""
+    """How the merged model compares with the adapter on its base."""
 
     folder: str
     adapter: str
@@ -41,13 +41,13 @@ class MergeReport:
     prompts: int
     tokens: int
     max_difference: float
-    """Largest absolute difference of logits."""
+    """The largest absolute difference between logits."""
     mean_difference: float
     largest_logit: float
     same_next_token: float
-    """Share of positions at which both rank the same token first."""
+    """The share of positions at which both rank the same token first."""
     untied: tuple[str, ...]
-    """Weights that shared their values with another module and now have their own."""
+    """Weights that were tied to another module and are now separate."""
 
 
 def write_merged(
@@ -57,12 +57,12 @@ def write_merged(
     target: str | Path,
     add_files: Callable[[Path], object] | None = None,
 ) -> MergeReport:
-    """Fold an adapter into its base for good and write the model and tokenizer to a new or empty folder.
+    """Fold an adapter into its base for good, and write the model and tokenizer to a new or empty folder.
 
-    base: is used up (its weights are the merged ones afterwards, and no adapter is attached). prompts: token ids to compare
-    on. add_files: called with the folder before it takes its place.
-    Raises `CannotFold` for a kind without an equal in the weights, and `GraftError` for a folder that is not empty, quantised
-    weights, and a reloaded model that answers differently.
+    base: is used up; afterwards it holds the merged weights, and no adapter. prompts: token ids to compare the logits on. add_files: a
+    function that adds files to the folder before the folder takes its place.
+    Raises `CannotFold` for a kind that no weights can express, and `GraftError` for a folder that is not empty, for quantised weights, and
+    if the reloaded model answers differently.
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -70,6 +70,7 @@ def write_merged(
     model = base.model
     _refuse_unfoldable(model, name)
     untied = _untie(model, name)
+    # The expected logits are computed before the merge, which overwrites the weights.
     with use(model, name):
         expected = _logits(model, prompts)
     merge(model, name, keep=False)
@@ -79,6 +80,7 @@ def write_merged(
         base.tokenizer.save_pretrained(folder)
         if add_files is not None:
             add_files(folder)
+        # If the comparison fails, `new_dir` removes what was written.
         report = _compare(base, name, folder, target, expected, prompts, untied)
     return report
 
@@ -88,13 +90,13 @@ def _refuse_unfoldable(model: nn.Module, name: str) -> None:
     stuck = sorted({part.kind for part in config.parts() if not part.folds})
     if stuck:
         raise CannotFold(
-            f"adapter '{name}' cannot be merged: {' and '.join(stuck)} adapters compute what no weight of the base can. Keep it "
-            "beside the base, where it costs little: graft chat, predict and eval take it from its folder, graft.load in Python"
+            f"adapter '{name}' cannot be merged: {' and '.join(stuck)} adapters compute what the base's weights cannot express. Keep it "
+            "as an adapter, which costs little: graft chat, predict and eval load it from its folder, and so does graft.load in Python"
         )
 
 
 def _untie(model: Any, name: str) -> tuple[str, ...]:
-    """Give each adapted module that shares its weight (an output head with the embedding) a weight of its own."""
+    """Give each adapted module a weight of its own if it shares one, as an output head does with the embedding. Return their names."""
     hosts = {installed.site.module for installed in state_of(model).adapter(name).installs}
     shared = {weight for names in memory_report(model).tied for weight in names}
     own = tuple(sorted(f"{host}.weight" for host in hosts if f"{host}.weight" in shared))
@@ -107,7 +109,7 @@ def _untie(model: Any, name: str) -> tuple[str, ...]:
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """[L, V] of each prompt, float32, on the CPU; [1, C] of a model for classes. A decoder beside an encoder is given the prompt too."""
+    """Return each prompt's logits in float32 on the CPU: [L, V], or [1, C] for a classifier. An encoder-decoder reads it on both sides."""
     found = []
     with torch.no_grad():
         for each in prompts:
@@ -129,6 +131,7 @@ def _compare(
     prompts: Sequence[Sequence[int]],
     untied: tuple[str, ...],
 ) -> MergeReport:
+    """Load the merged model and compare its logits with the expected ones. Raises `GraftError` if rounding does not explain the gap."""
     dtype = str(base.dtype).removeprefix("torch.")
     labels = base.model.config.id2label if base.task == "classification" else {}
     saved = BaseConfig(model=str(folder.resolve()), dtype=dtype, device=str(base.device))  # pyright: ignore
@@ -144,9 +147,9 @@ def _compare(
     allowed = ALLOWED[base.dtype] * (1 + largest)
     if not report.max_difference <= allowed:
         raise GraftError(
-            f"the merged model answers differently from the adapter: logits by up to {report.max_difference:.3g}, where rounding to "
-            f"{dtype} explains {allowed:.3g}. Nothing was written; "
+            f"the merged model answers differently from the adapter: logits differ by up to {report.max_difference:.3g}, but rounding to "
+            f"{dtype} explains only {allowed:.3g}. Nothing was written; "
             + ("merge in float32 (--dtype float32), or keep" if base.dtype != torch.float32 else "keep")
-            + " the adapter beside the base"
+            + " the adapter as it is"
         )
     return report

@@ -1,1 +1,1 @@
-"""Adapter folders: ours and other libraries'."""
+"""Adapter folders: Graft's own format, and those of other libraries, read and written."""

@@ -1,4 +1,8 @@
-"""From the adapters of single modules to one config: what readers of other formats find module by module becomes sites and a stack."""
+"""Turn what a file holds, one adapter per module, into one config with sites.
+
+Other formats list modules; Graft's configs name sites. A file with a LoRA of rank 8 at every `q_proj` and `v_proj` gives as many pieces,
+and they become `LoRA(rank=8, sites="attn.q attn.v")`. Pieces with different configs become a stack.
+"""
 
 from __future__ import annotations
 
@@ -17,37 +21,40 @@ from graft.architectures.sites import SiteTable
 from graft.injection.state import SHARED, site_table_of
 
 PATTERNED = {"rank": "rank_pattern", "alpha": "alpha_pattern"}
-"""Fields of low-rank kinds that may differ between its sites, and the fields that say so."""
+"""Fields of a low-rank kind that may differ between its sites, and the fields that hold the exceptions."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a file says of one module: its adapter's config without sites, and its tensors by the adapter's own names."""
+    """The adapter that a file holds for one module."""
 
     path: str
+    """The module's path."""
     config: AdapterConfig
+    """Its config, without sites."""
     tensors: dict[str, Tensor]
+    """Its tensors by the names that the adapter's kind gives them."""
     part: str = "linear"
-    """The part of Graft's tensor names behind the module: a site's type, or attn and mlp for sublayers."""
+    """What follows the module's path in Graft's tensor names: the site's type, or attn and mlp for sublayers."""
     shared: dict[str, Tensor] = field(default_factory=dict)
-    """What all sites of the config share, the same for all of its pieces."""
+    """The tensors that all sites of the config share; equal for all of its pieces."""
 
     @property
     def place(self) -> str:
-        """What patterns of ranks match: the module's path, with the part behind it for the weights of experts."""
+        """The text that rank and alpha patterns match: the module's path, and for the weights of experts the part after it."""
         return f"{self.path}.{self.part}" if self.part in PARTS else self.path
 
 
 @dataclass
 class Group:
-    """Pieces that one config covers."""
+    """The pieces that one config covers."""
 
     config: AdapterConfig
     pieces: list[Piece] = field(default_factory=list)
 
 
 def composed(model: nn.Module, pieces: Sequence[Piece]) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """One config for all pieces, a stack where they differ in more than their place, and the tensors under Graft's names."""
+    """Return one config for all pieces, a stack if their settings differ, and the tensors under Graft's names."""
     site_table = site_table_of(model)
     groups = _grouped(pieces)
     configs = []
@@ -57,6 +64,7 @@ def composed(model: nn.Module, pieces: Sequence[Piece]) -> tuple[AdapterConfig, 
             names += site_names(site_table, [piece.path for piece in group.pieces if piece.part == part], part)
         sites = tuple(names) if any(name.startswith("re:") for name in names) else " ".join(names)
         configs.append(group.config.model_copy(update={"sites": sites}))
+    # A stack may adapt one module several times: the second adapter's tensors are at `linear_1`, the third's at `linear_2`.
     taken: dict[tuple[str, str], int] = {}
     tensors: dict[str, Tensor] = {}
     for piece in (piece for group in groups for piece in group.pieces):
@@ -69,7 +77,7 @@ def composed(model: nn.Module, pieces: Sequence[Piece]) -> tuple[AdapterConfig, 
 
 
 def _grouped(pieces: Sequence[Piece]) -> list[Group]:
-    """Pieces of equal configs together. LoRA's differences in rank and alpha are patterns of one config."""
+    """Group the pieces by their configs. Where a kind has patterns, pieces that differ only in rank and alpha stay one group."""
     groups: dict[str, Group] = {}
     for piece in pieces:
         plain = piece.config
@@ -84,12 +92,12 @@ def _grouped(pieces: Sequence[Piece]) -> list[Group]:
 
 
 def patterned(config: AdapterConfig) -> bool:
-    """Whether a kind's rank and alpha may differ between its sites."""
+    """Whether the rank and alpha of this kind may differ between sites."""
     return all(pattern in type(config).model_fields for pattern in PATTERNED.values())
 
 
 def _with_patterns(config: AdapterConfig, pieces: Sequence[Piece]) -> AdapterConfig:
-    """The most frequent values as the fields, the others as patterns of exact module names."""
+    """Set rank and alpha to their most frequent values, and list the exceptions as patterns of exact module names."""
     changes: dict[str, object] = {}
     for name, pattern in PATTERNED.items():
         values = [getattr(piece.config, name) for piece in pieces]
@@ -102,24 +110,32 @@ def _with_patterns(config: AdapterConfig, pieces: Sequence[Piece]) -> AdapterCon
 
 
 def difference(whole: Tensor, base: Tensor) -> Tensor:
-    """A whole tensor of a file minus the base's own, in float32; one of another shape stays, for the strict copy to report."""
+    """Return a trained tensor minus the base's own, in float32.
+
+    A tensor of another shape is returned as it is: the strict copy reports it later, together with all others.
+    """
     return whole - base.detach().float().cpu() if whole.shape == base.shape else whole
 
 
 def site_names(site_table: SiteTable, paths: Iterable[str], part: str = "linear") -> list[str]:
-    """The shortest way to say these modules in the site language; a regular expression for each that has no name."""
+    """Return the shortest site names for exactly these modules; modules that no name covers get a regular expression each.
+
+    E.g. all `q_proj` of a model are `attn.q`, those of layers 2 and 3 are `attn.q@2,3`, and in an encoder-decoder `decoder.attn.q@2,3`.
+    """
     left, names = set(paths), []
     for name, sites in (site_table.attentions if part == "prefix" else site_table.by_name).items():
-        if name.rpartition(".")[2] in ("linear", "bias"):  # these say more than one kind of module
+        if name.rpartition(".")[2] in ("linear", "bias"):  # each covers several kinds of modules
             continue
         for stack, own in _by_stack([site for site in sites if site.part == part]).items():
             layers = {site.layer for site in own if site.module in left}
             chosen = [site for site in own if site.layer in layers]
+            # A name means all of its modules in the layers that follow it, so it fits only if all of these are wanted. `norm` is used for
+            # every norm or not at all: the final norm belongs to no layer.
             if not chosen or any(site.module not in left for site in chosen) or (name == "norm" and chosen != own):
                 continue
             span = "" if chosen == own else "@" + ",".join(str(layer) for layer in sorted(layers, key=lambda n: n or 0))
-            said = stack and len(site_table.stacks) > 1 and not name.startswith(f"{stack}.")
-            names.append(f"{stack}.{name}{span}" if said else f"{name}{span}")
+            ambiguous = stack and len(site_table.stacks) > 1 and not name.startswith(f"{stack}.")
+            names.append(f"{stack}.{name}{span}" if ambiguous else f"{name}{span}")
             left -= {site.module for site in chosen}
     return names + [f"re:{re.escape(path)}" for path in sorted(left)]
 

@@ -1,6 +1,6 @@
-"""The folder of another library's adapter: its config, and its tensors, each of which is taken exactly once.
+"""Another library's adapter on disk: its config, and its tensors, each of which is taken exactly once.
 
-Pickles are read with torch's `weights_only`, which runs no code of theirs.
+Pickles are read with torch's `weights_only`, which runs no code from the file.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from graft.errors import GraftError
+from graft.errors import GraftError, listed
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.bin", "adapter_model.safetensors")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The fields of `adapter_config.json`. Raises `GraftError` when the file cannot be read."""
+    """Return the fields of `adapter_config.json`. Raises `GraftError` when the file cannot be read."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, OSError) as error:
@@ -33,49 +33,54 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-class Checkpoint:
-    """A folder's fields, and its tensors, each to be taken exactly once."""
+class AdapterFile:
+    """The config and the tensors of one adapter.
+
+    A reader takes every tensor that it knows, and `finish` raises if any was missing or is left over. So a file can never be read in part.
+    """
 
     def __init__(self, folder: Path, config: dict[str, Any], root: str, files: Sequence[str] = WEIGHTS) -> None:
+        """Read the tensors. root: the prefix to remove from their names. files: names of the weights file to try, in this order."""
         self.folder, self.config = folder, config
         self.left = {name.removeprefix(root): tensor for name, tensor in load_tensors(folder, files).items()}
+        """Tensors that nobody has taken yet."""
         self.kept = dict(self.left)
-        """All tensors of the file, those taken included."""
+        """All tensors of the file, including those taken."""
         self.missing: list[str] = []
 
     def take(self, name: str) -> Tensor:
-        """A tensor of the file in float32; a missing one is noted, and an empty tensor stands in until `finish`."""
+        """Return a tensor of the file in float32. If it is missing, note that for `finish` and return an empty tensor."""
         if name not in self.left:
             self.missing.append(name)
             return torch.empty(0)
         return self.left.pop(name).float()
 
     def peek(self, name: str) -> Tensor:
-        """A tensor of which several modules take a slice each: taken by the first of them."""
+        """Return a tensor of which several modules use a slice each: the first call takes it, later calls return it again."""
         return self.take(name) if name not in self.kept or name in self.left else self.kept[name].float()
 
     def field(self, name: str) -> Any:
-        """A field of the config that must be there."""
+        """Return a field of the config. Raises `GraftError` when the config does not have it."""
         if self.config.get(name) is None:
-            raise GraftError(f"{self.folder / CONFIG} does not give {name}")
+            raise GraftError(f"{self.folder / CONFIG} lacks the field '{name}'")
         return self.config[name]
 
     def finish(self) -> None:
         """Raise `GraftError` when tensors were missing or are left over."""
         if not self.missing and not self.left:
             return
-        named = (("missing", sorted(self.missing)), ("unexpected", sorted(self.left)))
-        parts = [f"{len(names)} {what}: {_some(names)}" for what, names in named if names]
+        problems = (("missing", sorted(self.missing)), ("unexpected", sorted(self.left)))
+        counts = [f"{len(names)} {problem}: {listed(names)}" for problem, names in problems if names]
         everywhere = self.config.get("bias") == "all"
         hint = " (`bias: all` also trains biases outside the adapted layers, which no kind holds)" if everywhere else ""
         raise GraftError(
             f"{self.folder} does not fit this base (it was made for "
-            f"{self.config.get('base_model_name_or_path') or 'an unnamed base'}). Tensors {'; '.join(parts)}{hint}"
+            f"{self.config.get('base_model_name_or_path') or 'an unnamed base'}). Tensors {'; '.join(counts)}{hint}"
         )
 
 
 def load_tensors(folder: Path, files: Sequence[str] = WEIGHTS) -> dict[str, Tensor]:
-    """All tensors of a folder by name, on the CPU. Raises `GraftError` for a missing or damaged file."""
+    """Load all tensors of a folder by name, on the CPU. Raises `GraftError` for a missing or damaged file."""
     path = next((folder / name for name in files if (folder / name).is_file()), None)
     if path is None:
         raise GraftError(f"{folder} has no weights: expected {' or '.join(files)}")
@@ -93,5 +98,6 @@ def load_tensors(folder: Path, files: Sequence[str] = WEIGHTS) -> dict[str, Tens
     return tensors
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def base_modules(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return (path, module) for every module of the base below the root. Attached adapters are left out."""
+    return [(path, module) for path, module in model.named_modules() if path and "graft" not in path.split(".")]

@@ -1,6 +1,7 @@
-"""Adapter folders that other libraries wrote: each format is one file with `detect(folder)` and `read(folder, model)`.
+"""Load an adapter from disk, whichever library wrote it.
 
-`read` gives a config and the tensors under Graft's own names, so that attaching and strict copying are the same for every format.
+Each foreign format has a `detect(folder)` and a `read(folder, model)`. `read` returns a config and the tensors under Graft's own names, so
+attaching and strict copying are the same for every format.
 """
 
 from __future__ import annotations
@@ -9,44 +10,44 @@ from pathlib import Path
 from typing import Any
 
 from graft.adapters.filling import to_be_filled
-from graft.attaching.attach import Model, attach, detach
+from graft.attaching.attach import Model, attach
 from graft.attaching.parameters import tensors
 from graft.attaching.saving import copy_strictly
 from graft.errors import GraftError
 from graft.formats import adapterhub, loralib, peft
 from graft.formats.llm_adapters import reading as llm_adapters
-from graft.formats.own import load_own, read_header
+from graft.formats.own import detached_on_error, load_own, read_header
 from graft.injection.state import state_of, unwrapped
 
 FORMATS: tuple[Any, ...] = (loralib, llm_adapters, peft, adapterhub)
 DEFAULT_NAME = "default"
-"""Name of an adapter whose folder does not name it."""
+"""The name under which an adapter is attached when its folder does not name it."""
 
 
 def load(
     model: Model, folder: str | Path, *, name: str | None = None, any_base: bool = False, alpha: float | None = None
 ) -> Model:
-    """Attach the adapter of a folder, in place. Every tensor of the file must have its place and every place its tensor.
+    """Attach the adapter that a folder holds, in place. The file's tensors must match the adapter's exactly.
 
-    folder: what `graft.save` wrote, a checkpoint that transformers' Trainer or TRL wrote, a folder of PEFT, AdapterHub or LLM-Adapters,
-    or a file of loralib. alpha: of a loralib file, which does not say it.
-    name: name to attach under (default: the saved one). any_base: accept a base whose weights differ from those it was made for.
-    Raises `GraftError` for a missing or damaged file, another base, and missing or extra tensors; the model is then as it was.
+    folder: what `graft.save` wrote, a checkpoint of transformers' Trainer or TRL, a folder of PEFT, AdapterHub or LLM-Adapters, or a
+    loralib file. name: the name to attach it under (default: the saved one). any_base: accept a base whose weights differ from those the
+    adapter was trained on. alpha: LoRA's alpha, for a loralib file, which does not hold it.
+    Raises `GraftError` for a missing or damaged file, another base, and missing or extra tensors; the model is then unchanged.
     """
     folder = Path(folder)
     header = {} if folder.is_file() else read_header(folder)
     if header.get("format") != "graft":
         return load_foreign(model, folder, name, alpha)
     if alpha is not None:
-        raise GraftError(f"alpha is for loralib's files; {folder} says its own")
+        raise GraftError(f"alpha is an option for loralib files only; {folder} holds its own")
     return load_own(model, folder, header, name, any_base)
 
 
 def load_foreign(model: Model, folder: str | Path, name: str | None = None, alpha: float | None = None) -> Model:
-    """Attach the adapter of another library's folder (or loralib's file), in place. alpha: of a loralib file, which does not say it.
+    """Attach the adapter of another library's folder, or of a loralib file, in place. alpha: LoRA's alpha, for a loralib file.
 
-    Raises `GraftError` for a format or kind that is not known, for missing, unexpected or misshapen tensors (all are listed), and for a
-    damaged file; the model is then as it was.
+    Raises `GraftError` for an unknown format or kind, for missing, unexpected or misshapen tensors (all are listed), and for a damaged
+    file; the model is then unchanged.
     """
     folder, own_name = Path(folder), name or DEFAULT_NAME
     reader = next((reader for reader in FORMATS if reader.detect(folder)), None)
@@ -59,15 +60,12 @@ def load_foreign(model: Model, folder: str | Path, name: str | None = None, alph
     if state is not None and state.merged is not None:
         raise GraftError(f"adapter '{state.merged}' is merged into the base: call graft.unmerge before loading another")
     if alpha is not None and reader is not loralib:
-        raise GraftError(f"alpha is for loralib's files; {folder} says its own")
+        raise GraftError(f"alpha is an option for loralib files only; {folder} holds its own")
     config, stored = (
         loralib.read(folder, unwrapped(model), alpha) if reader is loralib else reader.read(folder, unwrapped(model))
     )
     with to_be_filled():
         attach(model, {own_name: config})
-    try:
+    with detached_on_error(model, own_name):
         copy_strictly(stored, dict(tensors(unwrapped(model), state_of(model), own_name)), str(folder))
-    except BaseException:
-        detach(model, own_name)
-        raise
     return model

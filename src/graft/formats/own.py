@@ -1,12 +1,16 @@
-"""Adapters on disk: a folder with `adapter_config.json` and `adapter_model.safetensors`, written whole and read strictly.
+"""Read Graft's own adapter folders: `adapter_config.json` beside `adapter_model.safetensors`. Nothing is ever unpickled.
 
-Tensor names are `<module>.<site part>.<parameter>`, e.g. `model.layers.0.self_attn.q_proj.linear.A`. Nothing is ever unpickled.
+Tensor names are `<module>.<site part>.<parameter>`, e.g. `model.layers.0.self_attn.q_proj.linear.A`.
+
+A checkpoint of transformers' Trainer holds all adapters of a model in one `model.safetensors`, under their state-dict names, e.g.
+`model.layers.0.self_attn.q_proj.graft.french.linear.A` for the adapter `french`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from graft.injection.state import state_of, unwrapped
 
 
 def load_own(model: Model, folder: Path, header: Mapping[str, Any], name: str | None, any_base: bool) -> Model:
-    """Attach the adapter of a folder that Graft wrote. header: what `read_header` gave of it."""
+    """Attach the adapter of a folder that Graft wrote. header: the result of `read_header`."""
     for kind, source in header.get("kinds", {}).items():
         if kind not in entries():
             raise GraftError(
@@ -34,61 +38,65 @@ def load_own(model: Model, folder: Path, header: Mapping[str, Any], name: str | 
                 "or call graft.register with its config class, first"
             )
     root = unwrapped(model)
-    check_base(header["base"], root, root.__dict__.get("graft_state"), str(folder)) if not any_base else None
+    if not any_base:
+        check_base(header["base"], root, root.__dict__.get("graft_state"), str(folder))
     if "adapters" in header:
         return _load_trainer_folder(model, folder, header, name)
     own_name = name or header["name"]
     with to_be_filled():
         attach(model, {own_name: parse(header["adapter"])})
-    _fill(
-        model,
-        own_name,
-        lambda: copy_strictly(_file(folder / WEIGHTS), dict(tensors(root, state_of(model), own_name)), str(folder)),
-    )
+    with detached_on_error(model, own_name):
+        copy_strictly(_tensors(folder / WEIGHTS), dict(tensors(root, state_of(model), own_name)), str(folder))
     return model
 
 
-def _fill(model: nn.Module, name: str, copy: Any) -> None:
-    """Fill a fresh adapter; take it off again when that fails."""
+@contextmanager
+def detached_on_error(model: nn.Module, name: str) -> Iterator[None]:
+    """Detach the adapter if the block of code that fills it fails, so that the model is unchanged."""
     try:
-        copy()
+        yield
     except BaseException:
         detach(model, name)
         raise
 
 
 def _load_trainer_folder(model: Model, folder: Path, header: Mapping[str, Any], name: str | None) -> Model:
-    wanted = header["adapters"]
-    if name is not None and name not in wanted and len(wanted) > 1:
-        raise GraftError(f"{folder} holds the adapters {', '.join(wanted)}, not '{name}'.{did_you_mean(name, wanted)}")
+    """Attach the adapters of a Trainer checkpoint: all of them, or the one called `name`. A single adapter may get another name."""
+    configs = header["adapters"]
+    if name is not None and name not in configs and len(configs) > 1:
+        raise GraftError(
+            f"{folder} holds the adapters {', '.join(configs)}, not '{name}'.{did_you_mean(name, configs)}"
+        )
+    # The name to attach under -> the name in the file.
     chosen = (
-        {name: next(iter(wanted))}
-        if name is not None and name not in wanted
-        else {each: each for each in wanted if name in (None, each)}
+        {name: next(iter(configs))}
+        if name is not None and name not in configs
+        else {each: each for each in configs if name in (None, each)}
     )
-    stored = _file(folder / TRAINER_WEIGHTS)
+    stored = _tensors(folder / TRAINER_WEIGHTS)
     for new, old in chosen.items():
         with to_be_filled():
-            attach(model, {new: parse(wanted[old])})
-        root, marker = unwrapped(model), f".{old}."
-        own = {key: tensor for key, tensor in stored.items() if marker in _from_graft(key)}
-        places = {key: tensor for key, tensor in _state_dict_of(root, state_of(model), new).items()}
-        renamed = {_renamed(key, old, new): tensor for key, tensor in own.items()}
-        _fill(model, new, lambda renamed=renamed, places=places: copy_strictly(renamed, places, str(folder)))
+            attach(model, {new: parse(configs[old])})
+        places = _state_dict_of(unwrapped(model), state_of(model), new)
+        own = {_renamed(key, old, new): tensor for key, tensor in stored.items() if f".{old}." in _after_graft(key)}
+        with detached_on_error(model, new):
+            copy_strictly(own, places, str(folder))
     return model
 
 
-def _from_graft(key: str) -> str:
-    """The part of a state-dict name from Graft's own container on."""
+def _after_graft(key: str) -> str:
+    """Return what follows `graft` in a state-dict name: `model.q_proj.graft.french.linear.A` -> `.french.linear.A`."""
     return ("." + key)[("." + key).rfind(".graft.") + len(".graft") :]
 
 
 def _renamed(key: str, old: str, new: str) -> str:
-    head = key[: len(key) - len(_from_graft(key))]
-    return head + f".{new}." + _from_graft(key).removeprefix(f".{old}.")
+    """Replace the adapter's name in a state-dict name."""
+    after = _after_graft(key)
+    return key.removesuffix(after) + f".{new}." + after.removeprefix(f".{old}.")
 
 
 def read_header(folder: Path) -> dict[str, Any]:
+    """Read a folder's `adapter_config.json`. Raises `GraftError` when the folder or the file is missing, or the file is not JSON."""
     path = folder / CONFIG
     if not folder.is_dir():
         near = did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()]) if folder.parent.is_dir() else ""
@@ -103,7 +111,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise GraftError(f"{path} is not JSON: {error}") from error
 
 
-def _file(path: Path) -> dict[str, Tensor]:
+def _tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise GraftError(f"{path} is missing")
     try:

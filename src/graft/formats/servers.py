@@ -1,12 +1,15 @@
-"""What servers take of a PEFT LoRA folder, and how to get there: vLLM, SGLang and TGI read less than PEFT writes, and some are silent.
+"""Fit a PEFT folder to a server. vLLM, SGLang and TGI read less than PEFT writes, and some of them ignore the rest in silence:
 
-    all      LoRA alone: no DoRA, no biases, no modules_to_save, no token rows, no embeddings
-    vLLM     one rank and one alpha for all layers (patterns are not read)
-    SGLang   q, k, v together, and gate, up together (older loaders join them)
-    TGI      no patterns, and every adapted layer type in every layer (a gap drops the type everywhere)
+    all      LoRA only: no DoRA, biases, modules_to_save, trainable tokens or embeddings
+    vLLM     one rank and one alpha for all layers (patterns are ignored)
+    SGLang   LoRAs at all of q, k, v or none of them, and at both of gate and up or neither (older loaders fuse them)
+    TGI      no patterns, and every adapted layer type in every layer (one gap drops the type everywhere)
 
-Conversions: patterns become one rank by zero rows and columns, scales move into B, missing partners become zero LoRAs (all exact); other
-linear adapters become LoRAs by truncated singular value decomposition, whose error is reported.
+Three conversions are exact: zero rows and columns bring all LoRAs to one rank, each layer's scale moves into its B, and zero LoRAs fill
+gaps. Any other adapter that changes linear weights becomes LoRAs by a truncated singular value decomposition (SVD), which reports
+its error.
+
+Legend: R rank, I input, O output features.
 """
 
 from __future__ import annotations
@@ -18,20 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from graft.architectures.layers import is_linear, is_transposed, widths
-from graft.errors import GraftError, did_you_mean
-from graft.formats.peft.folder import Folder, Held
-from graft.formats.peft.naming import shortest_names
+from graft.errors import GraftError, did_you_mean, listed
+from graft.formats.folder import Folder, SiteAdapter, base_name
+from graft.formats.foreign import base_modules
+from graft.formats.peft.naming import ROOT, shortest_names
 
 Server = Literal["vllm", "sglang", "tgi"]
 SERVERS: tuple[Server, ...] = ("vllm", "sglang", "tgi")
 PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-ROOT = "base_model.model."
+"""Layers that SGLang fuses."""
 
 
 def fitted(root: nn.Module, folder: Folder, server: str, *, convert: bool) -> Folder:
-    """A folder that a server reads whole. Raises `GraftError` that lists what it would not, or misread.
+    """Return a folder that the server reads whole. convert: apply the exact conversions if they are needed.
 
-    convert: make what can be made exactly (one rank, partners).
+    Raises `GraftError` for an unknown server and for everything in the folder that the server would ignore or misread.
     """
     if server not in SERVERS:
         raise GraftError(f"unknown server '{server}'.{did_you_mean(server, SERVERS)} There are: {', '.join(SERVERS)}")
@@ -39,14 +43,14 @@ def fitted(root: nn.Module, folder: Folder, server: str, *, convert: bool) -> Fo
     pairs = _pairs(folder)
     uniform = not folder.config["rank_pattern"] and not folder.config["alpha_pattern"]
     absent = _absent(root, set(pairs), server)
-    wishes = [] if uniform or server == "sglang" else ["one rank and one alpha for all layers"]
-    wishes += [f"LoRAs at {', '.join(absent[:4])}{' and others' if len(absent) > 4 else ''} too"] if absent else []
-    if wishes and not convert:
-        raise GraftError(
-            f"{server} needs {' and '.join(wishes)}: --convert makes these exactly (zero rows and columns)"
-        )
-    if not wishes:
+    needs = [] if uniform or server == "sglang" else ["one rank and one alpha for all layers"]
+    needs += [f"LoRAs at {listed(absent, 4)} too"] if absent else []
+    if not needs:
         return folder
+    if not convert:
+        raise GraftError(
+            f"{server} needs {' and '.join(needs)}. --convert adds zero rows, columns and LoRAs, which changes no output"
+        )
     return _uniform(root, folder, pairs, absent)
 
 
@@ -54,24 +58,24 @@ def _refuse(folder: Folder, server: str) -> None:
     config = folder.config
     if config.get("peft_type") != "LORA":
         raise GraftError(
-            f"{server} serves LoRA only; this is {config.get('peft_type')}: --svd RANK makes a LoRA of it, with an error"
+            f"{server} serves LoRA only; this adapter is {config.get('peft_type')}. --svd RANK writes a LoRA that approximates it"
         )
     wrong = [
         what
         for field, what in {"use_dora": "DoRA's magnitudes", "lora_bias": "biases", "modules_to_save": "whole modules",
-                            "target_parameters": "LoRAs on experts", "trainable_token_indices": "token rows"}.items()
+                            "target_parameters": "LoRAs on experts", "trainable_token_indices": "trained tokens"}.items()
         if config.get(field)
     ]  # fmt: skip
     wrong += ["a LoRA on the embedding"] if any(".lora_embedding_" in name for name in folder.tensors) else []
     if wrong:
         raise GraftError(
-            f"{server} does not read {' and '.join(wrong)} of a LoRA folder, and would serve another model. Merge the adapter into the "
-            "base (graft merge), or --svd RANK for what is linear"
+            f"{server} ignores {' and '.join(wrong)} in a LoRA folder, so it would serve a different model. Merge the adapter into the "
+            "base (graft merge), or approximate it by a LoRA with --svd RANK if it changes linear layers only"
         )
 
 
 def _pairs(folder: Folder) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module path -> (A, B)."""
+    """Return the LoRA matrices by module path: A [R, I] and B [O, R]."""
     ends = (".lora_A.weight", ".lora_B.weight")
     paths = [name.removeprefix(ROOT).removesuffix(ends[0]) for name in folder.tensors if name.endswith(ends[0])]
     return {
@@ -80,8 +84,8 @@ def _pairs(folder: Folder) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _absent(root: nn.Module, have: set[str], server: str) -> list[str]:
-    """Linear layers without a LoRA that the server needs one at."""
-    linears = [path for path, module in root.named_modules() if is_linear(module) and "graft" not in path.split(".")]
+    """Return the linear layers that have no LoRA but need one on this server. have: the paths that have one."""
+    linears = [path for path, module in base_modules(root) if is_linear(module)]
     types = {path.rsplit(".", 1)[-1] for path in have}
     if server == "tgi":
         return [path for path in linears if path not in have and path.rsplit(".", 1)[-1] in types]
@@ -93,13 +97,17 @@ def _absent(root: nn.Module, have: set[str], server: str) -> list[str]:
 
 
 def _uniform(root: nn.Module, folder: Folder, pairs: dict[str, tuple[Tensor, Tensor]], absent: list[str]) -> Folder:
-    """One rank R and alpha R for all: A and B padded by zeros, each layer's own scale in B."""
+    """Give all LoRAs one rank R and alpha R, and add zero LoRAs at the absent layers.
+
+    With alpha = R the server's own scale, alpha / R, is 1; each layer's scale is in its B. Say R is 8, and a layer has rank 2 and alpha 4:
+    its A [2, I] gets 6 zero rows, and 2 B [O, 2] gets 6 zero columns.
+    """
     config = folder.config
     rank = max(A.shape[0] for A, _ in pairs.values())
     found: dict[str, Tensor] = {}
     for path, (A, B) in pairs.items():
         own = A.shape[0]
-        alpha = _own(config["alpha_pattern"], path, config["lora_alpha"])
+        alpha = _by_exact_pattern(config["alpha_pattern"], path, config["lora_alpha"])
         scale = alpha / (own**0.5 if config["use_rslora"] else own)
         found[f"{path}.lora_A.weight"] = torch.cat([A, A.new_zeros(rank - own, A.shape[1])])
         found[f"{path}.lora_B.weight"] = torch.cat([B * scale, B.new_zeros(len(B), rank - own)], 1)
@@ -110,37 +118,42 @@ def _uniform(root: nn.Module, folder: Folder, pairs: dict[str, tuple[Tensor, Ten
             like.new_zeros(rank, into),
             like.new_zeros(out, rank),
         )
+    # `shortest_names` leaves out the two fields about layers where they are not needed, so clear the old ones first.
     names = {"layers_to_transform": None, "layers_pattern": None, **shortest_names(root, [*pairs, *absent])}
     changed = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, **names}
-    notes = [*folder.notes, f"one rank of {rank} for all layers, the scales in B (exact)"]
-    notes += [f"zero LoRAs at {len(absent)} more layers"] if absent else []
+    notes = [*folder.notes, f"all layers now have rank {rank}, with their scales in B (exact)"]
+    notes += [f"{len(absent)} layers without a LoRA got a zero LoRA (exact)"] if absent else []
     return Folder({**config, **changed}, {ROOT + name: tensor for name, tensor in found.items()}, notes=notes)
 
 
-def _own(pattern: dict[str, Any], path: str, usual: float) -> float:
+def _by_exact_pattern(pattern: dict[str, Any], path: str, usual: float) -> float:
+    """Return the pattern's value for a module. The patterns that `naming.patterns` writes match one module each."""
     return pattern.get("^" + path.replace(".", r"\."), usual)
 
 
 @torch.no_grad()
-def by_svd(root: nn.Module, installs: list[Held], rank: int) -> Folder:
-    """Any adapter that folds, as LoRAs of one rank: the best approximation of its difference to each weight. Notes say the error.
+def by_svd(root: nn.Module, adapters: list[SiteAdapter], rank: int) -> Folder:
+    """Approximate any adapter that folds into linear weights by LoRAs of one rank.
 
-    Raises `GraftError` for adapters that do not fold or touch anything but linear layers' weights.
+    Each LoRA is the best approximation of that rank to the adapter's change of the weight (Eckart and Young 1936). The folder's notes say
+    how much of the change is lost. Raises `GraftError` for adapters that do not fold or that change anything but linear weights.
     """
-    by_path: dict[str, list[Held]] = defaultdict(list)
-    for held in installs:
-        if not held.config.folds or held.installed.site.type != "linear":
+    by_path: dict[str, list[SiteAdapter]] = defaultdict(list)
+    for adapter in adapters:
+        if not adapter.config.folds or adapter.installed.site.type != "linear":
             raise GraftError(
-                f"'{held.config.kind}' at '{held.path}' is no difference to a linear layer's weight: it has no equal LoRA"
+                f"'{adapter.config.kind}' at '{adapter.path}' does not change a linear layer's weight, so no LoRA can stand for it"
             )
-        by_path[held.path].append(held)
+        by_path[adapter.path].append(adapter)
+    # The error sums squares: a singular value that is cut off adds its square to `missed`, and all of them add up to `total`.
     tensors, worst, missed, total = {}, 0.0, 0.0, 0.0
     for path, own in by_path.items():
-        delta = _difference(root.get_submodule(path), path, own)
+        delta = _weight_change(root.get_submodule(path), path, own)
         left, values, right = torch.linalg.svd(delta, full_matrices=False)
         kept = min(rank, len(values))
-        root_values = values[:kept].sqrt()
+        root_values = values[:kept].sqrt()  # each of A and B gets the root of the singular values
         A, B = root_values[:, None] * right[:kept], left[:, :kept] * root_values
+        # A layer smaller than the rank has fewer singular values: zeros fill the rest.
         A, B = torch.cat([A, A.new_zeros(rank - kept, A.shape[1])]), torch.cat([B, B.new_zeros(len(B), rank - kept)], 1)
         tensors |= {f"{ROOT}{path}.lora_A.weight": A, f"{ROOT}{path}.lora_B.weight": B}
         lost, whole = float(values[kept:].square().sum()), float(values.square().sum())
@@ -149,23 +162,26 @@ def by_svd(root: nn.Module, installs: list[Held], rank: int) -> Folder:
               "r": rank, "lora_alpha": rank, "use_rslora": False, "use_dora": False, "lora_dropout": 0.0, "bias": "none",
               "lora_bias": False, "fan_in_fan_out": all(is_transposed(root.get_submodule(path)) for path in by_path),
               "init_lora_weights": True, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
-              "task_type": None, "base_model_name_or_path": getattr(getattr(root, "config", None), "_name_or_path", None) or None,
+              "task_type": None, "base_model_name_or_path": base_name(root),
               **shortest_names(root, list(by_path))}  # fmt: skip
     error = (missed / total) ** 0.5 if total else 0.0
-    note = f"LoRAs of rank {rank} by singular value decomposition: {error:.2%} of the difference (Frobenius) is lost, {worst:.2%} at worst"
+    note = (
+        f"approximated by LoRAs of rank {rank} (SVD): {error:.2%} of the adapter's change to the weights is lost (Frobenius norm), "
+        f"{worst:.2%} at the worst layer"
+    )
     return Folder(config, tensors, notes=[note])
 
 
-def _difference(host: Any, path: str, own: list[Held]) -> Tensor:
-    """What all parts of an adapter add to one weight [O, I], in float32."""
+def _weight_change(host: Any, path: str, adapters: list[SiteAdapter]) -> Tensor:
+    """Return what all parts of an adapter together add to one weight [O, I], in float32."""
     stored = host.weight.detach()
     weight = (stored.t() if is_transposed(host) else stored).float()
     whole, bias = weight.clone(), getattr(host, "bias", None)
     bias = None if bias is None else bias.detach().float()
-    for held in own:
-        rows = slice(None) if held.installed.site.rows is None else held.installed.site.rows
-        new, new_bias = held.module.fold(whole[rows], None if bias is None else bias[rows])
-        whole[rows] = new
-        if new_bias is not None and (bias is None or not torch.equal(new_bias, bias[rows])):
+    for adapter in adapters:
+        features = adapter.features
+        new, new_bias = adapter.module.fold(whole[features], None if bias is None else bias[features])
+        whole[features] = new
+        if new_bias is not None and (bias is None or not torch.equal(new_bias, bias[features])):
             raise GraftError(f"the adapter changes the bias of '{path}', which a LoRA cannot")
     return whole - weight

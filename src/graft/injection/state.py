@@ -109,8 +109,8 @@ class State:
     """A kernel for silu(e) * u, while one is in use; None for what it does not take."""
     proved_forwards: set[type[nn.Module]] = field(default_factory=set)
     """Attention classes whose forward of ours equals the installed transformers'."""
-    recording_in_graph: tuple[str, PromptCache] | None = None
-    """For compiled graphs, which do not know the pass: whose virtual tokens run through the model, and `ForwardContext.recording`."""
+    cache_in_graph: tuple[str, PromptCache] | None = None
+    """For compiled graphs, which do not know the pass: whose virtual tokens run through the model, and `ForwardContext.cache_to_fill`."""
 
     def __getstate__(self) -> dict[str, Any]:
         found_again = {"site_table": None, "proved": set(), "proved_forwards": set()}

@@ -45,7 +45,7 @@ class KeepsPass:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and self.gradient_checkpointing and self.training:  # pyright: ignore
             context = self.__dict__["graft_state"].current
-            if context.cached_kv is not None or context.recording is not None:
+            if context.cached_kv is not None or context.cache_to_fill is not None:
                 _refuse_reentrant(self)
             kwargs["graft_pass"] = context
         return super().__call__(*args, **kwargs)  # pyright: ignore

@@ -1,8 +1,8 @@
-"""Liger's Triton kernels in place of torch's operations for norms, rotary positions and SwiGLU, as long as a block of code runs.
+"""Liger's Triton kernels instead of torch's operations for norms, rotary positions and SwiGLU, while a block of code runs.
 
-Liger's own way changes modules of transformers for the whole process, and gives instances a forward that hides the class's. Here its
-functions stand behind class substitution, inside whatever adapters the module hosts, and are gone when the block ends. Which modules they
-serve is read off the modules and proved by numbers. Hsu et al. 2024, "Liger Kernel" (arXiv 2410.10989).
+Liger itself patches modules of transformers for the whole process, and gives instances a forward that hides the class's. Here its functions
+run through class substitution, inside whatever adapters the module hosts, and are gone when the block ends. Which modules a kernel can
+serve is found by running the modules' own forward and comparing numbers. Hsu et al. 2024, "Liger Kernel" (arXiv 2410.10989).
 """
 
 from graft.kernels.install import Served, serving

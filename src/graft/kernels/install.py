@@ -1,4 +1,4 @@
-"""Give modules of a model to the kernels for a block of code, and take them back."""
+"""Let kernels compute modules of a model while a block of code runs."""
 
 from __future__ import annotations
 
@@ -19,45 +19,49 @@ SERVED: tuple[tuple[str, Callable[[nn.Module, Kernels], bool], type, str], ...] 
     (NORMS, serve_norm, NormsByKernel, "graft_norm"),
     (ROTARY, serve_rotation, RotatesByKernel, "graft_rotary"),
 )
-"""What it is called, what finds it, the mixin, and what the mixin reads."""
+"""For each operation: its name, the function that recognises its modules, the mixin, and the attribute that the mixin reads."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What is given to the kernels."""
+    """The modules that the kernels serve."""
 
     kernels: Kernels
     counts: dict[str, int]
-    """Modules of each sort."""
+    """The number of modules, by operation."""
 
     @property
     def used(self) -> dict[str, int]:
-        """The sorts that the kernels have computed since: tensors of another dtype or shape than they take stay torch's."""
-        return {sort: count for sort, count in self.counts.items() if count and self.kernels.uses[sort]}
+        """The counts of those operations that have run on a kernel at least once. Tensors that no kernel accepts stay with torch."""
+        return {name: count for name, count in self.counts.items() if count and self.kernels.uses[name]}
 
     def __str__(self) -> str:
-        return f"Liger {self.kernels.version} ({', '.join(f'{count} {sort}' for sort, count in self.used.items())})"
+        return f"Liger {self.kernels.version} ({', '.join(f'{count} {name}' for name, count in self.used.items())})"
 
 
 @contextmanager
 def serving(model: nn.Module, kernels: Kernels) -> Iterator[Served]:
-    """Let the kernels compute what they can of a model in a block of code. Modules whose forward is their instance's own are left alone."""
+    """Let the kernels compute what they can in a model while a block of code runs.
+
+    A module with a forward of its own, on the instance, is left alone: something else has patched it.
+    """
     root, taken = unwrapped(model), []
-    counts = dict.fromkeys((sort for sort, *_ in SERVED), 0)
+    counts = dict.fromkeys((name for name, *_ in SERVED), 0)
     try:
         for path, module in root.named_modules():
             if "graft" in path.split(".") or "forward" in module.__dict__:
                 continue
-            for sort, serve, mixin, key in SERVED:
+            for name, serve, mixin, key in SERVED:
                 if serve(module, kernels):
                     taken.append((path, module, mixin, key))
                     substitute(module, mixin)
-                    counts[sort] += 1
+                    counts[name] += 1
         counts[SWIGLU] = serve_products(root, kernels)
         yield Served(kernels, counts)
     finally:
         release_products(root)
         for path, module, mixin, key in reversed(taken):
+            # Other mixins (of adapters that the module hosts) stay.
             others = tuple(each for each in getattr(type(module), "graft_mixins", ()) if each is not mixin)
             restore(module, path, keep=others)
             module.__dict__.pop(key)

@@ -1,6 +1,6 @@
-"""The functions of the package liger_kernel, and where they run.
+"""The functions of the package liger_kernel, and the devices they run on.
 
-Under Triton's interpreter (TRITON_INTERPRET=1) kernels run on a CPU, slowly: for tests.
+Triton's interpreter (TRITON_INTERPRET=1) runs kernels on a CPU, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ from torch import Tensor, nn
 from graft.errors import GraftError, require
 
 OLDEST = (0, 6, 5)
-"""Of liger-kernel."""
+"""The oldest version of liger-kernel that is accepted."""
 NORMS, ROTARY, SWIGLU = "norms", "rotary positions", "SwiGLU"
-"""What is computed, as people are told."""
+"""The operations, as they are called in messages."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
 class Kernels:
-    """Liger's functions by what they compute, for tensors that `take` accepts."""
+    """Liger's functions, to be called with tensors that `accepts` allows."""
 
     version: str
     device: str
-    """The type of the device whose tensors they take."""
+    """The type of the device that the tensors must be on."""
     functions: dict[str, Callable[..., Any]]
-    """As the package names them. Those of rope work where their arguments lie."""
+    """The functions by the package's names. Those of rope write over their arguments."""
     uses: Counter[str] = field(default_factory=Counter)
-    """How often each sort was computed."""
+    """How often each operation was computed."""
 
-    def take(self, *tensors: Tensor) -> bool:
-        """Whether these tensors are theirs to compute: plain, here, of one dtype that they know, and nobody looks into what runs."""
+    def accepts(self, *tensors: Tensor) -> bool:
+        """Whether a kernel can compute these tensors: plain tensors on the device, not empty, all of one known dtype.
+
+        No kernel runs while torch.compile, a function transform or autocast has to see the operations.
+        """
         watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         if watched or torch.is_autocast_enabled(self.device):
             return False
@@ -51,39 +54,39 @@ class Kernels:
             for each in tensors
         )
 
-    def norm(self, x_RD: Tensor, weight_D: Tensor, eps: float, offset: float, casting: str) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) * (offset + weight), differentiable. Its backward leaves dy as it is: dy may be another node's too."""
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float, casting: str) -> Tensor:
+        """Return x / sqrt(mean(x^2) + eps) * (offset + weight), differentiable. The backward keeps dy intact, which others may hold."""
         in_place = False
-        return self._run(NORMS, "rms_norm", x_RD, weight_D, eps, offset, casting, in_place)
+        return self._run(NORMS, "rms_norm", x_ND, weight_D, eps, offset, casting, in_place)
 
     def rotate_(self, q_BHLD: Tensor, k_BHLD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """The half rotation by these angles; q and k are written over where they lie as [B, L, H, D]."""
+        """Rotate halves by these angles. q and k are overwritten if their memory is laid out as [B, L, H, D]."""
         q, k, *_ = self._run(ROTARY, "rope_forward", q_BHLD, k_BHLD, cos, sin)
         return q, k
 
     def rotate_back_(self, dq_BHLD: Tensor, dk_BHLD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Its gradient, likewise."""
+        """Return the gradients of the inputs of `rotate_`, overwriting dq and dk in the same way."""
         return self._run(ROTARY, "rope_backward", dq_BHLD, dk_BHLD, cos, sin)
 
     def silu_product(self, e: Tensor, u: Tensor) -> Tensor:
-        """silu(e) * u of contiguous tensors, without autograd."""
+        """Return silu(e) * u for contiguous tensors, without autograd."""
         return self._run(SWIGLU, "swiglu_forward", e, u)[2]
 
-    def _run(self, sort: str, function: str, *args: Any) -> Any:
-        self.uses[sort] += 1
+    def _run(self, operation: str, function: str, *args: Any) -> Any:
+        self.uses[operation] += 1
         with torch.cuda.device_of(args[0]):  # Triton launches on the current device
             return self.functions[function](*args)
 
 
 def load(device: str = "cuda") -> Kernels:
-    """Liger's functions for a type of device. Raises `GraftError` where the package is not installed, or too old."""
+    """Load Liger's functions for a type of device. Raises `GraftError` if the package is not installed or too old."""
     require("liger_kernel", "gpu")
     norm = require("liger_kernel.ops.rms_norm", "gpu")
     rope, swiglu = require("liger_kernel.ops.rope", "gpu"), require("liger_kernel.ops.swiglu", "gpu")
     version = importlib.metadata.version("liger-kernel")
     if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < OLDEST:
         raise GraftError(
-            f"liger-kernel {version} compiles the gradient of norms anew for each length of a batch; needed is "
+            f"liger-kernel {version} recompiles the gradient of norms for each length of a batch. Install "
             f"{'.'.join(map(str, OLDEST))} or later: pip install 'graft-llm[gpu]'"
         )
     functions = {
@@ -96,16 +99,16 @@ def load(device: str = "cuda") -> Kernels:
 
 
 def chosen(wanted: str, device: torch.device) -> Kernels | None:
-    """The kernels that `train.kernels` (auto, off or liger) means for a base on a device; None is torch's own operations.
+    """Return the kernels for `train.kernels` (auto, off or liger) on a device, or None for torch's own operations.
 
-    Raises `GraftError` where liger is demanded and cannot run there, is not installed or too old.
+    Raises `GraftError` if the user wants liger and it cannot run there, is not installed or too old.
     """
     runs = device.type == "cuda" or device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if wanted == "off" or (wanted == "auto" and not runs):
         return None
     if not runs:
         raise GraftError(
-            f"train.kernels is liger, whose kernels run on a CUDA device, but the base is on {device}: use kernels: auto or off"
+            f"train.kernels: liger needs a CUDA device, but the base is on {device}: use kernels: auto or off"
         )
     try:
         return load(device.type)
@@ -116,10 +119,10 @@ def chosen(wanted: str, device: torch.device) -> Kernels | None:
 
 
 def described() -> str:
-    """Which kernels `train.kernels: auto` uses on this machine, for people."""
+    """Describe in words which kernels `train.kernels: auto` uses on this machine."""
     if not torch.cuda.is_available():
         return "torch's own operations (no CUDA device)"
     try:
         return f"Liger {load().version} for norms, rotary positions and SwiGLU"
     except GraftError as error:
-        return f"torch's own operations; for Liger's: {error}"
+        return f"torch's own operations; to use Liger's: {error}"

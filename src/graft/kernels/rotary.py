@@ -1,10 +1,10 @@
-"""Rotary positions by one kernel: q' = q cos + (-q_2, q_1) sin for the halves q = (q_1, q_2) of each head, and k' likewise.
+"""Compute rotary positions by one kernel: q' = q cos + (-q_2, q_1) sin for the halves q = (q_1, q_2) of each head, and the same for k.
 
-A family's attention looks up `apply_rotary_pos_emb` among the names of its model file. Changing it there would change every model of
-the process; so an attention module gets a forward that is its own code with its own names, but for that one.
+A family's attention looks up `apply_rotary_pos_emb` in the globals of its model file. Changing it there would change every model in the
+process. So an attention module gets a copy of its forward: the same code with the same globals, except for this one name.
 
-Liger's kernel rotates where its arguments lie. Both directions give it copies: q may be the output of a layer that somebody else holds,
-and a gradient may be another node's too.
+Liger's kernel overwrites its arguments. Forward and backward give it copies, because somebody else may hold q (as the output of a layer)
+or a gradient (as another node's).
 
 Su et al. 2021, "RoFormer" (arXiv 2104.09864), in the half-rotation form of GPT-NeoX and LLaMA.
 
@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from graft.injection.substitution import own_class, register_mixin
 from graft.kernels.liger import Kernels
-from graft.kernels.norms import FOREIGN
+from graft.kernels.norms import FORWARD_ERRORS
 
 NAME = "apply_rotary_pos_emb"
 Rotation = Callable[..., Any]
@@ -32,7 +32,7 @@ Rotation = Callable[..., Any]
 
 @register_mixin
 class RotatesByKernel:
-    """Mixin of an attention module: its own forward, with another rotation among its names."""
+    """Mixin for an attention module: runs its own forward with another rotation."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -41,7 +41,7 @@ class RotatesByKernel:
 
 
 def serve_rotation(module: nn.Module, kernels: Kernels) -> bool:
-    """Let the kernel rotate a module's queries and keys, if its forward does so in the way of the kernel; whether it does."""
+    """Let the kernel rotate a module's queries and keys, if its forward rotates as the kernel does. Return whether it does."""
     forward = own_class(module).forward
     if not isinstance(forward, types.FunctionType) or NAME not in forward.__code__.co_names:
         return False
@@ -57,7 +57,7 @@ def serve_rotation(module: nn.Module, kernels: Kernels) -> bool:
 
 @functools.cache
 def rotates_halves(function: Rotation) -> bool:
-    """Whether a function of (q, k, cos, sin) is the half rotation, in float32 and, with the same rounding, in bfloat16."""
+    """Whether a function of (q, k, cos, sin) is the half rotation, bit for bit, in float32 and in bfloat16."""
     draw = torch.Generator().manual_seed(0)
     q_BHLD, k_BHLD = (torch.randn(2, heads, 5, 8, generator=draw) for heads in (4, 2))
     angles = torch.randn(2, 5, 4, generator=draw).repeat(1, 1, 2)
@@ -66,7 +66,7 @@ def rotates_halves(function: Rotation) -> bool:
         q, k, cos, sin = (each.to(dtype) for each in inputs)
         try:
             found = function(q, k, cos, sin)
-        except FOREIGN:
+        except FORWARD_ERRORS:
             return False
         wanted = [_rotated(each, cos, sin) for each in (q, k)]
         if not (isinstance(found, tuple) and len(found) == 2):
@@ -82,11 +82,11 @@ def _rotated(x_BHLD: Tensor, cos_BLD: Tensor, sin_BLD: Tensor) -> Tensor:
 
 
 def _rotation(own: Rotation, kernels: Kernels) -> Rotation:
-    """The kernel for what it is made for, the family's own function for all else."""
+    """Return a rotation that uses the kernel where it can, and the family's own function for everything else."""
 
     @functools.wraps(own)
     def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs or not kernels.take(q, k, cos, sin) or not _fit(q, k, cos, sin):
+        if args or kwargs or not kernels.accepts(q, k, cos, sin) or not _fit(q, k, cos, sin):
             return own(q, k, cos, sin, *args, **kwargs)
         return _Rotate.apply(q, k, cos, sin, kernels)
 
@@ -94,7 +94,7 @@ def _rotation(own: Rotation, kernels: Kernels) -> Rotation:
 
 
 def _fit(q_BHLD: Tensor, k_BHLD: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether whole heads are rotated, by angles of one for each row or for all."""
+    """Whether the angles rotate whole heads, and there is one set of them per row or one for all rows."""
     if not (q_BHLD.dim() == k_BHLD.dim() == 4 and cos.dim() == 3 and cos.shape == sin.shape):
         return False
     rows, _, length, width = q_BHLD.shape
@@ -118,7 +118,10 @@ class _Rotate(torch.autograd.Function):
 def _in_one_row(
     rotate_: Callable[..., tuple[Tensor, Tensor]], q_BHLD: Tensor, k_BHLD: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, ...]:
-    """Rotate copies, with all rows end to end: the kernel is compiled anew for each number of rows."""
+    """Rotate copies, with all rows laid end to end as one, because the kernel is compiled anew for each number of rows.
+
+    E.g. q [4, 8, 100, 64] becomes [1, 8, 400, 64], with the angles of each row repeated alongside.
+    """
     rows, _, length, width = q_BHLD.shape
     angles = (each.expand(rows, length, width).reshape(1, rows * length, width) for each in (cos, sin))
     copies = (each.transpose(1, 2).clone(memory_format=torch.contiguous_format) for each in (q_BHLD, k_BHLD))

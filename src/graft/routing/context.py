@@ -94,7 +94,7 @@ class ForwardContext:
     mask: Tensor | None = None
     cached_kv: PromptCache | None = None
     """Of the virtual tokens that stand in the embedding: the keys and values that the model gave them in this pass."""
-    recording: PromptCache | None = None
+    cache_to_fill: PromptCache | None = None
     """Set while virtual tokens alone run through the model: where attention leaves their keys and values."""
     _groups: dict[tuple[int, int], list[tuple[str, Index, AdapterContext]]] = field(default_factory=dict, repr=False)
 

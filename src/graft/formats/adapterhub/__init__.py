@@ -1,4 +1,4 @@
-"""Adapter folders of AdapterHub's `adapters` library (read and written against 1.3)."""
+"""Adapter folders of AdapterHub's library `adapters`, read and written as version 1.3 does."""
 
 from graft.formats.adapterhub.reading import detect, read
 

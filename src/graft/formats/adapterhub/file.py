@@ -1,7 +1,7 @@
-"""An AdapterHub folder: `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`, named as in the library's models.
+"""An AdapterHub folder: `adapter_config.json` and `pytorch_adapter.bin` or `adapter.safetensors`.
 
-A tensor's name begins with the path of the module that hosts it, in the library's own class (`bert.encoder...` even where the base at hand
-is a BertModel), and has the adapter's name in it.
+A tensor's name begins with the path of the module that hosts it in the library's own model class, and contains the adapter's name. For a
+plain BertModel it still begins with `bert.encoder`, because the library's class has a head.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from graft.architectures.site import Site
 from graft.errors import GraftError
-from graft.formats.foreign import Checkpoint
+from graft.formats.foreign import AdapterFile
 from graft.injection.state import site_table_of
 
 
-class HubFile(Checkpoint):
-    """A folder's tensors under the base's own module names, each to be taken once, and the places they may belong to."""
+class HubFile(AdapterFile):
+    """The tensors of a folder, under the base's own module names, and the sites that they belong to."""
 
     def __init__(self, folder: Path, config: dict[str, Any], model: nn.Module) -> None:
         super().__init__(folder, config, "", ("pytorch_adapter.bin", "adapter.safetensors"))
         self.name, self.model, self.site_table = str(config["name"]), model, site_table_of(model)
+        # Rename from a model with a head to a plain one, or the other way round, as the base needs.
         outer, inner = f"{getattr(model, 'base_model_prefix', '') or '-'}.", dict(model.named_children())
         if outer[:-1] not in inner:
             self.left = {name.removeprefix(outer): tensor for name, tensor in self.left.items()}
@@ -31,16 +32,16 @@ class HubFile(Checkpoint):
         self.kept = dict(self.left)
 
     def _with_prefix(self, name: str, outer: str) -> str:
-        """A plain model's name as the model with a head has it; encoder-decoders have no outer name."""
+        """Turn a plain model's name into that of the model with a head. Encoder-decoders have no outer module, so some names stay."""
         return name if self._known(name) else outer + name
 
     def _known(self, name: str) -> bool:
         return name.split(".")[0] in dict(self.model.named_children())
 
     def sublayers(self, *names: str, leave_out: tuple[int, ...] = ()) -> list[tuple[Site, str]]:
-        """(site, how the names of its adapter begin) for the sublayers of these names, left-out layers left out.
+        """Return (site, prefix of its adapter's tensor names) for the sublayers with these names, except in the layers left out.
 
-        Raises `GraftError` for a base of another shape.
+        Raises `GraftError` if the base has no such sublayers.
         """
         found = []
         for name in names:
@@ -48,11 +49,14 @@ class HubFile(Checkpoint):
                 if site.layer not in leave_out:
                     found.append((site, self._prefix(site)))
         if not found:
-            raise GraftError(f"{self.folder}: this base has no {' and no '.join(names)} where the file has adapters")
+            raise GraftError(f"{self.folder} has adapters at sites that this base lacks: {', '.join(names)}")
         return found
 
     def _prefix(self, site: Site) -> str:
-        """Of BERT and T5 the module that has the sublayer's last layer in it, of decoders a container in the block."""
+        """Return the prefix of the names of a site's tensors.
+
+        BERT and T5 keep an adapter in a module around the sublayer's last layer, decoders keep it in a container of the block.
+        """
         parts = site.module.split(".")
         for end in range(len(parts), 0, -1):
             prefix = f"{'.'.join(parts[:end])}.adapters.{self.name}."
@@ -63,7 +67,7 @@ class HubFile(Checkpoint):
         return f"{block}.{container}.adapters.{self.name}."
 
     def shared(self, name: str) -> Tensor:
-        """A tensor that all sites share, wherever the library put it."""
+        """Take a tensor that all sites share, wherever the library put it."""
         tail = f"shared_parameters.{self.name}.{name}"
         found = next((key for key in self.left if key == tail or key.endswith(f".{tail}")), tail)
         return self.take(found)

@@ -1,8 +1,8 @@
-"""The prediction head beside an AdapterHub adapter: `head_config.json` and `pytorch_model_head.bin`.
+"""The prediction head in an AdapterHub folder, beside the adapter: `head_config.json` and `pytorch_model_head.bin`.
 
-A classification head of two layers with tanh on the first token is what transformers' BERT has as its pooler and classifier, and RoBERTa as
-its classifier; it is read and written where the base has these. Any other head that a folder brings, or a base without one, is left out
-with a warning.
+The library's classification head has two layers with a tanh between them and reads the first token. In transformers these two layers are
+BERT's pooler and classifier, and RoBERTa's classifier, so the head is read and written for these models. Any other head in a folder, or a
+base without such layers, leads to a warning, and the head is left out.
 """
 
 from __future__ import annotations
@@ -19,53 +19,48 @@ from graft.adapters.kinds.head import Head
 from graft.errors import GraftError
 from graft.formats.adapterhub.file import HubFile
 from graft.formats.composing import Piece
-from graft.formats.foreign import load_tensors
-from graft.formats.peft.folder import Folder, Held
+from graft.formats.folder import Folder, SiteAdapter
+from graft.formats.foreign import base_modules, load_tensors
 
 WEIGHTS = ("pytorch_model_head.bin", "model_head.safetensors")
 NUMBERS = (1, 4)
-"""Of the two layers among dropout, layer, activation, dropout, layer."""
+"""Indices of the two layers in the library's sequence of dropout, layer, activation, dropout, layer."""
 FLEXIBLE = {"bert": "BertAdapterModel", "roberta": "RobertaAdapterModel", "xlm-roberta": "XLMRobertaAdapterModel"}
-"""The library's classes that take such a head."""
+"""The library's classes that have such a head, by model type."""
 
 
 def head_pieces(file: HubFile) -> list[Piece]:
-    """The layers of the head that the folder brings, whole, or none with a warning."""
+    """Read the two layers of the folder's head, if the base has them too. Otherwise warn and return nothing."""
     path = file.folder / "head_config.json"
     if not path.is_file():
         return []
-    said = json.loads(path.read_text(encoding="utf-8"))
-    config: dict[str, Any] = said["config"]
-    places = _places(file.model)
+    stored_config = json.loads(path.read_text(encoding="utf-8"))
+    config: dict[str, Any] = stored_config["config"]
+    layers = _head_layers(file.model)
     fits = (
         config.get("head_type") == "classification"
         and config.get("layers") == 2
         and config.get("activation_function") == "tanh"
     )
-    if not (fits and places and not config.get("use_pooler")):
+    if not (fits and layers and not config.get("use_pooler")):
         warnings.warn(
-            f"{file.folder} also holds a prediction head ({config.get('head_type')}), which {type(file.model).__name__} has no equal of: "
-            "it is left out",
+            f"{file.folder} also holds a prediction head ({config.get('head_type')}), which {type(file.model).__name__} has no equal "
+            "of: it is left out",
             stacklevel=2,
         )
         return []
     stored = load_tensors(file.folder, WEIGHTS)
-    numbers = sorted({name.split(".")[2] for name in stored}, key=int)
+    name = f"heads.{stored_config['name']}"
+    numbers = sorted({key.split(".")[2] for key in stored}, key=int)
     return [
-        Piece(
-            place, Head(), {key: stored[f"heads.{said['name']}.{number}.{key}"].float() for key in ("weight", "bias")}
-        )
-        for place, number in zip(places, numbers, strict=True)
+        Piece(path, Head(), {end: stored[f"{name}.{number}.{end}"].float() for end in ("weight", "bias")})
+        for path, number in zip(layers, numbers, strict=True)
     ]
 
 
-def _places(model: nn.Module) -> list[str]:
-    """The layer before the tanh and the classifier, where the model has both and nothing else."""
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and "graft" not in name.split(".")
-    ]
+def _head_layers(model: nn.Module) -> list[str]:
+    """Return the paths of the layer before the tanh and of the classifier, or nothing if the model's head is another one."""
+    names = [name for name, module in base_modules(model) if isinstance(module, nn.Linear)]
     pooler = [name for name in names if name.endswith("pooler.dense")]
     if pooler and "classifier" in names:
         return [*pooler, "classifier"]
@@ -75,17 +70,17 @@ def _places(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def write_head(root: nn.Module, installs: Sequence[Held], folder: Folder, about: dict[str, Any]) -> None:
-    """A head of two layers beside an adapter; a layer that the base brings (BERT's pooler) is written as the base has it."""
-    places, held_at = _places(root), {held.path: held.module for held in installs}
-    if not places or not set(held_at) <= set(places):
+def write_head(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder, about: dict[str, Any]) -> None:
+    """Add a head of two layers to the folder. A layer that the adapter does not train (BERT's pooler) is written as the base has it."""
+    layers, by_path = _head_layers(root), {adapter.path: adapter.module for adapter in adapters}
+    if not layers or not set(by_path) <= set(layers):
         raise GraftError(
-            f"AdapterHub's classification head is a layer, tanh and a layer on the first token; {type(root).__name__} has another one here "
-            f"({', '.join(held_at)}): keep Graft's format"
+            f"AdapterHub's classification head is a layer, a tanh and a layer on the first token; {type(root).__name__} has another head "
+            f"({', '.join(by_path)}): keep Graft's format"
         )
     tensors: dict[str, Tensor] = {}
-    for place, number in zip(places, NUMBERS, strict=True):
-        layer = held_at.get(place, root.get_submodule(place))
+    for path, number in zip(layers, NUMBERS, strict=True):
+        layer = by_path.get(path, root.get_submodule(path))
         tensors |= {f"heads.{about['name']}.{number}.{end}": getattr(layer, end) for end in ("weight", "bias")}
     count = len(tensors[f"heads.{about['name']}.{NUMBERS[-1]}.weight"])
     labels = getattr(getattr(root, "config", None), "label2id", None) or {}

@@ -1,6 +1,6 @@
 """Read an AdapterHub folder: bottlenecks, Compacter, LoRA, (IA)3, prefix tuning, ReFT, prompt tuning, and unions of these (MAM).
 
-Every tensor of the file is taken exactly once; what is missing or left over is an error that lists it.
+Every tensor of the file is taken exactly once; an error lists those that are missing or left over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from graft.errors import GraftError
 from graft.formats.adapterhub.bottlenecks import read_bottleneck, shared_rule
 from graft.formats.adapterhub.file import HubFile
 from graft.formats.adapterhub.heads import head_pieces
-from graft.formats.adapterhub.others import read_lora, read_prefix, read_prompt, read_reft
+from graft.formats.adapterhub.lora import read_lora
+from graft.formats.adapterhub.prompts import read_prefix, read_prompt
+from graft.formats.adapterhub.reft import read_reft
 from graft.formats.composing import Piece, composed
 from graft.formats.foreign import CONFIG, read_config
 
@@ -26,7 +28,7 @@ READERS: dict[str, Callable[[HubFile, Mapping[str, Any]], list[Piece]]] = {
 
 
 def detect(folder: str | Path) -> bool:
-    """Whether the folder's config is one that AdapterHub writes."""
+    """Whether AdapterHub wrote the folder's config."""
     if not (Path(folder) / CONFIG).is_file():
         return False
     config = read_config(Path(folder))
@@ -34,9 +36,9 @@ def detect(folder: str | Path) -> bool:
 
 
 def read(folder: str | Path, model: nn.Module) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """The adapter of a folder for this base: a config, and float32 tensors under Graft's names.
+    """Read a folder's adapter for this base: its config, and float32 tensors under Graft's names.
 
-    Raises `GraftError` for a kind that Graft has not, a damaged file, and missing or unexpected tensors (all are listed).
+    Raises `GraftError` for a kind that Graft lacks, a damaged file, and missing or unexpected tensors (all are listed).
     """
     file = HubFile(Path(folder), read_config(Path(folder)), model)
     whole = file.config["config"]
@@ -53,7 +55,7 @@ def _pieces(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
         return [Piece(p.path, p.config, p.tensors, p.part, shared) for p in pieces] if shared else pieces
     if kind not in READERS:
         raise GraftError(
-            f"{file.folder} holds an AdapterHub adapter of kind {kind!r}, which Graft does not read. What can be read: bottlenecks, "
+            f"{file.folder} holds an AdapterHub adapter of kind {kind!r}, which Graft does not read. It reads: bottlenecks, "
             f"{', '.join(READERS)}"
         )
     return READERS[kind](file, config)

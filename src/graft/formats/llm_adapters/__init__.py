@@ -1,1 +1,1 @@
-"""LLM-Adapters' folders, read and written."""
+"""Adapter folders of LLM-Adapters, read and written."""

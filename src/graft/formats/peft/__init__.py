@@ -1,4 +1,4 @@
-"""Adapter folders of PEFT (huggingface/peft, read and written against 0.21): which modules a file speaks of, reading, writing."""
+"""Adapter folders of PEFT (huggingface/peft), read and written as version 0.21 does."""
 
 from graft.formats.peft.reading import detect, read
 

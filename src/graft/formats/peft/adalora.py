@@ -1,4 +1,4 @@
-"""PEFT's AdaLoRA: the triplets that were kept, and by `rank_pattern` which of the initial ones they are.
+"""PEFT's AdaLoRA, read and written: the triplets that were kept, and `rank_pattern`, which tells which of the initial ones they are.
 
 Legend: R initial rank, K kept triplets, I input, O output features.
 """
@@ -15,14 +15,14 @@ from graft.adapters.kinds.adalora import AdaLoRA
 from graft.architectures.layers import is_transposed
 from graft.errors import GraftError
 from graft.formats.composing import Piece
-from graft.formats.foreign import Checkpoint
-from graft.formats.peft.folder import Folder, Held
+from graft.formats.folder import Folder, SiteAdapter
+from graft.formats.foreign import AdapterFile
 from graft.formats.peft.naming import shortest_names
 from graft.formats.peft.targets import targets
 
 
-def read_adalora(file: Checkpoint, model: nn.Module) -> list[Piece]:
-    """P, E and Q at their initial ranks, zero where triplets were cut away."""
+def read_adalora(file: AdapterFile, model: nn.Module) -> list[Piece]:
+    """Read AdaLoRA: P, E and Q at their initial rank, with zeros where triplets were pruned."""
     config = file.config
     pattern = config.get("rank_pattern") or {}
     like = AdaLoRA(init_rank=file.field("init_r"), target_rank=None, alpha=float(file.field("lora_alpha")),
@@ -44,6 +44,7 @@ def read_adalora(file: Checkpoint, model: nn.Module) -> list[Piece]:
 
 
 def _spread(P: Tensor, E: Tensor, Q: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    """Put P [O, K], E [K] and Q [K, I] at the places of the kept triplets: kept [R] is true K times, and the others get zeros."""
     if not (P.numel() and Q.numel()):
         return {"P": P, "E": E, "Q": Q, "kept": kept}
     whole = {"P": torch.zeros(len(P), len(kept)), "E": torch.zeros(len(kept)), "Q": torch.zeros(len(kept), Q.shape[1])}
@@ -51,25 +52,27 @@ def _spread(P: Tensor, E: Tensor, Q: Tensor, kept: Tensor) -> dict[str, Tensor]:
     return {**whole, "kept": kept}
 
 
-def write_adalora(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
-    """The kept triplets alone, as PEFT does after its last choice."""
-    config: Any = installs[0].config
-    paths = [held.path for held in installs]
-    if any(held.installed.site.rows is not None for held in installs) or len(set(paths)) < len(paths):
-        raise GraftError("PEFT's AdaLoRA holds one adapter for a whole layer; this one acts on slices, or twice on one")
+def write_adalora(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder) -> None:
+    """Write AdaLoRA as PEFT does after its last pruning: the kept triplets only."""
+    config: Any = adapters[0].config
+    paths = [adapter.path for adapter in adapters]
+    if any(adapter.installed.site.rows is not None for adapter in adapters) or len(set(paths)) < len(paths):
+        raise GraftError(
+            "PEFT's AdaLoRA adapts whole layers, once each; this adapter acts on slices, or twice on one layer"
+        )
     if config.epsilon != 1e-5:
         raise GraftError(
-            f"PEFT divides alpha by the rank plus 1e-5, this adapter by the rank plus {config.epsilon:g}: it cannot say that"
+            f"PEFT's AdaLoRA divides alpha by the rank plus 1e-5; this adapter has epsilon {config.epsilon:g}, which PEFT cannot hold"
         )
     pattern: dict[str, list[bool]] = {}
-    for held in installs:
-        module, kept = held.module, held.module.kept
-        pattern[f"{held.path}.lora_E"] = kept.tolist()
-        folder.tensors |= {f"{held.path}.lora_A": module.Q[kept], f"{held.path}.lora_B": module.P[:, kept],
-                           f"{held.path}.lora_E": module.E[kept][:, None]}  # fmt: skip
+    for adapter in adapters:
+        module, kept = adapter.module, adapter.module.kept
+        pattern[f"{adapter.path}.lora_E"] = kept.tolist()
+        folder.tensors |= {f"{adapter.path}.lora_A": module.Q[kept], f"{adapter.path}.lora_B": module.P[:, kept],
+                           f"{adapter.path}.lora_E": module.E[kept][:, None]}  # fmt: skip
     total = sum(sum(kept) for kept in pattern.values())
     folder.config |= {
-        "peft_type": "ADALORA", "init_r": config.init_rank, "target_r": max(1, total // len(installs)), "lora_alpha": config.alpha,
+        "peft_type": "ADALORA", "init_r": config.init_rank, "target_r": max(1, total // len(adapters)), "lora_alpha": config.alpha,
         "lora_dropout": config.dropout, "tinit": 0, "tfinal": 0, "deltaT": 1, "beta1": config.beta1, "beta2": config.beta2,
         "orth_reg_weight": config.orthogonality, "total_step": 1, "rank_pattern": pattern, "bias": "none", "init_lora_weights": True,
         "fan_in_fan_out": any(is_transposed(root.get_submodule(path)) for path in paths), **shortest_names(root, paths),

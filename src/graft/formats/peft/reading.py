@@ -1,6 +1,6 @@
-"""Read a PEFT folder: `adapter_config.json` and `adapter_model.safetensors` (or .bin), tensor names behind `base_model.model.`.
+"""Read a PEFT folder: `adapter_config.json` and `adapter_model.safetensors` (or .bin).
 
-Every tensor of the file is taken exactly once; what is missing or left over is an error that lists it.
+Every tensor of the file is taken exactly once; an error lists those that are missing or left over.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from graft.adapters.base import AdapterConfig
 from graft.errors import GraftError
 from graft.formats.composing import Piece, composed
-from graft.formats.foreign import CONFIG, Checkpoint, read_config
+from graft.formats.foreign import CONFIG, AdapterFile, read_config
 from graft.formats.peft.adalora import read_adalora
 from graft.formats.peft.adaption import read_adaption
-from graft.formats.peft.lora import extra_pieces, read_lora
-from graft.formats.peft.others import read_ia3, read_norms, read_prefix, read_prompt, read_tokens
+from graft.formats.peft.ia3 import read_ia3
+from graft.formats.peft.lora import read_lora
+from graft.formats.peft.naming import ROOT
+from graft.formats.peft.prompts import read_prefix, read_prompt
 from graft.formats.peft.relatives import read_loha, read_lokr, read_vera
+from graft.formats.peft.wholes import read_norms, read_tokens, read_wholes
 
-ROOT = "base_model.model."
-
-READERS: dict[str, Callable[[Checkpoint, nn.Module], list[Piece]]] = {
+READERS: dict[str, Callable[[AdapterFile, nn.Module], list[Piece]]] = {
     "LORA": read_lora,
     "IA3": read_ia3,
     "LN_TUNING": read_norms,
@@ -44,21 +45,20 @@ def detect(folder: str | Path) -> bool:
 
 
 def read(folder: str | Path, model: nn.Module) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """The adapter of a folder for this base: a config, and float32 tensors under Graft's names.
+    """Read a folder's adapter for this base: its config, and float32 tensors under Graft's names.
 
-    Raises `GraftError` for a kind that Graft has not, a damaged file, and missing or unexpected tensors (all are listed).
+    Raises `GraftError` for a kind that Graft lacks, a damaged file, and missing or unexpected tensors (all are listed).
     """
     folder = Path(folder)
     config = read_config(folder)
     kind = str(config["peft_type"])
     if kind not in READERS:
         raise GraftError(
-            f"{folder} holds an adapter of PEFT's kind {kind}, which Graft has not. What can be read: {', '.join(READERS)}"
+            f"{folder} holds an adapter of PEFT's kind {kind}, which Graft lacks. It reads: {', '.join(READERS)}"
         )
-    file = Checkpoint(folder, config, ROOT)
-    file.left = {
-        name.removeprefix("base_model."): tensor for name, tensor in file.left.items()
-    }  # beside virtual tokens
-    pieces = READERS[kind](file, model) + extra_pieces(file, model)
+    file = AdapterFile(folder, config, ROOT)
+    # Virtual tokens and VeRA's shared matrices have a shorter prefix, `base_model.`.
+    file.left = {name.removeprefix("base_model."): tensor for name, tensor in file.left.items()}
+    pieces = READERS[kind](file, model) + read_wholes(file, model)
     file.finish()
     return composed(model, pieces)

@@ -1,4 +1,4 @@
-"""PEFT's VeRA, LoHa and LoKr, read and written.
+"""PEFT's relatives of LoRA, read and written: VeRA, LoHa and LoKr.
 
 Legend: R rank, I input, O output features.
 """
@@ -16,16 +16,16 @@ from graft.adapters.kinds.vera import VeRA
 from graft.architectures.layers import is_transposed
 from graft.errors import GraftError
 from graft.formats.composing import Piece
-from graft.formats.foreign import Checkpoint
-from graft.formats.peft.folder import Folder, Held
+from graft.formats.folder import Folder, SiteAdapter
+from graft.formats.foreign import AdapterFile
 from graft.formats.peft.naming import patterns, shortest_names
 from graft.formats.peft.targets import by_pattern, targets
 
 VERA = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
 
 
-def read_vera(file: Checkpoint, model: nn.Module) -> list[Piece]:
-    """Two vectors per module, and the shared matrices where the file has them; else they are drawn again from the seed."""
+def read_vera(file: AdapterFile, model: nn.Module) -> list[Piece]:
+    """Read VeRA: two vectors per module, and the shared matrices if the file has them. If not, they are drawn again from the seed."""
     config = file.config
     saved = bool(config.get("save_projection", True))
     like = VeRA(rank=file.field("r"), dropout=config.get("vera_dropout") or 0.0, d_initial=config.get("d_initial", 0.1),
@@ -37,25 +37,25 @@ def read_vera(file: Checkpoint, model: nn.Module) -> list[Piece]:
     ]
 
 
-def write_vera(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
-    """VeRA. The shared matrices have no module in their names."""
-    config: Any = installs[0].config
-    _whole_modules(installs, "VeRA")
+def write_vera(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder) -> None:
+    """Write VeRA. The shared matrices belong to no module, so their names begin otherwise."""
+    config: Any = adapters[0].config
+    _whole_modules(adapters, "VeRA")
     folder.config |= {
         "peft_type": "VERA", "r": config.rank, "vera_dropout": config.dropout, "d_initial": config.d_initial, "bias": "none",
         "projection_prng_key": config.seed, "save_projection": config.save_projection, "init_weights": True,
-        "fan_in_fan_out": _transposed(root, installs), **shortest_names(root, [held.path for held in installs]),
+        "fan_in_fan_out": _transposed(root, adapters), **shortest_names(root, [adapter.path for adapter in adapters]),
     }  # fmt: skip
-    for held in installs:
-        own = dict(held.module.named_parameters())
-        folder.tensors |= {f"{held.path}.{theirs}": own[ours] for ours, theirs in VERA.items()}
+    for adapter in adapters:
+        own = dict(adapter.module.named_parameters())
+        folder.tensors |= {f"{adapter.path}.{theirs}": own[ours] for ours, theirs in VERA.items()}
     if config.save_projection:
-        (shared,) = installs[0].module._shared
-        folder.beside |= {f"base_model.vera_{name}": getattr(shared, name) for name in "AB"}
+        (shared,) = adapters[0].module._shared
+        folder.unprefixed |= {f"base_model.vera_{name}": getattr(shared, name) for name in "AB"}
 
 
-def read_loha(file: Checkpoint, model: nn.Module) -> list[Piece]:
-    """LoHa at linear layers."""
+def read_loha(file: AdapterFile, model: nn.Module) -> list[Piece]:
+    """Read LoHa at linear layers."""
     names = ("w1_a", "w1_b", "w2_a", "w2_b")
     return [
         Piece(path, LoHa(**_fields(file, path)), {name: file.take(f"{path}.hada_{name}") for name in names})
@@ -63,8 +63,8 @@ def read_loha(file: Checkpoint, model: nn.Module) -> list[Piece]:
     ]
 
 
-def read_lokr(file: Checkpoint, model: nn.Module) -> list[Piece]:
-    """LoKr at linear layers; which of its factors are low-rank products is seen in the file."""
+def read_lokr(file: AdapterFile, model: nn.Module) -> list[Piece]:
+    """Read LoKr at linear layers. The names of the tensors tell which of the two factors are low-rank products."""
     factor = file.config.get("decompose_factor", -1)
     more = {
         "decompose_both": bool(file.config.get("decompose_both")),
@@ -80,12 +80,13 @@ def read_lokr(file: Checkpoint, model: nn.Module) -> list[Piece]:
     return pieces
 
 
-def _fields(file: Checkpoint, path: str) -> dict[str, Any]:
+def _fields(file: AdapterFile, path: str) -> dict[str, Any]:
+    """Return the rank and alpha of a module. Raises `GraftError` for the kinds of dropout that Graft lacks."""
     config = file.config
     for field in ("rank_dropout", "module_dropout"):
         if config.get(field):
             raise GraftError(
-                f"{file.folder}: {field} has no equal in Graft; it changes training alone: set it to 0 in the config to load"
+                f"{file.folder}: {field} has no equal in Graft. It acts in training only: set it to 0 in the config to load the adapter"
             )
     return {
         "rank": by_pattern(path, config.get("rank_pattern"), file.field("r")),
@@ -93,40 +94,44 @@ def _fields(file: Checkpoint, path: str) -> dict[str, Any]:
     }
 
 
-def write_loha(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
-    """LoHa."""
-    _write_products(root, installs, folder, "LOHA", "hada_")
+def write_loha(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder) -> None:
+    """Write LoHa."""
+    _write_products(root, adapters, folder, "LOHA", "hada_")
 
 
-def write_lokr(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None:
-    """LoKr."""
-    config: Any = installs[0].config
-    _write_products(root, installs, folder, "LOKR", "lokr_")
+def write_lokr(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder) -> None:
+    """Write LoKr."""
+    config: Any = adapters[0].config
+    _write_products(root, adapters, folder, "LOKR", "lokr_")
     folder.config |= {"decompose_both": config.decompose_both, "decompose_factor": config.factor or -1}
 
 
-def _write_products(root: nn.Module, installs: Sequence[Held], folder: Folder, kind: str, mark: str) -> None:
-    _whole_modules(installs, kind)
-    if _transposed(root, installs):
+def _write_products(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder, kind: str, mark: str) -> None:
+    """Write a kind that is a product of named factors. mark: what comes before their names."""
+    _whole_modules(adapters, kind)
+    if _transposed(root, adapters):
         raise GraftError(f"PEFT has no {kind} for transposed layers (GPT-2's Conv1D)")
-    ranks, alphas = ({held.path: getattr(held.config, name) for held in installs} for name in ("rank", "alpha"))
+    ranks, alphas = (
+        {adapter.path: getattr(adapter.config, name) for adapter in adapters} for name in ("rank", "alpha")
+    )
     rank, rank_pattern = patterns(ranks)
     alpha, alpha_pattern = patterns(alphas)
-    if any(held.config.dropout for held in installs):
-        folder.notes.append(f"dropout is not written: PEFT's {kind} has none on its input")
+    if any(adapter.config.dropout for adapter in adapters):
+        folder.notes.append(f"dropout is not written: PEFT's {kind} has none on the input")
     folder.config |= {"peft_type": kind, "r": rank, "alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern,
-                      "init_weights": True, **shortest_names(root, [held.path for held in installs])}  # fmt: skip
-    for held in installs:
-        folder.tensors |= {f"{held.path}.{mark}{name}": tensor for name, tensor in held.module.named_parameters()}
+                      "init_weights": True, **shortest_names(root, [adapter.path for adapter in adapters])}  # fmt: skip
+    for adapter in adapters:
+        folder.tensors |= {f"{adapter.path}.{mark}{name}": tensor for name, tensor in adapter.module.named_parameters()}
 
 
-def _whole_modules(installs: Sequence[Held], kind: str) -> None:
-    paths = [held.path for held in installs]
-    if any(held.installed.site.rows is not None for held in installs) or len(set(paths)) < len(paths):
+def _whole_modules(adapters: Sequence[SiteAdapter], kind: str) -> None:
+    """Raise `GraftError` unless every module hosts one adapter that acts on all of it."""
+    paths = [adapter.path for adapter in adapters]
+    if any(adapter.installed.site.rows is not None for adapter in adapters) or len(set(paths)) < len(paths):
         raise GraftError(
-            f"PEFT's {kind} holds one adapter for a whole layer; this one acts on slices of a fused layer, or twice on one"
+            f"PEFT's {kind} adapts whole layers, once each; this adapter acts on slices of a fused layer, or twice on one layer"
         )
 
 
-def _transposed(root: nn.Module, installs: Sequence[Held]) -> bool:
-    return any(is_transposed(root.get_submodule(held.path)) for held in installs)
+def _transposed(root: nn.Module, adapters: Sequence[SiteAdapter]) -> bool:
+    return any(is_transposed(root.get_submodule(adapter.path)) for adapter in adapters)

@@ -1,7 +1,7 @@
-"""Which modules of a base a PEFT config speaks of: `target_modules` and what narrows them, with PEFT's own rules of matching.
+"""Find the modules that a PEFT config names, by PEFT's own rules.
 
-A list matches whole names and endings from a dot on; a string is a regular expression for the whole name. Here a name of the list that
-matches nothing is an error, where PEFT is silent as long as another one does.
+`target_modules` is a list of names, each matching a path that is equal to it or ends in a dot and it, or a regular expression that matches
+a whole path. Other fields narrow the choice. Here a name that matches nothing is an error; PEFT accepts it in silence if another matches.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from torch import nn
 
 from graft.architectures.layers import is_linear
 from graft.errors import GraftError, did_you_mean
-from graft.formats.foreign import Checkpoint
+from graft.formats.foreign import AdapterFile, base_modules
 
 
-def targets(file: Checkpoint, model: nn.Module, marks: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of every target in the model's order.
+def targets(file: AdapterFile, model: nn.Module, marks: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (path, module) for every target, in the model's order.
 
-    marks: how the names of a module's tensors go on behind its path; they say the targets where the config does not.
+    marks: what follows a module's path in the names of its tensors (`.lora_A.`). A config without `target_modules` leaves the choice to
+    PEFT's defaults for the model type, and then the names of the tensors tell which modules these were.
     Raises `GraftError` for names that match nothing.
     """
     config, wanted = file.config, file.config.get("target_modules")
     if wanted is None:
         wanted = sorted({name.split(mark)[0] for name in file.left for mark in marks if mark in name})
-    modules = {path: module for path, module in model.named_modules() if path and "graft" not in path.split(".")}
+    modules = dict(base_modules(model))
     if wanted == "all-linear":
         head = getattr(model, "get_output_embeddings", lambda: None)()
         yield from ((path, m) for path, m in modules.items() if is_linear(m) and m is not head)
@@ -38,11 +39,12 @@ def targets(file: Checkpoint, model: nn.Module, marks: Sequence[str]) -> Iterato
                 raise GraftError(f"{file.folder}: target module '{name}' is not in this base.{near}")
     chosen = [(path, module) for path, module in modules.items() if _is_target(path, wanted, config)]
     if not chosen:
-        raise GraftError(f"{file.folder}: target_modules {wanted!r} names no module of this base")
+        raise GraftError(f"{file.folder}: target_modules {wanted!r} matches no module of this base")
     yield from chosen
 
 
 def _is_target(path: str, wanted: Any, config: Mapping[str, Any]) -> bool:
+    """Whether a path is matched, not excluded, and in one of the chosen layers (PEFT ignores these for a regular expression)."""
     excluded = config.get("exclude_modules")
     if excluded and matches(path, excluded):
         return False
@@ -57,14 +59,14 @@ def _is_target(path: str, wanted: Any, config: Mapping[str, Any]) -> bool:
 
 
 def matches(path: str, wanted: str | Sequence[str]) -> bool:
-    """Whether a module is named: by a regular expression for all of its path, or by one of a list's endings."""
+    """Whether `target_modules` matches a path. wanted: a regular expression for the whole path, or a list of endings."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, path) is not None
     return any(path == name or path.endswith(f".{name}") for name in wanted)
 
 
 def by_pattern(path: str, patterns: Mapping[str, Any] | None, usual: Any) -> Any:
-    """The value that `rank_pattern` or `alpha_pattern` gives a module, else the usual one."""
+    """Return what `rank_pattern` or `alpha_pattern` gives a module, else the usual value."""
     for key, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({key})$", path):
             return value
