@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from graft.adapters.base import fold_steps
 from graft.architectures.layers import is_linear, is_transposed, widths
 from graft.errors import GraftError, did_you_mean
 from graft.formats.peft.folder import Folder, Held
@@ -162,9 +163,9 @@ def _difference(host: Any, path: str, own: list[Held]) -> Tensor:
     weight = (stored.t() if is_transposed(host) else stored).float()
     whole, bias = weight.clone(), getattr(host, "bias", None)
     bias = None if bias is None else bias.detach().float()
-    for held in own:
-        rows = slice(None) if held.installed.site.rows is None else held.installed.site.rows
-        new, new_bias = held.module.fold(whole[rows], None if bias is None else bias[rows])
+    parts = [(held.module, slice(None) if held.installed.site.rows is None else held.installed.site.rows) for held in own]
+    for fold, rows in fold_steps(parts):
+        new, new_bias = fold(whole[rows], None if bias is None else bias[rows])
         whole[rows] = new
         if new_bias is not None and (bias is None or not torch.equal(new_bias, bias[rows])):
             raise GraftError(f"the adapter changes the bias of '{path}', which a LoRA cannot")
