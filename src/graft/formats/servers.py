@@ -163,7 +163,9 @@ def _difference(host: Any, path: str, own: list[Held]) -> Tensor:
     weight = (stored.t() if is_transposed(host) else stored).float()
     whole, bias = weight.clone(), getattr(host, "bias", None)
     bias = None if bias is None else bias.detach().float()
-    parts = [(held.module, slice(None) if held.installed.site.rows is None else held.installed.site.rows) for held in own]
+    parts = [
+        (held.module, slice(None) if held.installed.site.rows is None else held.installed.site.rows) for held in own
+    ]
     for fold, rows in fold_steps(parts):
         new, new_bias = fold(whole[rows], None if bias is None else bias[rows])
         whole[rows] = new

@@ -16,9 +16,13 @@ from graft.formats.composing import Piece, composed
 from graft.formats.foreign import CONFIG, Checkpoint, read_config
 from graft.formats.peft.adalora import read_adalora
 from graft.formats.peft.adaption import read_adaption
+from graft.formats.peft.hira import read_hira
 from graft.formats.peft.lora import extra_pieces, read_lora
+from graft.formats.peft.miss import read_miss
+from graft.formats.peft.oft import read_oft
 from graft.formats.peft.others import read_ia3, read_norms, read_prefix, read_prompt, read_tokens
 from graft.formats.peft.relatives import read_loha, read_lokr, read_vera
+from graft.formats.peft.shira import read_shira
 
 ROOT = "base_model.model."
 
@@ -31,6 +35,10 @@ READERS: dict[str, Callable[[Checkpoint, nn.Module], list[Piece]]] = {
     "VERA": read_vera,
     "LOHA": read_loha,
     "LOKR": read_lokr,
+    "MISS": read_miss,
+    "HIRA": read_hira,
+    "SHIRA": read_shira,
+    "OFT": read_oft,
     "PROMPT_TUNING": read_prompt,
     "P_TUNING": read_prompt,
     "PREFIX_TUNING": read_prefix,

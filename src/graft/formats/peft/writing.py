@@ -15,9 +15,13 @@ from graft.errors import GraftError
 from graft.formats.peft.adalora import write_adalora
 from graft.formats.peft.adaption import write_adaption
 from graft.formats.peft.folder import Folder, Held, Writer
+from graft.formats.peft.hira import write_hira
 from graft.formats.peft.lora_writing import write_lora, write_wholes
+from graft.formats.peft.miss import write_miss
+from graft.formats.peft.oft import write_oft
 from graft.formats.peft.others_writing import write_ia3, write_prefix, write_prompt
 from graft.formats.peft.relatives import write_loha, write_lokr, write_vera
+from graft.formats.peft.shira import write_shira
 from graft.injection.state import State
 
 ROOT = "base_model.model."
@@ -30,6 +34,10 @@ WRITERS: Mapping[str, Writer] = {
     "vera": write_vera,
     "loha": write_loha,
     "lokr": write_lokr,
+    "miss": write_miss,
+    "hira": write_hira,
+    "shira": write_shira,
+    "oft": write_oft,
     "prompt": write_prompt,
     "p-tuning": write_prompt,
     "prefix": write_prefix,
