@@ -3,7 +3,7 @@
     h' = h + s (W (.) B A) dropout(x),    s = alpha / rank
 
 Huang et al. 2025, "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language Models" (ICLR 2025, openreview TwJrTz9cRS).
-The paper and PEFT have no scale, which is alpha = rank, as at the defaults.
+The paper and PEFT have no scale: alpha = rank, as at the defaults.
 
 Legend: I input features, O output features, R rank.
 """
@@ -26,12 +26,12 @@ class HiRA(LowRank):
     """The elementwise product of the frozen weight and a low-rank matrix as a difference."""
 
     source = "openreview TwJrTz9cRS"
-    suits = "LoRA's parameters and a difference of high rank; multiplies a matrix of the weight's size in every pass until it is merged."
+    suits = "A change of high rank for LoRA's number of parameters; makes a matrix of the weight's size in every pass until it is merged."
 
     kind: Literal["hira"] = "hira"
-    rank: int = Field(default=32, ge=1)
-    """Rank of the matrix that multiplies the frozen weight."""
-    alpha: float = 32.0
+    rank: int = Field(default=8, ge=1)
+    """Rank of the matrix that multiplies the frozen weight. PEFT's default is 32."""
+    alpha: float = 8.0
     """Numerator of the scale; the difference is multiplied by alpha / rank."""
 
     def build(self, spec: SiteSpec) -> HiRAAdapter:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import Adapter, AdapterConfig
-from graft.adapters.base import Adapter, AdapterConfig
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext
@@ -34,23 +34,21 @@ class OFT(AdapterConfig):
     """Orthogonal fine-tuning: blocks of the input are rotated before a linear layer."""
 
     source = "arXiv 2306.07280"
-    suits = (
-        "Keeps the angles between a layer's neurons, and so most of what the base knows; acts on quantised bases too."
-    )
+    suits = "Rotations keep the angles between a layer's neurons, and so more of what the base knows; works on quantised bases."
 
     kind: Literal["oft"] = "oft"
     block_size: int | None = Field(default=32, ge=2)
-    """Inputs in a block. Where it does not divide a layer's inputs: the divisor nearest to it, the smaller of two. None with `blocks`."""
+    """Inputs in a block. Where it does not divide a layer's inputs, the nearest divisor is taken, the smaller of two. None with `blocks`."""
     blocks: int | None = Field(default=None, ge=1)
-    """Number of blocks, in place of their size; taken to the nearest divisor alike."""
+    """Number of blocks, in place of their size; the nearest divisor is taken alike."""
     share: bool = False
-    """All blocks of a layer turn by the same rotation."""
+    """Use one rotation for all blocks of a layer."""
     terms: int | None = Field(default=5, ge=2)
     """Terms of the series. None: the exact Cayley transform, which solves a linear system per block in every pass."""
     coft: float | None = Field(default=None, gt=0.0)
-    """eps of COFT. None: rotations are free."""
+    """COFT's eps, which bounds how far a block turns; PEFT's is 6e-5. None: no bound."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """How often a block of a token passes unrotated in training."""
+    """Probability that a block of a token passes unrotated in training."""
     sites: str | tuple[str, ...] = "linear"
 
     @model_validator(mode="before")
@@ -105,6 +103,11 @@ class OFTAdapter(Adapter):
         self.register_buffer("upper", rows * self.size + columns, persistent=False)
         self.angles = nn.Parameter(torch.zeros(trained, len(self.upper), dtype=spec.dtype, device=spec.device))
 
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
+        if around.rows is not None:
+            around.weight()  # a slice is computed with it: said now where it is not at hand
+
     def _short_enough(self) -> Tensor:
         """The angles, no longer than COFT allows."""
         if self.bound is None:
@@ -114,7 +117,8 @@ class OFTAdapter(Adapter):
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        self.angles.copy_(self._short_enough())
+        if self.bound is not None:
+            self.angles.copy_(self._short_enough())
 
     def change(self) -> Tensor:
         """R - 1 for each block [N, C, C], in the masters' precision: small rotations are lost in a rounded R."""

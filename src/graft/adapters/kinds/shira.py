@@ -28,11 +28,11 @@ class SHiRA(AdapterConfig):
     """A sparse difference: a few entries of the weight at random positions."""
 
     source = "arXiv 2406.13175"
-    suits = "A merged adapter changes 1 to 2% of the weights; multiplies a matrix of the weight's size in every pass until it is merged."
+    suits = "Changes about 1% of the weights and leaves the others; makes a matrix of the weight's size in every pass until it is merged."
 
     kind: Literal["shira"] = "shira"
-    rank: int = Field(default=32, ge=1)
-    """Entries of a layer divided by its inputs plus outputs; no bound on the difference's rank."""
+    rank: int = Field(default=8, ge=1)
+    """Entries of a layer divided by its inputs plus outputs; no bound on the difference's rank. 8 as in LoRA; PEFT's default is 32."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
     seed: int = Field(default=0, ge=0)
