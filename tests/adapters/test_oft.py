@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +130,17 @@ def test_a_stack_merges_to_what_it_computes_whatever_its_order(family: str, part
     expected = logits(model, ids())
     graft.merge(model, "a")
     torch.testing.assert_close(logits(model, ids()), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("spec", [graft.OFT(block_size=8, sites="mlp.down"), graft.HiRA(rank=2, sites="mlp.down")])
+def test_a_lora_of_full_rank_computes_the_same(spec: Any, tmp_path: Path) -> None:
+    """What servers of LoRA get from `graft export --svd`, of a kind that turns the input and of one that changes the weight."""
+    model = base("llama")
+    graft.attach(model, {"a": [spec, graft.LoRA(rank=2, sites="mlp.down")]})
+    randomise(model, "a", size=0.1)
+    graft.export(model, "a", tmp_path / "lora", svd=32)
+    again = graft.load(base("llama"), tmp_path / "lora", name="a")
+    torch.testing.assert_close(logits(again, ids()), logits(model, ids()), atol=1e-4, rtol=0)
 
 
 def test_dropout_lets_blocks_of_a_row_pass_by_its_seed_alone() -> None:

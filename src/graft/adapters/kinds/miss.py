@@ -77,7 +77,8 @@ class MiSSAdapter(WeightDelta):
         self.D = nn.Parameter(torch.zeros(rank, columns, dtype=spec.dtype, device=spec.device))
 
     def apply_to(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, self.shards * self.rank - self.inputs))
+        if missing := self.shards * self.rank - self.inputs:
+            x = F.pad(x, (0, missing))
         x_NR = x.unflatten(-1, (self.shards, self.rank))  # [..., N, R]
         h_M = x_NR.sum(-2) @ self.D.to(x.dtype)  # [..., M]
         return h_M if self.copies == 1 else h_M.tile(self.copies)  # [..., O]
@@ -100,9 +101,6 @@ class BatAdapter(DenseDelta):
         self.D = nn.Parameter(torch.zeros(spec.out_features // rank, rank, rank, dtype=spec.dtype, device=spec.device))
 
     def difference(self) -> Tensor:
-        weight, D_i = self.around.weight().to(self.D.dtype), self.D[:, None]
-        W_ij = (
-            weight.unflatten(0, (-1, self.rank)).unflatten(-1, (-1, self.rank)).transpose(1, 2)
-        )  # [O / R, I / R, R, R]
-        delta_ij = W_ij @ D_i + D_i
-        return delta_ij.transpose(1, 2).reshape_as(weight)  # [O, I]
+        weight = self.around.weight().to(self.D.dtype)
+        WD = weight.reshape(len(self.D), -1, self.rank) @ self.D  # [O / R, I, R]: all W_ij D_i of one i
+        return WD.reshape_as(weight) + self.D.flatten(0, 1).repeat(1, weight.shape[1] // self.rank)  # [O, I]

@@ -38,7 +38,8 @@ class OFT(AdapterConfig):
 
     kind: Literal["oft"] = "oft"
     block_size: int | None = Field(default=32, ge=2)
-    """Inputs in a block. Where it does not divide a layer's inputs, the nearest divisor is taken, the smaller of two. None with `blocks`."""
+    """Inputs in a block. Where it does not divide a layer's inputs, the nearest divisor is taken (of two the smaller). None: say
+    `blocks`."""
     blocks: int | None = Field(default=None, ge=1)
     """Number of blocks, in place of their size; the nearest divisor is taken alike."""
     share: bool = False
