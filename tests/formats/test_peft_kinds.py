@@ -77,6 +77,7 @@ def edited(folder: Path, **fields: Any) -> Path:
     [
         ("miss", {"miss_alpha": 2.0}, r"PEFT's MISS with miss_alpha: 2.0 has no equal in Graft, which knows its fields r, mini_r"),
         ("miss", {"r": None}, "does not give r"),
+        ("miss", {"init_weights": "new"}, "MiSS with init_weights 'new' has no equal in Graft, which knows bat, mini, true and false"),
         ("hira", {"alpha_pattern": {"q": 2}, "use_dora": True}, r"HIRA with alpha_pattern: \{'q': 2\}, use_dora: True has no equal"),
         ("shira", {"scaling": 0.5}, "PEFT's SHIRA with scaling: 0.5 has no equal"),
         ("oft", {"kernel": [3, 3]}, r"PEFT's OFT with kernel: \[3, 3\] has no equal"),
@@ -171,9 +172,9 @@ def test_what_is_converted_on_the_way_is_noted_and_peft_computes_the_same(tmp_pa
 @pytest.mark.parametrize(
     ("spec", "note"),
     [
-        (graft.MiSS(rank=8, variant="bat", dropout=0.1), "PEFT writes dropout down and does not apply it"),
+        (graft.MiSS(rank=8, variant="bat", dropout=0.1), "PEFT stores dropout and does not apply it"),
         (graft.SHiRA(rank=2, dropout=0.1), "dropout is not written"),
-        (graft.OFT(block_size=8, dropout=0.1), "PEFT writes dropout down as module_dropout and does not apply it"),
+        (graft.OFT(block_size=8, dropout=0.1), "PEFT stores dropout as module_dropout and does not apply it"),
     ],
 )
 def test_dropout_that_peft_does_not_apply_is_noted(spec: Any, note: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from graft.adapters.kinds.miss import MiSS
+from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.foreign import Checkpoint
 from graft.formats.peft.allowed import check_fields, linear_targets, trained_biases, whole_layers
@@ -21,8 +22,12 @@ from graft.formats.peft.naming import shortest_names
 def read_miss(file: Checkpoint, model: nn.Module) -> list[Piece]:
     """One matrix per layer: [R, O], mini [R, M], bat [O / R, R, R]. `init_weights: false` is a plain one with a random start."""
     check_fields(file, "r", "mini_r", "miss_dropout", "init_weights")
-    variant: Any = file.config.get("init_weights")
-    variant = variant if variant in ("bat", "mini") else "plain"
+    start = file.config.get("init_weights")
+    if isinstance(start, str) and start not in ("bat", "mini"):
+        raise GraftError(
+            f"{file.folder}: MiSS with init_weights '{start}' has no equal in Graft, which knows bat, mini, true and false"
+        )
+    variant: Any = start if isinstance(start, str) else "plain"
     mini_rank = file.field("mini_r") if variant == "mini" else 1
     config = MiSS(
         rank=file.field("r"), variant=variant, mini_rank=mini_rank, dropout=file.config.get("miss_dropout") or 0.0
@@ -39,7 +44,7 @@ def write_miss(root: nn.Module, installs: Sequence[Held], folder: Folder) -> Non
     config: Any = installs[0].config
     paths = whole_layers(root, installs, "MiSS")
     if config.variant == "bat" and config.dropout:
-        folder.notes.append("PEFT writes dropout down and does not apply it: its MiSS with init_weights bat has none")
+        folder.notes.append("PEFT stores dropout and does not apply it: its MiSS with init_weights bat has none")
     folder.config |= {
         "peft_type": "MISS", "r": config.rank, "mini_r": config.mini_rank, "miss_dropout": config.dropout, "bias": "none",
         "init_weights": True if config.variant == "plain" else config.variant, **shortest_names(root, paths),

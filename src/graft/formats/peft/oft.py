@@ -1,7 +1,7 @@
 """PEFT's OFT: `oft_R.weight`, the upper triangles of the skew-symmetric matrices by rows.
 
-Of its series with up to three terms PEFT computes something else than their number says: three are four, two are 1 + 2 Q, one is nothing.
-Its `module_dropout` is written down and, at linear layers, never applied.
+PEFT's series of three terms is its series of four, that of two is 1 + 2 Q, and that of one leaves the input as it is. PEFT stores
+`module_dropout` and does not apply it at linear layers.
 
 Legend: N blocks, C block size.
 """
@@ -65,7 +65,7 @@ def write_oft(root: nn.Module, installs: Sequence[Held], folder: Folder) -> None
             f"PEFT computes something else for a series of {config.terms} terms: it can hold 4 and more, and the exact form"
         )
     if config.dropout:
-        folder.notes.append("PEFT writes dropout down as module_dropout and does not apply it")
+        folder.notes.append("PEFT stores dropout as module_dropout and does not apply it")
     folder.config |= {
         "peft_type": "OFT", "r": config.blocks or 0, "oft_block_size": config.block_size or 0, "block_share": config.share,
         "use_cayley_neumann": config.terms is not None, "num_cayley_neumann_terms": config.terms or 5, "coft": config.coft is not None,
