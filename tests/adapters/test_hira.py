@@ -1,4 +1,4 @@
-"""HiRA: PEFT's numbers, the paper's algebra with a scale, and a base whose weights are not at hand."""
+"""HiRA: PEFT's numbers, the paper's algebra with a scale, and a base that does not hold its weights."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def edited(folder: Path, **fields: Any) -> Path:
         ("shira", {"scaling": 0.5}, "PEFT's SHIRA with scaling: 0.5 has no equal"),
         ("oft", {"kernel": [3, 3]}, r"PEFT's OFT with kernel: \[3, 3\] has no equal"),
         ("oft", {"num_cayley_neumann_terms": 2}, "PEFT's series of 2 terms is no rotation"),
-        ("oft", {"peft_version": "0.17.1"}, "was written by PEFT 0.17.1, whose series is another one than that of 0.18"),
+        ("oft", {"peft_version": "0.17.1"}, "was written by PEFT 0.17.1; its series differs from that of 0.18"),
         ("oft", {"peft_version": None}, "was written by PEFT before 0.18"),
         ("oft", {"oft_block_size": None}, "does not give oft_block_size"),
     ],

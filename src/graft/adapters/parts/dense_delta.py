@@ -1,6 +1,6 @@
-"""A difference whose matrix has no cheap factors: it is written out for the product, and written out again for backward.
+"""A difference that has to be written out as a matrix: once for the product, and once more in backward.
 
-Autograd would keep the matrix of every site from forward to backward, which together are as large as the base.
+Autograd would keep the matrices of all sites from forward to backward. Together they are as large as the base.
 
 Legend: I input features, O output features.
 """

@@ -1,4 +1,4 @@
-"""PEFT's MiSS: `miss_block`, whose variant is said by `init_weights`.
+"""PEFT's MiSS: `miss_block`; `init_weights` says which variant it is.
 
 Legend: I input, O output features, R rank, M mini rank.
 """

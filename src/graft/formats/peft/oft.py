@@ -51,7 +51,7 @@ def _terms(file: Checkpoint) -> int:
     number = re.match(r"(\d+)\.(\d+)", version)
     if number is None or (int(number[1]), int(number[2])) < (0, 18):
         raise GraftError(
-            f"{file.folder} was written by PEFT {version or 'before 0.18'}, whose series is another one than that of 0.18 and later"
+            f"{file.folder} was written by PEFT {version or 'before 0.18'}; its series differs from that of 0.18 and later"
         )
     return max(terms, 4)
 
