@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from graft.adapters.kinds.full import Full
     from graft.adapters.kinds.hadamard import Hadamard
     from graft.adapters.kinds.head import Head
+    from graft.adapters.kinds.hira import HiRA
     from graft.adapters.kinds.ia3 import IA3
     from graft.adapters.kinds.llama_adapter import LLaMAAdapter
     from graft.adapters.kinds.llama_adapter_v2 import LLaMAAdapterV2
@@ -74,6 +75,8 @@ if TYPE_CHECKING:
     from graft.adapters.kinds.lokr import LoKr
     from graft.adapters.kinds.lora import LoRA
     from graft.adapters.kinds.loretta import LorettaAdp, LorettaRep
+    from graft.adapters.kinds.miss import MiSS
+    from graft.adapters.kinds.oft import OFT
     from graft.adapters.kinds.p_tuning import PTuning
     from graft.adapters.kinds.parallel import Parallel
     from graft.adapters.kinds.pissa import PiSSA
@@ -81,6 +84,7 @@ if TYPE_CHECKING:
     from graft.adapters.kinds.prompt import PromptTuning
     from graft.adapters.kinds.reft import ReFT
     from graft.adapters.kinds.series import Series
+    from graft.adapters.kinds.shira import SHiRA
     from graft.adapters.kinds.stack import Stack
     from graft.adapters.kinds.vera import VeRA
     from graft.adapters.presets import presets

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import graft
 from graft.attaching.parameters import tensors
 from graft.injection.state import SHARED, state_of
-from tests.contract.table import base, ids, loss
+from tests.contract.table import base, ids, logits, loss
 
 LORA = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
 
@@ -26,9 +26,14 @@ LORA = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
 class Twins:
     """One base twice: with an adapter of ours and with PEFT's, all trainable tensors of both drawn once more and equal."""
 
-    def __init__(self, family: str, ours: Any, theirs: Any, names: Mapping[str, str], scale: float = 0.3) -> None:
+    def __init__(self, family: str, ours: Any, theirs: Any, names: Mapping[str, str], scale: float = 0.3,
+                 dtype: torch.dtype = torch.float32) -> None:  # fmt: skip
         peft = pytest.importorskip("peft")
-        self.model, self.reference = base(family), peft.get_peft_model(base(family), theirs).eval()
+        self.family = family
+        self.model, self.reference = (
+            base(family, dtype=dtype),
+            peft.get_peft_model(base(family, dtype=dtype), theirs).eval(),
+        )
         graft.attach(self.model, {"a": ours})
         stored = dict(self.reference.named_parameters())
         self.pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
@@ -39,9 +44,9 @@ class Twins:
         assert not left, f"parameters of PEFT's that have no equal: {left}"
         self.draw(scale)
 
-    def draw(self, scale: float) -> None:
+    def draw(self, scale: float, seed: int = 2) -> None:
         """New values for both: a step of the given size from where ours stand."""
-        generator = torch.Generator().manual_seed(2)
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for mine, other in self.pairs.values():
                 mine.add_(torch.randn(mine.shape, generator=generator) * scale)
@@ -62,6 +67,41 @@ class Twins:
             bound = 3e-5 * max(1.0, float(other.grad.abs().max()))
             torch.testing.assert_close(mine.grad, other.grad.view_as(mine), atol=bound, rtol=0, msg=key)
             mine.grad = other.grad = None
+
+    @torch.no_grad()
+    def assert_same_merged(self) -> None:
+        """The base's weights with ours merged are those that PEFT leaves."""
+        hosts = {key.rsplit(".", 2)[0] for key in self.pairs}
+        graft.merge(self.model, "a")
+        merged = dict(self.reference.merge_and_unload().named_parameters())
+        for host in hosts:
+            weight, plain = self.model.get_submodule(host).weight, base_weight(self.family, host)
+            assert not torch.allclose(weight, plain, atol=1e-3)
+            torch.testing.assert_close(weight, merged[f"{host}.weight"], atol=1e-5, rtol=0, msg=host)
+
+
+def base_weight(family: str, host: str) -> Tensor:
+    """The weight of a layer before anything is merged."""
+    return base(family).get_submodule(host).weight
+
+
+@torch.no_grad()
+def assert_bfloat16_as_good(family: str, ours: Any, theirs: Any, names: Mapping[str, str], scale: float = 0.3) -> None:
+    """On a base in bfloat16 our output is as near to that in float32 as PEFT's, which computes in float32 where it can."""
+    twins, exact = Twins(family, ours, theirs, names, 0.0, torch.bfloat16), base(family)
+    exact.load_state_dict(
+        {name: each.float() for name, each in base(family, dtype=torch.bfloat16).state_dict().items()}
+    )
+    graft.attach(exact, {"a": ours})
+    errors = torch.zeros(2)
+    for draw in range(4):
+        twins.draw(scale / 2, draw)
+        for (_, whole), (mine, _) in zip(graft.parameters(exact, "a"), twins.pairs.values(), strict=True):
+            whole.copy_(mine)
+        wanted = logits(exact, ids(seed=draw))
+        found = [logits(model, ids(seed=draw)).float() for model in (twins.model, twins.reference)]
+        errors += torch.stack([(each - wanted).norm() / wanted.norm() for each in found]) / 4
+    assert errors[0] < 1.25 * errors[1] and errors[0] < 0.03, errors
 
 
 class Case:

@@ -87,6 +87,13 @@ COUNTS: list[tuple[str, str, Any, int]] = [
     ("vera r256", "roberta-base", graft.VeRA(rank=256, sites=QV), 24_576),
     ("vera r1024", "roberta-base", graft.VeRA(rank=1024, sites=QV), 43_008),
     ("adalora r12", "roberta-base", graft.AdaLoRA(init_rank=12, sites=QV), 442_656),
+    ("miss r64", "llama-7b", graft.MiSS(rank=64, sites=QV), 16_777_216),
+    ("miss r64, bat", "llama-7b", graft.MiSS(rank=64, variant="bat", sites=QV), 16_777_216),
+    ("miss r64, mini of 64", "llama-7b", graft.MiSS(rank=64, variant="mini", mini_rank=64, sites=QV), 262_144),
+    ("hira r32", "llama-7b", graft.HiRA(rank=32, sites=QV), 16_777_216),
+    ("shira r32", "llama-7b", graft.SHiRA(rank=32, sites=QV), 16_777_216),
+    ("oft of blocks of 32", "llama-7b", graft.OFT(), 17_649_664),
+    ("oft of blocks of 32, shared", "llama-7b", graft.OFT(share=True), 111_104),
     # bottlenecks
     ("houlsby r64", "bert-base", SERIES(bottleneck=64, sites="attn mlp"), 2_379_264),
     ("houlsby r64", "bert-large", SERIES(bottleneck=64, sites="attn mlp"), 6_343_680),

@@ -128,6 +128,42 @@ def test_layers_are_given_their_packing_back_and_packed_ones_are_refused() -> No
     assert not any(hasattr(module, "graft_state") for module in model.modules())
 
 
+def dequantised(model: Any) -> Any:
+    """The same model with the numbers of its quantised weights."""
+    plain = small_model(scale=1.0, hidden_size=64, intermediate_size=128)
+    for path, layer in model.named_modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            plain.get_submodule(path).weight.data.copy_(weight)
+    return plain
+
+
+@pytest.mark.parametrize(
+    "spec", [graft.MiSS(rank=12), graft.SHiRA(rank=4), graft.OFT(block_size=16), graft.OFT(terms=None)]
+)
+def test_kinds_that_read_no_weight_learn_as_on_the_dequantised_base(spec: Any) -> None:
+    model = quantised_model(torch.float32)
+    graft.detach(model)
+    found = []
+    for each in (model, dequantised(model)):
+        graft.attach(each, {"a": spec})
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for _, parameter in graft.parameters(each, "a"):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        found.append(learned(each.train()))
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("spec", [graft.HiRA(rank=2), graft.MiSS(rank=8, variant="bat")])
+def test_kinds_that_read_the_weight_are_refused_on_a_quantised_base(spec: Any) -> None:
+    model = quantised_model(torch.float32)
+    graft.detach(model)
+    with pytest.raises(graft.GraftError, match="reads the frozen weight, which Linear4bit holds in quantised form"):
+        graft.attach(model, {"a": spec})
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_the_layer_s_own_output_and_gradient_are_met_within_rounding(dtype: torch.dtype) -> None:

@@ -24,6 +24,12 @@ KINDS: dict[str, Any] = {
     "adalora": graft.AdaLoRA(init_rank=3, target_rank=2),
     "loha": graft.LoHa(rank=2),
     "lokr": graft.LoKr(rank=1, decompose_both=True),
+    "miss": graft.MiSS(rank=6),
+    "bat": graft.MiSS(rank=8, variant="bat"),
+    "hira": graft.HiRA(rank=2),
+    "shira": graft.SHiRA(rank=2),
+    "oft": graft.OFT(block_size=8),
+    "oft-exact": graft.OFT(blocks=2, terms=None, coft=0.3),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +142,22 @@ def test_an_adapter_of_a_plain_module_merges() -> None:
     expected = model(x)
     graft.merge(model, "a")
     torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "parts"),
+    [
+        ("llama", [graft.LoRA(rank=2, sites="mlp.down"), graft.IA3(sites="mlp.down")]),
+        ("llama", [graft.IA3(sites="mlp.down"), graft.DoRA(rank=2, sites="mlp.down"), graft.LoRA(rank=2, sites="mlp.down")]),
+        ("bert", [graft.LLaMAAdapterV2(scale="input"), graft.LoRA(rank=2, train_bias=True, sites="linear")]),
+    ],
+)  # fmt: skip
+def test_a_stack_with_a_part_before_the_layer_merges_to_what_it_computes(family: str, parts: list[Any]) -> None:
+    """All parts read the input that those before the layer have left, wherever these stand in the stack."""
+    for order in (parts, parts[::-1]):
+        model = base(family)
+        graft.attach(model, {"a": order})
+        randomise(model, "a", size=0.1)
+        expected = logits(model, ids())
+        graft.merge(model, "a")
+        torch.testing.assert_close(logits(model, ids()), expected, atol=1e-4, rtol=0)

@@ -138,7 +138,7 @@ def test_checkpointing_gives_the_same_gradients_also_when_the_context_was_left(r
             )
 
 
-@rows("llama-mam llama-lora bloom-prefix gptj-parallel-attn")
+@rows("llama-mam llama-lora bloom-prefix gptj-parallel-attn llama-hira-plain llama-oft-coft")
 def test_reentrant_checkpointing_gives_the_same_gradients(row: Row) -> None:
     model, inputs = without_dropout_of_the_base(attached(row, None, torch.float32, "a", "b").train()), ids(4)
     set_trainable(model, ["a", "b"])
@@ -157,7 +157,8 @@ def test_reentrant_checkpointing_gives_the_same_gradients(row: Row) -> None:
 
 
 @rows(
-    "llama-lora-dropout llama-parallel-mam bloom-series-before-attn llama-dora-dropout llama-pissa-quick llama-adalora"
+    "llama-lora-dropout llama-parallel-mam bloom-series-before-attn llama-dora-dropout llama-pissa-quick llama-adalora "
+    "llama-miss llama-miss-bat llama-hira llama-shira llama-oft-exact"
 )
 def test_a_row_draws_the_same_dropout_in_any_company(row: Row) -> None:
     model, inputs = without_dropout_of_the_base(attached(row, None, torch.float32, "a", "b").train()), ids(3)

@@ -49,7 +49,8 @@ def test_every_trainable_parameter_changes_when_evaluation_and_training_alternat
 
 @rows(
     "llama-mam llama-parallel-linear llama-prefix-projection bloom-lora-bias gptj-adapterh "
-    "llama-dora llama-pissa llama-vera llama-adalora llama-loha llama-lokr llama-lokr-both"
+    "llama-dora llama-pissa llama-vera llama-adalora llama-loha llama-lokr llama-lokr-both "
+    "llama-miss llama-miss-bat llama-hira llama-shira llama-oft llama-oft-exact"
 )
 def test_training_lowers_the_loss_on_what_it_is_trained_on(row: Row) -> None:
     model = attached(row, fresh=True)

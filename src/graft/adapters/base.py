@@ -33,7 +33,7 @@ Legend: [..., I] input features, [..., O] output features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -175,8 +175,13 @@ class Adapter(AdapterModule):
     # A kind may write these: merging, and how its update is added together with those of other adapters.
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight [O, I] and bias [O] that equal base plus adapter. Raises `CannotFold`."""
+        """The weight [O, I] and bias [O] that equal base plus what `adapt` does. Raises `CannotFold`."""
         raise self.cannot_fold()
+
+    def fold_input(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight and bias that compute on x what the given ones compute on `before(x)`. Other adapters of the layer, which read
+        `before(x)` too, are folded first."""
+        return weight, bias
 
     def cannot_fold(self) -> CannotFold:
         """The error of a kind that has no equal in the base's weights."""
@@ -220,3 +225,9 @@ class Adapter(AdapterModule):
     def to_save(self) -> dict[str, Tensor]:
         """What a published adapter holds: parameters and persistent buffers by name, reparametrisations folded away."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+
+def fold_steps(parts: Sequence[tuple[Adapter, Any]]) -> Iterator[tuple[Any, Any]]:
+    """(how to fold, where) for the adapters of one layer, in the order that gives what they compute: all read what `before` left."""
+    yield from ((adapter.fold, where) for adapter, where in parts)
+    yield from ((adapter.fold_input, where) for adapter, where in reversed(parts))

@@ -56,6 +56,10 @@ def attach(
     """
     root = unwrapped(model)
     state: State = root.__dict__.get("graft_state") or State()
+    if state.merged is not None:
+        raise GraftError(
+            f"adapter '{state.merged}' is merged into the base: call graft.unmerge(model, '{state.merged}') before attach"
+        )
     if state.site_table is None or not state.site_table.fits():
         _refuse_foreign(root)
         state.site_table, state.proved = SiteTable(root), set()

@@ -10,7 +10,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from graft.adapters.base import CannotFold
+from graft.adapters.base import CannotFold, fold_steps
 from graft.architectures.layers import is_transposed
 from graft.attaching.active import set_active, set_trainable
 from graft.errors import GraftError
@@ -127,10 +127,9 @@ def _folded(root: nn.Module, path: str, name: str, installs: list[Installed]) ->
     full, bias = stored.to(dtype, copy=True), getattr(host, "bias", None)
     full_bias = None if bias is None else bias.detach().to(dtype, copy=True)
     with torch.no_grad():
-        for installed in installs:
-            rows = slice(None) if installed.site.rows is None else installed.site.rows
-            part_bias = None if full_bias is None else full_bias[rows]
-            new, new_bias = installed.module.fold(full[rows], part_bias)
+        parts = [(each.module, slice(None) if each.site.rows is None else each.site.rows) for each in installs]
+        for fold, rows in fold_steps(parts):
+            new, new_bias = fold(full[rows], None if full_bias is None else full_bias[rows])
             full[rows] = new
             if new_bias is not None and full_bias is None:
                 raise CannotFold(

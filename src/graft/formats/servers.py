@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from graft.adapters.base import fold_steps
 from graft.architectures.layers import is_linear, is_transposed, widths
 from graft.errors import GraftError, did_you_mean, listed
 from graft.formats.folder import Folder, SiteAdapter, base_name
@@ -178,9 +179,8 @@ def _weight_change(host: Any, path: str, adapters: list[SiteAdapter]) -> Tensor:
     weight = (stored.t() if is_transposed(host) else stored).float()
     whole, bias = weight.clone(), getattr(host, "bias", None)
     bias = None if bias is None else bias.detach().float()
-    for adapter in adapters:
-        features = adapter.features
-        new, new_bias = adapter.module.fold(whole[features], None if bias is None else bias[features])
+    for fold, features in fold_steps([(adapter.module, adapter.features) for adapter in adapters]):
+        new, new_bias = fold(whole[features], None if bias is None else bias[features])
         whole[features] = new
         if new_bias is not None and (bias is None or not torch.equal(new_bias, bias[features])):
             raise GraftError(f"the adapter changes the bias of '{path}', which a LoRA cannot")

@@ -86,9 +86,13 @@ class InputScaling(Adapter):
         return h if self.bias is None else h + self.bias.to(h.dtype)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        own = None if self.bias is None else self.bias.to(weight.dtype)
+        if self.bias is None:
+            return weight, bias
+        own = self.bias.to(weight.dtype)
+        return weight, own if bias is None else bias + own
+
+    def fold_input(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.shift is not None:
             shifted = weight @ self.shift.to(weight.dtype)
-            own = shifted if own is None else own + shifted
-        bias = own if bias is None else bias if own is None else bias + own
+            bias = shifted if bias is None else bias + shifted
         return weight * self.scale.to(weight.dtype), bias

@@ -16,11 +16,15 @@ from graft.formats.composing import Piece, composed
 from graft.formats.foreign import CONFIG, AdapterFile, read_config
 from graft.formats.peft.adalora import read_adalora
 from graft.formats.peft.adaption import read_adaption
+from graft.formats.peft.hira import read_hira
 from graft.formats.peft.ia3 import read_ia3
 from graft.formats.peft.lora import read_lora
+from graft.formats.peft.miss import read_miss
 from graft.formats.peft.naming import ROOT
+from graft.formats.peft.oft import read_oft
 from graft.formats.peft.prompts import read_prefix, read_prompt
 from graft.formats.peft.relatives import read_loha, read_lokr, read_vera
+from graft.formats.peft.shira import read_shira
 from graft.formats.peft.wholes import read_norms, read_tokens, read_wholes
 
 READERS: dict[str, Callable[[AdapterFile, nn.Module], list[Piece]]] = {
@@ -32,6 +36,10 @@ READERS: dict[str, Callable[[AdapterFile, nn.Module], list[Piece]]] = {
     "VERA": read_vera,
     "LOHA": read_loha,
     "LOKR": read_lokr,
+    "MISS": read_miss,
+    "HIRA": read_hira,
+    "SHIRA": read_shira,
+    "OFT": read_oft,
     "PROMPT_TUNING": read_prompt,
     "P_TUNING": read_prompt,
     "PREFIX_TUNING": read_prefix,

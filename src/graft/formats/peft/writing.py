@@ -15,11 +15,15 @@ from graft.errors import GraftError
 from graft.formats.folder import Folder, SiteAdapter, Writer, base_name, site_adapters
 from graft.formats.peft.adalora import write_adalora
 from graft.formats.peft.adaption import write_adaption
+from graft.formats.peft.hira import write_hira
 from graft.formats.peft.ia3 import write_ia3
 from graft.formats.peft.lora import write_lora
+from graft.formats.peft.miss import write_miss
 from graft.formats.peft.naming import ROOT
+from graft.formats.peft.oft import write_oft
 from graft.formats.peft.prompts import write_prefix, write_prompt
 from graft.formats.peft.relatives import write_loha, write_lokr, write_vera
+from graft.formats.peft.shira import write_shira
 from graft.formats.peft.wholes import write_wholes
 from graft.injection.state import State
 
@@ -32,6 +36,10 @@ WRITERS: Mapping[str, Writer] = {
     "vera": write_vera,
     "loha": write_loha,
     "lokr": write_lokr,
+    "miss": write_miss,
+    "hira": write_hira,
+    "shira": write_shira,
+    "oft": write_oft,
     "prompt": write_prompt,
     "p-tuning": write_prompt,
     "prefix": write_prefix,
