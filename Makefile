@@ -9,7 +9,7 @@ ARGS ?=
 # One process per core, one thread each: threads of several test processes would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(getconf _NPROCESSORS_ONLN)
 
-.PHONY: help quickstart test test-all test-versions lint
+.PHONY: help quickstart test test-all test-versions lint docs
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -39,6 +39,9 @@ lint: $(VENV)/.graft-dev  ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.graft-docs  ## build the documentation into site/; a broken link is an error
+	$(BIN)/zensical build --clean --strict
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Graft needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
@@ -56,4 +59,9 @@ $(VENV)/.graft-run: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.graft-dev: $(VENV)/.graft-run
 	$(PIP) --editable '.[dev,report,eval]'
+	@touch $@
+
+# The reference is read from the source, so the site needs neither torch nor Graft.
+$(VENV)/.graft-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) 'zensical>=0.0.73' 'mkdocstrings-python>=2' 'ruff>=0.13'
 	@touch $@

@@ -1,4 +1,4 @@
-"""Adapters on a model that stays itself: attach, use, route rows of one batch to different adapters, merge, detach.
+"""Attach adapters, use them, route the rows of one batch to different adapters, merge and detach. The model stays itself.
 
 python examples/attach_and_route.py
 """
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import graft
 import graft.seedling
 
-folder = graft.seedling.path()  # any folder or hub name of a causal language model will do
+folder = graft.seedling.path()  # or any folder or hub name of a causal language model
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder).eval()
 batch = tokenizer(["Tom has 7 apples."] * 3, return_tensors="pt", return_token_type_ids=False)

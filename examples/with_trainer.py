@@ -1,4 +1,4 @@
-"""transformers' own Trainer trains a grafted model; its checkpoints hold the adapter and not the base.
+"""transformers' Trainer trains an adapted model; its checkpoints hold the adapter without the base.
 
 python examples/with_trainer.py [OUT]
 """

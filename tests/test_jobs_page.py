@@ -32,11 +32,11 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
         "small": ("finished", 8), "wide": ("finished", 8), "series": ("finished", 8), "prefix": ("finished", 8), "late": ("finished", 4),
     }  # fmt: skip
     assert status["jobs"]["late"]["priority"] == 5
-    with pytest.raises(AssertionError, match="cancel"):  # it has ended, which is the user's to know
+    with pytest.raises(AssertionError, match="cancel"):  # it has ended already, which is an error of the user
         graft_command(next(command for command in COMMANDS if "cancel" in command))
 
 
-def test_the_scheduler_of_the_page_is_one(tmp_path: Path) -> None:
+def test_the_scheduler_block_of_the_page_is_valid(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(BLOCKS[0] + BLOCKS[1])
     scheduler = load_run(tmp_path / "run.yaml").scheduler
     assert (scheduler.resident, scheduler.together, scheduler.memory) == (4, 2, 20)

@@ -31,7 +31,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def test_what_the_makefile_installs_is_pinned_within_the_bounds_of_the_project() -> None:
     pins = {_plain(name): pin for name, pin in PINS.items()}
     extras = PROJECT["optional-dependencies"]
-    for requirement in [*PROJECT["dependencies"], *extras["dev"], *extras["report"]]:
+    for requirement in [*PROJECT["dependencies"], *extras["dev"], *extras["report"], *extras["docs"]]:
         name, bound = requirement.split(">=")
         assert _numbers(pins[_plain(name)]) >= _numbers(bound), requirement
     assert pins["torch"] == "2.13.0"
@@ -44,6 +44,11 @@ def test_every_floor_of_a_core_dependency_is_the_release_that_is_tested() -> Non
     for name, tested in FLOORS.items():
         bound = _numbers((promised | tools)[name])
         assert _numbers(tested) == bound + (0,) * (len(_numbers(tested)) - len(bound)), name
+
+
+def test_the_site_is_built_with_what_the_extra_docs_names() -> None:
+    recipe = (ROOT / "Makefile").read_text().split("$(VENV)/.graft-docs: ")[1]
+    assert re.findall(r"'([^']+)'", recipe) == PROJECT["optional-dependencies"]["docs"]
 
 
 def test_the_installed_package_is_this_version_and_has_the_command() -> None:

@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the data that the page speaks of, and a small base in place of the one it names."""
+    """A folder with the data that the page uses, with a small base in place of the one it names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     pairs = [{"prompt": f"say {n}", "chosen": f"it is {n}", "rejected": f"no {n}"} for n in range(20)]

@@ -18,7 +18,7 @@ FEW = "train.epochs=1 train.batch_size=8"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the data that the page speaks of, and small bases in place of those it names."""
+    """A folder with the data that the page uses, with small bases in place of the ones it names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     rows = labelled_rows(20)

@@ -1,4 +1,4 @@
-"""A folder with the files that the README, the pages and the examples speak of, small enough to train on in seconds."""
+"""Make a folder with the files that the README, the pages and the examples use, small enough to train on in seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = (
 
 
 def furnish(folder: Path) -> None:
-    """Training data, a test file and prompts."""
+    """Write training data, a test file and prompts."""
     rows = [{**row, "input": ""} for row in generate("train", 24)]
     (folder / "math_10k.json").write_text(json.dumps(rows))
     tested = generate("heldout", 3)
@@ -32,7 +32,7 @@ def furnish(folder: Path) -> None:
 
 
 def graft_command(line: str) -> None:
-    """Run a command line as the shell would; it has to end well."""
+    """Run a command line as the shell would, and require exit code 0."""
     words = shlex.split(line)
     assert words[0] == "graft"
     with pytest.raises(SystemExit) as ended:
@@ -41,7 +41,7 @@ def graft_command(line: str) -> None:
 
 
 def yaml_block(page: str, name: str) -> str:
-    """The YAML of a page that names itself in its first line."""
+    """Return the YAML block of a page that has this name in its first line."""
     found = re.search(rf"```yaml\n# {name}\n(.*?)```", page, re.DOTALL)
     assert found is not None
     return found.group(1)
