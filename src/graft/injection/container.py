@@ -129,7 +129,8 @@ class AdapterContainer(nn.Module):
         )
         for name in rows.names(self.hooks.adapt):
             for hosted in self.hooks.adapt[name]:
-                hosted.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
+                if hosted.x is not None:  # torch 2.10 compiles no checkpointed block that writes outside of itself
+                    hosted.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
         return h
 
     def add_second_attention(self, query_BLHD: Tensor, scaling: float, output_BLHD: Tensor) -> Tensor:
