@@ -96,7 +96,8 @@ class AdapterContainer(nn.Module):
             x = rows.apply(x, hooks.before, _before_step)
         for name in rows.names(hooks.send):
             for hosted in hooks.send[name]:
-                hosted.x = None if hosted.adapter.reads == "nothing" else x
+                if hosted.adapter.reads != "nothing":
+                    hosted.x = x
         return x
 
     def _is_plain_linear(self, rows: Rows) -> bool:
