@@ -51,6 +51,13 @@ def test_the_site_is_built_with_what_the_extra_docs_names() -> None:
     assert re.findall(r"'([^']+)'", recipe) == PROJECT["optional-dependencies"]["docs"]
 
 
+def test_the_subset_of_test_versions_is_there() -> None:
+    script = (ROOT / "tests/versions/try.sh").read_text()
+    paths = re.search(r'^SUBSET="(.*?)"', script, re.MULTILINE | re.DOTALL)
+    assert paths is not None and len(paths[1].split()) > 10
+    assert [path for path in paths[1].split() if not (ROOT / path).exists()] == []
+
+
 def test_the_installed_package_is_this_version_and_has_the_command() -> None:
     assert version("graft-llm") == graft.__version__
     [command] = entry_points(group="console_scripts", name="graft")

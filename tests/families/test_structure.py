@@ -55,7 +55,7 @@ def test_a_fused_projection_of_unknown_layout_is_whole_or_nothing(family: str) -
         resolve_sites(tiny(family), graft.LoRA(sites="attn.q"))
 
 
-@pytest.mark.parametrize("family", ["mpt", "codegen", "gpt_neo", "xglm"])
+@pytest.mark.parametrize("family", ["mpt", "gpt_neo", "xglm"])
 def test_attention_that_cannot_take_virtual_tokens_says_so_and_leaves_the_model_alone(family: str) -> None:
     model = tiny(family)
     with pytest.raises(graft.GraftError, match="does not use transformers' attention interface"):

@@ -11,8 +11,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 SUBSET="tests/contract tests/families tests/attention tests/injection tests/callers tests/formats tests/config tests/data
-  tests/adapters/test_reft.py tests/adapters/test_prompt.py tests/adapters/test_prefix.py tests/evaluation/test_rows.py
-  tests/evaluation/test_answer_rows.py tests/test_every_architecture.py"
+  tests/adapters/test_reft.py tests/adapters/test_prompt.py tests/adapters/test_prefix.py tests/generation/test_caches.py
+  tests/generation/test_seq2seq.py tests/generation/test_generation.py tests/test_every_architecture.py"
 PYTHON=${PYTHON:-python3}
 ROOM=${VERSIONS:-.venv-versions}
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}

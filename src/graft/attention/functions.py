@@ -269,7 +269,7 @@ def needed(module: Any) -> bool:
     container, context = module._modules.get("graft"), current_context(module)
     table = {} if container is None else {**container.hooks.keys_values, **container.hooks.second_attention}
     if torch.compiler.is_compiling():
-        return bool(table)
+        return len(table) > 0  # torch 2.10 does not trace bool() of a dictionary
     unmerged = module.__dict__["graft_state"].merged is None
     return (
         context.flat or context.cache_to_fill is not None or unmerged and any(name in context.names for name in table)

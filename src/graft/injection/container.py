@@ -96,7 +96,8 @@ class AdapterContainer(nn.Module):
             x = rows.apply(x, hooks.before, _before_step)
         for name in rows.names(hooks.send):
             for hosted in hooks.send[name]:
-                hosted.x = None if hosted.adapter.reads == "nothing" else x
+                if hosted.adapter.reads != "nothing":
+                    hosted.x = x
         return x
 
     def _is_plain_linear(self, rows: Rows) -> bool:
@@ -129,7 +130,8 @@ class AdapterContainer(nn.Module):
         )
         for name in rows.names(self.hooks.adapt):
             for hosted in self.hooks.adapt[name]:
-                hosted.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
+                if hosted.x is not None:  # torch 2.10 compiles no checkpointed block that writes outside of itself
+                    hosted.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
         return h
 
     def add_second_attention(self, query_BLHD: Tensor, scaling: float, output_BLHD: Tensor) -> Tensor:
