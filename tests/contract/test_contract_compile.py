@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ import graft
 from graft.attaching.active import running, set_trainable
 from graft.attention import flat_attention
 from graft.routing.context import ForwardContext
-from tests.contract.table import ids, logits, loss, pristine, randomise
+from graft.testing.checks.compiling import same_under_every_choice
+from tests.contract.table import ids, logits, pristine, randomise
 
 HOOKS: dict[str, Any] = {
     "linear": graft.LoRA(rank=3, train_bias=True, sites="linear"),
@@ -54,33 +54,10 @@ def every_hook(family: str, *names: str) -> nn.Module:
     return model
 
 
-Rows = str | None | tuple[str | None, ...]
-
-
-def measured(model: nn.Module, run: nn.Module, rows: Rows, inputs: Tensor) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients under one choice, which is left before backward."""
-    with graft.route(model, rows) if isinstance(rows, tuple) else graft.use(model, rows):
-        value = loss(run, inputs, use_cache=False)
-    if value.requires_grad:
-        value.backward()
-    named = [(f"{name}.{key}", p) for name in graft.names(model) for key, p in graft.parameters(model, name)]
-    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
-    model.zero_grad()
-    return value.item(), found
-
-
 def assert_same_everywhere(model: nn.Module, compiled: Any, inputs: Tensor, tolerance: float) -> None:
     """One graph, then every other choice without a second one."""
-    choices = (*graft.names(model), None, tuple(name if name in graft.names(model) else None for name in ROUTE))
-    for number, rows in enumerate(choices):
-        value, grads = measured(model, model, rows, inputs)
-        with dynamo.patch(error_on_recompile=True) if number else nullcontext():
-            other, others = measured(model, compiled, rows, inputs)
-        assert other == pytest.approx(value, abs=tolerance), rows
-        for name, grad in others.items():
-            wanted = grads.get(name, torch.zeros_like(grad))
-            torch.testing.assert_close(grad, wanted, atol=tolerance * max(1.0, float(wanted.abs().max())), rtol=0)
-        assert set(grads) <= set(others)
+    route = tuple(name if name in graft.names(model) else None for name in ROUTE)
+    same_under_every_choice(model, compiled, (*graft.names(model), None, route), inputs, tolerance)
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gptj", "gpt2", "bert", "t5"])

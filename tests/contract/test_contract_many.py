@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import graft
-from graft.attaching.active import set_trainable
-from tests.contract.table import ENDS, GROUPED, Row, attached, base, ids, logits, loss, pristine, randomise, rows
+from graft.testing.checks.many import alone
+from tests.contract.table import ENDS, GROUPED, Row, base, check, ids, logits, loss, pristine, randomise, rows
 
-MIXED = ("a", None, "b", "a")
 KINDS: dict[str, Any] = {
     "lora": graft.LoRA(rank=3, sites="linear"),
     "fused": graft.LoRA(rank=2, sites="attn.q attn.v"),
@@ -41,37 +40,14 @@ def every_kind(family: str) -> nn.Module:
     return model
 
 
-def alone(model: nn.Module, name: str | None, inputs: Tensor) -> Tensor:
-    with graft.use(model, name):
-        return logits(model, inputs)
-
-
-def trained(model: nn.Module, name: str, batch: Tensor) -> None:
-    graft.set_active(model, name)
-    optimizer = torch.optim.AdamW([p for _, p in graft.parameters(model, name)], lr=1e-2)
-    for _ in range(2):
-        loss(model.train(), batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-
-
 @rows()
 def test_training_one_adapter_leaves_the_other_bitwise_untouched(row: Row) -> None:
-    model, inputs = attached(row, None, torch.float32, "a", "b"), ids()
-    expected, tensors = alone(model, "b", inputs), [p.detach().clone() for _, p in graft.parameters(model, "b")]
-    trained(model, "a", inputs)
-    assert all(torch.equal(p, old) for (_, p), old in zip(graft.parameters(model, "b"), tensors, strict=True))
-    assert torch.equal(alone(model, "b", inputs), expected)
+    check("training_leaves_others_untouched", row)
 
 
 @rows()
 def test_a_mixed_batch_equals_each_alone(row: Row) -> None:
-    model, inputs = attached(row, None, torch.float32, "a", "b"), ids(4)
-    with graft.route(model, MIXED):
-        mixed = logits(model, inputs)
-    for number, name in enumerate(MIXED):
-        torch.testing.assert_close(mixed[number], alone(model, name, inputs)[number], atol=2e-5, rtol=0)
+    check("mixed_batch_equals_each_alone", row)
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gptj", "gpt2", "gemma2"])
@@ -89,29 +65,7 @@ def test_all_kinds_share_one_batch(family: str) -> None:
     "llama-lora llama-parallel-mlp llama-prefix-projection bloom-mam gpt2-lora-fused llama-prompt bert-prompt llama-llama-adapter"
 )
 def test_the_gradients_of_a_mixed_batch_are_those_of_each_alone(row: Row) -> None:
-    model, inputs = attached(row, None, torch.float32, "a", "b"), ids(4)
-    set_trainable(model, ["a", "b"])
-
-    def gradients(names: tuple[str | None, ...], batch: Tensor) -> dict[str, Tensor]:
-        with graft.route(model, names):
-            model(input_ids=batch).logits.square().sum().backward()
-        found = {
-            f"{name}.{key}": p.grad.clone()
-            for name in "ab"
-            for key, p in graft.parameters(model, name)
-            if p.grad is not None
-        }
-        model.zero_grad()
-        return found
-
-    together, apart = gradients(MIXED, inputs), {}
-    for name in "ab":
-        chosen = [number for number, other in enumerate(MIXED) if other == name]
-        part = gradients((name,) * len(chosen), inputs[chosen])
-        apart |= {key: tensor for key, tensor in part.items() if key.startswith(f"{name}.")}
-    assert set(together) == set(apart)
-    for key, tensor in together.items():
-        torch.testing.assert_close(tensor, apart[key], atol=2e-3 * float(tensor.abs().max()), rtol=0)
+    check("mixed_gradients_equal_each_alone", row)
 
 
 def test_a_routing_that_first_served_inference_mode_serves_training_too() -> None:
@@ -146,18 +100,7 @@ def test_beams_follow_their_rows(family: str) -> None:
 
 @rows("llama-lora llama-mam llama-prefix-after bloom-prefix-projection")
 def test_a_copy_and_a_new_name_are_the_same_adapter(row: Row) -> None:
-    model, inputs = attached(row), ids()
-    expected = logits(model, inputs)
-    graft.copy(model, "a", "b")
-    graft.rename(model, "a", "z")
-    assert graft.names(model) == ("z", "b")
-    for name in graft.names(model):
-        assert torch.equal(alone(model, name, inputs), expected)
-    trained(model, "b", inputs)
-    assert torch.equal(alone(model, "z", inputs), expected)
-    assert not torch.equal(alone(model, "b", inputs), expected)
-    graft.detach(model, "z")
-    assert graft.names(model) == ("b",) and not torch.equal(logits(model, inputs), expected)
+    check("copy_and_rename", row)
 
 
 def test_the_order_of_attaching_does_not_matter() -> None:

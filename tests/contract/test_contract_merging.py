@@ -10,48 +10,13 @@ import torch
 from torch import nn
 
 import graft
-from graft.adapters.base import CannotFold
 from graft.injection.state import state_of
-from tests.contract.table import Row, attached, base, base_tensors, ids, logits, randomise, rows, same_base
-
-
-def obstacle(model: nn.Module, row: Row) -> str | None:
-    """Why the base's weights cannot take this adapter in, as the error says it: its kind, a layer without bias, or a shared weight."""
-    if not row.config.folds:
-        return "keep the adapter beside the base"
-    hosts = {
-        installed.site.module: model.get_submodule(installed.site.module)
-        for installed in state_of(model).adapter("a").installs
-    }
-    learned = {name.rsplit(".", 2)[0] for name, _ in graft.parameters(model, "a") if name.endswith((".bias", ".shift"))}
-    if row.config.learns_bias and any(getattr(hosts[path], "bias", None) is None for path in learned & set(hosts)):
-        return "learned a bias at .* where the base has none"
-    if all(name.endswith(".bias") for name, _ in graft.parameters(model, "a")):
-        return None
-    shared = {id(host.weight) for host in hosts.values() if isinstance(getattr(host, "weight", None), torch.Tensor)}
-    users = {path for path, module in model.named_modules() if id(getattr(module, "weight", None)) in shared}
-    return None if users <= set(hosts) else "shares its weight with"
+from tests.contract.table import Row, attached, base, base_tensors, check, randomise, rows, same_base
 
 
 @rows()
 def test_a_merged_adapter_computes_the_same_and_unmerge_restores_bit_for_bit_or_merging_says_why_not(row: Row) -> None:
-    model, inputs = attached(row), ids()
-    expected, why_not = logits(model, inputs), obstacle(model, row)
-    if why_not is not None:
-        with pytest.raises(graft.GraftError, match=why_not) as caught:
-            graft.merge(model, "a")
-        assert isinstance(caught.value, CannotFold) or "shares" in why_not
-        assert same_base(model, row.family) and state_of(model).merged is None
-        assert torch.equal(logits(model, inputs), expected)
-        return
-    graft.merge(model, "a")
-    merged = {name: tensor.clone() for name, tensor in base_tensors(model)}
-    torch.testing.assert_close(logits(model, inputs), expected, atol=2e-4, rtol=0)
-    graft.merge(model, "a")
-    assert all(torch.equal(tensor, merged[name]) for name, tensor in base_tensors(model))
-    assert not same_base(model, row.family)
-    graft.unmerge(model, "a")
-    assert same_base(model, row.family) and torch.equal(logits(model, inputs), expected)
+    check("merges_or_refuses", row)
 
 
 @rows("llama-lora bloom-lora-fused gpt2-lora-fused")

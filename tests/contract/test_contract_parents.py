@@ -6,34 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import graft
-from graft.injection.container import AdapterContainer
-from tests.contract.table import Row, attached, base, ids, logits, loss, rows
+from graft.testing.checks.parents import adapters_of, masters_fit_the_base, mode_is_that_of_the_parent
+from tests.contract.table import Row, base, ids, logits, rows
 
 FEW = "llama-lora-dropout llama-parallel-mam llama-prefix-projection llama-mam bloom-series-before-attn gpt2-lora-fused"
 
 
-def modules(model: nn.Module) -> list[nn.Module]:
-    return [
-        inner
-        for module in model.modules()
-        if isinstance(module, AdapterContainer)
-        for inner in module.modules()
-        if inner is not module
-    ]
-
-
 @rows(FEW)
 @pytest.mark.parametrize("training", [False, True])
-def test_new_copied_and_loaded_adapters_take_the_mode_of_their_parent(row: Row, training: bool, tmp_path: Path) -> None:
-    model = base(row.family).train(training)
-    graft.attach(model, {"a": row.spec})
-    graft.copy(model, "a", "b")
-    graft.load(model, graft.save(model, "a", tmp_path / "a"), name="c")
-    assert {module.training for module in modules(model)} == {training}
-    assert {module.training for module in model.modules()} == {training}
+def test_new_copied_and_loaded_adapters_take_the_mode_of_their_parent(row: Row, training: bool) -> None:
+    mode_is_that_of_the_parent(row, training)
 
 
 def test_an_adapter_with_dropout_that_is_loaded_into_a_model_that_evaluates_does_not_drop(tmp_path: Path) -> None:
@@ -49,19 +33,13 @@ def test_each_adapter_follows_its_own_part_of_the_model() -> None:
     model.model.layers[1].train()
     graft.attach(model, {"a": graft.LoRA(rank=2, dropout=0.1)})
     for number, layer in enumerate(model.model.layers):
-        assert {module.training for module in modules(layer)} == {number == 1}
+        assert {module.training for module in adapters_of(layer)} == {number == 1}
 
 
 @rows(FEW)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_masters_are_float32_or_the_float64_of_the_base(row: Row, dtype: torch.dtype) -> None:
-    model = attached(row, None, dtype)
-    masters = torch.float64 if dtype == torch.float64 else torch.float32
-    assert {p.dtype for _, p in graft.parameters(model, "a")} == {masters}
-    assert {p.device for _, p in graft.parameters(model, "a")} == {next(model.parameters()).device}
-    assert logits(model, ids()).dtype == dtype
-    loss(model, ids()).backward()
-    assert {p.grad.dtype for _, p in graft.parameters(model, "a") if p.grad is not None} == {masters}
+    masters_fit_the_base(row, dtype)
 
 
 def test_an_adapter_is_built_on_the_device_of_its_host() -> None:

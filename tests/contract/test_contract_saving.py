@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import graft
-from graft.attaching.parameters import tensors
 from graft.injection.state import state_of
-from tests.contract.table import ROWS, Row, attached, base, ids, logits, rows, same_base
+from graft.testing.fresh_process import FreshProcess
+from tests.contract.table import ROWS, Row, attached, base, check, ids, logits, row_of, rows, same_base
 
 PICKLED = ("llama-mam", "gptj-prefix")
 AGAIN = ("llama-prefix-projection", "bloom-mam", "llama-lora-patterns")
@@ -24,57 +22,36 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @pytest.fixture(scope="module")
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rows that this session tests and those named below saved, and what this process and a fresh one compute of them."""
-    folder, here, threads = tmp_path_factory.mktemp("saved"), {}, torch.get_num_threads()
-    torch.set_num_threads(1)
+def process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FreshProcess:
+    """The process that loads the rows that this session tests and those named above."""
+    process = FreshProcess(tmp_path_factory.mktemp("saved"), pickled=PICKLED)
     tested = (item.callspec.params.get("row") for item in request.session.items if hasattr(item, "callspec"))
     wanted = {*PICKLED, *NAMED, *(row.id for row in tested if isinstance(row, Row))}
     for row in (row for row in ROWS if row.id in wanted):
-        model = attached(row)
-        graft.save(model, "a", folder / row.id)
-        here[row.id] = logits(model, ids()).contiguous()
-        if row.id in PICKLED:
-            torch.save(model, folder / f"{row.id}.pickle")
-    save_file(here, folder / "here.safetensors")
-    torch.set_num_threads(threads)
-    subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("fresh_process.py")), str(folder)], check=True, timeout=300
-    )
-    return folder
+        process.add(row)
+    return process
 
 
 @pytest.fixture(scope="module")
-def outputs(saved: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """By row: (what this process computed, what the fresh one did)."""
-    return load_file(saved / "here.safetensors"), load_file(saved / "outputs.safetensors")
+def saved(process: FreshProcess) -> Path:
+    """The folder with a saved adapter per row."""
+    return process.folder()
 
 
 @rows()
-def test_a_fresh_process_computes_the_same_bit_for_bit(
-    row: Row, outputs: tuple[dict[str, Tensor], dict[str, Tensor]]
-) -> None:
-    here, there = outputs
-    assert torch.equal(here[row.id], there[row.id])
+def test_a_fresh_process_computes_the_same_bit_for_bit(row: Row, process: FreshProcess) -> None:
+    check("fresh_process_computes_the_same", dataclasses.replace(row, process=process))
 
 
 @pytest.mark.parametrize("name", PICKLED)
-def test_a_pickled_model_computes_the_same_in_a_fresh_process(
-    name: str, outputs: tuple[dict[str, Tensor], dict[str, Tensor]]
-) -> None:
-    here, there = outputs
-    assert torch.equal(here[name], there[f"{name}.pickle"])
+def test_a_pickled_model_computes_the_same_in_a_fresh_process(name: str, process: FreshProcess) -> None:
+    here, there = process.outputs(row_of(name), pickled=True)
+    assert torch.equal(here, there)
 
 
 @rows()
-def test_the_file_holds_exactly_the_promised_tensors(row: Row, saved: Path) -> None:
-    model = base(row.family)
-    graft.attach(model, {"a": row.config.collapsed()})
-    promised = {name: (tuple(t.shape), t.dtype) for name, t in tensors(model, state_of(model), "a")}
-    stored = load_file(saved / row.id / WEIGHTS)
-    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in stored.items()} == promised
-    assert all(tensor.numel() and tensor.isfinite().all() and tensor.any() for tensor in stored.values())
-    assert sorted(path.name for path in (saved / row.id).iterdir()) == [CONFIG, WEIGHTS]
+def test_the_file_holds_exactly_the_promised_tensors(row: Row) -> None:
+    check("file_holds_the_promised_tensors", row)
 
 
 def test_the_names_in_the_file_are_module_site_and_parameter(saved: Path) -> None:

@@ -4,47 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import graft
-from graft.attaching.saving import load_training_state, training_state
-from tests.contract.table import ROWS, Row, attached, ids, loss, rows
-
-STEPS = 3
-
-
-def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for _, p in graft.parameters(model, name)], lr=1e-2)
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
-    """One optimiser step in training mode."""
-    model.train()
-    value = loss(model, ids(4, 8, seed))
-    value.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return value.item()
-
-
-def evaluated(model: nn.Module) -> float:
-    model.eval()
-    with torch.no_grad():
-        return loss(model, ids(4, 8)).item()
+from graft.testing.checks.training import optimizer_of, step
+from tests.contract.table import ROWS, Row, attached, check, rows
 
 
 @rows()
 def test_every_trainable_parameter_changes_when_evaluation_and_training_alternate(row: Row) -> None:
-    model = attached(row, fresh=True)
-    before = {name: p.detach().clone() for name, p in graft.parameters(model, "a")}
-    assert before and all(p.requires_grad for _, p in graft.parameters(model, "a"))
-    optimizer = optimizer_of(model, "a")
-    losses = []
-    for seed in range(STEPS):
-        losses.append(evaluated(model))
-        step(model, optimizer, seed)
-    assert [name for name, p in graft.parameters(model, "a") if torch.equal(p, before[name])] == []
-    assert len(set(losses)) == STEPS
+    check("every_parameter_trains", row)
 
 
 @rows(
@@ -63,23 +31,7 @@ def test_training_lowers_the_loss_on_what_it_is_trained_on(row: Row) -> None:
     "llama-lora-dropout llama-mam llama-prefix-projection bloom-prefix-after llama-dora-dropout llama-pissa-quick llama-adalora"
 )
 def test_training_goes_on_from_a_stored_state_to_the_same_losses(row: Row) -> None:
-    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
-        model = attached(row, fresh=True)
-        torch.manual_seed(8)
-        return model, optimizer_of(model, "a")
-
-    model, optimizer = fresh()
-    unbroken = [step(model, optimizer, seed) for seed in range(4)]
-    model, optimizer = fresh()
-    for seed in range(2):
-        step(model, optimizer, seed)
-    stored: dict[str, Tensor] = {name: tensor.clone() for name, tensor in training_state(model, "a").items()}
-    moments, rng = optimizer.state_dict(), torch.get_rng_state()
-    model, optimizer = fresh()
-    load_training_state(model, "a", stored)
-    optimizer.load_state_dict(moments)
-    torch.set_rng_state(rng)
-    assert [step(model, optimizer, seed) for seed in range(2, 4)] == unbroken[2:]
+    check("resumes_to_the_same_losses", row)
 
 
 def test_only_the_active_adapter_requires_gradients_and_switching_moves_them() -> None:

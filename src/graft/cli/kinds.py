@@ -1,4 +1,4 @@
-"""graft kinds: list the adapter kinds, explain one of them, or count the parameters of each on a model."""
+"""graft kinds: list the adapter kinds, explain one, count the parameters of each on a model, or test one against the contract."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.common import AsJson, print_facts, print_json, print_table
+from graft.errors import GraftError
 
 
 def command(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KIND]", help="Explain this kind: its equation and all its settings.", show_default=False
+            metavar="[KIND]",
+            help="Explain this kind: its equation and all its settings. With --contract also a .py file that defines kinds.",
+            show_default=False,
         ),
     ] = None,
+    contract: Annotated[
+        bool,
+        typer.Option(
+            "--contract", help="Test a kind, or the kinds of a .py file, against everything that adapters promise."
+        ),
+    ] = False,
     base: Annotated[
         str | None,
         typer.Option(
@@ -38,11 +47,16 @@ def command(
 
     The table says for each kind what it is, at which sites it can sit, whether a fresh adapter leaves the model's output
     unchanged (identity), and whether it can be merged into the base's weights (folds).
+
+    `graft kinds --contract my_kind.py` tests kinds of your own on tiny random models: each kind of the file at its defaults, and
+    the configs in the file's constant CONTRACT. The exit code is 1 if a promise is broken.
     """
     from graft.cli.catalogue import cards, pages
     from graft.utils.files import write_text_atomic
 
-    if markdown is not None:
+    if contract:
+        _hold_to_contract(kind, as_json)
+    elif markdown is not None:
         markdown.mkdir(parents=True, exist_ok=True)
         for name, text in pages().items():
             write_text_atomic(markdown / name, text)
@@ -61,6 +75,38 @@ def command(
 
 def _shown(value: Any) -> Any:
     return f"{value:,}" if isinstance(value, int) else value
+
+
+def _hold_to_contract(kind: str | None, as_json: bool) -> None:
+    """Test a kind or the kinds of a file, print the report, and exit with 1 if a promise is broken."""
+    import warnings
+
+    from rich.console import Console
+
+    from graft.testing import run_contract
+    from graft.testing.kind_files import configs_in
+
+    if kind is None:
+        raise GraftError(
+            "--contract tests one kind: give its name or a file, as in `graft kinds --contract my_kind.py`"
+        )
+    is_file = "." in kind or "/" in kind  # no kind's name has either
+    with warnings.catch_warnings(), Console(stderr=True).status("") as status:
+        warnings.simplefilter("ignore")  # of the tiny models, which nobody trained
+        report = run_contract(configs_in(Path(kind)) if is_file else kind, progress=status.update)
+    if as_json:
+        print_json({"ok": report.ok, "rows": [asdict(row) for row in report.rows]})
+    else:
+        for variant in report.variants:
+            columns, lines = report.table(variant)
+            print_table(columns, lines, title=f"{variant}: {report.counts(variant)}")
+            for note in report.notes(variant):
+                typer.echo(note)
+            typer.echo()
+        broken = len(report.failures)
+        typer.echo(f"{broken} broken promises" if broken else "every promise is kept")
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 def _one(kind: str, as_json: bool) -> None:
@@ -89,7 +135,6 @@ def parameters_on(model: str) -> dict[str, int | str | None]:
     from graft.adapters.registry import kinds
     from graft.attaching.attach import attach, detach
     from graft.attaching.parameters import parameters
-    from graft.errors import GraftError
 
     try:
         config = AutoConfig.from_pretrained(model)
