@@ -215,7 +215,8 @@ def _install_cached(
         if own:
             own[0].position_shift += adapter.tokens
             continue
-        container.add_attention(name, KEY, CachedPrompt(state, adapter.tokens, adapter.windowed))
+        prompt = CachedPrompt(state, adapter.tokens, adapter.windowed).train(host.training)
+        container.add_attention(name, KEY, prompt)
         install(host, state, path)
     shift_positions(
         root, site_table, state, name, root.get_submodule(blocks[0].at(blocks[0].family.attentions["attn"]))

@@ -22,10 +22,12 @@ class NotesMask:
             return super().forward(*args, **kwargs)  # pyright: ignore
         given = given_to(self, args, kwargs)
         mask = given.get("attention_mask")
-        if mask is None:
-            tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-            if tokens is not None:
-                length = cached_tokens(given) + tokens.shape[1]
+        tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+        if tokens is not None:
+            length = cached_tokens(given) + tokens.shape[1]
+            if mask is None:
                 mask = torch.ones(tokens.shape[0], length, device=tokens.device)
+            elif mask.dim() == 2:  # under a static cache it is as long as the cache, with zeros for tokens to come
+                mask = mask[:, :length]
         with state.entered(replace(state.current, mask=mask, _groups={})):
             return super().forward(*args, **kwargs)  # pyright: ignore
