@@ -59,13 +59,9 @@ def pristine(family: str, attention: str | None = None, layers: int = 2) -> Any:
 
     attention: "eager" or "sdpa"; None leaves the choice to the family. Raises KeyError for an unknown family.
     """
-    model_class, config_class, sizes = FAMILIES[family]
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        config = getattr(transformers, config_class)(**ENDS, **sizes)
-        config._attn_implementation = attention
-        config.num_hidden_layers = layers
-        model: Any = getattr(transformers, model_class)(config)
+        model = new_base(family, attention, layers)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1:
@@ -75,6 +71,15 @@ def pristine(family: str, attention: str | None = None, layers: int = 2) -> Any:
                 else:
                     parameter.normal_(std=0.1)
     return model.eval()
+
+
+def new_base(family: str, attention: str | None = None, layers: int = 2) -> Any:
+    """Build a base with the weights that transformers gives it, on torch's current device."""
+    model_class, config_class, sizes = FAMILIES[family]
+    config = getattr(transformers, config_class)(**ENDS, **sizes)
+    config._attn_implementation = attention
+    config.num_hidden_layers = layers
+    return getattr(transformers, model_class)(config)
 
 
 def tiny_base(family: str, attention: str | None = None, dtype: torch.dtype = torch.float32, *, layers: int = 2) -> Any:

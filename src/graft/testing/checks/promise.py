@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from graft.attaching.parameters import names, parameters
-from graft.testing.case import Case
+from graft.errors import GraftError
+from graft.testing.case import Case, DoesNotApply
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,15 @@ def raises(error: type[BaseException], message: str) -> Iterator[None]:
     except error:
         return
     raise AssertionError(message)
+
+
+@contextmanager
+def may_refuse(what: str) -> Iterator[None]:
+    """Let a kind refuse something in a block of code with a GraftError, which says what to do instead."""
+    try:
+        yield
+    except GraftError as error:
+        raise DoesNotApply(f"the kind refuses {what}: {error}") from error
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
