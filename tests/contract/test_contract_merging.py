@@ -11,7 +11,7 @@ from torch import nn
 
 import graft
 from graft.injection.state import state_of
-from tests.contract.table import Row, attached, base, base_tensors, check, randomise, rows, same_base
+from tests.contract.table import Row, attached, base, base_tensors, check, ids, logits, randomise, rows, same_base
 
 
 @rows()

@@ -8,8 +8,8 @@ import pytest
 
 from graft.testing import CHECKS, Report, run_contract
 from tests.testing import broken_kinds as broken
+from tests.testing.conftest import SLOW
 
-SLOW = ("fresh_process_computes_the_same", "one_compiled_graph_serves_every_choice")
 QUICK = tuple(name for name in CHECKS if name not in SLOW)
 
 
@@ -33,10 +33,8 @@ def message_of(kind: type, check: str) -> str:
         (broken.ChangesBase, "base_never_changes", "the base has changed at model.layers.0.self_attn.v_proj.weight"),
         (broken.NeverTrains, "every_parameter_trains", "4 of 8 parameters have not changed: .*\\.b, "),
         (broken.UnsavedBuffer, "loads_back_the_same", "persistent buffers, or make it from a seed"),
-        (broken.UnsavedBuffer, "fresh_process_computes_the_same", "persistent buffers, or make it from a seed"),
         (broken.WrongFold, "merges_or_refuses", r"the merged weights \(`fold`\) compute what"),
         (broken.NoFold, "merges_or_refuses", "declares `folds` True, but merging is refused: .* Write `fold`"),
-        (broken.UndeclaredFold, "merges_or_refuses", "declare `folds` True"),
         (broken.MixesRows, "mixed_batch_equals_each_alone", "row 0 of a"),
         (broken.MixesRows, "unequal_prompts_equal_one_at_a_time", "a batch of unequal prompts with"),
         (broken.UnseededDropout, "dropout_follows_the_row_seed", "ctx.dropout.*, not with nn.Dropout"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,20 @@ from graft.attaching.parameters import parameters
 from graft.injection.state import state_of
 from graft.testing.bases import CAUSAL, ids, logits, pristine, site_names, tiny_base
 
-if TYPE_CHECKING:
-    from graft.testing.fresh_process import FreshProcess
-
 NOISE = {"t5": 0.1}
 """How far `attached` moves an adapter from its start, where it is not 0.2: T5 does not scale its scores down."""
 
 
 class DoesNotApply(Exception):
     """A promise says nothing about this case. The message says why."""
+
+
+class Process(Protocol):
+    """Another process that loads saved adapters (fresh_process.py)."""
+
+    def outputs(self, case: Case) -> tuple[Tensor, Tensor]:
+        """Return a case's logits in this process and in the other one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Case:
     """A short name for the config."""
     spec: Any
     """The adapter: a config, or a mapping, a list or a preset's name as YAML has them."""
-    process: FreshProcess | None = field(default=None, compare=False, repr=False)
+    process: Process | None = field(default=None, compare=False, repr=False)
     """The process that loads this case's saved adapter together with those of other cases. None: it gets one of its own."""
 
     @property

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Collection
 from pathlib import Path
 
@@ -35,10 +37,9 @@ class FreshProcess:
 
     def __init__(self, folder: Path | None = None, pickled: Collection[str] = ()) -> None:
         """folder: where adapters are saved; None: a temporary one. pickled: ids of cases whose whole model is pickled as well."""
-        self._temporary = tempfile.TemporaryDirectory() if folder is None else None
-        self._folder = folder or Path(self._temporary.name)  # pyright: ignore[reportOptionalMemberAccess]
-        self._pickled, self._cases, self._errors = pickled, [], {}
-        self._ran = False
+        self._folder, self._pickled, self._ran = folder, pickled, False
+        self._cases: list[Case] = []
+        self._errors: dict[str, tuple[str, str]] = {}
 
     def add(self, case: Case) -> Case:
         """Return the case as one of this process."""
@@ -48,14 +49,16 @@ class FreshProcess:
 
     def folder(self) -> Path:
         """Return the folder with a saved adapter per case, under the case's id. Runs the process unless it has run."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp())
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         if not self._ran:
             self._ran = True
-            self._save_all()
+            if not self._save_all(self._folder):
+                return self._folder
             command = [sys.executable, "-m", "graft.testing.fresh_process", str(self._folder)]
-            paths = os.pathsep.join(path for path in sys.path if path)
-            done = subprocess.run(
-                command, env={**os.environ, "PYTHONPATH": paths}, timeout=600, capture_output=True, text=True
-            )
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            done = subprocess.run(command, env=environment, timeout=600, capture_output=True, text=True)
             assert done.returncode == 0, f"the fresh process failed: {done.stderr[-2000:]}"
             self._errors |= json.loads((self._folder / ERRORS).read_text())
         return self._folder
@@ -72,7 +75,8 @@ class FreshProcess:
         here, there = load_file(folder / HERE), load_file(folder / THERE)
         return here[case.id], there[f"{case.id}.pickle" if pickled else case.id]
 
-    def _save_all(self) -> None:
+    def _save_all(self, folder: Path) -> bool:
+        """Save every case's adapter, and return whether there is any to load."""
         threads, outputs, listed = torch.get_num_threads(), {}, []
         torch.set_num_threads(1)
         for case in self._cases:
@@ -83,17 +87,18 @@ class FreshProcess:
                 continue
             try:
                 model = case.attached()
-                save(model, "a", self._folder / case.id)
+                save(model, "a", folder / case.id)
                 outputs[case.id] = logits(model, ids()).contiguous()
                 if case.id in self._pickled:
-                    torch.save(model, self._folder / f"{case.id}.pickle")
+                    torch.save(model, folder / f"{case.id}.pickle")
             except Exception as error:  # a stranger's kind may fail in any way; the other cases still run
                 self._errors[case.id] = ("failed", f"saving failed: {type(error).__name__}: {error}")
                 continue
             listed.append({"id": case.id, "family": case.family, "kinds": kinds, "pickled": case.id in self._pickled})
-        save_file(outputs, self._folder / HERE)
-        (self._folder / CASES).write_text(json.dumps(listed))
+        save_file(outputs, folder / HERE)
+        (folder / CASES).write_text(json.dumps(listed))
         torch.set_num_threads(threads)
+        return bool(listed)
 
 
 def main(folder: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from graft.attaching.active import route, use
+from graft.injection.arguments import cache_of
 from graft.testing.bases import PAD, ids, logits
 from graft.testing.case import Case
 from graft.testing.checks.promise import close, holds, may_refuse, promise
@@ -72,7 +73,7 @@ def check_cache_gives_the_logits_of_the_whole(case: Case) -> None:
         out = model(input_ids=inputs[:, :4], use_cache=True)
         steps = [out.logits]
         for token in range(4, 7):
-            out = model(input_ids=inputs[:, token : token + 1], past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=inputs[:, token : token + 1], past_key_values=cache_of(out), use_cache=True)
             steps.append(out.logits)
     close(
         torch.cat(steps, 1),

@@ -114,16 +114,16 @@ def check_nothing_is_left_behind(case: Case) -> None:
     first, stored = logits(model, inputs), _stored(model)
     logits(model, ids(2, 5, seed=9))
     loss(model, ids(2, 6, seed=10)).backward()
+    kept = [name for name, tensor in _held(model) if tensor.grad_fn is not None]
+    holds(
+        not kept,
+        f"after a forward pass the adapter still holds a tensor of it in {listed(kept)}: that keeps the pass in memory "
+        "and breaks copying the model. Use a local variable",
+    )
     model.zero_grad()
     changed = [name for name, tensor in _stored(model).items() if not torch.equal(tensor, stored[name])]
     holds(not changed, f"a forward pass in evaluation mode changed the adapter's {listed(changed)}")
     equal(logits(model, inputs), first, "after passes on other inputs, the same input gives the same output")
-    kept = [name for name, tensor in _held(model) if tensor.grad_fn is not None]
-    holds(
-        not kept,
-        f"after the forward pass the adapter still holds a tensor of it in {listed(kept)}: that keeps the pass in memory "
-        "and breaks copying the model. Use a local variable",
-    )
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:
