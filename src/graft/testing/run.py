@@ -72,13 +72,14 @@ class Report:
         """Return a line per broken promise and one per reason for which a check does not apply."""
         rows = [row for row in self.rows if row.variant == variant]
         broken = [f"failed: {_words(row)} on {row.family}: {row.message}" for row in rows if row.outcome == "failed"]
-        reasons: dict[tuple[str, str], list[str]] = {}
+        reasons: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # reason -> (checks, families), in order
         for row in rows:
             if row.outcome == "does not apply":
-                reasons.setdefault((row.family, row.message), []).append(_words(row))
+                checks, families = reasons.setdefault(row.message, ({}, {}))
+                checks[_words(row)] = families[row.family] = None
         return broken + [
-            f"does not apply (-): {'; '.join(checks)} on {family}: {reason}"
-            for (family, reason), checks in reasons.items()
+            f"does not apply (-): {'; '.join(checks)} on {', '.join(families)}: {reason}"
+            for reason, (checks, families) in reasons.items()
         ]
 
     def counts(self, variant: str) -> str:
@@ -233,7 +234,7 @@ def _labels(configs: Sequence[AdapterConfig | Preset]) -> list[str]:
 def label_of(config: AdapterConfig | Preset) -> str:
     """Return a config's kind and its settings that are not the defaults, such as "lora(rank=4)"."""
     if isinstance(config, Preset):
-        return config.name
+        return config.preset
     changed = config.model_dump(exclude_defaults=True, exclude={"kind"})
     default = type(config).model_validate(type(config).example()).model_dump(exclude={"kind"})
     shown = ", ".join(f"{name}={value}" for name, value in changed.items() if default.get(name) != value)

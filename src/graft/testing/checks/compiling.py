@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
+from torch._dynamo.exc import RecompileError, TorchDynamoException
 
 from graft.attaching.active import route, set_trainable, use
 from graft.testing.bases import ids, loss
@@ -64,11 +65,11 @@ def check_one_compiled_graph_serves_every_choice(case: Case) -> None:
     try:
         with may_refuse("to be compiled"):
             same_under_every_choice(model, compiled, ("a", "b", None, ("b", None, "a", "b")), ids(4), 2e-5)
-    except torch._dynamo.exc.RecompileError as error:
+    except RecompileError as error:
         raise AssertionError(
             f"switching to another adapter or routing compiled the model again: {first_line(error)}"
         ) from error
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except TorchDynamoException as error:
         refusal = next((line for line in str(error).splitlines() if "GraftError" in line), None)
         if refusal is not None:
             raise DoesNotApply(f"the kind refuses to be compiled: {refusal.strip()}") from error

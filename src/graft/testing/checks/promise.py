@@ -52,9 +52,10 @@ def holds(condition: bool, message: str) -> None:
         raise AssertionError(message)
 
 
-def equal(found: Tensor, wanted: Tensor, what: str) -> None:
-    """Raise AssertionError unless two tensors are the same bit for bit. what: the beginning of the message."""
-    holds(torch.equal(found, wanted), f"{what} bit for bit: {difference(found, wanted)}")
+def equal(found: Tensor, wanted: Tensor, what: str, advice: str = "") -> None:
+    """Raise AssertionError unless two tensors are the same bit for bit. what: the beginning of the message; advice: its end."""
+    same = torch.equal(found, wanted)
+    holds(same, f"{what}, bit for bit: {difference(found, wanted)}{f'. To keep this, {advice}' if advice else ''}")
 
 
 def close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:

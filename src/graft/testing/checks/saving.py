@@ -54,7 +54,7 @@ def check_loads_back_the_same(case: Case) -> None:
         torch.manual_seed(987)  # another state of the random generator than the saved adapter was made with
         saved = save(model, "a", Path(folder) / "a")
         load(other, saved, name="a")
-        equal(logits(other, inputs), expected, f"a loaded adapter computes what the saved one does ({ADVICE})")
+        equal(logits(other, inputs), expected, "a loaded adapter computes what the saved one does", ADVICE)
         again = save(other, "a", Path(folder) / "again")
         for file in (WEIGHTS, CONFIG):
             same = (again / file).read_bytes() == (saved / file).read_bytes()
@@ -68,4 +68,4 @@ def check_fresh_process_computes_the_same(case: Case) -> None:
         process = FreshProcess()
         process.add(case)
     here, there = process.outputs(case)
-    equal(there, here, f"a fresh process computes of the saved adapter what this one does ({ADVICE})")
+    equal(there, here, "a fresh process computes of the saved adapter what this one does", ADVICE)

@@ -102,7 +102,8 @@ def check_dropout_follows_the_row_seed(case: Case) -> None:
     equal(
         drawn("a", (5,), (3,), last, 2),
         alone,
-        f"with the same row seed, training mode draws the same dropout whatever torch's global seed is ({advice})",
+        "with the same row seed, training mode draws the same dropout whatever torch's global seed is",
+        advice,
     )
     batch = drawn(("a", "b", "a"), (7, 7, 5), (1, 2, 3), inputs, 1)
     close(batch[2, :5], alone[0], 2e-5, f"a row draws the same dropout in a joint batch as alone ({advice})")
