@@ -27,7 +27,7 @@ class AttentionAdapter(Adapter):
     cached_kv: ClassVar[bool] = False
     """Whether the keys come out of the model itself, which has shown the tokens all others."""
 
-    adds_behind: bool = False
+    adapts_output_projection: bool = False
     """Whether `adapt` changes the output projection's output too, after the attention in the same pass."""
 
     def start_at(self, keys: Tensor, values: Tensor) -> None:
@@ -50,7 +50,7 @@ class EmbeddingAdapter(Adapter):
     """Virtual tokens, P."""
     windowed: bool = False
     """Whether a layer's sliding window hides them from a causal sequence, as it hides real ones."""
-    behind_positions: bool = False
+    after_positions: bool = False
     """Whether they stand behind an encoder's position embeddings, in front of its first block."""
 
     def prompt(self) -> Tensor:

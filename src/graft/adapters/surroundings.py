@@ -20,7 +20,7 @@ class Surroundings:
 
     host: nn.Module
     """The module whose output is h."""
-    rows: slice | Tensor | None = None
+    features: slice | Tensor | None = None
     """The rows of its output that the site is; None for all."""
     norm: nn.Module | None = None
     """The norm that a post-norm family (BERT) applies to h + residual right after this sublayer."""
@@ -30,7 +30,7 @@ class Surroundings:
     def apply(self, x: Tensor) -> Tensor:
         """The site's own output, without adapters. x: [..., I] -> [..., O]."""
         h = frozen(self.host, x)
-        return h if self.rows is None else h[..., self.rows]
+        return h if self.features is None else h[..., self.features]
 
     def weight(self) -> Tensor:
         """The frozen weight of the site [O, I], whichever way the host stores it. Raises `GraftError` where it is not at hand."""
@@ -42,12 +42,12 @@ class Surroundings:
             )
         if type(self.host).__name__ == "Conv1D":  # transformers' transposed linear layer
             weight = weight.t()
-        return weight if self.rows is None else weight[self.rows]
+        return weight if self.features is None else weight[self.features]
 
     def bias(self) -> Tensor | None:
         """The frozen bias of the site [O], or None."""
         bias = getattr(self.host, "bias", None)
-        return bias if bias is None or self.rows is None else bias[self.rows]
+        return bias if bias is None or self.features is None else bias[self.features]
 
 
 def frozen(module: nn.Module, *args: Any) -> Any:

@@ -82,14 +82,19 @@ def has(block: nn.Module, path: str) -> bool:
     return True
 
 
-def fused_rows(
+def fused_features(
     layout: Layout, heads: int, kv_heads: int, head_dim: int, out_features: int
 ) -> dict[str, slice | Tensor]:
-    """Rows of a fused projection that are q, k and v: a slice where they lie together, else a long tensor of row numbers."""
+    """Return the output features of a fused projection that are q, k and v: a slice where they are contiguous, else their numbers.
+
+    E.g. 2 query heads and 2 key-value heads of size 2 give 12 features. `blocks`: q is 0-3, k 4-7 and v 8-11. `heads`: head 0 has q 0-1,
+    k 2-3 and v 4-5, head 1 has q 6-7, k 8-9 and v 10-11, so q is [0, 1, 6, 7]. `groups` with 4 query heads and 1 key-value head: q is
+    [0 .. 7], k [8, 9] and v [10, 11].
+    """
     if layout == "blocks":
         q, k = heads * head_dim, kv_heads * head_dim
         return {"attn.q": slice(0, q), "attn.k": slice(q, q + k), "attn.v": slice(q + k, q + 2 * k)}
     groups = {"heads": heads, "groups": kv_heads}[layout]
-    rows = torch.arange(out_features).view(groups, -1, head_dim)  # per group: queries, one key, one value
-    parts = {"attn.q": rows[:, :-2], "attn.k": rows[:, -2], "attn.v": rows[:, -1]}
+    numbers = torch.arange(out_features).view(groups, -1, head_dim)  # per group: its query heads, one key, one value
+    parts = {"attn.q": numbers[:, :-2], "attn.k": numbers[:, -2], "attn.v": numbers[:, -1]}
     return {name: part.reshape(-1) for name, part in parts.items()}

@@ -14,7 +14,7 @@ from graft.errors import GraftError
 
 PACKS = "support_avx512bf16_for_cpu"
 """The layer's own switch."""
-NOTE = "graft_packs"
+FORBIDDEN = "graft_packs"
 
 
 def forbid_packing(root: nn.Module) -> None:
@@ -28,13 +28,13 @@ def forbid_packing(root: nn.Module) -> None:
             )
     for module in layers.values():
         if module.__dict__[PACKS]:
-            module.__dict__[PACKS], module.__dict__[NOTE] = False, True
+            module.__dict__[PACKS], module.__dict__[FORBIDDEN] = False, True
 
 
 def allow_packing(root: nn.Module) -> None:
     """Undo `forbid_packing`."""
     for module in root.modules():
-        if module.__dict__.pop(NOTE, False):
+        if module.__dict__.pop(FORBIDDEN, False):
             module.__dict__[PACKS] = True
 
 

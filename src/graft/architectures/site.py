@@ -71,7 +71,7 @@ class Site:
     out_features: int
     layer: int | None = None
     source: str | None = None
-    rows: slice | Tensor | None = None
+    features: slice | Tensor | None = None
     """Rows of the module's output that this site is, for q, k, v of a fused projection."""
     residual: str | None = None
     """Of a sublayer: the module whose first input is the residual stream that h will be added to."""

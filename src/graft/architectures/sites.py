@@ -11,7 +11,7 @@ from torch import nn
 
 from graft.architectures.blocks import TOWERS, Block, blocks_of, stack_of, text_config_of
 from graft.architectures.experts import expert_parts, expert_sizes
-from graft.architectures.family import fused_rows
+from graft.architectures.family import fused_features
 from graft.architectures.layers import bypassed, is_linear, is_norm, widths
 from graft.architectures.site import Site, SiteRequest, SiteType
 from graft.architectures.sizes import head_sizes, hidden_width, sublayer_widths
@@ -132,9 +132,9 @@ class SiteTable:
 
     def _fused_parts(self, block: Block, whole: Site) -> Iterator[Site]:
         heads, kv_heads, head_dim = head_sizes(block, "attn", self.text_config)
-        for name, rows in fused_rows(block.family.fused, heads, kv_heads, head_dim, whole.out_features).items():
-            size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            yield replace(whole, name=name, part=name.removeprefix("attn."), out_features=size, rows=rows)
+        for name, features in fused_features(block.family.fused, heads, kv_heads, head_dim, whole.out_features).items():
+            size = features.stop - features.start if isinstance(features, slice) else len(features)
+            yield replace(whole, name=name, part=name.removeprefix("attn."), out_features=size, features=features)
 
     def linears(self) -> Iterator[Site]:
         """Every linear layer of the blocks that is called; a weight that the model reads by itself takes no adapter."""

@@ -33,15 +33,15 @@ from graft.attention.install import ShiftsPositions, uninstall
 from graft.attention.proof import prove_forwards
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer, container_of
-from graft.injection.gated_mlp import NOTE, GatedForward, lead_gated
-from graft.injection.masks import NotesMask
+from graft.injection.gated_mlp import GATED, GatedForward, install_gated_mlps
+from graft.injection.masks import RecordsMask
 from graft.injection.state import SHARED, AttachedAdapter, Installed, State, state_of, unwrapped
-from graft.injection.substitution import KeepsPass, hooked, restore, substitute
+from graft.injection.substitution import KeepsContext, hooked, restore, substitute
 
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
 """Not `training`, which torch sets on every module."""
-OF_THE_MODEL = (KeepsPass, NotesMask, SavesAdapter, ShiftsPositions, GatedForward)
+MODEL_MIXINS = (KeepsContext, RecordsMask, SavesAdapter, ShiftsPositions, GatedForward)
 """Mixins that stay while any adapter is attached; the others go with the last adapter of their module."""
 
 
@@ -66,7 +66,7 @@ def attach(
     planned = {name: _plan(state.site_table, state, name, spec) for name, spec in adapters.items()}
     first = not state.adapters
     if first:
-        _claim(root, state)
+        _prepare_base(root, state)
     try:
         for name, (config, parts) in planned.items():
             _install(root, state, name, config, parts)
@@ -77,7 +77,7 @@ def attach(
             if name in state.adapters:
                 _remove(root, state, name)
         if first:
-            _release(root, state)
+            _restore_base(root, state)
         raise
     if first and planned:
         set_active(model, next(iter(planned)))
@@ -115,14 +115,14 @@ def _plan(
     for part, sites in parts:
         part.check_sites(sites)
         for site in sites:
-            if site.rows is not None and getattr(part, "position", "after") == "before":
+            if site.features is not None and getattr(part, "position", "after") == "before":
                 raise GraftError(
                     f"'{site.name}' is a slice of a fused projection, which has one input for q, k and v: name attn.qkv instead"
                 )
     return config, parts
 
 
-def _claim(root: nn.Module, state: State) -> None:
+def _prepare_base(root: nn.Module, state: State) -> None:
     """Make the root ours and freeze it, remembering which parameters could train."""
     for _, module in base_modules(root):
         if "graft_state" in module.__dict__:
@@ -137,9 +137,9 @@ def _claim(root: nn.Module, state: State) -> None:
     for _, module in base_modules(root):
         if _is_layer(module):
             module.__dict__["graft_state"] = state
-            substitute(module, KeepsPass)
+            substitute(module, KeepsContext)
     assert state.site_table is not None
-    lead_gated(state.site_table.blocks, state)
+    install_gated_mlps(state.site_table.blocks, state)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -197,7 +197,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     for each in names:
         _remove(root, state, each)
     if not state.adapters:
-        _release(root, state)
+        _restore_base(root, state)
 
 
 def _refuse_hooked(root: nn.Module, state: State) -> None:
@@ -219,19 +219,19 @@ def _remove(root: nn.Module, state: State, name: str) -> None:
             if container.empty:
                 del module._modules[CONTAINER]
                 uninstall(module, path)
-                restore(module, path, keep=OF_THE_MODEL)
-                if module is not root and not isinstance(module, OF_THE_MODEL):
+                restore(module, path, keep=MODEL_MIXINS)
+                if module is not root and not isinstance(module, MODEL_MIXINS):
                     module.__dict__.pop("graft_state", None)
         module.__dict__.get("graft_shifts", {}).pop(name, None)
 
 
-def _release(root: nn.Module, state: State) -> None:
-    """Undo `_claim`."""
+def _restore_base(root: nn.Module, state: State) -> None:
+    """Undo `_prepare_base`."""
     allow_packing(root)
     for path, module in base_modules(root):
         uninstall(module, path)
         restore(module, path)
-        for key in ("graft_state", "graft_shifts", "graft_positions", "graft_feeds_decoder", NOTE):
+        for key in ("graft_state", "graft_shifts", "graft_positions", "graft_feeds_decoder", GATED):
             module.__dict__.pop(key, None)
     for name, parameter in root.named_parameters():
         parameter.requires_grad_(name in state.base_trainable)

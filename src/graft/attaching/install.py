@@ -15,7 +15,7 @@ from graft.attention.prompts import install_prompt
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer, container_of
 from graft.injection.experts import RunsExperts
-from graft.injection.masks import NotesMask
+from graft.injection.masks import RecordsMask
 from graft.injection.state import Installed, State
 from graft.injection.substitution import GraftedCall, GraftedForward, substitute
 
@@ -36,9 +36,9 @@ def install_adapter(root: nn.Module, state: State, name: str, installed: Install
     adapter.train(host.training)
     norm = root.get_submodule(site.norm) if site.norm else None
     projections = _projections(root, site_table, site) if isinstance(adapter, AttentionAdapter) else {}
-    adapter.on_install(Surroundings(host, site.rows, norm, projections))
+    adapter.on_install(Surroundings(host, site.features, norm, projections))
     if adapter.reads_mask:
-        substitute(root, NotesMask)
+        substitute(root, RecordsMask)
     container = container_of(host, state)
     if isinstance(adapter, EmbeddingAdapter):
         container.hold(name, installed.key, adapter)
@@ -48,8 +48,8 @@ def install_adapter(root: nn.Module, state: State, name: str, installed: Install
         install(host, state, site.module)
         if adapter.position_shift:
             shift_positions(root, site_table, state, name, host)
-        if adapter.adds_behind:
-            container_of(projections["o"].host, state).add_guest(name, adapter)
+        if adapter.adapts_output_projection:
+            container_of(projections["o"].host, state).add_output_hook(name, adapter)
             _run_through_container(projections["o"].host)
     elif isinstance(adapter, ExpertsAdapter):
         container.add_experts(name, installed.key, adapter)
@@ -71,7 +71,7 @@ def _install_around(root: nn.Module, container: AdapterContainer, name: str, ins
             f"kind '{installed.config.kind}' reads the residual stream, which is not known at site '{site.name}': name attn or mlp"
         )
     remote = source is not None and source != site.module
-    hosted = container.add(name, installed.key, adapter, site.rows, remote)
+    hosted = container.add(name, installed.key, adapter, site.features, remote)
     _run_through_container(container.host)
     if source is not None and remote:
         container_of(root.get_submodule(source), container.state).send(hosted)
@@ -88,7 +88,7 @@ def _projections(root: nn.Module, site_table: SiteTable, site: Site) -> dict[str
     found = [] if block is None else [each for each in site_table.of_block(block) if each.type == "linear"]
     letters = {f"{site.name}.{letter}": letter for letter in "qkvo"}
     return {
-        letters[each.name]: Surroundings(root.get_submodule(each.module), each.rows)
+        letters[each.name]: Surroundings(root.get_submodule(each.module), each.features)
         for each in found
         if each.name in letters
     }

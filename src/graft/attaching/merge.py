@@ -127,16 +127,16 @@ def _folded(root: nn.Module, path: str, name: str, installs: list[Installed]) ->
     full, bias = stored.to(dtype, copy=True), getattr(host, "bias", None)
     full_bias = None if bias is None else bias.detach().to(dtype, copy=True)
     with torch.no_grad():
-        parts = [(each.module, slice(None) if each.site.rows is None else each.site.rows) for each in installs]
-        for fold, rows in fold_steps(parts):
-            new, new_bias = fold(full[rows], None if full_bias is None else full_bias[rows])
-            full[rows] = new
+        parts = [(each.module, slice(None) if each.site.features is None else each.site.features) for each in installs]
+        for fold, features in fold_steps(parts):
+            new, new_bias = fold(full[features], None if full_bias is None else full_bias[features])
+            full[features] = new
             if new_bias is not None and full_bias is None:
                 raise CannotFold(
                     f"adapter '{name}' learned a bias at '{path}', where the base has none: keep the adapter beside the base"
                 )
             if full_bias is not None and new_bias is not None:
-                full_bias[rows] = new_bias
+                full_bias[features] = new_bias
     return (full.t() if is_transposed(host) else full), full_bias
 
 

@@ -20,7 +20,7 @@ from graft.architectures.four_bit import is_four_bit
 from graft.errors import GraftError
 from graft.injection.call import Call
 from graft.injection.hooks import Hooks, HostedAdapter
-from graft.injection.rows import NOBODY, Gather, RowGroups, Rows, SlotSelection, whole
+from graft.injection.rows import NO_NAMES, Gather, RowGroups, Rows, SlotSelection, whole
 from graft.injection.state import State
 from graft.ops.low_rank import LowRankUpdate, add_low_rank, makes_its_output
 from graft.ops.low_rank_linear import linear_low_rank
@@ -66,7 +66,7 @@ class AdapterContainer(nn.Module):
         x = self._before(given, rows)  # x' = before(x)
         call = call if x is given else call.with_input(x)
         linear = self._is_plain_linear(rows)
-        updates, done = self.low_rank(x, rows) if linear else ([], NOBODY)
+        updates, done = self.low_rank(x, rows) if linear else ([], NO_NAMES)
         h = linear_low_rank(self.host, x, updates) if updates else None  # fast path: base and updates as one node
         if h is not None:
             return call.in_shape(self.adapt(x, h, rows, done))
@@ -111,7 +111,7 @@ class AdapterContainer(nn.Module):
         """
         context, table = rows.context, self.hooks.adapt
         if context is None or not table:
-            return [], NOBODY
+            return [], NO_NAMES
         groups = [(context.rows, None, context.everything)] if isinstance(context.rows, str) else context.groups(x)
         updates, done = [], set()
         for name, index, ctx in groups:
@@ -123,7 +123,7 @@ class AdapterContainer(nn.Module):
                     done.add(name)
         return updates, frozenset(done)
 
-    def adapt(self, x: Tensor, h: Tensor, rows: Rows, done: frozenset[str] = NOBODY) -> Tensor:
+    def adapt(self, x: Tensor, h: Tensor, rows: Rows, done: frozenset[str] = NO_NAMES) -> Tensor:
         """h through the adapters of the output that are not done yet. x: [B, L, I], h: [B, L, O] -> [B, L, O]."""
         h = rows.apply(
             h, self.hooks.adapt, lambda hosted, h, ctx, gather=whole: _adapt_step(hosted, x, h, ctx, gather), done
@@ -207,7 +207,7 @@ class AdapterContainer(nn.Module):
         """Take care of an adapter's virtual tokens, which is held elsewhere."""
         self.hooks.add("prompts", name, adapter)
 
-    def add_guest(self, name: str, adapter: Adapter) -> None:
+    def add_output_hook(self, name: str, adapter: Adapter) -> None:
         """Let an adapter that is held elsewhere change this module's output."""
         self.hooks.add("adapt", name, HostedAdapter(name, adapter))
 

@@ -18,7 +18,7 @@ from graft.errors import GraftError
 from graft.injection.container import OFFLOADED, AdapterContainer
 from graft.injection.gated_proof import Gated, gated_mlps
 from graft.injection.hooks import HostedAdapter
-from graft.injection.rows import NOBODY, RowGroups
+from graft.injection.rows import NO_NAMES, RowGroups
 from graft.injection.state import State
 from graft.injection.substitution import register_mixin, substitute
 from graft.ops.frozen_linear import frozen_linear
@@ -27,7 +27,7 @@ from graft.ops.gated_product import gated_product
 from graft.ops.low_rank import factors_of, one_node
 from graft.routing.rows import by_rows
 
-NOTE = "graft_gated"
+GATED = "graft_gated"
 
 
 @register_mixin
@@ -36,16 +36,16 @@ class GatedForward:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and len(args) == 1 and not kwargs:
-            out = _run(self, self.__dict__["graft_state"], self.__dict__[NOTE], args[0])
+            out = _run(self, self.__dict__["graft_state"], self.__dict__[GATED], args[0])
             if out is not None:
                 return out
         return super().forward(*args, **kwargs)  # pyright: ignore
 
 
-def lead_gated(blocks: list[Block], state: State) -> None:
+def install_gated_mlps(blocks: list[Block], state: State) -> None:
     """Give every gated MLP of a model that forward."""
     for module, gated in gated_mlps(blocks):
-        module.__dict__["graft_state"], module.__dict__[NOTE] = state, gated
+        module.__dict__["graft_state"], module.__dict__[GATED] = state, gated
         substitute(module, GatedForward)
 
 
@@ -92,9 +92,9 @@ def _as_one_node(
     """All of the MLP in one operation; None where a layer is not a frozen one with low-rank terms, and where nothing is to be kept."""
     rows = RowGroups(state.current)
     x, parts = by_rows(given, state.current), []
-    done = NOBODY
+    done = NO_NAMES
     for layer in layers:
-        frozen, updates, done = None if _hooked(layer) else frozen_linear(layer, x), [], NOBODY
+        frozen, updates, done = None if _hooked(layer) else frozen_linear(layer, x), [], NO_NAMES
         if isinstance(container := layer._modules.get("graft"), AdapterContainer):
             if given.dim() == 2 and container.is_expert:
                 return None

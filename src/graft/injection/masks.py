@@ -13,7 +13,7 @@ from graft.injection.substitution import register_mixin
 
 
 @register_mixin
-class NotesMask:
+class RecordsMask:
     """Mixin for the root: [B, S] with 1 at real tokens, past tokens included, goes along in the pass. No mask given: all are real."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -22,7 +22,7 @@ Gather = Callable[[Tensor], Tensor]
 """From a tensor of all rows to those of the adapter that acts."""
 Step = Callable[..., Tensor]
 """step(adapter, h, ctx, gather=...) -> h: what one adapter does to its own rows."""
-NOBODY: frozenset[str] = frozenset()
+NO_NAMES: frozenset[str] = frozenset()
 
 
 def whole(x: Tensor) -> Tensor:
@@ -43,7 +43,9 @@ class RowGroups:
         """The adapters of a table that take part in the pass."""
         return (name for name in self.context.names if name in table)
 
-    def apply(self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Step, skip: frozenset[str] = NOBODY) -> Tensor:
+    def apply(
+        self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Step, skip: frozenset[str] = NO_NAMES
+    ) -> Tensor:
         """Let each adapter of a table change its rows of h. skip: adapters that are done already."""
         context = self.context
         if isinstance(context.rows, str):
@@ -80,7 +82,9 @@ class SlotSelection:
         """All adapters of a table: a graph does not know the pass."""
         return list(table)
 
-    def apply(self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Step, skip: frozenset[str] = NOBODY) -> Tensor:
+    def apply(
+        self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Step, skip: frozenset[str] = NO_NAMES
+    ) -> Tensor:
         """Let each adapter of a table change its rows of h."""
         if not table:
             return h

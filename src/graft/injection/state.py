@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter, AdapterConfig, AdapterModule, Shared
-from graft.architectures.site import Site
+from graft.architectures.language import resolve_sites
+from graft.architectures.site import Site, SiteRequest
 from graft.architectures.sites import SiteTable
 from graft.errors import GraftError, did_you_mean
 from graft.routing.context import ForwardContext, PromptCache
@@ -229,6 +230,11 @@ def site_table_of(model: nn.Module) -> SiteTable:
     if state.site_table is None or not state.site_table.fits():
         state.site_table, state.proved = SiteTable(root), set()
     return state.site_table
+
+
+def sites_of(model: nn.Module, config: SiteRequest) -> list[Site]:
+    """Return the sites of a model that an adapter's config names, with the errors of `resolve_sites`."""
+    return resolve_sites(site_table_of(model), config)
 
 
 def state_of(model: nn.Module) -> State:

@@ -39,7 +39,7 @@ class GraftedCall:
         return self._modules["graft"].run(super().__call__, args, kwargs)  # pyright: ignore
 
 
-class KeepsPass:
+class KeepsContext:
     """A checkpointed block recomputes under the pass it first ran with, even when the context was left before backward."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -47,11 +47,11 @@ class KeepsPass:
             context = self.__dict__["graft_state"].current
             if context.cached_kv is not None or context.cache_to_fill is not None:
                 _refuse_reentrant(self)
-            kwargs["graft_pass"] = context
+            kwargs["graft_context"] = context
         return super().__call__(*args, **kwargs)  # pyright: ignore
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        context = kwargs.pop("graft_pass", None)
+        context = kwargs.pop("graft_context", None)
         if context is None or context is self.__dict__["graft_state"].current:
             return super().forward(*args, **kwargs)  # pyright: ignore
         with self.__dict__["graft_state"].entered(context):
@@ -67,7 +67,7 @@ def _refuse_reentrant(layer: Any) -> None:
         )
 
 
-ORDER: list[type] = [KeepsPass, GraftedCall, GraftedForward]
+ORDER: list[type] = [KeepsContext, GraftedCall, GraftedForward]
 """Outermost first. Rooms above add their own mixins by `register_mixin`."""
 
 

@@ -45,9 +45,9 @@ class AdapterContext:
             return x
         if self.seeds is None:
             return torch.nn.functional.dropout(x, p, training=True)
-        return x * self.kept(x, p, site)
+        return x * self.dropout_mask(x, p, site)
 
-    def kept(self, x: Tensor, p: float, site: int) -> Tensor:
+    def dropout_mask(self, x: Tensor, p: float, site: int) -> Tensor:
         """What seeded dropout multiplies x by: 0, or 1 / (1 - p). The same at every call."""
         assert self.seeds is not None
         covered = sum(self.lengths or ()) if self.flat else len(self.seeds)
