@@ -11,6 +11,7 @@ from torch import nn
 from graft.architectures.family import Family
 from graft.architectures.layers import is_linear
 from graft.architectures.table import family_of
+from graft.architectures.transformers_internals import is_checkpointed_layer
 from graft.architectures.walk import base_modules
 from graft.errors import GraftError
 
@@ -63,9 +64,7 @@ def blocks_of(model: nn.Module) -> list[Block]:
 
 def _is_layer(module: nn.Module, family: Family) -> bool:
     """Whether a member of a list of modules is a layer of a network: has sublayers, or is one, or says so by its class."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    said = isinstance(module, GradientCheckpointingLayer) or "Attention" in type(module).__name__
+    said = is_checkpointed_layer(module) or "Attention" in type(module).__name__
     return any(is_linear(each) for _, each in base_modules(module)) and (said or bool(family.sublayers))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import re
-
 from torch import Tensor, nn
 
 from graft.errors import GraftError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
+"""The norms that normalise over the batch or over an image, and not over the last dimension."""
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -25,25 +27,10 @@ def is_transposed(module: nn.Module) -> bool:
 
 def is_norm(module: nn.Module) -> bool:
     """A normalisation over the last dimension with a weight of its own (LayerNorm, RMSNorm and their namesakes)."""
-    if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
+    if isinstance(module, (*BATCH_NORMS, nn.GroupNorm)):
         return False
     weight = module._parameters.get("weight")
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
-
-
-def bypassed(parent: nn.Module, name: str) -> bool:
-    """Whether a module's code multiplies by the weight of its child instead of calling it: an adapter there would have no effect."""
-    source, weight = _source(getattr(type(parent), "graft_base", type(parent))), rf"self\.{re.escape(name)}\.weight"
-    never = re.search(weight, source) is not None and f"self.{name}(" not in source
-    return never or re.search(rf"{weight}\s*@|linear\([^()]*{weight}", source) is not None
-
-
-@functools.cache
-def _source(cls: type[nn.Module]) -> str:
-    try:
-        return inspect.getsource(cls)
-    except (OSError, TypeError):  # a class without a source file
-        return ""
 
 
 def widths(module: nn.Module, path: str) -> tuple[int, int]:

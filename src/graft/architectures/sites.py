@@ -12,9 +12,10 @@ from torch import nn
 from graft.architectures.blocks import TOWERS, Block, blocks_of, stack_of, text_config_of
 from graft.architectures.experts import expert_parts, expert_sizes
 from graft.architectures.family import fused_features
-from graft.architectures.layers import bypassed, is_linear, is_norm, widths
+from graft.architectures.layers import CONVOLUTIONS, is_linear, is_norm, widths
 from graft.architectures.site import Site, SiteRequest, SiteType
 from graft.architectures.sizes import head_sizes, hidden_width, sublayer_widths
+from graft.architectures.source import bypassed
 from graft.architectures.walk import base_modules
 from graft.errors import GraftError
 
@@ -94,7 +95,7 @@ class SiteTable:
             (f"{block.at(path)}.{name}".removesuffix("."), bool(expert_parts(module)))
             for block in self.blocks
             for path, module in base_modules(block.module)
-            if not isinstance(module, nn.modules.conv._ConvNd)
+            if not isinstance(module, CONVOLUTIONS)
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.dim() == 3
         ]

@@ -10,18 +10,14 @@ it calls norms and sublayers and adds to the residual, innermost call first. N n
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
 import itertools
-import textwrap
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
 from graft.architectures.family import Family, Sublayer
 from graft.architectures.layers import is_linear, is_norm
+from graft.architectures.source import ADD, Step, forward_steps
 
 _ATTENTION = ("attn", "attention", "self_attn", "self_attention", "attn_layer")
 _CROSS = ("encoder_attn", "crossattention", "cross_attn", "cross_attention", "encoder_attention")
@@ -59,7 +55,9 @@ def resolve_structure(block: nn.Module) -> Family:
     mlp = _mlp(block, linears, children)
     if mlp is not None:
         sublayers["mlp"] = mlp
-    steps = _steps(block, sublayers.values())
+    # The steps that matter for norms: those of sublayers, norms and additions.
+    tops = {path.partition(".")[0] for sublayer in sublayers.values() for path in (sublayer.source, sublayer.out)}
+    steps = tuple(step for step in forward_steps(block) if step.name in _norms(block) | tops | {ADD})
     return Family(linears, {name: _with_norm(block, sublayer, steps) for name, sublayer in sublayers.items()})
 
 
@@ -155,67 +153,3 @@ def _with_norm(block: nn.Module, sublayer: Sublayer, steps: tuple[Step, ...]) ->
     elif calls and calls[0] in norms:
         return replace(sublayer, norm=calls[0], residual=sublayer.source, post=True)
     return sublayer
-
-
-ADD = "+"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call of a child, or an addition, in a block's forward: the variables it reads, and those its statement assigns."""
-
-    name: str
-    reads: frozenset[str] = frozenset()
-    writes: frozenset[str] = frozenset()
-
-
-def _steps(block: nn.Module, sublayers: Iterable[Sublayer]) -> tuple[Step, ...]:
-    """What the block's forward does in order, of norms, sublayers and additions."""
-    tops = {path.partition(".")[0] for sublayer in sublayers for path in (sublayer.source, sublayer.out)}
-    known = _norms(block) | tops | {ADD}
-    tree = _forward(getattr(type(block), "graft_base", type(block)))
-    return () if tree is None else tuple(step for step in _visited(tree, block, frozenset()) if step.name in known)
-
-
-@functools.cache
-def _forward(cls: type[nn.Module]) -> ast.AST | None:
-    try:
-        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward))))
-    except (OSError, TypeError):  # a class without a source file
-        return None
-
-
-def _visited(node: ast.AST, block: nn.Module, writes: frozenset[str]) -> Iterator[Step]:
-    """Calls on self and additions below a node, in the order of evaluation."""
-    if isinstance(node, ast.Assign):
-        writes = frozenset(name for target in node.targets for name in _variables(target))
-    children = ast.iter_child_nodes(node)
-    if isinstance(node, ast.If) and (known := _setting(node.test, block)) is not None:
-        children = iter(node.body if known else node.orelse)
-    for child in children:
-        yield from _visited(child, block, writes)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        if isinstance(node.func.value, ast.Name) and node.func.value.id == "self":
-            reads = frozenset(name for part in (*node.args, *node.keywords) for name in _variables(part))
-            yield Step(node.func.attr, reads, writes)
-    elif isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Add):
-        yield Step(ADD)
-
-
-def _setting(test: ast.AST, block: nn.Module) -> bool | None:
-    """What a condition of the form `self.a.b` or its negation says for this block; None for any other."""
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        inner = _setting(test.operand, block)
-        return None if inner is None else not inner
-    names: list[str] = []
-    while isinstance(test, ast.Attribute):
-        names.append(test.attr)
-        test = test.value
-    if not names or not isinstance(test, ast.Name) or test.id != "self":
-        return None
-    value = functools.reduce(lambda each, name: getattr(each, name, None), reversed(names), block)
-    return value if isinstance(value, bool) else None
-
-
-def _variables(node: ast.AST) -> Iterator[str]:
-    return (each.id for each in ast.walk(node) if isinstance(each, ast.Name) and each.id != "self")

@@ -22,6 +22,7 @@ from graft.architectures.four_bit import allow_packing, forbid_packing
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
 from graft.architectures.sites import SiteTable
+from graft.architectures.transformers_internals import is_checkpointed_layer
 from graft.architectures.walk import CONTAINER, base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.attaching.install import install_adapter, spec_of
@@ -135,17 +136,11 @@ def _prepare_base(root: nn.Module, state: State) -> None:
     if hasattr(root, "save_pretrained"):
         substitute(root, SavesAdapter)
     for _, module in base_modules(root):
-        if _is_layer(module):
+        if is_checkpointed_layer(module):
             module.__dict__["graft_state"] = state
             substitute(module, KeepsContext)
     assert state.site_table is not None
     install_gated_mlps(state.site_table.blocks, state)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return isinstance(module, GradientCheckpointingLayer)
 
 
 def _install(

@@ -9,7 +9,7 @@ from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdap
 from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import Site, SiteSpec
 from graft.architectures.sites import SiteTable
-from graft.attaching.probe import device_of
+from graft.architectures.transformers_internals import device_of
 from graft.attention.install import install, shift_positions
 from graft.attention.prompts import install_prompt
 from graft.errors import GraftError

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from graft.architectures.blocks import TOWERS, stack_of
+from graft.architectures.transformers_internals import device_of
 from graft.architectures.walk import CONTAINER, base_modules
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer
@@ -112,21 +113,3 @@ def _image(root: Any, device: torch.device) -> torch.Tensor:
     size = config.image_size
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return torch.zeros(1, config.num_channels, height, width, device=device, dtype=root.dtype)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: its weights' device, or, where those are offloaded, the device its hook brings them to."""
-    weight = next(module.parameters(), None)
-    if weight is None:
-        return torch.device("cpu")
-    if weight.device.type == "meta":
-        hooks = (getattr(child, "_hf_hook", None) for child in module.modules())
-        devices = (
-            device
-            for hook in hooks
-            for each in getattr(hook, "hooks", (hook,))
-            if (device := getattr(each, "execution_device", None))
-        )
-        found = next(devices, None)
-        return weight.device if found is None else torch.device(found)
-    return weight.device

@@ -19,6 +19,7 @@ from graft.adapters.kinds.head import Head
 from graft.adapters.kinds.stack import Stack
 from graft.adapters.presets import Preset
 from graft.architectures.layers import is_linear
+from graft.architectures.transformers_internals import initialise
 from graft.errors import GraftError
 from graft.injection.state import site_table_of, sites_of, unwrapped
 
@@ -63,10 +64,7 @@ def draw_head(model: nn.Module, fresh: Iterable[str], seed: int) -> None:
         torch.manual_seed(seed)
         # The order is fixed, innermost first, so that a seed always gives the same head.
         for path in sorted(paths | inside, key=lambda path: (-path.count("."), path)):
-            module = root.get_submodule(path)
-            for parameter in module.parameters():
-                parameter.__dict__.pop("_is_hf_initialized", None)
-            root._init_weights(module)
+            initialise(root, root.get_submodule(path))
 
 
 def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence[str]) -> AdapterConfig | Preset:

@@ -17,6 +17,7 @@ from graft.adapters.base import Adapter, AdapterConfig, AdapterModule, Shared
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site, SiteRequest
 from graft.architectures.sites import SiteTable
+from graft.architectures.torch_internals import assert_in_graph
 from graft.errors import GraftError, did_you_mean
 from graft.routing.context import ForwardContext, PromptCache
 
@@ -193,12 +194,12 @@ class State:
         slots = self.slots if device is None else self.slots.to(device)
         slot_B = slots[:num_rows]
         fits = (slot_B != NO_ROW).all() & ((slots[num_rows] == NO_ROW) | (slots[-1] != NO_ROW))
-        torch.ops.aten._assert_async.msg(fits, "graft: the batch has another number of rows than the routing names")
+        assert_in_graph(fits, "graft: the batch has another number of rows than the routing names")
         return slot_B
 
     def refuse_flat_in_graph(self) -> None:
         """For compiled graphs: raise when they cannot route the pass in effect at all."""
-        torch.ops.aten._assert_async.msg(
+        assert_in_graph(
             self.slots[0] != NO_ROW, f"graft: token-flat passes and more than {MAX_ROWS} rows do not run compiled"
         )
 

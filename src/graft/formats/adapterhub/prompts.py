@@ -40,7 +40,7 @@ def read_prefix(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
     for part, names in _prefix_sites(file.site_table).items():
         if part != "self_prefix" and not config.get(part, True):
             continue
-        sites = sites_of(site_table_of(file.model), prefix.model_copy(update={"sites": names}))
+        sites = sites_of(file.model, prefix.model_copy(update={"sites": names}))
         keys = [key for key in file.left if f".{part}." in key and f".{file.name}." in key]
         flat = _computed(file, part, keys, prefix.tokens)
         slots = flat.view(prefix.tokens, 2 * len(sites), sites[0].num_kv_heads, sites[0].head_dim).transpose(0, 1)
