@@ -1,4 +1,4 @@
-"""What kind of layer a module is, and how wide."""
+"""Tell linear layers and norms from other modules, and how wide they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BATCH_NORMS = (
 
 
 def is_linear(module: nn.Module) -> bool:
-    """nn.Linear and its kin (quantised ones too; no block-diagonal ones), and the transposed linear layer of GPT-2."""
+    """Whether a module is a linear layer: nn.Linear or a subclass (quantised ones too), but no block-diagonal one, or GPT-2's Conv1D."""
     return isinstance(module, nn.Linear) and not hasattr(module, "n_groups") or is_transposed(module)
 
 
@@ -26,7 +26,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """A normalisation over the last dimension with a weight of its own (LayerNorm, RMSNorm and their namesakes)."""
+    """Whether a module normalises over the last dimension and has a weight (LayerNorm, RMSNorm and others of such a name)."""
     if isinstance(module, (*BATCH_NORMS, nn.GroupNorm)):
         return False
     weight = module._parameters.get("weight")
@@ -34,7 +34,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def widths(module: nn.Module, path: str) -> tuple[int, int]:
-    """Input and output width of a module. Raises `GraftError` where they cannot be told."""
+    """Return the input and output width of a module. Raises `GraftError` if they are not known."""
     if is_transposed(module):
         return tuple(module.weight.shape)  # pyright: ignore
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
@@ -47,6 +47,6 @@ def widths(module: nn.Module, path: str) -> tuple[int, int]:
     linears = [child for name, child in module.named_modules() if is_linear(child) and "graft" not in name.split(".")]
     if not linears:
         raise GraftError(
-            f"the widths of module '{path}' ({type(module).__name__}) cannot be told: adapt a linear layer or a norm in it"
+            f"the widths of module '{path}' ({type(module).__name__}) are not known: adapt a linear layer or a norm in it"
         )
     return widths(linears[0], path)[0], widths(linears[-1], path)[1]

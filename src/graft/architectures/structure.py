@@ -1,7 +1,7 @@
-"""A family read off one block, for model types that are not in the table.
+"""Find the family of one block by its structure, for model types that are not in the table.
 
-Linear layers go by their usual names. Which norm belongs to which sublayer is read from the block's own forward: the order in which
-it calls norms and sublayers and adds to the residual, innermost call first. N norm, A attention, M MLP, + addition:
+Linear layers are known by their usual names. The norm of a sublayer is found in the source of the block's forward, by the order in which
+it calls norms and sublayers and adds to the residual, innermost call first. With N norm, A attention, M MLP, + addition:
 
     N A + N M +        before the sublayer (LLaMA)            N A M +            one norm for both (Cohere)
     N A N + N M N +    h is the second norm's output (Gemma)  A N + M N +        the same without the first (OLMo 2)
@@ -38,9 +38,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
 
 
 def resolve_structure(block: nn.Module) -> Family:
-    """The family that a block's structure says. Sublayers whose modules are not found are left out.
+    """Return the family of a block. A sublayer with modules that are not found is left out.
 
-    An MLP with experts is one module from x to h; `mlp.up` and its like are then the layers of the expert that all tokens share.
+    An MLP with experts is one module from x to h. `mlp.up` and the others are then the layers of the expert that all tokens use.
     """
     children = {name: child for name, child in block.named_children() if not isinstance(child, nn.ModuleList)}
     cross = next((name for name in _CROSS if name in children), "")
@@ -62,7 +62,7 @@ def resolve_structure(block: nn.Module) -> Family:
 
 
 def _linears(block: nn.Module, attention: str, cross: str) -> dict[str, str]:
-    """The linear layers of a block by site name. Lists of modules (experts) hold none that has a name."""
+    """Return the linear layers of a block by site name. Those in lists of modules (experts) have no names."""
     linears: dict[str, str] = {}
     lists = tuple(f"{path}." for path, module in block.named_modules() if isinstance(module, nn.ModuleList))
     for path, module in block.named_modules():
@@ -72,6 +72,7 @@ def _linears(block: nn.Module, attention: str, cross: str) -> dict[str, str]:
         room = "attn" if top == attention else "cross" if top == cross else "mlp"
         if room != "mlp" and not _computes_attention(block, _parent(path), top):
             continue
+        # E.g. "self_attn.q_proj" ends with ".q_proj", so it is attn.q; in a cross-attention the same ending is cross.q.
         for site, names in _NAMES.items():
             place, _, part = site.partition(".")
             ending = f".{path.removesuffix('.linear')}"
@@ -84,7 +85,7 @@ def _linears(block: nn.Module, attention: str, cross: str) -> dict[str, str]:
 
 
 def _computes_attention(block: nn.Module, parent: str, top: str) -> bool:
-    """Whether a layer below an attention module is one of its projections, and not of a helper (an indexer of sparse attention)."""
+    """Whether a layer in an attention module is one of its projections, and not that of a helper (the indexer of sparse attention)."""
     inner = parent.removeprefix(top).strip(".")
     name = type(block.get_submodule(parent)).__name__
     return "." not in inner and (not inner or "Attention" in name or "Output" in name or "Linear" in name)
@@ -122,12 +123,12 @@ def _parent(path: str) -> str:
 
 
 def _norms(block: nn.Module) -> set[str]:
-    """The children that normalise, with weights or without."""
+    """Return the names of the children that normalise, with weights or without."""
     return {name for name, child in block.named_children() if "norm" in f"{name} {type(child).__name__}".lower()}
 
 
 def _with_norm(block: nn.Module, sublayer: Sublayer, steps: tuple[Step, ...]) -> Sublayer:
-    """The sublayer with its norm and the place of the residual stream, as far as they can be told."""
+    """Return the sublayer with its norm and the module that reads the residual stream, as far as the steps show them."""
     beside = sublayer.out.rpartition(".")[0]
     if beside and not f"{sublayer.source}.".startswith(f"{beside}."):
         for name, module in block.get_submodule(beside).named_children():
@@ -138,11 +139,13 @@ def _with_norm(block: nn.Module, sublayer: Sublayer, steps: tuple[Step, ...]) ->
     if at is None:
         return sublayer
     norms = _norms(block)
-    behind = [step for step in steps[at:] if step.name not in own]
-    if behind and behind[0].name in norms and behind[0].reads & steps[at].writes:
-        sublayer = replace(sublayer, out=behind[0].name)  # no addition in between: h is that norm's output
-    calls = [step.name for step in behind if step.name != ADD]
-    if next(step.name for step in steps if step.name != ADD) in norms:
+    after = [step for step in steps[at:] if step.name not in own]
+    if after and after[0].name in norms and after[0].reads & steps[at].writes:
+        sublayer = replace(sublayer, out=after[0].name)  # no addition in between: h is that norm's output
+    calls = [step.name for step in after if step.name != ADD]
+    if (
+        next(step.name for step in steps if step.name != ADD) in norms
+    ):  # a block that begins with a norm has norms before sublayers
         for step in reversed(steps[:at]):
             if step.name == ADD:
                 break

@@ -1,7 +1,7 @@
-"""Attach adapters to a model in place, and take them off again.
+"""Attach adapters to a model in place, and detach them again.
 
 The model stays itself: its class, its base weights and the names of its state dict do not change. After the last `detach` it is exactly
-what it was.
+what it was before.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from graft.injection.substitution import KeepsContext, hooked, restore, substitu
 
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
-"""Not `training`, which torch sets on every module."""
+"""Names of adapters. `training` is not allowed, because torch sets this attribute on every module."""
 MODEL_MIXINS = (KeepsContext, RecordsMask, SavesAdapter, ShiftsPositions, GatedForward)
-"""Mixins that stay while any adapter is attached; the others go with the last adapter of their module."""
+"""Mixins that stay while any adapter is attached. Others are removed with the last adapter of their module."""
 
 
 def attach(
     model: Model, adapters: Mapping[str, AdapterConfig | Preset | Mapping[str, Any] | Sequence[Any] | str]
 ) -> Model:
-    """Attach adapters by name, in place. The base is frozen; the first adapter attached becomes active.
+    """Attach adapters by name, in place. The base is frozen, and the first adapter ever attached becomes active.
 
     adapters: name -> a config (`graft.LoRA(rank=16)`), a mapping with `kind`, a preset's name, or a list of these (a stack).
-    Raises `GraftError` for a bad name or config, a site that matches nothing, a model wrapped by PEFT, or a site that a probe
-    forward does not reach; the model is then as it was before.
+    Raises `GraftError` for a bad name or config, a site that matches nothing, a model wrapped by PEFT, or a site that a trial forward
+    pass does not reach. The model is then as it was before.
     """
     root = unwrapped(model)
     state: State = root.__dict__.get("graft_state") or State()
@@ -88,6 +88,7 @@ def attach(
 
 
 def _refuse_foreign(root: nn.Module) -> None:
+    """Raise `GraftError` for a model that PEFT has wrapped."""
     for _, module in base_modules(root):
         if hasattr(module, "base_layer") or hasattr(module, "peft_config") and not hasattr(module, "graft_base"):
             raise GraftError(
@@ -98,14 +99,15 @@ def _refuse_foreign(root: nn.Module) -> None:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise GraftError(
-            f"'{name}' is not an adapter name: letters, digits, '_' and '-' after a letter or digit, and not the word 'training' "
-            "(it becomes part of tensor names)"
+            f"'{name}' is not an adapter name: use letters, digits, '_' and '-', with a letter or digit first, and not the word 'training' "
+            "(the name becomes a part of tensor names)"
         )
 
 
 def _plan(
     site_table: SiteTable, state: State, name: str, spec: Any
 ) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
+    """Return the config that a user means, and each of its simple parts with the sites in this model. Changes nothing."""
     _check_name(name)
     if name in state.adapters:
         raise GraftError(f"an adapter '{name}' is attached already: detach it first, or choose another name")
@@ -124,10 +126,12 @@ def _plan(
 
 
 def _prepare_base(root: nn.Module, state: State) -> None:
-    """Make the root ours and freeze it, remembering which parameters could train."""
+    """Freeze the base, remember which of its parameters required gradients, and put in the mixins that every model with adapters has."""
     for _, module in base_modules(root):
         if "graft_state" in module.__dict__:
-            raise GraftError("a part of this model has adapters of its own: detach those first, or attach to that part")
+            raise GraftError(
+                "a submodule of this model has adapters of its own: detach those first, or attach to that submodule"
+            )
     forbid_packing(root)
     state.base_trainable = tuple(name for name, p in root.named_parameters() if p.requires_grad)
     root.__dict__["graft_state"] = state
@@ -146,9 +150,14 @@ def _prepare_base(root: nn.Module, state: State) -> None:
 def _install(
     root: nn.Module, state: State, name: str, config: AdapterConfig, parts: list[tuple[AdapterConfig, list[Site]]]
 ) -> None:
+    """Build the modules of an adapter and put them into the model.
+
+    Two modules of one type at one host need different keys in its container: the first is `linear`, the second `linear_1`.
+    """
     attached = state.adapters[name] = AttachedAdapter(config, state.free_slot())
     taken: dict[tuple[str, str], int] = {}
     for number, (part, sites) in enumerate(parts):
+        # Sites are numbered through all parts of a stack: the number is part of the key of seeded dropout.
         specs = [spec_of(root, site, len(attached.installs) + i) for i, site in enumerate(sites)]
         shared = part.build_shared(specs)
         if shared is not None:
@@ -165,6 +174,7 @@ def _install(
             installed = Installed(site, key, at_site, adapter)
             install_adapter(root, state, name, installed)
             attached.installs.append(installed)
+        # A prefix that starts from a text runs the base, so all of this part's modules have to be in place first.
         if part.starts_from and not will_be_filled():
             own = [(each.site.module, each.module) for each in attached.installs[-len(sites) :]]
             attending = [(root.get_submodule(path), each) for path, each in own if isinstance(each, AttentionAdapter)]
@@ -172,11 +182,11 @@ def _install(
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
-    """Take one adapter off, or all (None). After the last one the model is what it was, class and all.
+    """Detach one adapter, or all of them (None). After the last one the model is what it was before, class and all.
 
-    An adapter merged with keep=False leaves its weights behind: they are the base's own from then on.
-    Raises `GraftError` for an unknown name, an adapter whose merge can still be undone, or a module that was hooked or wrapped
-    since it was attached.
+    The weights of an adapter that was merged with keep=False stay in the base for good.
+    Raises `GraftError` for an unknown name, an adapter with a merge that can still be undone, or a module that other code has hooked or
+    wrapped since.
     """
     root, state = unwrapped(model), state_of(model)
     names = tuple(state.adapters) if name is None else (name,)
@@ -196,6 +206,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 
 
 def _refuse_hooked(root: nn.Module, state: State) -> None:
+    """Raise `GraftError` if other code has put a forward on an adapted module, before anything is changed."""
     for path, module in base_modules(root):
         if hooked(module):
             raise GraftError(
@@ -204,6 +215,7 @@ def _refuse_hooked(root: nn.Module, state: State) -> None:
 
 
 def _remove(root: nn.Module, state: State, name: str) -> None:
+    """Take an adapter out of the model, and restore the hosts that no adapter is left in."""
     state.adapters.pop(name)
     state.prompt_caches.clear()
     state.reroute(name, None)
@@ -252,7 +264,7 @@ def rename(model: nn.Module, old: str, new: str) -> None:
 
 
 def copy(model: nn.Module, name: str, new: str) -> None:
-    """Attach a copy of an adapter, weights and all, under another name."""
+    """Attach a copy of an adapter, with its weights, under another name."""
     root, state = unwrapped(model), state_of(model)
     attached = state.adapter(name)
     with to_be_filled():

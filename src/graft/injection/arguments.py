@@ -2,7 +2,7 @@
 
 Why: only this file knows what releases of transformers call the cache. It is `past_key_values` up to 5.23 and `cache` from 5.24 on, which
 takes the old name too, `layer_past` in some attention modules, and `cache_params` in state-space models.
-Breaks: under a new name the cache is not found; prefixes are then added again at each step of generation, and the tests of caches fail.
+Breaks: under a new name the cache is not found. Positions and prefixes are then wrong in generation, and the tests of caches fail.
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ class AdapterContainer(nn.Module):
     def run(self, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module's forward with its adapters.
 
-        The order in a q projection that hosts a series adapter "s" (with `before`) and a LoRA "l", under rows ("s", "l", None):
-        `before` of s on row 0; the base once, on all three rows; s and l on rows 0 and 1 of the output. If both were parts of one
-        adapter (a stack), all `before` would run in the order of the stack, then the base, and then all `adapt` in the same order.
+        E.g. adapter a is one module with a `before` and an `adapt`, b is a LoRA, and the rows are ("a", "b", None). Then `before` of a runs
+        on row 0, the base runs once on all three rows, b is added to row 1 of the output, and `adapt` of a runs on row 0.
+        If a is a stack of two modules, both `before` run in the order of the stack, then the base, then both `adapt` in that order.
         """
         if torch.compiler.is_compiling():
             return self._run(base, Call.of(args, kwargs), SlotSelection(self.state))
@@ -82,7 +82,7 @@ class AdapterContainer(nn.Module):
             return output
         self._check(call, output, rows)
         h = by_rows(call.first(output), rows.context, self.is_expert)
-        if not linear:  # the output h, and not x, has rows for certain (an embedding reads token ids)
+        if not linear:  # groups of rows are made from h, because x may have no features (an embedding reads token ids)
             updates, done = self.low_rank(h, rows)
         if updates:  # fast path: all low-rank updates in one operation
             h = add_low_rank(x.to(h.dtype), h, updates, in_place=makes_its_output(self.host))
@@ -163,7 +163,8 @@ class AdapterContainer(nn.Module):
         """Raise `GraftError` for a call that the adapters cannot compute, or would compute wrongly."""
         if self._runs_host and (call.has_more or isinstance(output, tuple)):
             raise GraftError(
-                "an adapter of kind full is at a module with several inputs or outputs, of which it could train only the first: name the layers in it"
+                "an adapter of kind full is at a module with several inputs or outputs, but it can train only the first: "
+                "name the layers in it"
             )
         if rows.context is None or call.first(output).is_meta:
             return

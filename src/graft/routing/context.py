@@ -20,7 +20,7 @@ from graft.errors import GraftError
 
 Index = slice | Tensor
 PromptCache = dict[nn.Module, tuple[Tensor, Tensor]]
-"""Attention module -> keys and values [P, K, D] of P virtual tokens, for K key-value heads of size D."""
+"""Attention adapter -> keys and values [P, K, D] of P virtual tokens, for K key-value heads of size D."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +49,13 @@ class AdapterContext:
         return x * self.dropout_mask(x, p, site)
 
     def dropout_mask(self, x: Tensor, p: float, site: int) -> Tensor:
-        """Return the mask of seeded dropout in x's shape, with 0 or 1 / (1 - p) in each place. Every call gives the same mask."""
+        """Return the mask of seeded dropout in x's shape: 0 or 1 / (1 - p) in each place. Every call gives the same."""
         assert self.seeds is not None
         covered = sum(self.lengths or ()) if self.flat else len(self.seeds)
         if covered != x.shape[1 if self.flat else 0]:
             raise GraftError(
-                f"{len(self.seeds)} dropout seeds for {covered} {'tokens' if self.flat else 'rows'} do not fit a tensor of shape {tuple(x.shape)}"
+                f"{len(self.seeds)} dropout seeds for {covered} {'tokens' if self.flat else 'rows'} do not fit a tensor of shape "
+                f"{tuple(x.shape)}"
             )
         keep = torch.ones_like(x)
         start = 0
@@ -94,7 +95,7 @@ class ForwardContext:
     flat: bool = False
     seeds: tuple[int, ...] | None = None
     prompt_seeds: Mapping[str, int] | None = None
-    """Adapter -> dropout seed of its virtual tokens, which run once for all its rows. An adapter that is missing uses its first row's seed."""
+    """Adapter -> dropout seed of its virtual tokens, which run once for all its rows. Without one, it is the seed of its first row."""
     mask: Tensor | None = None
     cached_kv: PromptCache | None = None
     """The keys and values that the model computed in this pass for virtual tokens in the embedding."""
@@ -147,8 +148,9 @@ class ForwardContext:
         return tuple(name for name in self.rows for _ in range(copies))
 
     def groups(self, x: Tensor) -> list[tuple[str, Index, AdapterContext]]:
-        """Return (adapter, index, context) for each group of rows of a batch x [B, ...], or padding-free [1, T, ...]. The bare base has none.
+        """Return (adapter, index, context) for each group of rows of a batch x, [B, ...] or padding-free [1, T, ...].
 
+        Rows of the bare base are in no group.
         Padded: the index is along dimension 0, and an adapter has one group. Rows ("a", None, "b", "a") give a: tensor [0, 3] and
         b: slice(2, 3).
         Padding-free: the index is along dimension 1, and neighbours with one adapter are a group. The same rows with lengths

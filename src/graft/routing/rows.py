@@ -96,8 +96,8 @@ def by_rows(x: Tensor, context: ForwardContext | None, is_expert: bool = False) 
         return x
     if is_expert and isinstance(context.rows, tuple):
         raise GraftError(
-            f"a list of experts passes {len(x)} tokens to this layer, and their rows are not known: with adapters in experts, give all rows "
-            "of a batch one adapter, or choose sites outside the experts"
+            f"a list of experts passes {len(x)} tokens to this layer, and their rows are not known: with adapters in experts, give all "
+            "rows of a batch one adapter, or choose sites outside the experts"
         )
     if context.flat or is_expert:
         return x.unsqueeze(0) if context.flat else x
