@@ -194,12 +194,12 @@ class Adapter(AdapterModule):
         )
 
     def low_rank(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate | None:
-        """Return the low-rank update that `adapt` adds to h on these rows, None if it does anything else. Updates are added together."""
+        """Return the low-rank update that `adapt` adds to h on these rows, None if it does anything else."""
         return None
 
     reads: Literal["nothing", "input", "residual"] = "input"
-    """What `adapt` gets as x at a sublayer: its input, or the residual stream to which h is added. Other modules have these tensors and keep
-    them for the adapter only if it reads them. Set this on the class, or on the instance before it is installed."""
+    """What `adapt` gets as x at a sublayer: its input, or the residual stream to which h is added. Other modules have these tensors and
+    keep them for the adapter only if it reads them. Set this on the class, or on an instance before it is installed."""
 
     # A kind rarely writes these.
 
@@ -233,7 +233,7 @@ class Adapter(AdapterModule):
 def fold_steps(parts: Sequence[tuple[Adapter, Any]]) -> Iterator[tuple[Any, Any]]:
     """Yield (how to fold, where) for the adapters of one layer, in the order that gives what they compute.
 
-    E.g. a and b compute b.adapt(a.adapt(base(b.before(a.before(x))))): fold a, fold b, then the inputs, b before a.
+    E.g. a and b compute b.adapt(x', a.adapt(x', base(x'))) with x' = b.before(a.before(x)). So fold a and b, then the input of b, then a's.
     """
     yield from ((adapter.fold, where) for adapter, where in parts)
     yield from ((adapter.fold_input, where) for adapter, where in reversed(parts))
