@@ -104,7 +104,7 @@ def test_a_batch_of_another_size_is_an_error(rows: int) -> None:
 def test_a_flat_pass_needs_lengths_that_cover_its_tokens() -> None:
     with pytest.raises(GraftError, match="needs the length of every segment"):
         ForwardContext("a", flat=True)
-    with pytest.raises(GraftError, match=r"token-flat pass of 5 tokens met a tensor of shape \(1, 6, 2\)"):
+    with pytest.raises(GraftError, match=r"padding-free batch of 5 tokens does not fit a tensor of shape \(1, 6, 2\)"):
         ForwardContext(("a", "b"), lengths=(2, 3), flat=True).groups(torch.zeros(1, 6, 2))
 
 
@@ -116,7 +116,7 @@ def test_counts_that_disagree_are_an_error() -> None:
 
 
 def test_seeds_for_another_number_of_rows_are_an_error() -> None:
-    with pytest.raises(GraftError, match=r"2 dropout seeds for 2 rows met a tensor of shape \(3, 4, 5\)"):
+    with pytest.raises(GraftError, match=r"2 dropout seeds for 2 rows do not fit a tensor of shape \(3, 4, 5\)"):
         AdapterContext(None, False, (1, 2)).dropout(torch.ones(3, 4, 5), P, SITE)
-    with pytest.raises(GraftError, match=r"for 5 tokens met a tensor of shape \(1, 6, 5\)"):
+    with pytest.raises(GraftError, match=r"for 5 tokens do not fit a tensor of shape \(1, 6, 5\)"):
         AdapterContext((2, 3), True, (1, 2)).dropout(torch.ones(1, 6, 5), P, SITE)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from graft.adapters.registry import built_in_classes
 from graft.version import __version__ as __version__
 
-# Public name -> the module that defines it. No module of this package may carry a public name: importing
-# a submodule binds it on the package and would hide the function.
+# Public name -> the module that defines it. No module of this package may have a public name: importing a
+# submodule binds it on the package and would hide the function.
 _HOME = {
     "after_step": "graft.attaching.parameters",
     "attach": "graft.attaching.attach",

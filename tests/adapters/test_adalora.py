@@ -320,6 +320,6 @@ def test_the_callback_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     trainer = _driven(_to_drive(), tmp_path)
     trainer.args.fp16 = True
     with pytest.raises(
-        graft.GraftError, match="adapter 'a' has a penalty, which the Trainer's scaling of fp16 does not reach"
+        graft.GraftError, match="adapter 'a' has a penalty, which the Trainer does not scale under fp16"
     ):
         trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)

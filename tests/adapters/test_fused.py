@@ -49,7 +49,7 @@ def by_hand(x: Tensor, h: Tensor, given: list[LowRankUpdate]) -> Tensor:
             if term.rows.start <= number // size < term.rows.stop:  # type: ignore[union-attr]
                 start = term.rows.start * size  # type: ignore[union-attr]
                 own = term.rows_of(x)
-                kept = term.ctx.kept(own, term.p, term.site_index) if term.p else torch.ones_like(own)
+                kept = term.ctx.dropout_mask(own, term.p, term.site_index) if term.p else torch.ones_like(own)
                 dropped = (own * kept).flatten(0, 1)[number - start]
                 row = row + term.scale * (term.B @ (term.A @ dropped))
         out.append(row)

@@ -56,7 +56,7 @@ def test_the_weight_that_is_computed_with_is_w_plus_s_w_times_ba(family: str, si
         host = plain.get_submodule(path.rpartition(".")[0])
         weight = host.weight.detach()
         W = weight.t() if family == "gpt2" else weight
-        rows = module.around.rows if module.around.rows is not None else slice(None)
+        rows = module.around.features if module.around.features is not None else slice(None)
         for row, own in zip(torch.arange(len(W))[rows], range(len(B)), strict=True):
             for column in range(W.shape[1]):
                 W[row, column] *= 1 + 2 * sum(B[own, r] * A[r, column] for r in range(3))

@@ -163,5 +163,7 @@ def test_a_broken_package_is_named_and_harms_nobody(monkeypatch: pytest.MonkeyPa
 def test_a_package_must_use_the_name_that_its_config_declares(monkeypatch: pytest.MonkeyPatch) -> None:
     packages(monkeypatch, Point("other", f"{__name__}:Shift", "shifting"))
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
-    with pytest.raises(graft.GraftError, match="names .*Shift 'other', but its config says kind 'test-shift'"):
+    with pytest.raises(
+        graft.GraftError, match="has .*Shift as kind 'other', but the config declares kind 'test-shift'"
+    ):
         graft.attach(small_model("llama"), {"a": {"kind": "other"}})

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import graft
-from graft.architectures.language import resolve_sites
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 from tests.families.zoo import batch, inputs_of, tiny
 
 ONE = {"bart": {"encoder_layers": 1, "decoder_layers": 1}, "distilbert": {"n_layers": 1}}
@@ -31,16 +30,18 @@ def _one(family: str, **changes: Any) -> Any:
 def _with_prefix_of(model: Any, place: str, positions: str, run: Any) -> list[str]:
     """Attach a prefix of one token at a place, whose key and value are what the linear layers gave for the first token in `run`."""
     config = graft.Prefix(tokens=1, positions=positions, sites=place)
-    sites, seen = resolve_sites(site_table_of(model), config), {}
+    sites, seen = sites_of(model, config), {}
     base = place.rpartition(".")[2]
     for site in sites:
         names = [graft.LoRA(sites=f"{place.replace(base, f'{base}.{part}')}@{site.layer}") for part in "kv"]
-        for part, found in zip(
-            ("keys", "values"), (resolve_sites(site_table_of(model), name)[0] for name in names), strict=True
-        ):
+        for part, found in zip(("keys", "values"), (sites_of(model, name)[0] for name in names), strict=True):
 
             def note(
-                module: Any, args: Any, out: Tensor, key: str = f"{site.module}.prefix.{part}", rows: Any = found.rows
+                module: Any,
+                args: Any,
+                out: Tensor,
+                key: str = f"{site.module}.prefix.{part}",
+                rows: Any = found.features,
             ) -> None:
                 seen[key] = out[0, :1] if rows is None else out[0, :1, rows]
 

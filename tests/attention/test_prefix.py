@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 
 import graft
-from graft.architectures.language import resolve_sites
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 from tests.families.zoo import TABLE, WITH_INTERFACE, batch, tiny
 
 WINDOWED = ("mistral", "gemma2", "gemma3_text")
@@ -37,7 +36,7 @@ def _with_prefix(name: str, backend: str, positions: str, tokens: int = TOKENS) 
 def _keys_values(model: Any) -> list[tuple[Tensor, Tensor]]:
     """[P, K, D] of every layer."""
     stored = {name: parameter.detach() for name, parameter in graft.parameters(model, "p")}
-    sites = resolve_sites(site_table_of(model), graft.Prefix())
+    sites = sites_of(model, graft.Prefix())
     return [(stored[f"{site.module}.prefix.keys"], stored[f"{site.module}.prefix.values"]) for site in sites]
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import graft
 from graft.attention import flat_attention
-from graft.attention.config_view import ConfigView
 from graft.attention.install import OWN_FORWARDS, install, uninstall
 from graft.attention.own_forward import OwnForward
+from graft.injection.config_view import ConfigView
 from graft.injection.state import State
 from graft.injection.substitution import own_class
 from tests.families.zoo import tiny

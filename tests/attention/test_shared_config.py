@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM
 
 import graft
-from graft.attention.config_view import ConfigView
+from graft.injection.config_view import ConfigView
 from tests.families.zoo import MODERN, TABLE, batch, tiny
 
 

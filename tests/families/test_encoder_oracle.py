@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, BertModel, T5ForConditionalGeneration
 
 import graft
-from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 
 MODELS = {"BertAdapterModel": BertModel, "BertModel": BertModel, "BertForSequenceClassification": BertForSequenceClassification,
           "T5ForConditionalGeneration": T5ForConditionalGeneration}  # fmt: skip
@@ -105,7 +104,7 @@ def test_houlsby_after_attention_and_mlp(shared: Path, case: str) -> None:
     config = graft.Series(bottleneck=8, activation="silu", sites="attn mlp")
     graft.attach(model, {"a": config})
     given = {}
-    for site in resolve_sites(site_table_of(model), config):
+    for site in sites_of(model, config):
         room = f"bert.{site.module}".removesuffix(".dense") if "bert" in case else ".".join(site.module.split(".")[:5])
         for mine, theirs in (("down", "adapter_down.0"), ("up", "adapter_up")):
             for end in ("weight", "bias"):
@@ -130,7 +129,7 @@ def test_adapterhub_prefix_in_bert(shared: Path) -> None:
         model,
         _slots(
             tensors["bert.prefix_tuning.prefix_tunings.fx.self_prefix.control_trans"],
-            resolve_sites(site_table_of(model), config),
+            sites_of(model, config),
         ),
     )
     _compare(model, expected, output)
@@ -140,7 +139,7 @@ def test_peft_prefix_stands_in_front_of_t5s_decoder(shared: Path) -> None:
     """PEFT lays the slots out twice, four to a layer, and drops the half that was meant for attention over the encoder."""
     model, tensors, expected, output = _case(shared, "peft/t5-prefix")
     graft.attach(model, {"a": graft.Prefix(tokens=5, positions="after_prefix", sites="decoder.attn")})
-    sites = resolve_sites(site_table_of(model), graft.Prefix(sites="decoder.attn"))
+    sites = sites_of(model, graft.Prefix(sites="decoder.attn"))
     slots = tensors["prompt_embeddings"].view(5, 2 * len(sites), 4, 16)
     given = {f"{site.module}.prefix.{name}": slots[:, (4 * number + part) % (2 * len(sites))] for number, site in enumerate(sites)
              for part, name in enumerate(("keys", "values"))}  # fmt: skip
@@ -153,7 +152,7 @@ def test_adapterhub_prefix_in_every_attention_of_t5(shared: Path) -> None:
     graft.attach(model, {"a": graft.Prefix(tokens=5, positions="moved_keys", sites="attn cross")})
     given = {}
     for name, place in (("encoder", "encoder.attn"), ("self", "decoder.attn"), ("cross", "decoder.cross")):
-        sites = resolve_sites(site_table_of(model), graft.Prefix(sites=place))
+        sites = sites_of(model, graft.Prefix(sites=place))
         given |= _slots(tensors[f"prefix_tuning.prefix_tunings.fx.{name}_prefix.control_trans"], sites)
     _fill(model, given)
     _compare(model, expected, output)

@@ -14,9 +14,8 @@ from torch import Tensor
 
 import graft
 from graft.architectures.blocks import stack_of
-from graft.architectures.language import resolve_sites
 from graft.architectures.sites import SiteTable
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 from tests.families.zoo import ENCODERS, inputs_of, tiny
 
 SELF = "attention.self"
@@ -95,7 +94,7 @@ class Anything(graft.Series):
 
 def _by_stack(model: Any, name: str) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
-    for site in resolve_sites(site_table_of(model), Anything(sites=name)):
+    for site in sites_of(model, Anything(sites=name)):
         found.setdefault(site.module.rpartition(f".{site.layer}.")[0] or site.module.rpartition(".")[0], []).append(
             site
         )
@@ -107,7 +106,7 @@ def test_every_name_means_the_module_written_here(family: str) -> None:
     model = tiny(family)
     tables = EXPECTED[family]
     for name in {name for table in tables.values() for name in table}:
-        found = resolve_sites(site_table_of(model), Anything(sites=name))
+        found = sites_of(model, Anything(sites=name))
         wanted = [
             (home, i, table[name].rpartition(" -> ")) for home, table in tables.items() if name in table for i in (0, 1)
         ]
@@ -128,7 +127,7 @@ def test_the_stream_and_what_the_sublayers_add_make_the_block(family: str) -> No
     model = tiny(family)
     layers, sublayers = (
         _by_stack(model, "layer"),
-        resolve_sites(site_table_of(model), Anything(sites="attn mlp" + " cross" * (family in TWO_STACKS))),
+        sites_of(model, Anything(sites="attn mlp" + " cross" * (family in TWO_STACKS))),
     )
     seen: dict[str, Tensor] = {}
 
@@ -167,7 +166,7 @@ def test_stacks_are_told_apart_and_count_their_own_layers(family: str) -> None:
     model = tiny(family)
 
     def modules(names: str) -> list[str]:
-        return [site.module for site in resolve_sites(site_table_of(model), Anything(sites=names))]
+        return [site.module for site in sites_of(model, Anything(sites=names))]
 
     assert modules("attn") == modules("encoder.attn") + modules("decoder.attn")
     assert {stack_of(path) for path in modules("decoder.linear decoder.norm")} == {"decoder"}
@@ -181,15 +180,15 @@ def test_stacks_are_told_apart_and_count_their_own_layers(family: str) -> None:
 
 
 def test_a_classifiers_head_is_its_linear_layers_behind_the_base() -> None:
-    assert [site.module for site in resolve_sites(tiny("electra"), Anything(sites="head"))] == [
+    assert [site.module for site in sites_of(tiny("electra"), Anything(sites="head"))] == [
         "classifier.dense",
         "classifier.out_proj",
     ]
-    assert [site.module for site in resolve_sites(tiny("distilbert"), Anything(sites="head"))] == [
+    assert [site.module for site in sites_of(tiny("distilbert"), Anything(sites="head"))] == [
         "pre_classifier",
         "classifier",
     ]
-    assert [site.module for site in resolve_sites(tiny("vit"), Anything(sites="head"))] == ["classifier"]
+    assert [site.module for site in sites_of(tiny("vit"), Anything(sites="head"))] == ["classifier"]
 
 
 KINDS = {

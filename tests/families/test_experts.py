@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import graft
-from graft.architectures.language import resolve_sites
 from graft.architectures.sites import SiteTable
 from graft.attention import flat_attention
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 from graft.routing.context import ForwardContext
 from tests.architectures import build
 from tests.families.zoo import tiny
@@ -59,14 +58,10 @@ def test_every_expert_weight_has_a_name_and_belongs_to_linear(family: str) -> No
     model = _model(family)
     held = {name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "experts" in name}
     assert held
-    sites = resolve_sites(site_table_of(model), EXPERTS)
+    sites = sites_of(model, EXPERTS)
     assert {f"{site.module}.{site.part}_proj" for site in sites} == held
-    assert {site for site in resolve_sites(site_table_of(model), LORA) if site.type == "experts"} >= set()
-    assert {
-        f"{site.module}.{site.part}_proj"
-        for site in resolve_sites(site_table_of(model), LORA)
-        if site.type == "experts"
-    } == held
+    assert {site for site in sites_of(model, LORA) if site.type == "experts"} >= set()
+    assert {f"{site.module}.{site.part}_proj" for site in sites_of(model, LORA) if site.type == "experts"} == held
     for site in sites:
         shape = model.get_submodule(site.module).get_parameter(f"{site.part}_proj").shape
         assert sorted((site.num_experts, site.in_features, site.out_features)) == sorted(shape)
@@ -79,9 +74,7 @@ def test_outputs_and_gradients_are_those_of_peft(family: str) -> None:
     bare = _logits(model)
     graft.attach(model, {"a": EXPERTS})
     assert torch.equal(_logits(model), bare)
-    names = sorted(
-        {f"{site.module.rpartition('.')[2]}.{site.part}_proj" for site in resolve_sites(site_table_of(model), EXPERTS)}
-    )
+    names = sorted({f"{site.module.rpartition('.')[2]}.{site.part}_proj" for site in sites_of(model, EXPERTS)})
     settings = peft.LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=names)
     theirs = peft.get_peft_model(base, settings).eval()
     _randomise(model, "a")
@@ -231,6 +224,6 @@ def test_rows_are_not_routed_through_a_list_of_experts_whose_tokens_do_not_say_w
         bare = _logits(model)
     with graft.use(model, "a"):
         assert not torch.allclose(_logits(model), bare)
-    whose = pytest.raises(graft.GraftError, match="12 tokens that do not say whose they are")
+    whose = pytest.raises(graft.GraftError, match="passes 12 tokens to this layer")
     with whose, graft.route(model, ["a", "b", None]):
         _logits(model)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 import graft
-from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 from tests.families.test_sublayers import NORMS
 from tests.families.zoo import ENDS, OTHERS, TABLE, batch, tiny
 
@@ -54,11 +53,8 @@ def _tensors(model: Any, sites: list[Site]) -> dict[str, Tensor]:
 
 
 def _check(model: Any) -> None:
-    layers = {site.layer: site for site in resolve_sites(site_table_of(model), graft.Series(sites="layer"))}
-    attn, mlp = (
-        {site.layer: site for site in resolve_sites(site_table_of(model), graft.Series(sites=name))}
-        for name in ("attn", "mlp")
-    )
+    layers = {site.layer: site for site in sites_of(model, graft.Series(sites="layer"))}
+    attn, mlp = ({site.layer: site for site in sites_of(model, graft.Series(sites=name))} for name in ("attn", "mlp"))
     seen = _tensors(model, [*layers.values(), *attn.values(), *mlp.values()])
     for number, layer in layers.items():
         into, out = seen[f"{layer.module}<"], seen[f"{layer.module}>"]
@@ -87,10 +83,7 @@ def test_the_stream_and_what_the_sublayers_add_make_the_block(family: str) -> No
 
 def test_opt_with_norms_behind_the_addition() -> None:
     model = tiny("opt", do_layer_norm_before=False)
-    assert (
-        resolve_sites(site_table_of(model), graft.Series(sites="attn"))[0].norm
-        == "model.decoder.layers.0.self_attn_layer_norm"
-    )
+    assert sites_of(model, graft.Series(sites="attn"))[0].norm == "model.decoder.layers.0.self_attn_layer_norm"
     _check(model)
 
 
@@ -98,7 +91,7 @@ def test_opt_with_norms_behind_the_addition() -> None:
 def test_the_norm_of_a_sublayer_is_the_one_that_is_known(family: str) -> None:
     model = tiny(family)
     for name, expected in zip(("norm.attn", "norm.mlp"), KNOWN[family], strict=True):
-        sites = resolve_sites(site_table_of(model), _Norms(sites=name))
+        sites = sites_of(model, _Norms(sites=name))
         assert {site.type for site in sites} == {"norm"}
         assert all(site.module.endswith(expected) for site in sites)
 
@@ -109,6 +102,6 @@ class _Norms(graft.Series):
 
 def test_bloom_whose_residual_is_the_norms_output() -> None:
     model = tiny("bloom", **{**ENDS, "apply_residual_connection_post_layernorm": True})
-    for site in resolve_sites(site_table_of(model), graft.Series(sites="attn mlp")):
+    for site in sites_of(model, graft.Series(sites="attn mlp")):
         assert site.residual == site.source
         assert site.norm is None

@@ -10,10 +10,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import graft
 from graft.adapters.kinds.prefix import Prefix
 from graft.adapters.kinds.series import Series
-from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
 from graft.architectures.sites import SiteTable
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 from tests.families.test_sublayers import NORMS
 from tests.families.zoo import TABLE, tiny
 
@@ -84,7 +83,7 @@ class Anything(Series):
 
 
 def _sites(model: nn.Module, names: str) -> list[Site]:
-    return resolve_sites(site_table_of(model), Anything(sites=names))
+    return sites_of(model, Anything(sites=names))
 
 
 @pytest.mark.parametrize("family", TABLE)
@@ -121,7 +120,7 @@ def test_widths_and_heads_are_those_of_the_config(family: str) -> None:
         "falcon-mq": 1,
         **dict.fromkeys(("phi", "opt", "gpt2", "gpt_neox", "gptj", "bloom", "falcon-mha"), 4),
     }.get(family, 2)
-    for site in resolve_sites(site_table_of(model), Prefix()):
+    for site in sites_of(model, Prefix()):
         assert (site.num_heads, site.num_kv_heads, site.head_dim) == (4, kv_heads, 8)
     sizes = {name: site.out_features for name in ("attn.q", "attn.k", "attn.v") for site in _sites(model, name)}
     assert sizes == {"attn.q": 32, "attn.k": 8 * kv_heads, "attn.v": 8 * kv_heads}
@@ -161,7 +160,7 @@ def test_a_name_that_matches_nothing_says_what_exists(name: str, said: str) -> N
 
 def test_a_kind_says_which_sites_it_takes() -> None:
     with pytest.raises(graft.GraftError, match="takes .*linear sites; 'mlp' is a sublayer site"):
-        resolve_sites(tiny("llama"), graft.LoRA(sites="mlp"))
+        sites_of(tiny("llama"), graft.LoRA(sites="mlp"))
 
 
 @pytest.mark.parametrize("family", TABLE)

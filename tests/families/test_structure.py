@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 import graft
-from graft.architectures.language import resolve_sites
 from graft.architectures.sites import SiteTable
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 from tests.families.zoo import OTHERS, batch, tiny
 
 GATED = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down", "attn", "mlp"}
@@ -43,16 +42,14 @@ def test_every_linear_layer_that_is_called_can_be_adapted_and_takes_part(family:
     graft.attach(model, {"a": graft.LoRA(rank=1, sites=names)})  # proves that every site is reached
     for name, parameter in graft.parameters(model, "a"):
         parameter.data.fill_(0.1)
-        assert name.rsplit(".", 2)[0] in {
-            site.module for site in resolve_sites(site_table_of(model), graft.LoRA(sites=names))
-        }
+        assert name.rsplit(".", 2)[0] in {site.module for site in sites_of(model, graft.LoRA(sites=names))}
     assert (model(**batch(padded=False)).logits - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["mpt", "codegen"])
 def test_a_fused_projection_of_unknown_layout_is_whole_or_nothing(family: str) -> None:
     with pytest.raises(graft.GraftError, match=r"attn\.q' matches nothing.*attn\.qkv"):
-        resolve_sites(tiny(family), graft.LoRA(sites="attn.q"))
+        sites_of(tiny(family), graft.LoRA(sites="attn.q"))
 
 
 @pytest.mark.parametrize("family", ["mpt", "gpt_neo", "xglm"])

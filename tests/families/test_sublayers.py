@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 import graft
-from graft.architectures.language import resolve_sites
 from graft.architectures.sites import SiteTable
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 from tests.families.zoo import OTHERS, TABLE, batch, tiny
 
 TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -53,9 +52,7 @@ def _blocks(model: Any, **inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
         given = args[0] if args else kwargs["hidden_states"]
         seen.append((given, out[0] if isinstance(out, tuple) else out))
 
-    path = next(site.module for site in resolve_sites(site_table_of(model), graft.Series(sites="layer"))).rsplit(
-        ".", 1
-    )[0]
+    path = next(site.module for site in sites_of(model, graft.Series(sites="layer"))).rsplit(".", 1)[0]
     handles = [block.register_forward_hook(note, with_kwargs=True) for block in model.get_submodule(path)]
     with torch.no_grad():
         model(**inputs, use_cache=False)
@@ -91,9 +88,7 @@ def test_a_sublayer_replaced_by_its_input_adds_the_normed_residual(family: str, 
             parameter.data.copy_(torch.eye(32))
     norm = NORMS[family][sublayer == "mlp"]
     seen = _blocks(model, **batch(padded=False))
-    path = next(site.module for site in resolve_sites(site_table_of(model), graft.Series(sites="layer"))).rsplit(
-        ".", 1
-    )[0]
+    path = next(site.module for site in sites_of(model, graft.Series(sites="layer"))).rsplit(".", 1)[0]
     with torch.no_grad(), graft.use(model, None):
         for block, (before, after) in zip(model.get_submodule(path), seen, strict=True):
             expected = before + (block.get_submodule(norm)(before) if norm else before)
@@ -123,7 +118,7 @@ def test_series_before_changes_what_the_sublayer_reads(family: str) -> None:
     _set(model, "zero", 1.0, -1.0)
     seen: list[Tensor] = []
     linear = "attn.qkv" if "attn.qkv" in SiteTable(model).names() else "attn.v"
-    for site in resolve_sites(site_table_of(model), graft.LoRA(sites=linear)):
+    for site in sites_of(model, graft.LoRA(sites=linear)):
         model.get_submodule(site.module).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
         model(**batch(padded=False), use_cache=False)

@@ -1,10 +1,11 @@
-"""The adapter contract: what a kind says of itself, and what its module computes.
+"""The adapter contract: what a kind declares, and what its module computes.
 
-One idea: a site has an input x and the frozen base's output h; an adapter may change either:
+A site has an input x and the frozen base's output h. An adapter may change both:
 
     x' = before(x, ctx)         h = base(x')         h' = adapt(x', h, ctx)
 
-A kind is one file: a frozen config (what the user writes) and a module (what it does). A whole kind that learns one scale per feature:
+A kind is one file with a frozen config (what the user writes) and a module (what it computes). A complete kind that learns one scale per
+feature:
 
     class Scale(AdapterConfig):
         \"\"\"Multiply the output by one learned number per feature.\"\"\"
@@ -26,7 +27,7 @@ A kind is one file: a frozen config (what the user writes) and a module (what it
     graft.register(Scale)
 
 Both classes below list what a kind must write, may write and rarely writes, in this order. Freezing, counting, saving, merging and routing
-go through them and never through names of parameters: all parameters and persistent buffers of an `Adapter` module are the adapter.
+use these methods and never the names of parameters: all parameters and persistent buffers of an `Adapter` module are the adapter.
 
 Legend: [..., I] input features, [..., O] output features.
 """
@@ -47,11 +48,11 @@ from graft.routing.context import AdapterContext
 
 
 class CannotFold(GraftError):
-    """This adapter has no equal in the base's weights."""
+    """An adapter cannot be merged, because no weights of the base compute the same."""
 
 
 class AdapterConfig(BaseModel):
-    """What the user writes about one adapter. Frozen; an unknown field is an error."""
+    """What the user writes about one adapter. It is frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -66,23 +67,23 @@ class AdapterConfig(BaseModel):
         """Make the module for one site."""
         raise NotImplementedError
 
-    # A kind may write these: what it is good for, where it can act, and what holds for it.
+    # A kind may write these: where it can act, what it is good for, and what is true of it.
 
     takes: ClassVar[frozenset[SiteType]] = frozenset({"linear"})
-    """The types of sites that it can act at."""
+    """The types of sites at which it can act."""
     source: ClassVar[str] = ""
     """The paper."""
     suits: ClassVar[str] = ""
-    """One sentence for who chooses a kind: what it is good for, and what it costs."""
+    """One sentence that helps to choose a kind: what it is good for, and what it costs."""
 
     @property
     def starts_as_identity(self) -> bool:
-        """Whether a fresh adapter leaves the model's output bitwise unchanged."""
+        """Whether a fresh adapter leaves the model's output unchanged, bit for bit."""
         return True
 
     @property
     def folds(self) -> bool:
-        """Whether the adapter has an equal in the base's weights, which its module's `fold` computes."""
+        """Whether the adapter can be merged into the base's weights, with its module's `fold`."""
         return False
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
@@ -90,7 +91,7 @@ class AdapterConfig(BaseModel):
 
     @classmethod
     def example(cls) -> dict[str, Any]:
-        """A small mapping as one writes it in YAML: the kind, its first two settings and its sites, at their defaults."""
+        """Return a small mapping to write in YAML: the kind, its first two settings and its sites, with their defaults."""
         fields = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
         shown = [
             name for name in fields if name not in ("kind", "sites") and isinstance(fields[name], str | int | float)
@@ -100,58 +101,58 @@ class AdapterConfig(BaseModel):
     # A kind rarely writes these.
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Site names that a model must have for this kind to make sense there ("bias" for BitFit)."""
+    """Site names that a model must have for this kind to be of use ("bias" for BitFit)."""
     replaces: ClassVar[bool] = False
-    """Whether the adapter takes the place of its sites' weights, so that those of the base do not matter."""
+    """Whether the adapter replaces the weights of its sites, so that those of the base do not matter."""
 
     @property
     def learns_bias(self) -> bool:
-        """Whether it learns biases. A layer without a bias cannot take one in: merging there raises `CannotFold` even where `folds`."""
+        """Whether it learns biases. Merging then raises `CannotFold` at a layer without a bias, even if `folds` is true."""
         return bool(getattr(self, "train_bias", False))
 
     def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
-        """Make a module that all sites of this adapter share (a projection, a rule), or None."""
+        """Make a module that all sites of this adapter share (a projection, a rule), or return None."""
         return None
 
     def for_site(self, spec: SiteSpec) -> AdapterConfig:
-        """This config as it holds at one site (patterns resolved)."""
+        """Return this config as it applies to one site, with patterns resolved."""
         return self
 
     def collapsed(self) -> AdapterConfig:
-        """The config of the adapter as it is published (a reparametrisation is folded away)."""
+        """Return the config of the adapter as it is published, with reparametrisations folded away."""
         return self
 
     @property
     def starts_from(self) -> tuple[int, ...]:
-        """Token ids of a text: every attention adapter starts at the keys and values that the base computes of it (`start_at`)."""
+        """The token ids of a text. Attention adapters start at the keys and values that the base computes for it (`start_at`)."""
         return ()
 
     def tokenised(self, tokenizer: Any) -> AdapterConfig:
-        """This config with every text in it turned into token ids."""
+        """Return this config with every text in it as token ids."""
         return self
 
     def parts(self) -> tuple[AdapterConfig, ...]:
-        """The simple configs that this one is made of; itself for every kind but a stack."""
+        """Return the simple configs that this one is made of. Only a stack has more than itself."""
         return (self,)
 
 
 class AdapterModule(nn.Module):
-    """Any module of an adapter: the one at each site, and what all sites share. Training asks it for what goes beyond a loss."""
+    """Any module of an adapter: the one at each site, and those that all sites share. It declares what training does besides the loss."""
 
     def penalty(self) -> Tensor | None:
-        """A scalar that is added to the job's loss once per step, or None."""
+        """Return a scalar that is added to the job's loss once per optimizer step, or None."""
         return None
 
     def after_step(self, step: int, steps: int) -> None:
-        """Act on optimiser step number `step` (from 1) of `steps`, before its gradients are dropped."""
+        """Act after optimizer step number `step` (from 1) of `steps`, while its gradients are still there."""
 
     def lr_factor(self, parameter: str) -> float:
-        """By what the learning rate of one of this module's own parameters is multiplied."""
+        """Return the factor of the learning rate of one of this module's own parameters."""
         return 1.0
 
 
 class Shared(AdapterModule):
-    """What all sites of an adapter share: a projection, a rule, a budget."""
+    """A module that all sites of an adapter share: a projection, a rule, a budget."""
 
 
 class Adapter(AdapterModule):
@@ -160,74 +161,79 @@ class Adapter(AdapterModule):
     def __init__(self, spec: SiteSpec) -> None:
         super().__init__()
         self.site_index = spec.index
-        """Number of the site within the adapter: with a row's seed, the key of its dropout mask."""
+        """The number of the site in the adapter. With the seed of a row it is the key of the row's dropout mask."""
 
     # Every kind writes one of these.
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
-        """The output in place of the base's. x: [..., I], h: [..., O] -> [..., O]."""
+        """Return the output that replaces the base's output h. x: [..., I], h: [..., O] -> [..., O]."""
         return h
 
     def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:
-        """The input that the base shall see. x: [..., I] -> [..., I]."""
+        """Return the input that the base gets in place of x. x: [..., I] -> [..., I]."""
         return x
 
-    # A kind may write these: merging, and how its update is added together with those of other adapters.
+    # A kind may write these: merging, and low-rank updates that are added together with those of other adapters.
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight [O, I] and bias [O] that equal base plus what `adapt` does. Raises `CannotFold`."""
+        """Return the weight [O, I] and bias [O] that compute what the given ones and `adapt` compute. Raises `CannotFold`."""
         raise self.cannot_fold()
 
     def fold_input(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight and bias that compute on x what the given ones compute on `before(x)`. Other adapters of the layer, which read
-        `before(x)` too, are folded first."""
+        """Return the weight and bias that compute on x what the given ones compute on `before(x)`.
+
+        Other adapters of the layer read `before(x)` too, so they are folded first.
+        """
         return weight, bias
 
     def cannot_fold(self) -> CannotFold:
-        """The error of a kind that has no equal in the base's weights."""
+        """Return the error of a kind that cannot be merged."""
         return CannotFold(
             f"{type(self).__name__.removesuffix('Adapter').lower()} adapters have no equal in the base's weights and cannot be merged: "
             "keep the adapter beside the base (graft.load, graft chat, graft eval)"
         )
 
     def low_rank(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate | None:
-        """What `adapt` adds to h on these rows, where that is all it does and it has low rank: such adapters are added together."""
+        """Return the low-rank update that `adapt` adds to h on these rows, None if it does anything else."""
         return None
 
     reads: Literal["nothing", "input", "residual"] = "input"
-    """The x that `adapt` gets at a sublayer: its input, or the residual stream that h will be added to. Both lie in other modules and are
-    carried over only when read. Set it on the class, or on the instance before it is installed."""
+    """What `adapt` gets as x at a sublayer: its input, or the residual stream to which h is added. Other modules have these tensors and
+    keep them for the adapter only if it reads them. Set this on the class, or on an instance before it is installed."""
 
     # A kind rarely writes these.
 
     reads_mask: ClassVar[bool] = False
-    """Whether `adapt` reads `ctx.mask`, which is then noted from each call of the model."""
+    """Whether `adapt` reads `ctx.mask`, which is then recorded at each call of the model."""
     runs_host: ClassVar[bool] = False
-    """Whether `adapt` runs the host's own forward again on x; a call with further inputs is then an error."""
+    """Whether `adapt` runs the host's own forward again on x. A call with further inputs is then an error."""
 
     def on_install(self, around: Surroundings) -> None:
-        """Called once, when the module has been installed at its site."""
+        """Take note of the frozen modules at the site. This is called once, when the module has been installed."""
         self.around = around
 
     def share(self, shared: Shared) -> None:
-        """Take the module that all sites share. It is kept out of this module's own parameters."""
+        """Keep the module that all sites share, without making it a child of this one."""
         self._shared = (shared,)
 
     def fold_all(self) -> dict[str, Tensor] | None:
-        """For an adapter of a whole module: the host's parameters by name that equal base plus adapter. None: `fold` says all."""
+        """Return, for an adapter of a whole module, all parameters of the host by name with the adapter folded in. None: `fold` is used."""
         return None
 
     @property
     def follows(self) -> Adapter | None:
-        """The module of the same adapter that holds what this one computes with, because their hosts share the frozen weight."""
+        """The module of the same adapter that holds this one's parameters, because their hosts share the frozen weight; else None."""
         return None
 
     def to_save(self) -> dict[str, Tensor]:
-        """What a published adapter holds: parameters and persistent buffers by name, reparametrisations folded away."""
+        """Return what a published adapter holds, by name: parameters and persistent buffers, with reparametrisations folded away."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
 
 
 def fold_steps(parts: Sequence[tuple[Adapter, Any]]) -> Iterator[tuple[Any, Any]]:
-    """(how to fold, where) for the adapters of one layer, in the order that gives what they compute: all read what `before` left."""
+    """Yield (how to fold, where) for the adapters of one layer, in the order that gives what they compute.
+
+    E.g. a and b compute b.adapt(x', a.adapt(x', base(x'))) with x' = b.before(a.before(x)). So fold a and b, then the input of b, then a's.
+    """
     yield from ((adapter.fold, where) for adapter, where in parts)
     yield from ((adapter.fold_input, where) for adapter, where in reversed(parts))

@@ -1,4 +1,4 @@
-"""Whether the adapters that are being attached get their tensors from elsewhere, so that a costly start can be left out."""
+"""Tell kinds whether the adapter that is being attached gets its tensors from a file, so that they can skip a costly start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FILLED: ContextVar[bool] = ContextVar("graft_filled", default=False)
 
 @contextmanager
 def to_be_filled() -> Iterator[None]:
-    """While adapters are attached whose every tensor is then copied from elsewhere: a file, another adapter."""
+    """Attach adapters in this block of code if all their tensors are then copied from a file or from another adapter."""
     token = _FILLED.set(True)
     try:
         yield
@@ -20,5 +20,5 @@ def to_be_filled() -> Iterator[None]:
 
 
 def will_be_filled() -> bool:
-    """Whether a kind may leave out a costly start, since its tensors come from elsewhere."""
+    """Whether a kind may skip a costly start, because all its tensors will be copied."""
     return _FILLED.get()

@@ -1,6 +1,6 @@
-"""The two hooks that are not around a module: inside an attention, and before the embedded sequence.
+"""The adapters that do not act around a module: in an attention, before the embedded sequence, and on the weights of experts.
 
-Legend: B rows, L length, H query heads, K key-value heads, D head size (of an embedding: its width), P virtual tokens.
+Legend: B rows, L length, H query heads, K key-value heads, D head size (or width of an embedding), P virtual tokens.
 """
 
 from __future__ import annotations
@@ -18,28 +18,27 @@ from graft.routing.context import AdapterContext
 
 
 class AttentionAdapter(Adapter):
-    """An adapter inside an attention module: extra keys and values in its softmax, or a second attention beside it."""
+    """An adapter in an attention module: more keys and values in its softmax, or a second attention that is added to it."""
 
     position_shift: int = 0
-    """Positions by which the real sequence is moved to the right."""
+    """The number of positions by which the real sequence is moved to the right."""
     windowed: bool = False
-    """Whether a layer's sliding window hides its virtual tokens, as it hides real ones."""
+    """Whether a layer's sliding window hides the virtual tokens, as it hides real ones."""
     cached_kv: ClassVar[bool] = False
-    """Whether the keys come out of the model itself, which has shown the tokens all others."""
-
-    adds_behind: bool = False
-    """Whether `adapt` changes the output projection's output too, after the attention in the same pass."""
+    """Whether the model itself computes the keys of its tokens, which have then seen all other virtual tokens."""
+    adapts_output_projection: bool = False
+    """Whether `adapt` changes the output of the output projection too."""
 
     def start_at(self, keys: Tensor, values: Tensor) -> None:
-        """Begin with the base's keys and values [P, K, D] of the config's `starts_from`, rotated as it rotates them."""
+        """Start at keys and values [P, K, D] that the base computed for the tokens `starts_from`, rotated as the base rotates them."""
         raise NotImplementedError
 
     def keys_values(self) -> tuple[Tensor, Tensor]:
-        """Keys and values [P, K, D] of P virtual tokens for K key-value heads of size D; keys are not rotated."""
+        """Return keys and values [P, K, D] of P virtual tokens. The keys are not rotated."""
         raise NotImplementedError
 
     def beside(self, query: Tensor, scaling: float, ctx: AdapterContext) -> Tensor:
-        """A second attention, whose output is added to the module's own. query: [B, L, H, D] -> [B, L, H, D]."""
+        """Return the output of a second attention, which is added to the module's own. query: [B, L, H, D] -> [B, L, H, D]."""
         raise NotImplementedError
 
 
@@ -47,19 +46,19 @@ class EmbeddingAdapter(Adapter):
     """An adapter of the input embedding: virtual tokens before the sequence."""
 
     tokens: int
-    """Virtual tokens, P."""
+    """The number of virtual tokens, P."""
     windowed: bool = False
-    """Whether a layer's sliding window hides them from a causal sequence, as it hides real ones."""
-    behind_positions: bool = False
-    """Whether they stand behind an encoder's position embeddings, in front of its first block."""
+    """Whether a layer's sliding window hides them from a causal sequence, as it hides real tokens."""
+    after_positions: bool = False
+    """Whether they are added after an encoder's position embeddings, right before its first block."""
 
     def prompt(self) -> Tensor:
-        """Their embeddings [P, D]."""
+        """Return the embeddings [P, D] of the virtual tokens."""
         raise NotImplementedError
 
 
 class ExpertsAdapter(Adapter):
-    """An adapter of one such parameter."""
+    """An adapter of one three-dimensional parameter that holds the weights of all experts of a module."""
 
     def __init__(self, spec: SiteSpec) -> None:
         super().__init__(spec)
@@ -68,7 +67,7 @@ class ExpertsAdapter(Adapter):
 
     @property
     def parameter(self) -> str:
-        """The parameter's name in the module."""
+        """The name of the parameter in the module."""
         return PARTS[self.part]
 
     def on_install(self, around: Surroundings) -> None:
@@ -76,7 +75,7 @@ class ExpertsAdapter(Adapter):
         self.transposed = expert_sizes(around.host, self.part, self.hidden)[-1]
 
     def changed(self, weight: Tensor) -> Tensor:
-        """The weight that base plus adapter compute with, of the shape and dtype of the one given."""
+        """Return the weight with the adapter in it, W + D, in the shape and dtype of the given one."""
         raise NotImplementedError
 
     def fold_all(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""From what a user writes to an adapter's config: a mapping with a kind, a preset's name, a config, or a list of these."""
+"""Turn what a user writes into an adapter's config: a mapping with a kind, the name of a preset, a config, or a list of these."""
 
 from __future__ import annotations
 

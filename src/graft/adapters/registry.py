@@ -1,7 +1,7 @@
 """The adapter kinds by name: those of Graft, those of installed packages, and those that a program registers.
 
-A kind is named as "module:Class" and imported when it is first used. To add a kind to Graft, write its file in `kinds/` and one line
-in `BUILT_IN`. A package of its own adds one by an entry point:
+The registry holds "module:Class" for each kind and imports it when it is first used. To add a kind to Graft, write its file in `kinds/` and
+add a line to `BUILT_IN`. Another package adds a kind by an entry point:
 
     [project.entry-points."graft.kinds"]
     my-kind = "my_package.my_kind:MyKind"
@@ -54,7 +54,7 @@ BUILT_IN: dict[str, str] = {
     "stack": "graft.adapters.kinds.stack:Stack",
 }
 GROUP = "graft.kinds"
-"""The entry-point group in which packages name their kinds."""
+"""The entry-point group of the kinds in other packages."""
 Config = TypeVar("Config", bound="type[AdapterConfig]")
 
 
@@ -72,7 +72,7 @@ _registered: dict[str, type[AdapterConfig]] = {}
 
 
 def entries() -> dict[str, Entry]:
-    """Every kind by its name in YAML: Graft's, then those of installed packages, then registered ones. Nothing is imported."""
+    """Return every kind by its name in YAML: Graft's, then those of installed packages, then registered ones. Imports nothing."""
     return {
         **{name: Entry(target, "graft") for name, target in BUILT_IN.items()},
         **_of_packages(),
@@ -82,7 +82,7 @@ def entries() -> dict[str, Entry]:
 
 @functools.cache
 def _of_packages() -> dict[str, Entry]:
-    """The kinds that installed packages bring. A name that is taken keeps its first meaning, with a warning."""
+    """Return the kinds of installed packages. A kind with a name that is taken is ignored, with a warning."""
     from importlib.metadata import entry_points
 
     found: dict[str, Entry] = {}
@@ -93,7 +93,7 @@ def _of_packages() -> dict[str, Entry]:
         if point.name in BUILT_IN or point.name in found:
             other = found[point.name].origin if point.name in found else "graft"
             warnings.warn(
-                f"{origin} names its adapter kind '{point.name}', which {other} has already: it is ignored",
+                f"{origin} has an adapter kind '{point.name}', but {other} has one of this name already: the new one is ignored",
                 stacklevel=2,
             )
         else:
@@ -102,14 +102,14 @@ def _of_packages() -> dict[str, Entry]:
 
 
 def kind_class(kind: Any) -> type[AdapterConfig]:
-    """The config class of a kind. Raises `GraftError` for an unknown kind, with the nearest name, or one that cannot be imported."""
+    """Return the config class of a kind. Raises `GraftError` for an unknown kind, with the nearest name, or if it cannot be imported."""
     if kind in _registered:
         return _registered[kind]
     known = entries()
     if kind not in known:
         raise GraftError(
             f"unknown adapter kind '{kind}'.{did_you_mean(str(kind), known)} There are: {', '.join(known)}. "
-            "A kind from elsewhere has to be installed, or registered with graft.register, first"
+            "To use a kind of another package, install it, or register the kind with graft.register"
         )
     return _imported(kind, known[kind])
 
@@ -122,17 +122,17 @@ def _imported(kind: str, entry: Entry) -> type[AdapterConfig]:
     try:
         found = getattr(importlib.import_module(module), name)
         declared = _declared_kind(found)
-    except Exception as error:  # a stranger's package may fail in any way
+    except Exception as error:  # code of another package may raise anything
         raise GraftError(f"the adapter kind '{kind}' of {entry.origin} cannot be used: {error}") from error
     if declared != kind:
         raise GraftError(
-            f"{entry.origin} names {entry.target} '{kind}', but its config says kind '{declared}': give both one name"
+            f"{entry.origin} has {entry.target} as kind '{kind}', but the config declares kind '{declared}': use one name in both places"
         )
     return found
 
 
 def kinds() -> dict[str, type[AdapterConfig]]:
-    """Every adapter kind by its name in YAML. A package's kind that cannot be imported is left out, with a warning."""
+    """Return every adapter kind by its name in YAML. A kind of another package that cannot be imported is left out, with a warning."""
     return dict(_usable())
 
 
@@ -147,10 +147,10 @@ def _usable() -> Iterator[tuple[str, type[AdapterConfig]]]:
 
 
 def register(config: Config) -> Config:
-    """Make a kind known under the name that its config declares; also as a class decorator. Returns the config class.
+    """Register a kind under the name that its config declares. Returns the config class, so it works as a class decorator too.
 
-    config: a subclass of `AdapterConfig` with a default for `kind`. Registering a class of the same module and name again replaces it,
-    as running a notebook's cell again does. Raises `GraftError` for anything else, and for a name that another kind has.
+    config: a subclass of `AdapterConfig` with a default for `kind`. A class of the same module and name replaces the one before, as when a
+    cell of a notebook runs again. Raises `GraftError` for anything else, and for a name that another kind has.
     """
     kind = _declared_kind(config)
     target = f"{config.__module__}:{config.__qualname__}"
@@ -165,19 +165,21 @@ def register(config: Config) -> Config:
 
 
 def _declared_kind(config: Any) -> str:
-    """The name that a config class gives its kind. Raises `GraftError` for what is not a config of a kind."""
+    """Return the name that a config class declares for its kind. Raises `GraftError` if it is no config class, or declares none."""
     from graft.adapters.base import AdapterConfig
 
     if not (isinstance(config, type) and issubclass(config, AdapterConfig)):
-        raise GraftError(f"a kind is a subclass of graft.adapters.base.AdapterConfig; given {config!r}")
+        raise GraftError(f"a kind must be a subclass of graft.adapters.base.AdapterConfig; given {config!r}")
     kind = config.model_fields["kind"].default
     if not isinstance(kind, str) or not kind:
-        raise GraftError(f'{config.__name__} does not name its kind: declare `kind: Literal["my-kind"] = "my-kind"`')
+        raise GraftError(
+            f'{config.__name__} does not declare the name of its kind: write `kind: Literal["my-kind"] = "my-kind"`'
+        )
     return kind
 
 
 def readable(config: AdapterConfig) -> str | None:
-    """Why a saved adapter of this config could not be loaded again; None where it could."""
+    """Return why a saved adapter of this config could not be loaded again, None if it could."""
     for part in config.parts():
         if part.kind not in entries():
             return f"kind '{part.kind}' is not registered: call graft.register({type(part).__name__}) first"
@@ -188,5 +190,5 @@ def readable(config: AdapterConfig) -> str | None:
 
 
 def built_in_classes() -> Mapping[str, str]:
-    """Class name -> module of Graft's own kinds: the public names `graft.LoRA` and so on."""
+    """Return the classes of Graft's own kinds with their modules. They are the public names `graft.LoRA` and so on."""
     return {target.partition(":")[2]: target.partition(":")[0] for target in BUILT_IN.values()}

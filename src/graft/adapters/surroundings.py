@@ -1,4 +1,4 @@
-"""The frozen modules around an adapter, for the kinds that compute with them.
+"""The frozen modules around an adapter, for kinds that compute with them.
 
 Legend: [..., I] input features, [..., O] output features.
 """
@@ -16,41 +16,41 @@ from graft.errors import GraftError
 
 @dataclass(frozen=True, eq=False)
 class Surroundings:
-    """The frozen modules at a site, for the kinds whose equations speak of them. No adapter owns or changes them."""
+    """The frozen modules at a site, for kinds with equations that contain them. No adapter owns or changes them."""
 
     host: nn.Module
-    """The module whose output is h."""
-    rows: slice | Tensor | None = None
-    """The rows of its output that the site is; None for all."""
+    """The module with the output h."""
+    features: slice | Tensor | None = None
+    """The output features of the host that are the site; None for all."""
     norm: nn.Module | None = None
-    """The norm that a post-norm family (BERT) applies to h + residual right after this sublayer."""
+    """In a post-norm family (BERT): the norm of h + residual after this sublayer."""
     projections: Mapping[str, Surroundings] = field(default_factory=dict)
-    """Of an attention module: what makes its queries, keys, values and output ("q", "k", "v", "o"), as far as the family tells."""
+    """For an attention module: the layers that make its queries, keys, values and output ("q", "k", "v", "o"), if the family knows them."""
 
     def apply(self, x: Tensor) -> Tensor:
-        """The site's own output, without adapters. x: [..., I] -> [..., O]."""
+        """Return the output of the site without adapters. x: [..., I] -> [..., O]."""
         h = frozen(self.host, x)
-        return h if self.rows is None else h[..., self.rows]
+        return h if self.features is None else h[..., self.features]
 
     def weight(self) -> Tensor:
-        """The frozen weight of the site [O, I], whichever way the host stores it. Raises `GraftError` where it is not at hand."""
+        """Return the frozen weight of the site [O, I], also if the host stores its transpose. Raises `GraftError` if it is quantised."""
         weight = getattr(self.host, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise GraftError(
-                f"this adapter reads the frozen weight, which {type(self.host).__name__} holds in quantised form or not at all: "
+                f"this adapter reads the frozen weight, but {type(self.host).__name__} has none in floating point: "
                 "load the base in bfloat16 or float32, or choose another kind (lora)"
             )
         if type(self.host).__name__ == "Conv1D":  # transformers' transposed linear layer
             weight = weight.t()
-        return weight if self.rows is None else weight[self.rows]
+        return weight if self.features is None else weight[self.features]
 
     def bias(self) -> Tensor | None:
-        """The frozen bias of the site [O], or None."""
+        """Return the frozen bias of the site [O], or None."""
         bias = getattr(self.host, "bias", None)
-        return bias if bias is None or self.rows is None else bias[self.rows]
+        return bias if bias is None or self.features is None else bias[self.features]
 
 
 def frozen(module: nn.Module, *args: Any) -> Any:
-    """A frozen module's own forward, past the adapters that it hosts."""
+    """Run a frozen module's own forward, without the adapters that it hosts."""
     own = getattr(type(module), "graft_base", None)
     return module(*args) if own is None else own.forward(module, *args)

@@ -1,4 +1,4 @@
-"""The blocks of a model, by stack: encoder, decoder, vision tower, or the one stack that most models have; and what a site in them is."""
+"""The transformer blocks of a model, and the stack that each belongs to: encoder, decoder, a tower, or the only stack."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from graft.architectures.family import Family
 from graft.architectures.layers import is_linear
 from graft.architectures.table import family_of
+from graft.architectures.transformers_internals import is_checkpointed_layer
 from graft.architectures.walk import base_modules
 from graft.errors import GraftError
 
@@ -19,7 +20,7 @@ TOWERS = {"vision": "vision", "visual": "vision", "image": "vision", "img": "vis
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: its path, its number within its stack, its module and its family."""
+    """One transformer block: its path, its number in its stack, its module and its family."""
 
     path: str
     number: int
@@ -27,21 +28,21 @@ class Block:
     family: Family
     stack: str = ""
     hidden: int = 0
-    """Width of the residual stream by the model's config."""
+    """The width of the residual stream in the model's config, 0 if the config has none."""
 
     def at(self, relative: str) -> str:
-        """The full path of a module of this block."""
+        """Return the full path of a module of this block."""
         return f"{self.path}.{relative}"
 
 
 def text_config_of(model: nn.Module) -> Any:
-    """The config that speaks of the text model."""
+    """Return the config of the text model, which may be a part of the model's config."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def blocks_of(model: nn.Module) -> list[Block]:
-    """All blocks in the model's order. Lists of modules inside a block are its own affair."""
+    """Return all blocks in the model's order. Lists of modules inside a block (experts) hold no blocks."""
     config = text_config_of(model)
     model_type, hidden = getattr(config, "model_type", None), getattr(config, "hidden_size", None) or 0
     found: list[Block] = []
@@ -62,22 +63,24 @@ def blocks_of(model: nn.Module) -> list[Block]:
 
 
 def _is_layer(module: nn.Module, family: Family) -> bool:
-    """Whether a member of a list of modules is a layer of a network: has sublayers, or is one, or says so by its class."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    said = isinstance(module, GradientCheckpointingLayer) or "Attention" in type(module).__name__
-    return any(is_linear(each) for _, each in base_modules(module)) and (said or bool(family.sublayers))
+    """Whether a member of a list of modules is a block: it has linear layers, and sublayers or the class of a layer or attention."""
+    named = is_checkpointed_layer(module) or "Attention" in type(module).__name__
+    return any(is_linear(each) for _, each in base_modules(module)) and (named or bool(family.sublayers))
 
 
 def stack_of(path: str) -> str:
-    """The stack that a module belongs to, by the names of the modules around it."""
+    """Return the stack that a module belongs to, by the names of the modules around it. The only stack of most models is ""."""
     parts = path.split(".")
     tower = next((name for part in parts for key, name in TOWERS.items() if key in part), "")
     return tower or next((part for part in parts if part in ("encoder", "decoder")), "")
 
 
 def layers_in(span: str, count: int, limit: int, name: str) -> set[int]:
-    """The layers of "3", "0-15", "0,4-7", "last4" or "first4" in a stack of `count`; `limit` is the deepest stack's count."""
+    """Return the numbers of the layers that a span means in a stack of `count` layers.
+
+    The spans are "3", "0-15", "0,4-7", "first4", "last4" and their combinations: of 8 layers, "0,last2" means 0, 6 and 7.
+    limit: the number of layers of the deepest stack. Raises `GraftError` for a layer that no stack has.
+    """
     chosen: set[int] = set()
     for piece in span.split(","):
         if match := re.fullmatch(r"(first|last)(\d+)", piece):

@@ -1,20 +1,20 @@
 """The site language: names that mean the same places in every architecture.
 
     attn.q attn.k attn.v attn.qkv attn.o mlp.gate mlp.up mlp.down     linear layers of the blocks
-    cross.q cross.k cross.v cross.o                                   those of attention over the encoder
-    experts.gate_up experts.up experts.down                           weights of experts held as three-dimensional parameters
+    cross.q cross.k cross.v cross.o                                   the same of cross-attention (over the encoder)
+    experts.gate_up experts.up experts.down                           weights of experts stored as three-dimensional parameters
     attn cross mlp layer                                              sublayers (attention kinds: the attention module)
     linear                                                            every linear layer of the blocks, and their experts for LoRA
     norm.attn norm.cross norm.mlp                                     the norm of each sublayer
     norm bias                                                         every norm; every linear layer and norm with a bias
     embed head                                                        input embedding; output head (of a classifier, its linear layers)
-    attn.q@0-15   mlp@3,7-9   layer@last4                             a range of layers behind any of them
-    cross.k?                                                          only where the model has it
-    encoder.attn   decoder.mlp@0-3   vision.linear                    one stack, where a model has several
-    re:PATTERN                                                        modules whose full name matches a regular expression
+    attn.q@0-15   mlp@3,7-9   layer@last4                             a range of layers after any of them
+    cross.k?                                                          only if the model has it
+    encoder.attn   decoder.mlp@0-3   vision.linear                    one stack of a model with several
+    re:PATTERN                                                        modules with a full name that matches a regular expression
 
-Layers are numbered from 0 in each stack, so that `attn@0` of an encoder-decoder is the first layer of both and `decoder.attn@0` of one.
-Towers for images and sound beside a language model (vision, audio) are meant only where they are named.
+Layers are numbered from 0 in each stack: in an encoder-decoder `attn@0` is the first layer of both, and `decoder.attn@0` that of one.
+Towers for images and sound beside a language model (vision, audio) get adapters only if they are named.
 A name that matches nothing is an error that lists what exists.
 """
 
@@ -34,7 +34,7 @@ from graft.errors import GraftError, did_you_mean
 def resolve_sites(site_table: SiteTable, config: SiteRequest) -> list[Site]:
     """Return the sites that an adapter's `sites` names in a model, in the model's order, each once.
 
-    Raises `GraftError` for a name that matches nothing, or that the kind does not take.
+    Raises `GraftError` for a name that matches nothing, or has a type of site that the kind does not take.
     """
     wanted = (
         config.sites.split() if isinstance(config.sites, str) and not config.sites.startswith("re:") else config.sites
@@ -45,7 +45,7 @@ def resolve_sites(site_table: SiteTable, config: SiteRequest) -> list[Site]:
     missed = site_table.not_adapted(config) if any(name.partition("@")[0] == "linear" for name in names) else []
     if missed:
         warnings.warn(
-            f"kind '{config.kind}' at 'linear' does not adapt {len(missed)} weights (as {missed[0]}) that this model holds as "
+            f"kind '{config.kind}' at 'linear' does not adapt {len(missed)} weights (such as {missed[0]}) that this model stores as "
             "three-dimensional parameters, not as linear layers",
             stacklevel=2,
         )
@@ -59,7 +59,10 @@ def resolve_sites(site_table: SiteTable, config: SiteRequest) -> list[Site]:
 
 
 def _lookup(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]:
-    """The sites of one name, checked against what the kind takes; none for a name with a question mark that is not there."""
+    """Return the sites of one name, checked against what the kind takes. A name with a question mark may have none.
+
+    E.g. `decoder.attn.q@0-3`: the stack is `decoder`, the name in it `attn.q`, and the span `0-3`.
+    """
     optional = name.endswith("?") and not name.startswith("re:")
     name = name.removesuffix("?") if optional else name
     if name.startswith("re:"):
@@ -67,7 +70,7 @@ def _lookup(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]
     else:
         base, _, span = name.partition("@")
         stack, _, rest = base.partition(".")
-        one = bool(stack) and stack in site_table.stacks
+        one = bool(stack) and stack in site_table.stacks  # the name begins with a stack
         chosen = {stack} if one else site_table.stacks - site_table.towers
         sites = _by_name(site_table, rest if one and stack not in site_table.towers else base, config)
         sites = [site for site in sites if not one or stack_of(site.module) == stack]
@@ -93,6 +96,7 @@ def _lookup(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]
 
 
 def _by_name(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]:
+    """Return the sites of a name without stack, span and question mark. What three names mean depends on the kind."""
     if name == "linear" and "experts" in config.takes:
         blocks = [block for block in site_table.blocks if block.stack not in site_table.towers]
         return [*site_table.by_name.get(name, []), *(site for block in blocks for site in site_table.experts(block))]

@@ -1,4 +1,4 @@
-"""A site: one place in one model where an adapter may sit."""
+"""A site: a place in a model where an adapter can act."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ SiteType = Literal["linear", "sublayer", "attention", "embedding", "norm", "expe
 
 @dataclass(frozen=True)
 class SiteSpec:
-    """What an adapter module is told of the site it is built for."""
+    """What an adapter module is told about the site that it is built for."""
 
     name: str
     """The site as the user writes it, e.g. "attn.q" or "mlp"."""
     type: SiteType
     module: str
-    """Path of the module below the model's root."""
+    """The path of the module in the model."""
     in_features: int
     out_features: int
     layer: int | None
     index: int
-    """Number of this site among the adapter's sites (keys seeded dropout)."""
+    """The number of this site among the adapter's sites, a part of the key of seeded dropout."""
     dtype: torch.dtype
-    """Of the adapter's masters: float32, or float64 on a float64 base."""
+    """The dtype of the adapter's parameters: float32, or float64 on a float64 base."""
     device: torch.device
     num_heads: int = 0
     num_kv_heads: int = 0
@@ -35,7 +35,7 @@ class SiteSpec:
 
 
 class SiteRequest(Protocol):
-    """What the site language is asked by: an adapter's config."""
+    """What the site language needs of an adapter's config."""
 
     @property
     def kind(self) -> str: ...
@@ -47,7 +47,7 @@ class SiteRequest(Protocol):
 
 
 class SiteLike(Protocol):
-    """What patterns match against: a resolved site or a place."""
+    """What patterns in a config are matched with: a `Site` or a `SiteSpec`."""
 
     @property
     def name(self) -> str: ...
@@ -61,7 +61,7 @@ class SiteLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One place in one model. `module` holds the output h; `source` the input x where that lies in another module."""
+    """A place in a model. `module` has the output h. `source` has the input x, if that is another module."""
 
     name: str
     type: SiteType
@@ -71,12 +71,12 @@ class Site:
     out_features: int
     layer: int | None = None
     source: str | None = None
-    rows: slice | Tensor | None = None
-    """Rows of the module's output that this site is, for q, k, v of a fused projection."""
+    features: slice | Tensor | None = None
+    """The output features of the module that are this site, for q, k or v of a fused projection; None for all."""
     residual: str | None = None
-    """Of a sublayer: the module whose first input is the residual stream that h will be added to."""
+    """For a sublayer: the module with the residual stream, to which h is added, as its first input."""
     norm: str | None = None
-    """Of a sublayer in a post-norm family: the norm that is applied to h + residual."""
+    """For a sublayer of a post-norm family: the norm that acts on h + residual."""
     num_heads: int = 0
     num_kv_heads: int = 0
     head_dim: int = 0

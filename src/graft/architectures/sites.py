@@ -1,4 +1,4 @@
-"""All sites of one model by name: which places its blocks, embeddings and heads offer (the names are explained in `placement`)."""
+"""The sites of one model by name: of its blocks, embeddings, norms and heads. `language.py` explains the names."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import nn
 
 from graft.architectures.blocks import TOWERS, Block, blocks_of, stack_of, text_config_of
 from graft.architectures.experts import expert_parts, expert_sizes
-from graft.architectures.family import fused_rows
-from graft.architectures.layers import bypassed, is_linear, is_norm, widths
+from graft.architectures.family import fused_features
+from graft.architectures.layers import CONVOLUTIONS, is_linear, is_norm, widths
 from graft.architectures.site import Site, SiteRequest, SiteType
 from graft.architectures.sizes import head_sizes, hidden_width, sublayer_widths
+from graft.architectures.source import bypassed
 from graft.architectures.walk import base_modules
 from graft.errors import GraftError
 
 
 class SiteTable:
-    """All sites of one model by name."""
+    """The sites of one model by name."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -30,16 +31,16 @@ class SiteTable:
         self.stacks = frozenset(block.stack for block in self.blocks)
         towers = frozenset(TOWERS.values())
         self.towers = self.stacks & towers if self.stacks - towers else frozenset()
-        """The stacks for images and sound beside a language model, which only their own names mean."""
+        """The stacks for images and sound beside a language model. Only names that begin with such a stack mean sites in it."""
 
     def fits(self) -> bool:
-        """Whether the base still has the modules that the table was read from."""
+        """Whether the model still has the modules that the table was made from."""
         now = [module for _, module in base_modules(self.model)]
         return len(now) == len(self._modules) and all(map(operator.is_, now, self._modules))
 
     @cached_property
     def by_name(self) -> dict[str, list[Site]]:
-        """Every name this model answers to, with its sites."""
+        """Return every site name of this model, with its sites."""
         table: dict[str, list[Site]] = {}
         for block in self.blocks:
             for site in self.of_block(block):
@@ -52,16 +53,16 @@ class SiteTable:
         return table
 
     def _called(self, name: str, site: Site) -> str:
-        """The name with its tower before it, where it has one."""
+        """Return a site's name, with the tower before it if the site is in one: `vision.attn.q`."""
         stack = stack_of(site.module)
         return f"{stack}.{name}" if stack in self.towers else name
 
     def names(self) -> frozenset[str]:
-        """Every name this model answers to."""
+        """Return every site name of this model."""
         return frozenset(self.by_name)
 
     def listing(self) -> str:
-        """For error messages: what exists."""
+        """Return a sentence for error messages that lists the site names and the layers."""
         names = " ".join(sorted(self.names()))
         if not self.blocks:
             return f"No transformer blocks were recognised in this model ({names or 'no other sites'}); name modules by re:PATTERN."
@@ -70,11 +71,11 @@ class SiteTable:
 
     @cached_property
     def depths(self) -> dict[str, int]:
-        """Layers of each stack."""
+        """Return the number of layers of each stack."""
         return {stack: 1 + max(b.number for b in self.blocks if b.stack == stack) for stack in sorted(self.stacks)}
 
     def experts(self, block: Block) -> Iterator[Site]:
-        """The weights of a block's experts, part by part."""
+        """Yield the weights of a block's experts, part by part."""
         for relative, module in base_modules(block.module):
             for part in expert_parts(module):
                 count, wide, high, _ = expert_sizes(module, part, hidden_width(block))
@@ -83,25 +84,25 @@ class SiteTable:
                 )
 
     def not_adapted(self, config: SiteRequest | None = None) -> list[str]:
-        """Parameters of three dimensions in the blocks that are no convolution's and no site that a kind takes."""
+        """Return the three-dimensional parameters in the blocks that a kind does not adapt (convolutions do not count)."""
         adapted = config is not None and "experts" in config.takes
         return [name for name, of_experts in self._three_dimensional if not (adapted and of_experts)]
 
     @cached_property
     def _three_dimensional(self) -> list[tuple[str, bool]]:
-        """(name, whether it is a weight of experts that a kind can take) of each such parameter."""
+        """Return (name, whether it is a weight of experts) of each three-dimensional parameter in the blocks."""
         return [
             (f"{block.at(path)}.{name}".removesuffix("."), bool(expert_parts(module)))
             for block in self.blocks
             for path, module in base_modules(block.module)
-            if not isinstance(module, nn.modules.conv._ConvNd)
+            if not isinstance(module, CONVOLUTIONS)
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.dim() == 3
         ]
 
     @cached_property
     def attentions(self) -> dict[str, list[Site]]:
-        """The attention modules by name, for the kinds that act inside them."""
+        """Return the attention modules by name, for the kinds that act inside them."""
         found: dict[str, list[Site]] = {}
         for block in self.blocks:
             for name in block.family.attentions:
@@ -110,10 +111,11 @@ class SiteTable:
         return found
 
     def layer_of(self, path: str) -> int | None:
+        """Return the number of the block that a module is in, None outside of blocks."""
         return next((block.number for block in self.blocks if path.startswith(f"{block.path}.")), None)
 
     def of_block(self, block: Block) -> Iterator[Site]:
-        """The sites of one block that have names of their own."""
+        """Yield the sites of one block that have names of their own."""
         family = block.family
         for name, relative in family.linears.items():
             site = self.whole(name, block.at(relative), block.module.get_submodule(relative), block.number)
@@ -132,12 +134,12 @@ class SiteTable:
 
     def _fused_parts(self, block: Block, whole: Site) -> Iterator[Site]:
         heads, kv_heads, head_dim = head_sizes(block, "attn", self.text_config)
-        for name, rows in fused_rows(block.family.fused, heads, kv_heads, head_dim, whole.out_features).items():
-            size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            yield replace(whole, name=name, part=name.removeprefix("attn."), out_features=size, rows=rows)
+        for name, features in fused_features(block.family.fused, heads, kv_heads, head_dim, whole.out_features).items():
+            size = features.stop - features.start if isinstance(features, slice) else len(features)
+            yield replace(whole, name=name, part=name.removeprefix("attn."), out_features=size, features=features)
 
     def linears(self) -> Iterator[Site]:
-        """Every linear layer of the blocks that is called; a weight that the model reads by itself takes no adapter."""
+        """Yield every linear layer of the blocks that the model calls. If it only reads the weight, an adapter would have no effect."""
         for block in self.blocks:
             named = {block.at(relative): name for name, relative in block.family.linears.items()}
             for relative, module in base_modules(block.module):
@@ -147,13 +149,13 @@ class SiteTable:
                     yield self.whole(named.get(path, "linear"), path, module, block.number)
 
     def norms(self) -> Iterator[Site]:
-        """Every norm of the model, in the blocks and outside."""
+        """Yield every norm of the model, in the blocks and outside."""
         for path, module in base_modules(self.model):
             if is_norm(module):
                 yield self.whole("norm", path, module, self.layer_of(path))
 
     def biased(self) -> Iterator[Site]:
-        """Every linear layer and norm that has a bias."""
+        """Yield every linear layer and norm with a bias."""
         for path, module in base_modules(self.model):
             if (is_linear(module) or is_norm(module)) and module._parameters.get("bias") is not None:
                 yield self.whole("bias", path, module, self.layer_of(path))
@@ -165,7 +167,7 @@ class SiteTable:
                     num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)  # fmt: skip
 
     def end(self, name: str) -> Site | None:
-        """The input embedding ("embed") or the output head ("head")."""
+        """Return the input embedding ("embed") or the output head ("head"), None if the model has none that fits."""
         getter = getattr(self.model, "get_input_embeddings" if name == "embed" else "get_output_embeddings", None)
         try:
             module = getter() if getter is not None else None
@@ -177,7 +179,7 @@ class SiteTable:
         return None if path is None else self.whole(name, path, module, None)
 
     def heads(self) -> Iterator[Site]:
-        """The output head: the language model's, or the linear layers that a classifier has behind its base model."""
+        """Yield the output head: that of the language model, or the linear layers of a classifier after its base model."""
         head = self.end("head")
         inner = getattr(self.model, getattr(self.model, "base_model_prefix", "") or "-", None)
         if head is not None:
@@ -189,7 +191,7 @@ class SiteTable:
                     yield self.whole("head", path, module, None)
 
     def tables(self) -> list[Site]:
-        """The input embedding as it is called: T5 and BART list one table as `shared` and call tied copies of it."""
+        """Return the input embeddings that are called. T5 and BART list one table as `shared` and call modules tied to it."""
         listed = self.end("embed")
         if listed is None or not listed.module.endswith("shared"):
             return [] if listed is None else [listed]
@@ -199,9 +201,10 @@ class SiteTable:
         return [replace(listed, module=path) for path in found] or [listed]
 
     def whole(self, name: str, path: str, module: nn.Module, layer: int | None) -> Site:
+        """Return the site that is a whole module. Raises `GraftError` for a list of modules, which has no forward to adapt."""
         if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
             raise GraftError(
-                f"'{path}' is a chain or list of modules, which cannot hold an adapter: name a module inside it"
+                f"'{path}' is a chain or list of modules, which cannot have an adapter: name a module inside it"
             )
         kind: SiteType = "linear" if is_linear(module) else "embedding" if isinstance(module, nn.Embedding) else "other"
         kind = "norm" if is_norm(module) else kind

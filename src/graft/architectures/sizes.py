@@ -1,4 +1,4 @@
-"""Widths and heads of one transformer block: read off its modules, and off the config for what they do not say."""
+"""The widths and heads of one transformer block, from its modules, or from the config if they do not say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from graft.architectures.layers import is_linear, is_norm, widths
 
 
 def sublayer_widths(block: Block, name: str) -> tuple[int, int]:
-    """Input and output width of a sublayer."""
+    """Return the input and output width of a sublayer."""
     firsts = ("mlp.up", "mlp.gate_up") if name == "mlp" else (f"{name}.q", f"{name}.qkv")
     linears, hidden = block.family.linears, hidden_width(block)
     into = next((site for site in firsts if site in linears), None)
@@ -20,7 +20,7 @@ def sublayer_widths(block: Block, name: str) -> tuple[int, int]:
 
 
 def hidden_width(block: Block) -> int:
-    """The width of the residual stream: of the block's own norm, else what the config says, else what its first linear layer takes."""
+    """Return the width of the residual stream: that of the block's norm, else of the config, else the input of its first linear layer."""
     for path, module in block.module.named_children():
         if is_norm(module):
             return widths(module, path)[0]
@@ -30,7 +30,7 @@ def hidden_width(block: Block) -> int:
 
 
 def head_sizes(block: Block, name: str, config: Any) -> tuple[int, int, int]:
-    """Query heads, key-value heads and head size of an attention: as its module says, else as the config does."""
+    """Return the query heads, key-value heads and head size of an attention, from its module, or else from the config."""
     attention: Any = block.module.get_submodule(block.family.attentions[name])
     heads = _first(attention, "num_heads", "num_attention_heads", "n_heads") or config.num_attention_heads
     head_dim = (
@@ -50,5 +50,5 @@ def _widths(block: Block, name: str) -> tuple[int, int]:
 
 
 def _first(module: Any, *names: str) -> int | None:
-    """The first of some attributes that is a number."""
+    """Return the first of these attributes that is a number other than 0, None if there is none."""
     return next((value for name in names if isinstance(value := getattr(module, name, None), int) and value), None)

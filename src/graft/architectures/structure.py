@@ -1,7 +1,7 @@
-"""A family read off one block, for model types that are not in the table.
+"""Find the family of one block by its structure, for model types that are not in the table.
 
-Linear layers go by their usual names. Which norm belongs to which sublayer is read from the block's own forward: the order in which
-it calls norms and sublayers and adds to the residual, innermost call first. N norm, A attention, M MLP, + addition:
+Linear layers are known by their usual names. The norm of a sublayer is found in the source of the block's forward, by the order in which
+it calls norms and sublayers and adds to the residual, innermost call first. With N norm, A attention, M MLP, + addition:
 
     N A + N M +        before the sublayer (LLaMA)            N A M +            one norm for both (Cohere)
     N A N + N M N +    h is the second norm's output (Gemma)  A N + M N +        the same without the first (OLMo 2)
@@ -10,18 +10,14 @@ it calls norms and sublayers and adds to the residual, innermost call first. N n
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
 import itertools
-import textwrap
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
 from graft.architectures.family import Family, Sublayer
 from graft.architectures.layers import is_linear, is_norm
+from graft.architectures.source import ADD, Step, forward_steps
 
 _ATTENTION = ("attn", "attention", "self_attn", "self_attention", "attn_layer")
 _CROSS = ("encoder_attn", "crossattention", "cross_attn", "cross_attention", "encoder_attention")
@@ -42,9 +38,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
 
 
 def resolve_structure(block: nn.Module) -> Family:
-    """The family that a block's structure says. Sublayers whose modules are not found are left out.
+    """Return the family of a block. A sublayer with modules that are not found is left out.
 
-    An MLP with experts is one module from x to h; `mlp.up` and its like are then the layers of the expert that all tokens share.
+    An MLP with experts is one module from x to h. `mlp.up` and the others are then the layers of the expert that all tokens use.
     """
     children = {name: child for name, child in block.named_children() if not isinstance(child, nn.ModuleList)}
     cross = next((name for name in _CROSS if name in children), "")
@@ -59,12 +55,14 @@ def resolve_structure(block: nn.Module) -> Family:
     mlp = _mlp(block, linears, children)
     if mlp is not None:
         sublayers["mlp"] = mlp
-    steps = _steps(block, sublayers.values())
+    # The steps that matter for norms: those of sublayers, norms and additions.
+    tops = {path.partition(".")[0] for sublayer in sublayers.values() for path in (sublayer.source, sublayer.out)}
+    steps = tuple(step for step in forward_steps(block) if step.name in _norms(block) | tops | {ADD})
     return Family(linears, {name: _with_norm(block, sublayer, steps) for name, sublayer in sublayers.items()})
 
 
 def _linears(block: nn.Module, attention: str, cross: str) -> dict[str, str]:
-    """The linear layers of a block by site name. Lists of modules (experts) hold none that has a name."""
+    """Return the linear layers of a block by site name. Those in lists of modules (experts) have no names."""
     linears: dict[str, str] = {}
     lists = tuple(f"{path}." for path, module in block.named_modules() if isinstance(module, nn.ModuleList))
     for path, module in block.named_modules():
@@ -74,6 +72,7 @@ def _linears(block: nn.Module, attention: str, cross: str) -> dict[str, str]:
         room = "attn" if top == attention else "cross" if top == cross else "mlp"
         if room != "mlp" and not _computes_attention(block, _parent(path), top):
             continue
+        # E.g. "self_attn.q_proj" ends with ".q_proj", so it is attn.q; in a cross-attention the same ending is cross.q.
         for site, names in _NAMES.items():
             place, _, part = site.partition(".")
             ending = f".{path.removesuffix('.linear')}"
@@ -86,7 +85,7 @@ def _linears(block: nn.Module, attention: str, cross: str) -> dict[str, str]:
 
 
 def _computes_attention(block: nn.Module, parent: str, top: str) -> bool:
-    """Whether a layer below an attention module is one of its projections, and not of a helper (an indexer of sparse attention)."""
+    """Whether a layer in an attention module is one of its projections, and not that of a helper (the indexer of sparse attention)."""
     inner = parent.removeprefix(top).strip(".")
     name = type(block.get_submodule(parent)).__name__
     return "." not in inner and (not inner or "Attention" in name or "Output" in name or "Linear" in name)
@@ -124,12 +123,12 @@ def _parent(path: str) -> str:
 
 
 def _norms(block: nn.Module) -> set[str]:
-    """The children that normalise, with weights or without."""
+    """Return the names of the children that normalise, with weights or without."""
     return {name for name, child in block.named_children() if "norm" in f"{name} {type(child).__name__}".lower()}
 
 
 def _with_norm(block: nn.Module, sublayer: Sublayer, steps: tuple[Step, ...]) -> Sublayer:
-    """The sublayer with its norm and the place of the residual stream, as far as they can be told."""
+    """Return the sublayer with its norm and the module that reads the residual stream, as far as the steps show them."""
     beside = sublayer.out.rpartition(".")[0]
     if beside and not f"{sublayer.source}.".startswith(f"{beside}."):
         for name, module in block.get_submodule(beside).named_children():
@@ -140,11 +139,13 @@ def _with_norm(block: nn.Module, sublayer: Sublayer, steps: tuple[Step, ...]) ->
     if at is None:
         return sublayer
     norms = _norms(block)
-    behind = [step for step in steps[at:] if step.name not in own]
-    if behind and behind[0].name in norms and behind[0].reads & steps[at].writes:
-        sublayer = replace(sublayer, out=behind[0].name)  # no addition in between: h is that norm's output
-    calls = [step.name for step in behind if step.name != ADD]
-    if next(step.name for step in steps if step.name != ADD) in norms:
+    after = [step for step in steps[at:] if step.name not in own]
+    if after and after[0].name in norms and after[0].reads & steps[at].writes:
+        sublayer = replace(sublayer, out=after[0].name)  # no addition in between: h is that norm's output
+    calls = [step.name for step in after if step.name != ADD]
+    if (
+        next(step.name for step in steps if step.name != ADD) in norms
+    ):  # a block that begins with a norm has norms before sublayers
         for step in reversed(steps[:at]):
             if step.name == ADD:
                 break
@@ -155,67 +156,3 @@ def _with_norm(block: nn.Module, sublayer: Sublayer, steps: tuple[Step, ...]) ->
     elif calls and calls[0] in norms:
         return replace(sublayer, norm=calls[0], residual=sublayer.source, post=True)
     return sublayer
-
-
-ADD = "+"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call of a child, or an addition, in a block's forward: the variables it reads, and those its statement assigns."""
-
-    name: str
-    reads: frozenset[str] = frozenset()
-    writes: frozenset[str] = frozenset()
-
-
-def _steps(block: nn.Module, sublayers: Iterable[Sublayer]) -> tuple[Step, ...]:
-    """What the block's forward does in order, of norms, sublayers and additions."""
-    tops = {path.partition(".")[0] for sublayer in sublayers for path in (sublayer.source, sublayer.out)}
-    known = _norms(block) | tops | {ADD}
-    tree = _forward(getattr(type(block), "graft_base", type(block)))
-    return () if tree is None else tuple(step for step in _visited(tree, block, frozenset()) if step.name in known)
-
-
-@functools.cache
-def _forward(cls: type[nn.Module]) -> ast.AST | None:
-    try:
-        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward))))
-    except (OSError, TypeError):  # a class without a source file
-        return None
-
-
-def _visited(node: ast.AST, block: nn.Module, writes: frozenset[str]) -> Iterator[Step]:
-    """Calls on self and additions below a node, in the order of evaluation."""
-    if isinstance(node, ast.Assign):
-        writes = frozenset(name for target in node.targets for name in _variables(target))
-    children = ast.iter_child_nodes(node)
-    if isinstance(node, ast.If) and (known := _setting(node.test, block)) is not None:
-        children = iter(node.body if known else node.orelse)
-    for child in children:
-        yield from _visited(child, block, writes)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        if isinstance(node.func.value, ast.Name) and node.func.value.id == "self":
-            reads = frozenset(name for part in (*node.args, *node.keywords) for name in _variables(part))
-            yield Step(node.func.attr, reads, writes)
-    elif isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Add):
-        yield Step(ADD)
-
-
-def _setting(test: ast.AST, block: nn.Module) -> bool | None:
-    """What a condition of the form `self.a.b` or its negation says for this block; None for any other."""
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        inner = _setting(test.operand, block)
-        return None if inner is None else not inner
-    names: list[str] = []
-    while isinstance(test, ast.Attribute):
-        names.append(test.attr)
-        test = test.value
-    if not names or not isinstance(test, ast.Name) or test.id != "self":
-        return None
-    value = functools.reduce(lambda each, name: getattr(each, name, None), reversed(names), block)
-    return value if isinstance(value, bool) else None
-
-
-def _variables(node: ast.AST) -> Iterator[str]:
-    return (each.id for each in ast.walk(node) if isinstance(each, ast.Name) and each.id != "self")

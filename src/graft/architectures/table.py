@@ -1,7 +1,6 @@
-"""The family of a block: one row of a table maps the site language to the modules of one transformer block.
+"""The table of families: by model type, the modules of one transformer block for each name of the site language.
 
-`family_of` finds the row by the config's model_type; a family that is not in the table is resolved from its structure by the field's
-usual names.
+A family that is not in the table is resolved from the structure of its block (`structure.py`).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _BLOOM = Family(
     _two(pre_norm("self_attention", "self_attention.dense", IN), pre_norm("mlp", "mlp.dense_4h_to_h", AFTER)),
     fused="heads", positions="none", unless="apply_residual_connection_post_layernorm",
 )  # fmt: skip
-_BLOOM_NORMED = replace(  # a variant whose residual is the norm's output, hence x itself
+_BLOOM_NORMED = replace(  # a variant that adds h to the norm's output, which is x
     _BLOOM, unless="", sublayers={name: replace(each, residual=each.source) for name, each in _BLOOM.sublayers.items()}
 )
 _FALCON = replace(_BLOOM, fused="groups", positions="arange", unless="")
@@ -81,7 +80,7 @@ _GPTJ = Family(
 
 
 def _parts(site: str, attention: str, q: str, k: str, v: str, out: str) -> dict[str, str]:
-    """q, k, v by name inside an attention module, and the output projection by its full path."""
+    """Return the sites of q, k and v, given by name inside an attention module, and of the output projection, given by its full path."""
     return {
         f"{site}.q": f"{attention}.{q}",
         f"{site}.k": f"{attention}.{k}",
@@ -91,7 +90,7 @@ def _parts(site: str, attention: str, q: str, k: str, v: str, out: str) -> dict[
 
 
 def _bart(cross: bool, post: bool) -> Family:
-    """One layer of BART's encoder or decoder; OPT's is that of a decoder without cross-attention."""
+    """Return the family of a layer of BART's encoder or decoder. OPT's layers are those of a decoder without cross-attention."""
     make = post_norm if post else pre_norm
     names = "q_proj", "k_proj", "v_proj"
     linears = _parts("attn", "self_attn", *names, "self_attn.out_proj")
@@ -169,10 +168,10 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
     "distilbert": (_DISTILBERT,), "deberta": (_DEBERTA,), "deberta-v2": (_DEBERTA2,), "modernbert": (_MODERNBERT,), "vit": (_VIT,),
     **dict.fromkeys(("t5", "mt5", "umt5"), _T5S), "bart": (_bart(cross=True, post=True), _bart(cross=False, post=True)),
 }  # fmt: skip
-"""By model_type, the rows to try in order; the first that fits a block holds for it."""
+"""Model type -> the families to try in order. The first that fits a block is its family."""
 
 
 def family_of(model_type: str | None, block: nn.Module) -> Family:
-    """The table's row for a model type when its modules are there, else what the block's structure says."""
+    """Return the family of a block: the first in the table that fits it, or else the one that its structure shows."""
     row = next((row for row in FAMILIES.get(model_type or "", ()) if row.fits(block)), None)
     return resolve_structure(block) if row is None else row

@@ -1,4 +1,4 @@
-"""The base's own modules, without those of adapters: what a walk costs does not depend on how many adapters are attached."""
+"""Visit the base's own modules and leave out those of adapters, so that the cost does not depend on the number of adapters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from torch import nn
 
 CONTAINER = "graft"
-"""Name of the submodule in which a module holds its adapters."""
+"""The name of the submodule in which a module holds its adapters."""
 
 
 def base_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of every module of the base in the order of `named_modules`, each once; containers of adapters are left out."""
+    """Yield (path, module) of every module of the base, each once, in the order of `named_modules`, without containers of adapters."""
     seen: set[nn.Module] = set()
     todo: list[tuple[str, nn.Module]] = [("", root)]
     while todo:

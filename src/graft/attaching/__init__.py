@@ -1,1 +1,1 @@
-"""Attach adapters, choose who is active, merge, save, summarise."""
+"""Attach adapters, choose the active ones, merge, save and summarise them."""

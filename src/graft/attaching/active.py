@@ -14,33 +14,36 @@ from graft.routing.context import ForwardContext
 
 @contextmanager
 def use(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Make one adapter active for all rows in a block of code; None is the bare base. The choice before comes back whatever happens."""
+    """Make one adapter active for all rows in a block of code (None: the bare base). The choice before is restored, also after an error."""
     with state_of(model).entered(ForwardContext(name)):
         yield
 
 
 @contextmanager
 def route(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
-    """Choose one adapter (or None) for each row of the batch in a block of code; the base runs once on all rows."""
+    """Choose one adapter, or None for the bare base, for each row of a batch in a block of code. The base runs once on all rows.
+
+    rows: one name per row, e.g. `["math", None, "code"]` for a batch of three.
+    """
     with state_of(model).entered(ForwardContext(tuple(rows))):
         yield
 
 
 @contextmanager
 def running(model: nn.Module, context: ForwardContext) -> Iterator[None]:
-    """Run a block of code under a pass that the caller has described in full (the training engine, generation)."""
+    """Run a block of code under a forward context of the caller's own, as the training engine and generation do."""
     with state_of(model).entered(context):
         yield
 
 
 def set_active(model: nn.Module, name: str | None) -> None:
-    """Make one adapter active from now on, and the only one that trains; None leaves the bare base."""
+    """Make one adapter active from now on, and let only this one train. With None the bare base is active, and nothing trains."""
     state_of(model).enter(ForwardContext(name))
     set_trainable(model, () if name is None else (name,))
 
 
 def set_trainable(model: nn.Module, names: Sequence[str]) -> None:
-    """Let exactly these adapters require gradients."""
+    """Let the parameters of these adapters require gradients, and those of no other."""
     state = state_of(model)
     for name in names:
         state.adapter(name)

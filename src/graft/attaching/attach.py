@@ -1,7 +1,7 @@
-"""Attach adapters to a model in place, and take them off again.
+"""Attach adapters to a model in place, and detach them again.
 
 The model stays itself: its class, its base weights and the names of its state dict do not change. After the last `detach` it is exactly
-what it was.
+what it was before.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from graft.architectures.four_bit import allow_packing, forbid_packing
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
 from graft.architectures.sites import SiteTable
+from graft.architectures.transformers_internals import is_checkpointed_layer
 from graft.architectures.walk import CONTAINER, base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.attaching.install import install_adapter, spec_of
@@ -33,26 +34,26 @@ from graft.attention.install import ShiftsPositions, uninstall
 from graft.attention.proof import prove_forwards
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer, container_of
-from graft.injection.gated_mlp import NOTE, GatedForward, lead_gated
-from graft.injection.masks import NotesMask
+from graft.injection.gated_mlp import GATED, GatedForward, install_gated_mlps
+from graft.injection.masks import RecordsMask
 from graft.injection.state import SHARED, AttachedAdapter, Installed, State, state_of, unwrapped
-from graft.injection.substitution import KeepsPass, hooked, restore, substitute
+from graft.injection.substitution import KeepsContext, hooked, restore, substitute
 
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
-"""Not `training`, which torch sets on every module."""
-OF_THE_MODEL = (KeepsPass, NotesMask, SavesAdapter, ShiftsPositions, GatedForward)
-"""Mixins that stay while any adapter is attached; the others go with the last adapter of their module."""
+"""Names of adapters. `training` is not allowed, because torch sets this attribute on every module."""
+MODEL_MIXINS = (KeepsContext, RecordsMask, SavesAdapter, ShiftsPositions, GatedForward)
+"""Mixins that stay while any adapter is attached. Others are removed with the last adapter of their module."""
 
 
 def attach(
     model: Model, adapters: Mapping[str, AdapterConfig | Preset | Mapping[str, Any] | Sequence[Any] | str]
 ) -> Model:
-    """Attach adapters by name, in place. The base is frozen; the first adapter attached becomes active.
+    """Attach adapters by name, in place. The base is frozen, and the first adapter ever attached becomes active.
 
     adapters: name -> a config (`graft.LoRA(rank=16)`), a mapping with `kind`, a preset's name, or a list of these (a stack).
-    Raises `GraftError` for a bad name or config, a site that matches nothing, a model wrapped by PEFT, or a site that a probe
-    forward does not reach; the model is then as it was before.
+    Raises `GraftError` for a bad name or config, a site that matches nothing, a model wrapped by PEFT, or a site that a trial forward
+    pass does not reach. The model is then as it was before.
     """
     root = unwrapped(model)
     state: State = root.__dict__.get("graft_state") or State()
@@ -66,7 +67,7 @@ def attach(
     planned = {name: _plan(state.site_table, state, name, spec) for name, spec in adapters.items()}
     first = not state.adapters
     if first:
-        _claim(root, state)
+        _prepare_base(root, state)
     try:
         for name, (config, parts) in planned.items():
             _install(root, state, name, config, parts)
@@ -77,7 +78,7 @@ def attach(
             if name in state.adapters:
                 _remove(root, state, name)
         if first:
-            _release(root, state)
+            _restore_base(root, state)
         raise
     if first and planned:
         set_active(model, next(iter(planned)))
@@ -87,6 +88,7 @@ def attach(
 
 
 def _refuse_foreign(root: nn.Module) -> None:
+    """Raise `GraftError` for a model that PEFT has wrapped."""
     for _, module in base_modules(root):
         if hasattr(module, "base_layer") or hasattr(module, "peft_config") and not hasattr(module, "graft_base"):
             raise GraftError(
@@ -97,14 +99,15 @@ def _refuse_foreign(root: nn.Module) -> None:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise GraftError(
-            f"'{name}' is not an adapter name: letters, digits, '_' and '-' after a letter or digit, and not the word 'training' "
-            "(it becomes part of tensor names)"
+            f"'{name}' is not an adapter name: use letters, digits, '_' and '-', with a letter or digit first, and not the word 'training' "
+            "(the name becomes a part of tensor names)"
         )
 
 
 def _plan(
     site_table: SiteTable, state: State, name: str, spec: Any
 ) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
+    """Return the config that a user means, and each of its simple parts with the sites in this model. Changes nothing."""
     _check_name(name)
     if name in state.adapters:
         raise GraftError(f"an adapter '{name}' is attached already: detach it first, or choose another name")
@@ -115,18 +118,20 @@ def _plan(
     for part, sites in parts:
         part.check_sites(sites)
         for site in sites:
-            if site.rows is not None and getattr(part, "position", "after") == "before":
+            if site.features is not None and getattr(part, "position", "after") == "before":
                 raise GraftError(
                     f"'{site.name}' is a slice of a fused projection, which has one input for q, k and v: name attn.qkv instead"
                 )
     return config, parts
 
 
-def _claim(root: nn.Module, state: State) -> None:
-    """Make the root ours and freeze it, remembering which parameters could train."""
+def _prepare_base(root: nn.Module, state: State) -> None:
+    """Freeze the base, remember which of its parameters required gradients, and put in the mixins that every model with adapters has."""
     for _, module in base_modules(root):
         if "graft_state" in module.__dict__:
-            raise GraftError("a part of this model has adapters of its own: detach those first, or attach to that part")
+            raise GraftError(
+                "a submodule of this model has adapters of its own: detach those first, or attach to that submodule"
+            )
     forbid_packing(root)
     state.base_trainable = tuple(name for name, p in root.named_parameters() if p.requires_grad)
     root.__dict__["graft_state"] = state
@@ -135,25 +140,24 @@ def _claim(root: nn.Module, state: State) -> None:
     if hasattr(root, "save_pretrained"):
         substitute(root, SavesAdapter)
     for _, module in base_modules(root):
-        if _is_layer(module):
+        if is_checkpointed_layer(module):
             module.__dict__["graft_state"] = state
-            substitute(module, KeepsPass)
+            substitute(module, KeepsContext)
     assert state.site_table is not None
-    lead_gated(state.site_table.blocks, state)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return isinstance(module, GradientCheckpointingLayer)
+    install_gated_mlps(state.site_table.blocks, state)
 
 
 def _install(
     root: nn.Module, state: State, name: str, config: AdapterConfig, parts: list[tuple[AdapterConfig, list[Site]]]
 ) -> None:
+    """Build the modules of an adapter and put them into the model.
+
+    Two modules of one type at one host need different keys in its container: the first is `linear`, the second `linear_1`.
+    """
     attached = state.adapters[name] = AttachedAdapter(config, state.free_slot())
     taken: dict[tuple[str, str], int] = {}
     for number, (part, sites) in enumerate(parts):
+        # Sites are numbered through all parts of a stack: the number is part of the key of seeded dropout.
         specs = [spec_of(root, site, len(attached.installs) + i) for i, site in enumerate(sites)]
         shared = part.build_shared(specs)
         if shared is not None:
@@ -170,6 +174,7 @@ def _install(
             installed = Installed(site, key, at_site, adapter)
             install_adapter(root, state, name, installed)
             attached.installs.append(installed)
+        # A prefix that starts from a text runs the base, so all of this part's modules have to be in place first.
         if part.starts_from and not will_be_filled():
             own = [(each.site.module, each.module) for each in attached.installs[-len(sites) :]]
             attending = [(root.get_submodule(path), each) for path, each in own if isinstance(each, AttentionAdapter)]
@@ -177,11 +182,11 @@ def _install(
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
-    """Take one adapter off, or all (None). After the last one the model is what it was, class and all.
+    """Detach one adapter, or all of them (None). After the last one the model is what it was before, class and all.
 
-    An adapter merged with keep=False leaves its weights behind: they are the base's own from then on.
-    Raises `GraftError` for an unknown name, an adapter whose merge can still be undone, or a module that was hooked or wrapped
-    since it was attached.
+    The weights of an adapter that was merged with keep=False stay in the base for good.
+    Raises `GraftError` for an unknown name, an adapter with a merge that can still be undone, or a module that other code has hooked or
+    wrapped since.
     """
     root, state = unwrapped(model), state_of(model)
     names = tuple(state.adapters) if name is None else (name,)
@@ -197,10 +202,11 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     for each in names:
         _remove(root, state, each)
     if not state.adapters:
-        _release(root, state)
+        _restore_base(root, state)
 
 
 def _refuse_hooked(root: nn.Module, state: State) -> None:
+    """Raise `GraftError` if other code has put a forward on an adapted module, before anything is changed."""
     for path, module in base_modules(root):
         if hooked(module):
             raise GraftError(
@@ -209,6 +215,7 @@ def _refuse_hooked(root: nn.Module, state: State) -> None:
 
 
 def _remove(root: nn.Module, state: State, name: str) -> None:
+    """Take an adapter out of the model, and restore the hosts that no adapter is left in."""
     state.adapters.pop(name)
     state.prompt_caches.clear()
     state.reroute(name, None)
@@ -219,19 +226,19 @@ def _remove(root: nn.Module, state: State, name: str) -> None:
             if container.empty:
                 del module._modules[CONTAINER]
                 uninstall(module, path)
-                restore(module, path, keep=OF_THE_MODEL)
-                if module is not root and not isinstance(module, OF_THE_MODEL):
+                restore(module, path, keep=MODEL_MIXINS)
+                if module is not root and not isinstance(module, MODEL_MIXINS):
                     module.__dict__.pop("graft_state", None)
         module.__dict__.get("graft_shifts", {}).pop(name, None)
 
 
-def _release(root: nn.Module, state: State) -> None:
-    """Undo `_claim`."""
+def _restore_base(root: nn.Module, state: State) -> None:
+    """Undo `_prepare_base`."""
     allow_packing(root)
     for path, module in base_modules(root):
         uninstall(module, path)
         restore(module, path)
-        for key in ("graft_state", "graft_shifts", "graft_positions", "graft_feeds_decoder", NOTE):
+        for key in ("graft_state", "graft_shifts", "graft_positions", "graft_feeds_decoder", GATED):
             module.__dict__.pop(key, None)
     for name, parameter in root.named_parameters():
         parameter.requires_grad_(name in state.base_trainable)
@@ -257,7 +264,7 @@ def rename(model: nn.Module, old: str, new: str) -> None:
 
 
 def copy(model: nn.Module, name: str, new: str) -> None:
-    """Attach a copy of an adapter, weights and all, under another name."""
+    """Attach a copy of an adapter, with its weights, under another name."""
     root, state = unwrapped(model), state_of(model)
     attached = state.adapter(name)
     with to_be_filled():

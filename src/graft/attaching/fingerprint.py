@@ -1,7 +1,7 @@
-"""Which base an adapter was made for: its name, its shape, and a digest of a sample of its weights.
+"""The fingerprint of a base: its name, its shape, and a digest of a sample of its weights. An adapter folder says which base it is for.
 
 The sample is rounded to bfloat16 first, so that a base loaded in float32 and in bfloat16 has one digest. Modules that an adapter replaces
-do not count: a fresh head is another one each time the base is loaded.
+do not count, because a fresh head is different each time the base is loaded.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _SAMPLED = 16
 
 
 def fingerprint(root: nn.Module, state: State | None = None, without: Sequence[str] | None = None) -> dict[str, Any]:
-    """The base's name, shape and digest. The digest is None where weights are not at hand (meta device, quantised).
+    """Return the base's name, shape and digest. The digest is None if the sampled weights have no floating-point values (meta, quantised).
 
-    without: modules that do not count; None: those that the adapters attached replace.
+    without: paths of modules that do not count. None means those that the attached adapters replace.
     """
     without = replaced(state) if without is None else without
     config = getattr(root, "config", None)
@@ -47,7 +47,7 @@ def fingerprint(root: nn.Module, state: State | None = None, without: Sequence[s
 
 
 def replaced(state: State | None) -> list[str]:
-    """The modules whose weights an adapter brings whole, by path."""
+    """Return the paths of the modules that attached adapters replace."""
     installs = (
         [installed for attached in state.adapters.values() for installed in attached.installs]
         if state is not None
@@ -74,7 +74,7 @@ def _digest(root: nn.Module, state: State | None, without: Sequence[str]) -> str
 
 
 def check_base(made_for: dict[str, Any], root: nn.Module, state: State | None, folder: str) -> None:
-    """Raises `GraftError` that names both bases when an adapter was made for another one."""
+    """Raise `GraftError`, with the names of both bases, if an adapter was made for another base."""
     here = fingerprint(root, state, made_for.get("without", ()))
     differing = [key for key, value in made_for["shape"].items() if here["shape"].get(key, value) != value]
     if differing:

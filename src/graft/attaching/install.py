@@ -1,4 +1,4 @@
-"""Put one adapter module into its host and make the host run it."""
+"""Put one adapter module into its host, and let the host run it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdap
 from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import Site, SiteSpec
 from graft.architectures.sites import SiteTable
-from graft.attaching.probe import device_of
+from graft.architectures.transformers_internals import device_of
 from graft.attention.install import install, shift_positions
 from graft.attention.prompts import install_prompt
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer, container_of
 from graft.injection.experts import RunsExperts
-from graft.injection.masks import NotesMask
+from graft.injection.masks import RecordsMask
 from graft.injection.state import Installed, State
 from graft.injection.substitution import GraftedCall, GraftedForward, substitute
 
 
 def spec_of(root: nn.Module, site: Site, index: int) -> SiteSpec:
-    """What the adapter module number `index` is told of its site."""
+    """Return what the adapter module number `index` is told about its site."""
     host = root.get_submodule(site.module)
     weight = next(host.parameters(), None)
     dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
@@ -30,15 +30,15 @@ def spec_of(root: nn.Module, site: Site, index: int) -> SiteSpec:
 
 
 def install_adapter(root: nn.Module, state: State, name: str, installed: Installed) -> None:
-    """Let an adapter module act at its site. Raises `GraftError` where the model has no way to run it."""
+    """Let an adapter module act at its site. Raises `GraftError` if the model has no way to run it."""
     site, adapter, host = installed.site, installed.module, root.get_submodule(installed.site.module)
     assert (site_table := state.site_table) is not None
     adapter.train(host.training)
     norm = root.get_submodule(site.norm) if site.norm else None
     projections = _projections(root, site_table, site) if isinstance(adapter, AttentionAdapter) else {}
-    adapter.on_install(Surroundings(host, site.rows, norm, projections))
+    adapter.on_install(Surroundings(host, site.features, norm, projections))
     if adapter.reads_mask:
-        substitute(root, NotesMask)
+        substitute(root, RecordsMask)
     container = container_of(host, state)
     if isinstance(adapter, EmbeddingAdapter):
         container.hold(name, installed.key, adapter)
@@ -48,8 +48,8 @@ def install_adapter(root: nn.Module, state: State, name: str, installed: Install
         install(host, state, site.module)
         if adapter.position_shift:
             shift_positions(root, site_table, state, name, host)
-        if adapter.adds_behind:
-            container_of(projections["o"].host, state).add_guest(name, adapter)
+        if adapter.adapts_output_projection:
+            container_of(projections["o"].host, state).add_output_hook(name, adapter)
             _run_through_container(projections["o"].host)
     elif isinstance(adapter, ExpertsAdapter):
         container.add_experts(name, installed.key, adapter)
@@ -58,12 +58,13 @@ def install_adapter(root: nn.Module, state: State, name: str, installed: Install
         block = next(
             (block.path for block in site_table.blocks if site.module.startswith(f"{block.path}.")), site.module
         )
+        # E.g. "experts.3.up_proj" in a block: a number in the path says that the host is in a list, so it may get some tokens only.
         container.is_expert = any(part.isdigit() for part in site.module.removeprefix(block).split("."))
         _install_around(root, container, name, installed)
 
 
 def _install_around(root: nn.Module, container: AdapterContainer, name: str, installed: Installed) -> None:
-    """Install an adapter around its host, and at the module that has its input where that is another one."""
+    """Install an adapter around its host, and at the module with its input if that is another one."""
     site, adapter = installed.site, installed.module
     source = site.residual if adapter.reads == "residual" else site.source
     if source is None and adapter.reads == "residual":
@@ -71,7 +72,7 @@ def _install_around(root: nn.Module, container: AdapterContainer, name: str, ins
             f"kind '{installed.config.kind}' reads the residual stream, which is not known at site '{site.name}': name attn or mlp"
         )
     remote = source is not None and source != site.module
-    hosted = container.add(name, installed.key, adapter, site.rows, remote)
+    hosted = container.add(name, installed.key, adapter, site.features, remote)
     _run_through_container(container.host)
     if source is not None and remote:
         container_of(root.get_submodule(source), container.state).send(hosted)
@@ -83,12 +84,12 @@ def _run_through_container(module: nn.Module) -> None:
 
 
 def _projections(root: nn.Module, site_table: SiteTable, site: Site) -> dict[str, Surroundings]:
-    """The linear layers, or rows of one, that make an attention's queries, keys, values and output, by letter."""
+    """Return the linear layers (or the features of a fused one) that make an attention's queries, keys, values and output: q, k, v, o."""
     block = next((block for block in site_table.blocks if site.module.startswith(f"{block.path}.")), None)
     found = [] if block is None else [each for each in site_table.of_block(block) if each.type == "linear"]
     letters = {f"{site.name}.{letter}": letter for letter in "qkvo"}
     return {
-        letters[each.name]: Surroundings(root.get_submodule(each.module), each.rows)
+        letters[each.name]: Surroundings(root.get_submodule(each.module), each.features)
         for each in found
         if each.name in letters
     }

@@ -1,6 +1,6 @@
-"""Fold an adapter into the base's weights, and take it out again bit for bit.
+"""Fold an adapter into the base's weights, and undo it bit for bit.
 
-`(W + D) - D` is not W in floating point, so the original weights are kept on the CPU unless the caller drops them.
+`(W + D) - D` is not W in floating point, so the original weights are kept on the CPU, unless the caller does not want them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from graft.routing.context import ForwardContext
 
 
 def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
-    """Fold one adapter into the base. The model then computes base plus adapter without the adapter's cost, and nothing trains.
+    """Fold one adapter into the base. The model then computes base plus adapter at no extra cost, and nothing trains.
 
-    Merging twice is merging once.
-    keep: keep the original weights on the CPU, so that `unmerge` can restore them. Without them the merge is for good: `detach` then
-    takes the adapter off and leaves its weights in the base.
-    Raises `CannotFold` for kinds without an equal in the weights, and `GraftError` for quantised or tied weights; nothing has then changed.
+    Merging an adapter that is merged already does nothing.
+    keep: whether to keep the original weights on the CPU, so that `unmerge` can restore them. Without them the merge is for good: `detach`
+    removes the adapter and leaves its weights in the base.
+    Raises `CannotFold` for kinds that have no equal in the weights, and `GraftError` for quantised or tied weights. The base is then
+    unchanged.
     """
     root, state = unwrapped(model), state_of(model)
     attached = state.adapter(name)
@@ -36,17 +37,21 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
         )
     if any(context.rows != name for context in state.outer):
         raise GraftError(
-            f"merge '{name}' outside of graft.use and graft.route blocks: what they bring back is not to be had while it is merged"
+            f"merge '{name}' outside of graft.use and graft.route blocks: what they restore at their end cannot run while it is merged"
         )
     by_host: dict[str, list[Installed]] = defaultdict(list)
     for installed in attached.installs:
         if not installed.config.folds:
             raise installed.module.cannot_fold()
         by_host[installed.site.module].append(installed)
+    # Hosts that only follow another one, which folds the shared weight (a tied head that computes with the embedding's table).
     following = {path for path, installs in by_host.items() if all(installed.module.follows for installed in installs)}
     originals: dict[str, Tensor] = {}
     try:
-        for path, installs in by_host.items():  # one at a time: all folded weights of a large base at once need not fit
+        for (
+            path,
+            installs,
+        ) in by_host.items():  # one by one, because all folded weights of a large base at once may not fit
             _fold_host(root, path, name, installs, originals, following)
     except BaseException:
         _put_back(root, originals)
@@ -58,9 +63,9 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
 
 
 def unmerge(model: nn.Module, name: str) -> None:
-    """Restore the base's own weights, bit for bit; the adapter is then active beside them.
+    """Restore the base's own weights, bit for bit. The adapter is then active beside them.
 
-    Raises `GraftError` when the adapter is not merged or the originals were dropped.
+    Raises `GraftError` if the adapter is not merged, or was merged with keep=False.
     """
     root, state = unwrapped(model), state_of(model)
     state.adapter(name)
@@ -80,7 +85,10 @@ def unmerge(model: nn.Module, name: str) -> None:
 def _fold_host(
     root: nn.Module, path: str, name: str, installs: list[Installed], originals: dict[str, Tensor], following: set[str]
 ) -> None:
-    """Fold one host's sites in, and note its original weights. A host in `following` computes with a weight that another one folds."""
+    """Fold the sites of one host into it, and add its original weights to `originals`.
+
+    following: hosts that compute with a weight that another host folds. Only their biases are folded here.
+    """
     host = root.get_submodule(path)
     if all(getattr(host, key, None) is None for key in ("weight", "bias")) or installs[0].module.runs_host:
         found = _folded_whole(root, path, name, installs)
@@ -93,19 +101,18 @@ def _fold_host(
         own = host.get_parameter(key)
         if not torch.equal(own, new.to(own.dtype)):
             _refuse_tied(root, path, own, following)
-        originals[f"{path}.{key}".lstrip(".")] = own.detach().to(
-            "cpu", copy=True
-        )  # of a fresh adapter too, whose merge changes nothing
+        # Even if a fresh adapter changes nothing: `unmerge` and `detach` tell by the originals whether a merge can be undone.
+        originals[f"{path}.{key}".lstrip(".")] = own.detach().to("cpu", copy=True)
         own.copy_(new)
 
 
 def _folded_whole(root: nn.Module, path: str, name: str, installs: list[Installed]) -> dict[str, Tensor | None]:
-    """All parameters of a host whose adapters change the module as a whole, each its own."""
+    """Return the folded parameters of a host with adapters of the whole module. No two may change one parameter."""
     all_found = [installed.module.fold_all() for installed in installs]
     found = {key: new for each in all_found for key, new in (each or {}).items()}
     if None in all_found or len(found) < sum(len(each or {}) for each in all_found):
         raise CannotFold(
-            f"adapter '{name}' changes '{path}' more than once, as a whole and in part: keep it beside the base"
+            f"adapter '{name}' changes '{path}' as a whole and in part, which cannot be merged: keep the adapter beside the base"
         )
     return found  # pyright: ignore[reportReturnType]
 
@@ -117,7 +124,10 @@ def _put_back(root: nn.Module, originals: dict[str, Tensor]) -> None:
 
 
 def _folded(root: nn.Module, path: str, name: str, installs: list[Installed]) -> tuple[Tensor, Tensor | None]:
-    """The weight and bias of one host with all its sites folded in, computed in the masters' precision."""
+    """Return the weight and bias of one host with all its sites folded in, computed in float32 or wider.
+
+    E.g. attn.q of a fused projection with features 0-3 folds rows 0 to 3 of the weight [O, I], and entries 0 to 3 of the bias.
+    """
     host = root.get_submodule(path)
     weight = getattr(host, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -127,21 +137,21 @@ def _folded(root: nn.Module, path: str, name: str, installs: list[Installed]) ->
     full, bias = stored.to(dtype, copy=True), getattr(host, "bias", None)
     full_bias = None if bias is None else bias.detach().to(dtype, copy=True)
     with torch.no_grad():
-        parts = [(each.module, slice(None) if each.site.rows is None else each.site.rows) for each in installs]
-        for fold, rows in fold_steps(parts):
-            new, new_bias = fold(full[rows], None if full_bias is None else full_bias[rows])
-            full[rows] = new
+        parts = [(each.module, slice(None) if each.site.features is None else each.site.features) for each in installs]
+        for fold, features in fold_steps(parts):
+            new, new_bias = fold(full[features], None if full_bias is None else full_bias[features])
+            full[features] = new
             if new_bias is not None and full_bias is None:
                 raise CannotFold(
                     f"adapter '{name}' learned a bias at '{path}', where the base has none: keep the adapter beside the base"
                 )
             if full_bias is not None and new_bias is not None:
-                full_bias[rows] = new_bias
+                full_bias[features] = new_bias
     return (full.t() if is_transposed(host) else full), full_bias
 
 
 def _refuse_tied(root: nn.Module, path: str, changed: Tensor, following: set[str]) -> None:
-    """Raises `GraftError` where a parameter serves another module too, unless the adapter changes that one alike.
+    """Raise `GraftError` if another module uses the parameter too, unless the adapter changes both alike.
 
     A parent that lists a child's parameter among its own (the bias of BERT's head) computes nothing with it.
     """

@@ -1,4 +1,4 @@
-"""What is attached: names, modules, tensors and parameters of a model's adapters."""
+"""The names, modules, tensors and parameters of a model's adapters."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from graft.injection.state import State, state_of, unwrapped
 
 
 def names(model: nn.Module) -> tuple[str, ...]:
-    """The attached adapters, in the order of attaching."""
+    """Return the names of the attached adapters, in the order of attaching."""
     state = unwrapped(model).__dict__.get("graft_state")
     return () if state is None else tuple(state.adapters)
 
 
 def modules_of(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """(path without Graft's own part, module) of every module that is the adapter: one per site, then the shared ones."""
+    """Yield (path, module) of every module of an adapter: one per site, then the shared ones. See `AttachedAdapter.modules`."""
     yield from state.adapter(name).modules()
 
 
 def tensors(root: nn.Module, state: State, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of all that is the adapter: its parameters and persistent buffers, live."""
+    """Yield (name, tensor) of an adapter's parameters and persistent buffers, the tensors themselves and no copies."""
     for path, module in modules_of(root, state, name):
         for key, tensor in module.state_dict(keep_vars=True).items():
             yield f"{path}.{key}", tensor
 
 
 def parameters(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Parameter]]:
-    """(name, parameter) of what trains in an adapter."""
+    """Yield (name, parameter) of everything that trains in an adapter."""
     for path, module in modules_of(unwrapped(model), state_of(model), name):
         for key, parameter in module.named_parameters():
             yield f"{path}.{key}", parameter
 
 
 def adapter_modules(model: nn.Module, name: str) -> list[AdapterModule]:
-    """Every module of an adapter: one per site, then the shared ones."""
+    """Return every module of an adapter: one per site, then the shared ones."""
     found = (module for _, module in modules_of(unwrapped(model), state_of(model), name))
     return [module for module in found if isinstance(module, AdapterModule)]
 
 
 def lr_factors(model: nn.Module, name: str) -> dict[str, float]:
-    """Parameter name (as in `parameters`) -> what its learning rate is multiplied by."""
+    """Return, by parameter name as in `parameters`, the factor of its learning rate."""
     return {
         f"{path}.{key}": module.lr_factor(key) if isinstance(module, AdapterModule) else 1.0
         for path, module in modules_of(unwrapped(model), state_of(model), name)
@@ -53,9 +53,9 @@ def lr_factors(model: nn.Module, name: str) -> dict[str, float]:
 
 
 def parameter_groups(model: nn.Module, name: str, lr: float) -> list[dict[str, Any]]:
-    """An adapter's parameters as groups for a torch optimiser, each with its own learning rate (LoRA+ has two).
+    """Return an adapter's parameters as groups for a torch optimiser, each with its own learning rate (LoRA+ has two).
 
-    lr: the learning rate of parameters whose factor is 1; their group comes first.
+    lr: the learning rate of parameters with factor 1. Their group comes first.
     """
     factors, groups = lr_factors(model, name), {}
     for key, parameter in parameters(model, name):
@@ -65,25 +65,26 @@ def parameter_groups(model: nn.Module, name: str, lr: float) -> list[dict[str, A
 
 
 def penalty(model: nn.Module, name: str) -> torch.Tensor | None:
-    """The scalar that an adapter's kind adds to the loss of a step (AdaLoRA: that its factors be orthogonal), or None.
+    """Return the scalar that an adapter's kind adds to the loss of an optimizer step, or None.
 
-    Graft's engine adds it, and `graft.callback` under a Trainer; a training loop of one's own adds it to the loss before backward.
+    AdaLoRA keeps its factors orthogonal with it.
+    Graft's engine adds it, and so does `graft.callback` under a Trainer. A loop of your own has to add it to the loss before backward.
     """
     return summed_penalty(adapter_modules(model, name))
 
 
 def summed_penalty(modules: Iterable[AdapterModule]) -> torch.Tensor | None:
-    """The penalties of an adapter's modules together."""
+    """Return the sum of the penalties of an adapter's modules, None if there are none."""
     terms = [term for module in modules if (term := module.penalty()) is not None]
     return torch.stack(terms).sum() if terms else None
 
 
 def after_step(model: nn.Module, name: str, step: int, steps: int) -> None:
-    """Let an adapter act on a step just taken (AdaLoRA: give ranks to the sites that need them), its gradients still at hand.
+    """Let an adapter act after an optimizer step, while its gradients are still there. AdaLoRA gives ranks to the sites that need them.
 
-    Graft's engine calls this, and `graft.callback` under a Trainer; a training loop of one's own does so between `optimizer.step()` and
-    `optimizer.zero_grad()`.
-    step: number of the step, from 1. steps: of how many. Raises `GraftError` where these leave a kind's schedule no room.
+    Graft's engine calls this, and so does `graft.callback` under a Trainer. A loop of your own has to call it between `optimizer.step()`
+    and `optimizer.zero_grad()`.
+    step: the number of the step, from 1. steps: the number of all steps. Raises `GraftError` if they are too few for a kind's schedule.
     """
     for module in adapter_modules(model, name):
         module.after_step(step, steps)

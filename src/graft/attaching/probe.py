@@ -1,6 +1,6 @@
-"""Prove that every site is reached: one tiny forward pass after attaching.
+"""Prove by one tiny forward pass after attaching that every site is reached.
 
-A module whose forward is never called (its parent reads the weight directly, or a hook replaced it) would take an adapter in silence.
+An adapter would have no effect, without an error, at a module that is never called: its parent may read the weight directly.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from graft.architectures.blocks import TOWERS, stack_of
+from graft.architectures.transformers_internals import device_of
 from graft.architectures.walk import CONTAINER, base_modules
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer
@@ -22,11 +23,11 @@ from graft.routing.context import ForwardContext
 
 
 def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
-    """Run a few tokens through the model under each new adapter. Raises `GraftError` that names the sites that were not reached.
+    """Run a few tokens through the model under each new adapter. Raises `GraftError` if a site was not reached, with its name.
 
-    What was reached before is not tried again: the same adapter class in the same role at the same module.
-    Modules other than transformers models and chains of layers are not probed: their input is unknown. Neither are models
-    on the meta device (for counting), whose masks cannot be computed.
+    An adapter class that was reached in the same table of the same module is not tried again.
+    Only transformers models and an `nn.Sequential` that begins with a linear layer are probed, since other inputs are not known. Models on
+    the meta device cannot compute masks, so they are not probed.
     """
     hosts = {
         path: module
@@ -38,7 +39,7 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
     inputs = _inputs(root) if new else None
     if inputs is None:
         return
-    text = isinstance(inputs, dict) and "input_ids" in inputs  # which towers for images and sound do not see
+    text = isinstance(inputs, dict) and "input_ids" in inputs  # towers for images and sound do not run on these
     with evaluation_mode(root, state):
         for name in new:
             reached = _reached(root, state, name, inputs)
@@ -58,7 +59,7 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
 
 
 def _reached(root: nn.Module, state: State, name: str, inputs: Any) -> set[int]:
-    """The containers, by id, that one forward pass under an adapter comes by."""
+    """Return the ids of the containers that one forward pass under an adapter reaches."""
     state.reached = set()
     try:
         with torch.no_grad(), state.entered(ForwardContext(name)):
@@ -69,7 +70,7 @@ def _reached(root: nn.Module, state: State, name: str, inputs: Any) -> set[int]:
 
 
 def _roles(hosts: Mapping[str, nn.Module], name: str) -> set[tuple[str, str, type]]:
-    """(module, hook, adapter class) of everything that an adapter does in the model."""
+    """Return (module, table, adapter class) of everything that an adapter does in the model."""
     return {
         (path, hook, type(getattr(adapter, "adapter", adapter)))
         for path, module in hosts.items()
@@ -78,6 +79,7 @@ def _roles(hosts: Mapping[str, nn.Module], name: str) -> set[tuple[str, str, typ
 
 
 def _inputs(root: Any) -> Any:
+    """Return a tiny input of the model, or None if none is known."""
     device = device_of(root)
     if device.type == "meta":
         return None
@@ -87,9 +89,8 @@ def _inputs(root: Any) -> Any:
     if isinstance(dummy, dict):
         given = {name: tensor.to(device) for name, tensor in dummy.items() if tensor is not None}
         if "ForSequenceClassification" in type(root).__name__ and root.config.is_encoder_decoder:
-            given = {
-                "input_ids": torch.full((2, 5), root.config.eos_token_id, device=device)
-            }  # they read the class at its place
+            # BART and its kin read the class at the end-of-sequence token, and fail without one.
+            given = {"input_ids": torch.full((2, 5), root.config.eos_token_id, device=device)}
         return given | {"use_cache": False} | _encoder_states(root, device)
     if isinstance(root, nn.Sequential) and isinstance(first := root[0], nn.Linear):
         return torch.zeros(2, first.in_features, device=device, dtype=first.weight.dtype)
@@ -97,7 +98,7 @@ def _inputs(root: Any) -> Any:
 
 
 def _encoder_states(root: Any, device: torch.device) -> dict[str, Any]:
-    """For a decoder on its own: states of an encoder that is not there, without which attention over it is never called."""
+    """Return states in place of an encoder's, for a decoder without one: otherwise its cross-attention would never be called."""
     rows, takes = len(root.dummy_inputs["input_ids"]), inspect.signature(root.forward).parameters
     sites = site_table_of(root).by_name.get("cross.k", [])
     if not sites or "decoder_input_ids" in takes:
@@ -107,26 +108,8 @@ def _encoder_states(root: Any, device: torch.device) -> dict[str, Any]:
 
 
 def _image(root: Any, device: torch.device) -> torch.Tensor:
-    """One black image [1, C, H, W] of the size that the model was made for."""
+    """Return a black image [1, C, H, W] of the size that the model was made for."""
     config = getattr(root.config, "vision_config", root.config)
     size = config.image_size
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return torch.zeros(1, config.num_channels, height, width, device=device, dtype=root.dtype)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: its weights' device, or, where those are offloaded, the device its hook brings them to."""
-    weight = next(module.parameters(), None)
-    if weight is None:
-        return torch.device("cpu")
-    if weight.device.type == "meta":
-        hooks = (getattr(child, "_hf_hook", None) for child in module.modules())
-        devices = (
-            device
-            for hook in hooks
-            for each in getattr(hook, "hooks", (hook,))
-            if (device := getattr(each, "execution_device", None))
-        )
-        found = next(devices, None)
-        return weight.device if found is None else torch.device(found)
-    return weight.device

@@ -1,4 +1,4 @@
-"""Write an adapter to its folder, whole or not at all, and copy tensors back to their places strictly."""
+"""Write an adapter to its folder, whole or not at all, and copy tensors back, each exactly once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ CONFIG, WEIGHTS, TRAINER_WEIGHTS = "adapter_config.json", "adapter_model.safeten
 
 
 def save(model: nn.Module, name: str, folder: str | Path, *, extra_files: Mapping[str, str] | None = None) -> Path:
-    """Write one adapter to a folder, atomically; the files are opened again and compared before the folder takes its place.
+    """Write one adapter to a folder, atomically. The files are read again and compared before the folder appears.
 
-    Reparametrisations are folded away (a prefix's projection). extra_files: name -> text, put beside (template, model card).
-    Raises `GraftError` when the folder holds something else, the disk is full, or `load` could not read the adapter's kind.
+    Reparametrisations are folded away (the projection of a prefix).
+    extra_files: name -> text of further files (template, model card).
+    Raises `GraftError` if the folder holds something else, the disk is full, or `load` could not read the adapter's kind.
     """
     root, state, folder = unwrapped(model), state_of(model), Path(folder)
     if (reason := readable(state.adapter(name).config)) is not None:
@@ -51,7 +52,7 @@ def save(model: nn.Module, name: str, folder: str | Path, *, extra_files: Mappin
 
 
 def save_for_trainer(root: nn.Module, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
-    """What a Trainer checkpoint holds of a grafted model: all adapters by their state-dict names, and their configs."""
+    """Write what a Trainer's checkpoint holds of a model with adapters: all adapters by their state-dict names, and their configs."""
     state = state_of(root)
     given = state_dict or root.state_dict()
     names = {key for name in state.adapters for key in _state_dict_of(root, state, name)}
@@ -67,7 +68,7 @@ def save_for_trainer(root: nn.Module, folder: Path, state_dict: Mapping[str, Ten
 
 
 def _state_dict_of(root: nn.Module, state: State, name: str) -> dict[str, Tensor]:
-    """An adapter's tensors by their names in the model's state dict."""
+    """Return an adapter's tensors by their names in the model's state dict."""
     attached, found = state.adapter(name), {}
     for installed in attached.installs:
         prefix = f"{installed.site.module}.graft.{name}.{installed.key}".lstrip(".")
@@ -78,19 +79,19 @@ def _state_dict_of(root: nn.Module, state: State, name: str) -> dict[str, Tensor
 
 
 def training_state(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """All tensors of an adapter as they train (reparametrisations included), detached, for exact resuming."""
+    """Return all tensors of an adapter as they train, reparametrisations included, detached, for exact resuming."""
     return {key: tensor.detach() for key, tensor in tensors(unwrapped(model), state_of(model), name)}
 
 
 def load_training_state(model: nn.Module, name: str, stored: Mapping[str, Tensor]) -> None:
-    """Put back what `training_state` gave. Raises `GraftError` for missing, extra or misshapen tensors."""
+    """Restore what `training_state` returned. Raises `GraftError` for missing, extra or misshapen tensors."""
     copy_strictly(stored, dict(tensors(unwrapped(model), state_of(model), name)), f"the training state of '{name}'")
 
 
 def copy_strictly(stored: Mapping[str, Tensor], places: Mapping[str, Tensor], origin: str) -> None:
     """Copy tensors to their places by name.
 
-    Raises `GraftError` that lists what is missing, extra or of another shape; nothing is copied then.
+    Raises `GraftError`, and copies nothing, if tensors are missing, extra or of another shape. The message lists them.
     """
     missing, extra = sorted(set(places) - set(stored)), sorted(set(stored) - set(places))
     shapes = [f"{key} {tuple(stored[key].shape)} instead of {tuple(places[key].shape)}" for key in places
@@ -108,7 +109,7 @@ def copy_strictly(stored: Mapping[str, Tensor], places: Mapping[str, Tensor], or
 
 
 def _published(root: nn.Module, state: State, name: str) -> Iterable[tuple[str, Tensor]]:
-    """What `save` writes: each site's promise, and the shared modules that a published adapter still needs."""
+    """Yield (name, tensor) of what `save` writes: `to_save` of each site, and the shared modules that a published adapter needs."""
     parts = state.adapter(name).config.parts()
     for path, module in modules_of(root, state, name):
         if isinstance(module, Adapter):
@@ -130,7 +131,7 @@ def _header(root: nn.Module, state: State) -> dict[str, Any]:
 
 
 def _foreign_kinds(state: State, name: str) -> dict[str, dict[str, str]]:
-    """Where the kinds that are not Graft's own come from, so that a reader without them can say what is missing."""
+    """Return where kinds of other packages come from, so that a reader without them can say what is missing."""
     known = entries()
     found = {part.kind: known[part.kind] for part in state.adapter(name).config.parts()}
     foreign = {kind: f"{entry.target} ({entry.origin})" for kind, entry in found.items() if entry.origin != "graft"}
@@ -143,7 +144,7 @@ def _dumped(state: State, name: str, *, collapsed: bool) -> dict[str, Any]:
 
 
 def _write_weights(found: Mapping[str, Tensor], path: Path) -> None:
-    """Write, open again, compare."""
+    """Write tensors to a file, read it again and compare. Raises `OSError` if they differ."""
     if not found:
         raise GraftError(f"there is nothing to write to {path}: the adapter has no tensors")
     contiguous = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in found.items()}

@@ -1,4 +1,4 @@
-"""What is attached where: the table that `graft.summary` and `graft check` print."""
+"""The table of adapters and sites that `graft.summary` and `graft check` print."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Summary:
 
 
 def summary(model: nn.Module) -> Summary:
-    """Adapters, kinds, sites and counts of a model."""
+    """Return the adapters of a model with their kinds, sites and numbers of parameters."""
     root = unwrapped(model)
     base = sum(p.numel() for name, p in root.named_parameters() if "graft" not in name.split("."))
     if not names(model):
@@ -67,6 +67,6 @@ def summary(model: nn.Module) -> Summary:
 
 
 def sites(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The site language on this model: every name it answers to, and the modules that the name means."""
+    """Return every site name of this model, with the paths of the modules that it means."""
     table = site_table_of(model).by_name
     return {name: tuple(site.module for site in found) for name, found in table.items()}

@@ -1,8 +1,8 @@
-"""What other trainers see of a grafted model: transformers' Trainer and TRL save the adapter and not the base.
+"""Graft under other trainers: transformers' Trainer and TRL save the adapter and not the base.
 
-A checkpoint folder that they write holds `model.safetensors` with the adapter's tensors and our config beside it; they resume
-from it and load the best model by the state dict's names, which is why it is not called `adapter_model.safetensors` there.
-What a kind does once per step (AdaLoRA) they do with a callback.
+The checkpoints that they write hold the adapter's tensors in `model.safetensors`, and Graft's config beside it. The name differs from that
+in an adapter folder, because a Trainer resumes from this file, by the names of the state dict.
+A callback does what a kind has to do once per step (AdaLoRA).
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 
 @register_mixin
 class SavesAdapter:
-    """Mixin for the root of a `PreTrainedModel`."""
+    """Mixin for the root of a `PreTrainedModel`: saves the adapters in place of the model."""
 
     def save_pretrained(self: Any, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Write the trained adapter as `model.safetensors` with its config. kwargs of other writers (state_dict, ...) are accepted."""
+        """Write the adapters as `model.safetensors` with their config. Other arguments of transformers' `save_pretrained` are accepted."""
         from graft.attaching.saving import save_for_trainer
 
         if kwargs.get("push_to_hub"):
             raise GraftError(
-                "push_to_hub from a grafted model is not supported: use graft.save and upload that folder, or graft.merge first"
+                "push_to_hub from a model with adapters is not supported: use graft.save and upload that folder, or graft.merge first"
             )
         if is_main_process:
             save_for_trainer(self, Path(save_directory), kwargs.get("state_dict"))
 
 
 def callback() -> TrainerCallback:
-    """For kinds that need more than a loss (AdaLoRA): `Trainer(model, ..., callbacks=[graft.callback()])`, TRL's trainers too.
+    """Return the callback for kinds that need more than a loss (AdaLoRA): `Trainer(model, ..., callbacks=[graft.callback()])`.
 
-    Once per optimiser step, whatever the accumulation, it adds the gradient of the adapter's penalty (`graft.penalty`) to those of the
-    loss, before they are clipped, and lets the adapter act on the step taken (`graft.after_step`). The loss that the Trainer logs is
-    without the penalty. Other kinds are left as they are. Training raises `GraftError` for a schedule that the run's steps leave no room,
-    and under fp16, where the Trainer scales the loss and not the penalty: train in bf16 or fp32.
+    It works with TRL's trainers too, and does nothing for other kinds. Once per optimizer step, whatever the accumulation, it adds the
+    gradient of the adapter's penalty (`graft.penalty`) to that of the loss before clipping, and lets the adapter act after the step
+    (`graft.after_step`). The loss that the Trainer logs is without the penalty. Training raises `GraftError` if the run has too few steps
+    for the kind's schedule, and under fp16, where the Trainer would scale the loss but not the penalty: train in bf16 or fp32.
     """
     from transformers import TrainerCallback
 
@@ -53,7 +53,7 @@ def callback() -> TrainerCallback:
             for name in state_of(model).trained:
                 if args.fp16 and penalty(model, name) is not None:
                     raise GraftError(
-                        f"adapter '{name}' has a penalty, which the Trainer's scaling of fp16 does not reach: set bf16=True, or neither"
+                        f"adapter '{name}' has a penalty, which the Trainer does not scale under fp16: set bf16=True, or neither"
                     )
 
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -68,7 +68,7 @@ def callback() -> TrainerCallback:
 
 
 def _add_gradient(model: nn.Module, name: str) -> None:
-    """The penalty's gradient, past the hooks of DDP, which waits for those of the loss alone and averages the sum of both."""
+    """Add the gradient of the penalty. `autograd.grad` does not call the hooks of DDP, which wait for the gradients of the loss only."""
     term = penalty(model, name)
     if term is None:
         return

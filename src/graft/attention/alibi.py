@@ -5,12 +5,13 @@ Legend: B rows, H heads, L queries, S keys, D head size.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from graft.architectures.transformers_internals import model_file_function
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Alibi:
 
 def slopes_of(module: Any, device: torch.device) -> Tensor:
     """Return the slopes [H] of an attention module: what its model file adds at position 1."""
-    build = sys.modules[type(module).__module__].build_alibi_tensor
+    build = model_file_function(module, "build_alibi_tensor")
     return build(torch.ones(1, 2, device=device), module.num_heads, torch.float32)[:, 0, 1]
 
 

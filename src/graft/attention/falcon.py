@@ -8,12 +8,12 @@ Legend: B rows, H heads, K key-value heads as the module holds them, L queries, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from graft.architectures.transformers_internals import model_file_function
 from graft.attention.alibi import Alibi, biased_mask, slopes_of
 from graft.attention.functions import attend, current_context, needed
 from graft.attention.own_forward import OwnForward, with_past
@@ -36,7 +36,7 @@ class FalconForward(OwnForward):
         )  # fmt: skip
         query, key, value = (part.transpose(1, 2) for part in self._split_heads(fused))
         if alibi is None:
-            rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb
+            rotate = model_file_function(self, "apply_rotary_pos_emb")
             query, key = rotate(query, key, *given["position_embeddings"])
         key, value = with_past(self, given, key, value)
         mask, bias, dropout = given["attention_mask"], None, 0.0

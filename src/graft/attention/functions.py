@@ -8,24 +8,23 @@ Legend: B rows, H query heads, K key-value heads, L queries, S keys, T tokens of
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.transformers_internals import model_file_function
 from graft.attention.alibi import Alibi
 from graft.attention.relative import with_columns
 from graft.attention.varlen import by_varlen, serves
 from graft.attention.virtual import VirtualTokens, virtual_tokens
 from graft.errors import GraftError
+from graft.injection.config_view import PREFIX, view_of
 from graft.injection.state import State
 from graft.routing.context import ForwardContext
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
-PREFIX = "graft_"
-"""What the functions' names in transformers begin with."""
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 NO_CONTEXT = ForwardContext()
 
@@ -39,6 +38,15 @@ def register() -> None:
         AttentionInterface.register(PREFIX + backend, _function(backend))
         if backend in ALL_MASK_ATTENTION_FUNCTIONS:
             AttentionMaskInterface.register(PREFIX + backend, ALL_MASK_ATTENTION_FUNCTIONS[backend])
+
+
+def attention_view(config: Any) -> Any:
+    """Return a view of a config under which attention modules call the functions.
+
+    Unpickling calls this too, perhaps in a process that has not registered the functions yet.
+    """
+    register()
+    return view_of(config, attention_view)
 
 
 def _function(backend: str) -> Attend:
@@ -56,8 +64,7 @@ def backend_function(module: nn.Module, backend: str) -> Attend:
 
     if backend != "eager":
         return ALL_ATTENTION_FUNCTIONS[backend]
-    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return own or plain_attention
+    return model_file_function(module, "eager_attention_forward") or plain_attention
 
 
 def current_context(module: nn.Module) -> ForwardContext:

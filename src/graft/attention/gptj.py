@@ -8,13 +8,13 @@ Legend: B rows, H heads, L queries, S keys, D head size, R rotated features.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from graft.architectures.transformers_internals import model_file_function
 from graft.attention.functions import attend, needed
 from graft.attention.own_forward import OwnForward, with_past
 from graft.injection.arguments import given_to
@@ -53,6 +53,6 @@ class GPTJForward(OwnForward):
 
     def _rotated(self: Any, x_BLHD: Tensor, table_BLR: Tensor) -> Tensor:
         """Rotate the first R features by the position's angle with the model file's function, and keep the rest."""
-        rotate, (sin, cos) = sys.modules[type(self).__module__].apply_rotary_pos_emb, table_BLR.chunk(2, -1)
+        rotate, (sin, cos) = model_file_function(self, "apply_rotary_pos_emb"), table_BLR.chunk(2, -1)
         size = self.pos_embd_dim
         return torch.cat([rotate(x_BLHD[..., :size], sin, cos), x_BLHD[..., size:]], -1)

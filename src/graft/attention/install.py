@@ -15,17 +15,18 @@ import torch
 from torch import nn
 
 from graft.architectures.sites import SiteTable
+from graft.architectures.source import forward_names
 from graft.attention.bloom import BloomForward
-from graft.attention.config_view import ConfigView, view_of
 from graft.attention.deberta import DebertaForward, DebertaV2Forward
 from graft.attention.falcon import FalconForward
-from graft.attention.functions import BACKENDS, register
+from graft.attention.functions import BACKENDS, attention_view
 from graft.attention.gptj import GPTJForward
 from graft.attention.proof import prove_forwards
 from graft.attention.relative import TABLE
 from graft.attention.virtual import position_shifts
 from graft.errors import GraftError
 from graft.injection.arguments import cached_tokens, given_to
+from graft.injection.config_view import ConfigView
 from graft.injection.state import State, site_table_of, unwrapped
 from graft.injection.substitution import own_class, register_mixin, restore, substitute
 
@@ -90,8 +91,7 @@ def install(module: nn.Module, state: State, path: str) -> None:
                 f"prefix adapters and padding-free batches do not support attention '{backend}': load the base with one of "
                 f"{', '.join(BACKENDS)}"
             )
-        register()
-        module.config = view_of(config)
+        module.config = attention_view(config)
     elif own is not None:
         substitute(module, own)
     else:
@@ -105,7 +105,7 @@ def install(module: nn.Module, state: State, path: str) -> None:
 
 def _uses_interface(module: nn.Module) -> bool:
     """Whether the module's own forward calls the attention function that its config names. GPT-J's does from transformers 5.24 on."""
-    return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(inspect.unwrap(own_class(module).forward))
+    return forward_names(module, "ALL_ATTENTION_FUNCTIONS")
 
 
 def uninstall(module: nn.Module, path: str) -> None:

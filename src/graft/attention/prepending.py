@@ -46,7 +46,7 @@ class Placement:
     """[B, S] indices into [tokens; prompts]."""
     length: int
     """Tokens per row of the caller, L."""
-    behind_positions: bool = False
+    after_positions: bool = False
     """Whether the prompts are joined after the position embeddings have been added."""
 
     def joined(self, tokens: Tensor, prompts: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def placement_of(container: AdapterContainer, state: State, num_rows: int, lengt
         return None
     if state.reached is not None:
         state.reached.add(id(container))
-    if len(behind := {each.behind_positions for name in names for each in container.hooks.prompts[name]}) > 1:
+    if len(behind := {each.after_positions for name in names for each in container.hooks.prompts[name]}) > 1:
         raise GraftError(
             "prompts that enter at the embedding and prompts that enter at the blocks cannot share a batch"
         )
@@ -138,7 +138,7 @@ class PrependsPrompts:
         with nullcontext() if torch.compiler.is_compiling() else state.carrying(_longer(state.current, placement)):
             output = (
                 self._run_after_embeddings(given, placement)
-                if placement.behind_positions
+                if placement.after_positions
                 else self._run_embedded(given, placement)
             )
         return output if self.__dict__["graft_feeds_decoder"] else placement.cut(output)

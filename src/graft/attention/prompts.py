@@ -152,7 +152,7 @@ def install_prompt(root: nn.Module, site_table: SiteTable, state: State, name: s
             continue
         found = True
         container_of(owner, state).add_prompt(name, adapter)
-        if adapter.behind_positions and (not hasattr(owner, "embeddings") or not _bidirectional(root, blocks[0])):
+        if adapter.after_positions and (not hasattr(owner, "embeddings") or not _bidirectional(root, blocks[0])):
             raise GraftError(
                 f"enters: blocks is for encoders whose embeddings are one module, not for {type(owner).__name__}: use enters: embedding"
             )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.transformers_internals import has_device_hook
 from graft.architectures.walk import base_modules
 from graft.attention.own_forward import OwnForward
 from graft.errors import GraftError
@@ -56,7 +57,7 @@ def _text(root: Any) -> Tensor | None:
     if device.type != "meta":
         return ids.to(device)
     # Offloaded weights are on the meta device too, and accelerate's hooks load them when they are needed.
-    hooked = any(hasattr(module, "_hf_hook") for _, module in base_modules(root))
+    hooked = any(has_device_hook(module) for _, module in base_modules(root))
     return ids if hooked else None
 
 

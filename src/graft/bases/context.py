@@ -31,7 +31,7 @@ def _positions_taken(module: nn.Module, adapter: str) -> int:
     if not isinstance(module, PrependsPrompts):
         return shift
     container: Any = module._modules["graft"]
-    return shift + sum(each.tokens for each in container.hooks.prompts.get(adapter, ()) if not each.behind_positions)
+    return shift + sum(each.tokens for each in container.hooks.prompts.get(adapter, ()) if not each.after_positions)
 
 
 def _unused_positions(root: nn.Module) -> int:

@@ -18,10 +18,10 @@ from graft.adapters.base import AdapterConfig
 from graft.adapters.kinds.head import Head
 from graft.adapters.kinds.stack import Stack
 from graft.adapters.presets import Preset
-from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_linear
+from graft.architectures.transformers_internals import initialise
 from graft.errors import GraftError
-from graft.injection.state import site_table_of, unwrapped
+from graft.injection.state import site_table_of, sites_of, unwrapped
 
 COLLECTIVE = ("bias", "norm", "linear")
 """Site names that cover modules all over the model, and so may include the head without asking for it."""
@@ -64,10 +64,7 @@ def draw_head(model: nn.Module, fresh: Iterable[str], seed: int) -> None:
         torch.manual_seed(seed)
         # The order is fixed, innermost first, so that a seed always gives the same head.
         for path in sorted(paths | inside, key=lambda path: (-path.count("."), path)):
-            module = root.get_submodule(path)
-            for parameter in module.parameters():
-                parameter.__dict__.pop("_is_hf_initialized", None)
-            root._init_weights(module)
+            initialise(root, root.get_submodule(path))
 
 
 def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence[str]) -> AdapterConfig | Preset:
@@ -81,7 +78,7 @@ def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence
         return adapter
     config = adapter.resolve(site_table_of(root).names()) if isinstance(adapter, Preset) else adapter
     for part in config.parts():
-        for site in resolve_sites(site_table_of(root), part):
+        for site in sites_of(root, part):
             if site.module in left and part.replaces:
                 left.remove(site.module)
             elif site.module in fresh and site.name not in COLLECTIVE:

@@ -31,7 +31,7 @@ class SiteAdapter:
     @property
     def features(self) -> slice | Tensor:
         """The output features of the host that it adapts: all, or a slice of a fused projection."""
-        features = self.installed.site.rows
+        features = self.installed.site.features
         return slice(None) if features is None else features
 
 

@@ -1,1 +1,1 @@
-"""What stands in the model: the container at each adapted module, class substitution, the model's state."""
+"""What Graft puts into a model: the container of each adapted module, generated classes, and the state of the model."""

@@ -1,7 +1,8 @@
-"""What a call of a transformers forward is given, by name, and the cache among it.
+"""The arguments of a call by name, and the KV cache among them.
 
-The only place that knows what releases call the cache: `past_key_values` up to transformers 5.23 and `cache` from 5.24 on, which takes the
-old name too; `layer_past` in some attention modules, `cache_params` in state-space models.
+Why: only this file knows what releases of transformers call the cache. It is `past_key_values` up to 5.23 and `cache` from 5.24 on, which
+takes the old name too, `layer_past` in some attention modules, and `cache_params` in state-space models.
+Breaks: under a new name the cache is not found. Positions and prefixes are then wrong in generation, and the tests of caches fail.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from torch import nn
 from graft.injection.substitution import own_class
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "layer_past", "past_key_value")
-"""The names of the cache, the newest first."""
+"""The names of the cache, newest first."""
 
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of the module's own forward by name, those that its `**kwargs` takes among them."""
+    """Return the arguments of a call of the module's own forward by name, including those that go into its `**kwargs`."""
     signature = inspect.signature(own_class(module).forward)
     given: dict[str, Any] = {}
     for name, value in signature.bind_partial(module, *args, **kwargs).arguments.items():
@@ -31,13 +32,13 @@ def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 def cache_name(forward: Callable[..., Any]) -> str | None:
-    """Which argument of a forward is the cache; None where it names none."""
+    """Return the name of a forward's cache argument, None if it has none."""
     parameters = inspect.signature(forward).parameters
     return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
 def cache_of(given: Mapping[str, Any]) -> Any:
-    """The cache among arguments or outputs, under whichever name; None for none."""
+    """Return the cache among arguments or outputs, None if there is none."""
     for name in CACHE_NAMES:
         if given.get(name) is not None:
             return given[name]
@@ -45,6 +46,6 @@ def cache_of(given: Mapping[str, Any]) -> Any:
 
 
 def cached_tokens(given: Mapping[str, Any]) -> int:
-    """How many tokens the cache among a call's arguments holds already."""
+    """Return the number of tokens in the cache among a call's arguments."""
     cache = cache_of(given)
     return 0 if cache is None else int(cache.get_seq_length())

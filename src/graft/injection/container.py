@@ -1,7 +1,7 @@
-"""The adapters at one module: a submodule `graft` that the module's substituted forward runs the base through.
+"""The container of the adapters at one module: its submodule `graft`, through which the module's forward runs.
 
-Everything rests on one sentence, which `run` says: x' = before(x); h = base(x'); h' = adapt(x', h). The rest is what makes it fast
-(low-rank updates in one operation) and who acts on which rows (`rows.py`).
+All of it computes one equation: x' = before(x); h = base(x'); h' = adapt(x', h). The rest makes it fast (low-rank updates in one
+operation) and lets each adapter act on its own rows (`rows.py`).
 
 Legend: B rows, L length, I input features, O output features.
 """
@@ -20,7 +20,7 @@ from graft.architectures.four_bit import is_four_bit
 from graft.errors import GraftError
 from graft.injection.call import Call
 from graft.injection.hooks import Hooks, HostedAdapter
-from graft.injection.rows import NOBODY, Gather, RowGroups, Rows, SlotSelection, whole
+from graft.injection.rows import NO_NAMES, Gather, RowGroups, Rows, SlotSelection, whole
 from graft.injection.state import State
 from graft.ops.low_rank import LowRankUpdate, add_low_rank, makes_its_output
 from graft.ops.low_rank_linear import linear_low_rank
@@ -32,7 +32,7 @@ OFFLOADED = "an adapter's tensors were offloaded after attach: offload the base 
 
 
 class AdapterContainer(nn.Module):
-    """Container of one module's adapters: state-dict names are `<module>.graft.<adapter>.<key>.<parameter>`."""
+    """The adapters of one module. The state dict names a parameter `<module>.graft.<adapter>.<key>.<parameter>`."""
 
     def __init__(self, state: State, host: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class AdapterContainer(nn.Module):
         self._host = (host,)  # in a tuple, so that the host does not become a submodule of its own container
         self.hooks = Hooks()
         self.is_expert = False
-        """Whether the host is one of a list of experts, which see only the tokens that were chosen for them."""
+        """Whether the host is one expert in a list, which gets only the tokens that were chosen for it."""
 
     @property
     def host(self) -> nn.Module:
@@ -48,7 +48,12 @@ class AdapterContainer(nn.Module):
         return self._host[0]
 
     def run(self, base: Base, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the module's forward with its adapters."""
+        """Run the module's forward with its adapters.
+
+        E.g. adapter a is one module with a `before` and an `adapt`, b is a LoRA, and the rows are ("a", "b", None). Then `before` of a runs
+        on row 0, the base runs once on all three rows, b is added to row 1 of the output, and `adapt` of a runs on row 0.
+        If a is a stack of two modules, both `before` run in the order of the stack, then the base, then both `adapt` in that order.
+        """
         if torch.compiler.is_compiling():
             return self._run(base, Call.of(args, kwargs), SlotSelection(self.state))
         context = self.state.current
@@ -57,6 +62,7 @@ class AdapterContainer(nn.Module):
         try:
             return self._run(base, Call.of(args, kwargs), RowGroups(context))
         except RuntimeError as error:
+            # torch's own message for tensors on the meta device does not say what to do about it.
             if any(p.device.type == "meta" for p in self.parameters()) and "meta" in str(error):
                 raise GraftError(OFFLOADED) from error
             raise
@@ -65,8 +71,9 @@ class AdapterContainer(nn.Module):
         given = by_rows(call.x, rows.context, self.is_expert)
         x = self._before(given, rows)  # x' = before(x)
         call = call if x is given else call.with_input(x)
+        # A plain linear layer: its low-rank updates read x, so they can be computed with the base, or right after it.
         linear = self._is_plain_linear(rows)
-        updates, done = self.low_rank(x, rows) if linear else ([], NOBODY)
+        updates, done = self.low_rank(x, rows) if linear else ([], NO_NAMES)
         h = linear_low_rank(self.host, x, updates) if updates else None  # fast path: base and updates as one node
         if h is not None:
             return call.in_shape(self.adapt(x, h, rows, done))
@@ -75,14 +82,14 @@ class AdapterContainer(nn.Module):
             return output
         self._check(call, output, rows)
         h = by_rows(call.first(output), rows.context, self.is_expert)
-        if not linear:
+        if not linear:  # groups of rows are made from h, because x may have no features (an embedding reads token ids)
             updates, done = self.low_rank(h, rows)
         if updates:  # fast path: all low-rank updates in one operation
             h = add_low_rank(x.to(h.dtype), h, updates, in_place=makes_its_output(self.host))
         return call.with_first(output, self.adapt(x, h, rows, done))  # h' = adapt(x', h)
 
     def _takes_part(self, context: ForwardContext) -> bool:
-        """Whether the pass concerns the adapters here; a probe learns that it came by."""
+        """Whether an adapter here serves a row. While the model is probed, record that the container was reached."""
         if context.rows is None or self.state.merged is not None:
             return False
         if self.state.reached is not None:
@@ -90,7 +97,7 @@ class AdapterContainer(nn.Module):
         return not isinstance(context.rows, str) or context.rows in self.hooks.adapt or context.rows in self.hooks.send
 
     def _before(self, x: Tensor, rows: Rows) -> Tensor:
-        """x through every `before`, and on to the modules whose adapters read it. x: [B, L, I] -> [B, L, I]."""
+        """Apply every `before`, and leave x for adapters at other modules that read it. x: [B, L, I] -> [B, L, I]."""
         hooks = self.hooks
         if hooks.before:
             x = rows.apply(x, hooks.before, _before_step)
@@ -101,21 +108,22 @@ class AdapterContainer(nn.Module):
         return x
 
     def _is_plain_linear(self, rows: Rows) -> bool:
-        """Whether the host is a frozen linear layer that can be one node with low-rank updates, in eager code."""
+        """Whether the host is a linear layer that can be one autograd node with its low-rank updates. Compiled code has no such node."""
         return rows.context is not None and (makes_its_output(self.host) or is_four_bit(self.host))
 
     def low_rank(self, x: Tensor, rows: Rows) -> tuple[list[LowRankUpdate], frozenset[str]]:
-        """The low-rank updates of the adapters in the pass that do nothing else, and these adapters' names; none in compiled code.
+        """Return the low-rank updates of adapters that do nothing else here, and the names of these adapters. Compiled code has none.
 
-        x: a tensor with the rows of the pass.
+        x: a tensor with all rows, from which groups of rows are made.
         """
         context, table = rows.context, self.hooks.adapt
         if context is None or not table:
-            return [], NOBODY
+            return [], NO_NAMES
         groups = [(context.rows, None, context.everything)] if isinstance(context.rows, str) else context.groups(x)
         updates, done = [], set()
         for name, index, ctx in groups:
             hosted = table.get(name, ())
+            # Only a whole layer, and rows that are contiguous: updates are added to views of the output.
             if len(hosted) == 1 and hosted[0].features is None and not isinstance(index, Tensor):
                 update = hosted[0].adapter.low_rank(ctx, index)
                 if update is not None:
@@ -123,19 +131,21 @@ class AdapterContainer(nn.Module):
                     done.add(name)
         return updates, frozenset(done)
 
-    def adapt(self, x: Tensor, h: Tensor, rows: Rows, done: frozenset[str] = NOBODY) -> Tensor:
-        """h through the adapters of the output that are not done yet. x: [B, L, I], h: [B, L, O] -> [B, L, O]."""
+    def adapt(self, x: Tensor, h: Tensor, rows: Rows, done: frozenset[str] = NO_NAMES) -> Tensor:
+        """Apply every `adapt` to h, except those of the adapters in `done`. x: [B, L, I], h: [B, L, O] -> [B, L, O]."""
         h = rows.apply(
             h, self.hooks.adapt, lambda hosted, h, ctx, gather=whole: _adapt_step(hosted, x, h, ctx, gather), done
         )
         for name in rows.names(self.hooks.adapt):
             for hosted in self.hooks.adapt[name]:
-                if hosted.x is not None:  # torch 2.10 compiles no checkpointed block that writes outside of itself
-                    hosted.x = None  # nothing outlives the forward pass; a name may have had several runs of rows in it
+                # Not earlier: in a padding-free batch an adapter may have several groups. And only where there is something to drop:
+                # torch 2.10 compiles no checkpointed block that writes to an object outside of itself.
+                if hosted.x is not None:
+                    hosted.x = None
         return h
 
     def add_second_attention(self, query_BLHD: Tensor, scaling: float, output_BLHD: Tensor) -> Tensor:
-        """Add the second attention of the adapters in the pass to the module's own."""
+        """Add the second attention of adapters to the output of the module's own."""
         state = self.state
         if state.merged is not None:
             return output_BLHD
@@ -150,16 +160,16 @@ class AdapterContainer(nn.Module):
         return rows.apply(output_BLHD, table, step)
 
     def _check(self, call: Call, output: Any, rows: Rows) -> None:
-        """Refuse what cannot be computed at this module."""
+        """Raise `GraftError` for a call that the adapters cannot compute, or would compute wrongly."""
         if self._runs_host and (call.has_more or isinstance(output, tuple)):
             raise GraftError(
-                "an adapter that trains a whole module (kind full) is at a module with several inputs or outputs: name the layers in it"
+                "an adapter of kind full is at a module with several inputs or outputs, but it can train only the first: "
+                "name the layers in it"
             )
         if rows.context is None or call.first(output).is_meta:
             return
-        for name in rows.names(
-            self.hooks.adapt
-        ):  # torch computes with tensors that have no data, and gives meaningless numbers
+        # Some operations of torch accept a meta tensor beside a real one, and return meaningless numbers.
+        for name in rows.names(self.hooks.adapt):
             for hosted in self.hooks.adapt[name]:
                 if any(p is not None and p.is_meta for p in hosted.adapter._parameters.values()):
                     raise GraftError(OFFLOADED)
@@ -169,10 +179,11 @@ class AdapterContainer(nn.Module):
         return self._host_runs > 0
 
     _host_runs = 0
-    """Adapters here that run the host again."""
+    """The number of adapters here that run the host's forward again."""
 
     def hold(self, name: str, key: str, module: nn.Module) -> None:
-        """Hold a module of an adapter. `_modules` is written directly, past nn.Module's reserved attributes, so that names are free."""
+        """Register a module of an adapter as a submodule, so that it is in the state dict."""
+        # `_modules` is written directly, because `register_module` refuses names that nn.Module has as attributes.
         parts = self._modules.setdefault(name, nn.Module().train(self.training))
         assert parts is not None
         parts._modules[key] = module
@@ -180,7 +191,7 @@ class AdapterContainer(nn.Module):
     def add(
         self, name: str, key: str, adapter: Adapter, features: slice | Tensor | None, remote: bool
     ) -> HostedAdapter:
-        """Host an adapter of this module's output. remote: whether its input lies in another module."""
+        """Host an adapter of this module's output. remote: whether its input is that of another module."""
         self.hold(name, key, adapter)
         hosted = HostedAdapter(name, adapter, features, remote)
         self.hooks.add("adapt", name, hosted)
@@ -190,7 +201,10 @@ class AdapterContainer(nn.Module):
         return hosted
 
     def add_attention(self, name: str, key: str, adapter: AttentionAdapter) -> None:
-        """Host an adapter of the attention itself. Cached tokens have seen the others, and come after them."""
+        """Host an adapter of the attention itself.
+
+        Virtual tokens with cached keys come last, because the model computed these keys with the other virtual tokens in view.
+        """
         self.hold(name, key, adapter)
         if type(adapter).beside is not AttentionAdapter.beside:
             self.hooks.add("second_attention", name, adapter)
@@ -204,20 +218,20 @@ class AdapterContainer(nn.Module):
         self.hooks.add("experts", name, adapter)
 
     def add_prompt(self, name: str, adapter: EmbeddingAdapter) -> None:
-        """Take care of an adapter's virtual tokens, which is held elsewhere."""
+        """Let this module, which owns the blocks, put an adapter's virtual tokens before the sequence. Another module holds the adapter."""
         self.hooks.add("prompts", name, adapter)
 
-    def add_guest(self, name: str, adapter: Adapter) -> None:
-        """Let an adapter that is held elsewhere change this module's output."""
+    def add_output_hook(self, name: str, adapter: Adapter) -> None:
+        """Let an adapter change this module's output. Another module holds the adapter."""
         self.hooks.add("adapt", name, HostedAdapter(name, adapter))
 
     def send(self, hosted: HostedAdapter) -> None:
-        """Give this module's input to an adapter of a sublayer whose output is another module's."""
+        """Leave this module's input for an adapter of a sublayer that has its output in another module."""
         self.hooks.add("send", hosted.name, hosted)
         self._change_input(hosted)
 
     def _change_input(self, hosted: HostedAdapter) -> None:
-        """Let an adapter change this module's input, if it does such a thing; those of this module come before those of others."""
+        """Let an adapter change this module's input, if it has a `before`. Adapters of this module act before those of other modules."""
         if hosted.acts_before:
             self.hooks.add("before", hosted.name, hosted)
             self.hooks.before[hosted.name].sort(key=lambda each: each.remote)
@@ -236,7 +250,7 @@ class AdapterContainer(nn.Module):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is left."""
+        """Whether no adapter is left."""
         return not self._modules and not any(table for _, table in self.hooks.tables())
 
 
@@ -253,7 +267,7 @@ def _adapt_step(hosted: HostedAdapter, x: Tensor, h: Tensor, ctx: AdapterContext
 
 
 def container_of(module: nn.Module, state: State) -> AdapterContainer:
-    """The container of a module's adapters, made where there is none."""
+    """Return the container of a module, which is made if there is none."""
     if "graft" not in module._modules:
         module._modules["graft"] = AdapterContainer(state, module).train(module.training)
     container = module._modules["graft"]

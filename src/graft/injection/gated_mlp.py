@@ -1,9 +1,9 @@
-"""The forward of a gated MLP while it is trained through: frozen layers and their LoRAs as one node, or the product in its middle.
+"""The forward of a gated MLP while gradients are recorded: frozen layers and their LoRAs as one node, or only the product as a node.
 
-Where each layer is a frozen linear one with nothing but low-rank terms on it, all of it is one node (`adapters/gated_mlp.py`); adapters of
-the MLP's output act behind that. Elsewhere the layers run as they are, adapters, hooks and all, and the product alone is a node
-(`adapters/gated_product.py`). Without gradients, on the bare base, under autocast, in compiled code, under function transforms and with
-hooks in the way the model's own forward runs.
+If each layer is a frozen linear layer with nothing but low-rank updates, the whole MLP is one autograd node (`ops/gated_mlp.py`), and
+adapters of the MLP's output act after it. Otherwise the layers run as they are, with their adapters and hooks, and only the product of
+gate and up is a node (`ops/gated_product.py`). The model's own forward runs without gradients, on the bare base, under autocast, in
+compiled code, under function transforms, and if hooks have to see its modules.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from graft.architectures.blocks import Block
+from graft.architectures.torch_internals import has_hooks, in_function_transform
 from graft.errors import GraftError
 from graft.injection.container import OFFLOADED, AdapterContainer
 from graft.injection.gated_proof import Gated, gated_mlps
 from graft.injection.hooks import HostedAdapter
-from graft.injection.rows import NOBODY, RowGroups
+from graft.injection.rows import NO_NAMES, RowGroups
 from graft.injection.state import State
 from graft.injection.substitution import register_mixin, substitute
 from graft.ops.frozen_linear import frozen_linear
@@ -27,30 +28,31 @@ from graft.ops.gated_product import gated_product
 from graft.ops.low_rank import factors_of, one_node
 from graft.routing.rows import by_rows
 
-NOTE = "graft_gated"
+GATED = "graft_gated"
+"""The attribute in which a gated MLP keeps its `Gated`."""
 
 
 @register_mixin
 class GatedForward:
-    """Mixin for a gated MLP."""
+    """Mixin for a gated MLP: runs it as nodes where that is possible."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and len(args) == 1 and not kwargs:
-            out = _run(self, self.__dict__["graft_state"], self.__dict__[NOTE], args[0])
+            out = _run(self, self.__dict__["graft_state"], self.__dict__[GATED], args[0])
             if out is not None:
                 return out
         return super().forward(*args, **kwargs)  # pyright: ignore
 
 
-def lead_gated(blocks: list[Block], state: State) -> None:
-    """Give every gated MLP of a model that forward."""
+def install_gated_mlps(blocks: list[Block], state: State) -> None:
+    """Give every gated MLP of a model this forward."""
     for module, gated in gated_mlps(blocks):
-        module.__dict__["graft_state"], module.__dict__[NOTE] = state, gated
+        module.__dict__["graft_state"], module.__dict__[GATED] = state, gated
         substitute(module, GatedForward)
 
 
 def _run(host: nn.Module, state: State, gated: Gated, x: Any) -> Tensor | None:
-    """The output; None where the model's own forward has to run."""
+    """Return the output, or None if the model's own forward has to run."""
     bare = state.current.rows is None or state.merged is not None
     if bare or state.reached is not None or not (_plain(x) and _as_proved(host, gated)):
         return None
@@ -65,36 +67,33 @@ def _run(host: nn.Module, state: State, gated: Gated, x: Any) -> Tensor | None:
 
 
 def _plain(x: Any) -> bool:
-    """Whether a tensor's gradient is recorded by autograd alone."""
+    """Whether autograd records the tensor's gradient, and nothing else has to see the operations."""
     return (
         type(x) is Tensor and torch.is_grad_enabled() and not x.is_meta and not torch.is_autocast_enabled(x.device.type)
-        and not torch._C._are_functorch_transforms_active()
+        and not in_function_transform()
     )  # fmt: skip
 
 
 def _as_proved(host: nn.Module, gated: Gated) -> bool:
-    """Whether the modules that the equation leaves out are those of the proof, in a mode that it holds in, with nobody looking on."""
+    """Whether the proof still holds: the same other modules, a mode that it covers, and no hooks on them."""
     now = [module for name, module in host._modules.items() if name not in gated.layers and name != "graft"]
     there = all(any(module is other for other in gated.others) for module in now)
     off = not gated.evaluating or not any(module.training for module in (host, *gated.others))
-    return there and off and not any(_hooked(module) for module in gated.others)
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether calling a module does more than its class's forward."""
-    tables = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return "forward" in module.__dict__ or any(map(len, tables)) or bool(nn.modules.module._has_any_global_hook())
+    return there and off and not any(has_hooks(module) for module in gated.others)
 
 
 def _as_one_node(
     gated: Gated, layers: tuple[nn.Module, nn.Module, nn.Module], given: Tensor, state: State
 ) -> Tensor | None:
-    """All of the MLP in one operation; None where a layer is not a frozen one with low-rank terms, and where nothing is to be kept."""
+    """Return the output of the whole MLP by one node.
+
+    None if a layer is not frozen or has adapters that the node cannot compute, and if no gradient is needed.
+    """
     rows = RowGroups(state.current)
     x, parts = by_rows(given, state.current), []
-    done = NOBODY
+    done = NO_NAMES
     for layer in layers:
-        frozen, updates, done = None if _hooked(layer) else frozen_linear(layer, x), [], NOBODY
+        frozen, updates, done = None if has_hooks(layer) else frozen_linear(layer, x), [], NO_NAMES
         if isinstance(container := layer._modules.get("graft"), AdapterContainer):
             if given.dim() == 2 and container.is_expert:
                 return None
@@ -110,19 +109,21 @@ def _as_one_node(
     if isinstance(container := layers[-1]._modules.get("graft"), AdapterContainer):
         if any(parameter.is_meta for each in _others(container, done, rows) for parameter in each.adapter.parameters()):
             raise GraftError(OFFLOADED)
-        y = container.adapt(y, y, rows, done)  # adapters of the MLP's output, which do not read its input here
+        y = container.adapt(
+            y, y, rows, done
+        )  # adapters of the MLP's output; none of them reads the input of down, so y stands in for it
     return y.reshape(*given.shape[:-1], y.shape[-1])
 
 
 def _others(container: AdapterContainer, done: frozenset[str], rows: RowGroups) -> list[HostedAdapter]:
-    """The adapters of the pass at a layer that are more than a low-rank update."""
+    """Return the adapters in use at a layer that are more than a low-rank update."""
     return [
         each for name in rows.names(container.hooks.adapt) if name not in done for each in container.hooks.adapt[name]
     ]
 
 
 def _leaves_alone(container: AdapterContainer, done: frozenset[str], rows: RowGroups, last: bool) -> bool:
-    """Whether the adapters of a layer that are no low-rank updates leave it alone; at the last layer they may change the output."""
+    """Whether the other adapters at a layer allow the node: there are none, or they only change the output of the last layer."""
     if any(True for _ in rows.names(container.hooks.send)):
         return False
     others = _others(container, done, rows)
@@ -130,5 +131,6 @@ def _leaves_alone(container: AdapterContainer, done: frozenset[str], rows: RowGr
 
 
 def _reads_elsewhere(hosted: HostedAdapter) -> bool:
+    """Whether an adapter needs neither the input of its host nor the host itself."""
     own_input = not hosted.remote and (hosted.acts_before or hosted.adapter.reads != "nothing")
     return not own_input and not hosted.adapter.runs_host

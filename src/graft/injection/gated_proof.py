@@ -1,8 +1,11 @@
-"""Which modules are gated MLPs, y = down(act(gate(x)) * up(x)): found by the sites gate, up and down, proved by numbers.
+"""Find the gated MLPs of a model, y = down(act(gate(x)) * up(x)), by the sites gate, up and down, and prove the equation by numbers.
 
-A module's class may do more than its layers say (a clamp, a sparse activation, a norm, dropout), and may do it in some layers only. So the
-module's own forward runs on small layers in the places of its own, in two precisions and both modes, and has to give the
-equation's numbers bit for bit. What is not proved keeps its own forward.
+A module's class may do more than its layers show (a clamp, a sparse activation, a norm, dropout), and in some layers only. So the module's
+own forward runs with small layers in place of its own, in two dtypes and both modes, and has to give the equation's numbers bit for bit.
+A module that does not keeps its own forward.
+
+Why: `_modules` is written to put in the small layers, because the forward finds its layers there.
+Breaks: if a forward keeps its layers elsewhere. It then fails on the small input, and the module keeps its own forward.
 """
 
 from __future__ import annotations
@@ -20,25 +23,25 @@ from graft.architectures.layers import is_linear
 from graft.ops.gated_product import ACTIVATIONS, Activation, activated
 
 SITES = ("mlp.gate", "mlp.up", "mlp.down")
-WIDE, HIGH = 8, 12
-"""Sizes of the small layers."""
+WIDTH, HIDDEN = 8, 12
+"""The small layers' width of the residual stream, and of the hidden layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gated:
-    """What is known of one gated MLP."""
+    """A gated MLP for which the equation is proved."""
 
     layers: tuple[str, str, str]
-    """Names of its children gate, up and down."""
+    """The names of its children gate, up and down."""
     activation: Activation
     others: tuple[nn.Module, ...]
-    """Its other modules, which the equation leaves out: the activation, dropout that is off."""
+    """Its other modules, which the equation does not run: the activation, or dropout that is off."""
     evaluating: bool
-    """Whether the equation holds in evaluation mode alone."""
+    """Whether the equation holds only in evaluation mode."""
 
 
 def gated_mlps(blocks: list[Block]) -> Iterator[tuple[nn.Module, Gated]]:
-    """The gated MLPs of a model. One proof serves all modules of one class and one set of settings."""
+    """Yield the gated MLPs of a model. Modules of one class with equal settings share a proof."""
     proofs: dict[Any, tuple[Activation, bool] | None] = {}
     for block in blocks:
         linears = block.family.linears
@@ -59,7 +62,7 @@ def gated_mlps(blocks: list[Block]) -> Iterator[tuple[nn.Module, Gated]]:
 
 
 def _others(module: nn.Module, names: Sequence[str]) -> tuple[nn.Module, ...] | None:
-    """A module's descendants besides three linear layers; None where more than those has weights, or a forward of its own."""
+    """Return a module's descendants besides its three linear layers; None if one of them has weights or a forward on the instance."""
     layers = [module._modules[name] for name in names]
     known = {module, *(each for layer in layers if layer is not None for each in layer.modules())}
     others = tuple(each for each in module.modules() if each not in known)
@@ -68,7 +71,7 @@ def _others(module: nn.Module, names: Sequence[str]) -> tuple[nn.Module, ...] | 
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """What modules have in common that compute alike: class and attributes, of which those with parts are compared by identity."""
+    """Return a key that is equal for modules that compute alike: class and attributes. Attributes that are objects count by identity."""
     simple = (bool, int, float, str, type(None))
     own = ((key, value) for key, value in module.__dict__.items() if key not in _OF_EVERY_MODULE)
     return type(module), *((key, value if isinstance(value, simple) else id(value)) for key, value in own)
@@ -78,7 +81,7 @@ _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
 def _proved(module: nn.Module, names: Sequence[str], others: Sequence[nn.Module]) -> tuple[Activation, bool] | None:
-    """The activation, and whether the equation holds in evaluation mode alone; None where it does not hold."""
+    """Return the activation, and whether the equation holds only in evaluation mode; None if it does not hold."""
     in_modes: list[Activation | None] = []
     with torch.random.fork_rng(devices=()), _replaced(module, names):  # layers and dropout draw on the CPU
         for training in (False, True):
@@ -88,12 +91,12 @@ def _proved(module: nn.Module, names: Sequence[str], others: Sequence[nn.Module]
 
 
 def _activation(module: nn.Module, names: Sequence[str]) -> Activation | None:
-    """The activation with which the equation gives the numbers of the module's own forward."""
+    """Return the activation with which the equation equals the module's own forward, None if there is not exactly one."""
     fitting: set[Activation] = set(ACTIVATIONS)
     for dtype in (torch.float32, torch.bfloat16):
         gate, up, down = (module._modules[name].to(dtype) for name in names)  # pyright: ignore
-        x = torch.randn(2, 3, WIDE, generator=torch.Generator().manual_seed(1))
-        x = torch.cat([x, 100 * x]).to(dtype)  # far out too, where a clamp would show
+        x = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(1))
+        x = torch.cat([x, 100 * x]).to(dtype)  # large inputs too, which a clamp would change
         try:
             own = type(module).forward(module, x)
         except (
@@ -101,7 +104,7 @@ def _activation(module: nn.Module, names: Sequence[str]) -> Activation | None:
             TypeError,
             ValueError,
             AttributeError,
-        ):  # a forward that needs its layers' own sizes or kind
+        ):  # it needs the sizes or the class of its own layers
             return None
         if not isinstance(own, Tensor):
             return None
@@ -111,14 +114,14 @@ def _activation(module: nn.Module, names: Sequence[str]) -> Activation | None:
 
 @contextmanager
 def _replaced(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Small random layers in the places of a module's own."""
+    """Put small random layers in place of a module's own, for a block of code."""
     before = {name: module._modules[name] for name in names}
     generator = torch.Generator().manual_seed(0)
     try:
-        for name, (wide, high) in zip(names, [(WIDE, HIGH), (WIDE, HIGH), (HIGH, WIDE)], strict=True):
-            layer = nn.Linear(wide, high, device="cpu", dtype=torch.float32).requires_grad_(False)
+        for name, (inputs, outputs) in zip(names, [(WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH)], strict=True):
+            layer = nn.Linear(inputs, outputs, device="cpu", dtype=torch.float32).requires_grad_(False)
             for parameter in layer.parameters():
-                parameter.normal_(0.0, wide**-0.5, generator=generator)
+                parameter.normal_(0.0, inputs**-0.5, generator=generator)
             module._modules[name] = layer
         yield
     finally:

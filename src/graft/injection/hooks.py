@@ -1,4 +1,4 @@
-"""The adapters at one module, by what they do there."""
+"""The tables of one module's adapters: one for each thing that an adapter can do there."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdap
 
 @dataclass(eq=False)
 class HostedAdapter:
-    """One adapter module at one site: its features of the output, and the input carried over from another module."""
+    """One adapter module at one site: the output features that it changes, and the input, if that comes from another module."""
 
     name: str
     adapter: Adapter
     features: slice | Tensor | None = None
-    """The output features that the site is; None for all."""
+    """The output features of the site, for q, k or v of a fused projection; None for all."""
     remote: bool = False
-    """Whether the site's input lies in another module, which runs `before` and leaves x here."""
+    """Whether the site's input is that of another module, which runs `before` and leaves x here."""
     x: Tensor | None = None
     """The input that the other module left in this forward pass."""
 
     @property
     def acts_before(self) -> bool:
-        """Whether the adapter may change the input."""
+        """Whether the adapter has a `before`."""
         return type(self.adapter).before is not Adapter.before
 
     def source(self, x: Tensor) -> Tensor:
@@ -35,35 +35,37 @@ class HostedAdapter:
         if not self.remote or self.adapter.reads == "nothing":
             return x
         if self.x is None:
-            raise RuntimeError(f"adapter '{self.name}': the sublayer's output came before its input")
+            raise RuntimeError(
+                f"adapter '{self.name}': the module with the sublayer's output ran before the one with its input"
+            )
         return self.x
 
 
 @dataclass(eq=False)
 class Hooks:
-    """One table for each thing that an adapter can do at a module; each maps an adapter's name to its modules there."""
+    """Tables from an adapter's name to its modules, one for each thing that they do."""
 
     before: dict[str, list[HostedAdapter]] = field(default_factory=dict)
-    """Change the module's input."""
+    """Adapters that change the module's input."""
     send: dict[str, list[HostedAdapter]] = field(default_factory=dict)
-    """Are at another module, which makes a sublayer's output; this one has the sublayer's input."""
+    """Adapters of a sublayer that has its input here and its output at another module, which hosts them."""
     adapt: dict[str, list[HostedAdapter]] = field(default_factory=dict)
-    """Change the module's output."""
+    """Adapters that change the module's output."""
     keys_values: dict[str, list[AttentionAdapter]] = field(default_factory=dict)
-    """Give this attention module virtual tokens."""
+    """Adapters that give this attention module virtual tokens."""
     second_attention: dict[str, list[AttentionAdapter]] = field(default_factory=dict)
-    """Add a second attention to this module's."""
+    """Adapters that add a second attention to this module's."""
     prompts: dict[str, list[EmbeddingAdapter]] = field(default_factory=dict)
-    """Put virtual tokens before the sequence; this module owns the blocks."""
+    """Adapters that put virtual tokens before the sequence. This module owns the blocks."""
     experts: dict[str, list[ExpertsAdapter]] = field(default_factory=dict)
-    """Change the experts' weights that this module holds."""
+    """Adapters that change the experts' weights in this module."""
 
     def add(self, hook: str, name: str, adapter: Any) -> None:
-        """Add an adapter's module to the table of a hook."""
+        """Add an adapter's module to a table."""
         getattr(self, hook).setdefault(name, []).append(adapter)
 
     def pop(self, name: str) -> None:
-        """Drop an adapter from every table."""
+        """Remove an adapter from every table."""
         for _, table in self.tables():
             table.pop(name, None)
 
@@ -77,12 +79,12 @@ class Hooks:
                 hosted.name = new
 
     def of(self, name: str) -> Iterator[tuple[str, Any]]:
-        """(hook, module) for everything that an adapter does here."""
+        """Yield (table, module) for everything that an adapter does here."""
         for hook, table in self.tables():
             for adapter in table.get(name, ()):
                 yield hook, adapter
 
     def tables(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(hook, table) for every hook."""
+        """Yield (name, table) of every table."""
         for each in fields(self):
             yield each.name, getattr(self, each.name)

@@ -1,4 +1,4 @@
-"""The attention mask of a call, noted in the pass in effect for the kinds that must know where sequences begin and end."""
+"""Put the attention mask of a call into the forward context, for the kinds that must know where sequences begin and end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from graft.injection.substitution import register_mixin
 
 
 @register_mixin
-class NotesMask:
-    """Mixin for the root: [B, S] with 1 at real tokens, past tokens included, goes along in the pass. No mask given: all are real."""
+class RecordsMask:
+    """Mixin for the root: puts a mask [B, S] into the context, with 1 at real tokens, cached ones included.
+
+    Without an attention mask all tokens are real: 4 new tokens after a cache of 5 give a mask of 9 ones.
+    """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: State = self.__dict__["graft_state"]

@@ -1,7 +1,7 @@
-"""Training and evaluation mode of a model with adapters, at a cost that depends on the base and hardly on how many adapters there are.
+"""Set training and evaluation mode of a model with adapters, at a cost that hardly depends on the number of adapters.
 
-torch's own `train` and `eval` walk every module of every adapter. Here the base's modules are set one by one, and those of an adapter
-only where their mode differs.
+torch's own `train` and `eval` visit every module of every adapter. These functions set the modules of the base one by one, and those of
+an adapter only if their mode differs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from graft.injection.state import State
 
 
 def set_modes(root: nn.Module, state: State, base: bool, adapters: Collection[str]) -> None:
-    """Put the base into training mode or not, and exactly these adapters into training mode."""
+    """Put the base into training or evaluation mode, these adapters into training mode, and all others into evaluation mode."""
     for _, module in base_modules(root):
         module.training = base
     for name, attached in state.adapters.items():
@@ -25,7 +25,7 @@ def set_modes(root: nn.Module, state: State, base: bool, adapters: Collection[st
 
 @contextmanager
 def evaluation_mode(root: nn.Module, state: State | None) -> Iterator[None]:
-    """Put a model into evaluation mode for a block of code; every mode comes back."""
+    """Put a model into evaluation mode for a block of code. Every module gets its mode back."""
     modules = [module for _, module in base_modules(root) if module.training]
     adapters = [
         each for attached in (state.adapters.values() if state else ()) for each in attached.in_mode(training=True)

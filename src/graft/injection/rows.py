@@ -1,6 +1,6 @@
-"""Which adapter changes which rows of a tensor at one module: by the pass in eager code, by slot numbers in compiled code.
+"""Let each adapter change its own rows of a tensor: by the forward context in eager code, by slot numbers in compiled code.
 
-Both classes apply a `step` (what one adapter does to its rows) with the same call, so that the container does not know which one runs.
+Both classes apply a `step` (what one adapter does to its rows) through the same methods, so the container need not know which one it has.
 
 Legend: B rows, L length, T tokens of a padding-free batch, D features.
 """
@@ -19,19 +19,19 @@ from graft.routing.context import AdapterContext, ForwardContext
 from graft.routing.rows import RowSplit
 
 Gather = Callable[[Tensor], Tensor]
-"""From a tensor of all rows to those of the adapter that acts."""
+"""Return, of a tensor of all rows, those of the adapter that acts."""
 Step = Callable[..., Tensor]
 """step(adapter, h, ctx, gather=...) -> h: what one adapter does to its own rows."""
-NOBODY: frozenset[str] = frozenset()
+NO_NAMES: frozenset[str] = frozenset()
 
 
 def whole(x: Tensor) -> Tensor:
-    """All rows."""
+    """Return x: the adapter that acts has all rows."""
     return x
 
 
 class RowGroups:
-    """Eager code: each adapter of the pass computes on its own rows alone; other attached adapters cost nothing.
+    """Eager code: each adapter in use computes on its own rows, and other attached adapters cost nothing.
 
     Example: rows ("a", None, "b", "a") give the groups a: [0, 3] and b: slice(2, 3). Row 1 stays the base's.
     """
@@ -40,11 +40,13 @@ class RowGroups:
         self.context = context
 
     def names(self, table: Mapping[str, Any]) -> Iterable[str]:
-        """The adapters of a table that take part in the pass."""
+        """Return the adapters of a table that serve a row."""
         return (name for name in self.context.names if name in table)
 
-    def apply(self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Step, skip: frozenset[str] = NOBODY) -> Tensor:
-        """Let each adapter of a table change its rows of h. skip: adapters that are done already."""
+    def apply(
+        self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Step, skip: frozenset[str] = NO_NAMES
+    ) -> Tensor:
+        """Let each adapter of a table change its rows of h. skip: adapters that have changed theirs already."""
         context = self.context
         if isinstance(context.rows, str):
             if context.rows not in skip:
@@ -77,11 +79,13 @@ class SlotSelection:
         self.state = state
 
     def names(self, table: Mapping[str, Any]) -> Iterable[str]:
-        """All adapters of a table: a graph does not know the pass."""
+        """Return all adapters of a table, because a graph does not depend on the context."""
         return list(table)
 
-    def apply(self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Step, skip: frozenset[str] = NOBODY) -> Tensor:
-        """Let each adapter of a table change its rows of h."""
+    def apply(
+        self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Step, skip: frozenset[str] = NO_NAMES
+    ) -> Tensor:
+        """Let each adapter of a table compute on all rows, and keep the result in its own."""
         if not table:
             return h
         slot_B = self.state.slots_of_rows(h.shape[0], h.device)

@@ -1,6 +1,6 @@
-"""What Graft knows of one model: its adapters, where they sit, and the pass that is in effect.
+"""What Graft knows of one model: its adapters, their sites, and the current forward context.
 
-One `State` belongs to one root; every module with adapters refers to it. A deep copy or a pickle of the model takes it along.
+A model has one `State`, to which every module with adapters refers. A deep copy or a pickle of the model includes it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter, AdapterConfig, AdapterModule, Shared
-from graft.architectures.site import Site
+from graft.architectures.language import resolve_sites
+from graft.architectures.site import Site, SiteRequest
 from graft.architectures.sites import SiteTable
+from graft.architectures.torch_internals import assert_in_graph
 from graft.errors import GraftError, did_you_mean
 from graft.routing.context import ForwardContext, PromptCache
 
 MAX_ROWS = 4096
-"""Rows that a compiled graph can route."""
+"""The most rows that a compiled graph can route."""
 BARE, NO_ROW = -1, -2
-"""Slot numbers of a row that the bare base serves, and of one that is not there."""
+"""Slot numbers of a row that the bare base serves, and of a row that does not exist."""
 SHARED = "shared"
-"""Key, with the part's number behind it, of a module that all sites of an adapter share."""
+"""A module that all sites of an adapter share has this key, followed by the number of the stack's part."""
 
 
 @dataclass(frozen=True, eq=False)
 class Installed:
-    """One module of an adapter at its site."""
+    """A module of an adapter, and its site."""
 
     site: Site
     key: str
@@ -40,7 +42,7 @@ class Installed:
 
 @dataclass(eq=False)
 class AttachedAdapter:
-    """One attached adapter."""
+    """An attached adapter: its config and its modules."""
 
     config: AdapterConfig
     slot: int
@@ -49,12 +51,15 @@ class AttachedAdapter:
     shared: dict[str, Shared] = field(default_factory=dict)
     """The modules that all its sites share, by their names in the root's container."""
     trains: bool | None = None
-    """Whether its parameters require gradients; None where nobody has said yet."""
+    """Whether its parameters require gradients, None before the first `set_trainable`."""
     offloaded: bool = False
-    """Whether its tensors are elsewhere for now, and empty here: no pass names it, and graphs leave it out."""
+    """Whether its tensors are in a file for now and empty here. No forward context names it, and compiled graphs leave it out."""
 
     def modules(self) -> Iterator[tuple[str, AdapterModule]]:
-        """(path without Graft's own part, module) of every module that is the adapter: one per site, then the shared ones."""
+        """Yield (path, module) of every module of the adapter: one per site, then the shared ones.
+
+        The path is the host's, followed by the key: `model.layers.0.mlp.up_proj.linear`.
+        """
         for installed in self.installs:
             yield f"{installed.site.module}.{installed.key}".lstrip("."), installed.module
         yield from self.shared.items()
@@ -71,7 +76,7 @@ class AttachedAdapter:
 
 
 class PromptCaches(dict[str, tuple[list[Tensor], list[tuple[int, int]], PromptCache]]):
-    """By adapter name: the weights, their versions and places in memory, and what they gave. A copy of the model begins anew."""
+    """Adapter -> its weights, their versions and places in memory, and the keys and values they gave. A copied model starts empty."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PromptCaches:
         return PromptCaches()
@@ -82,54 +87,54 @@ class PromptCaches(dict[str, tuple[list[Tensor], list[tuple[int, int]], PromptCa
 
 @dataclass(eq=False)
 class State:
-    """The adapters of one model and the pass in effect."""
+    """The adapters of one model and the current forward context."""
 
     adapters: dict[str, AttachedAdapter] = field(default_factory=dict)
     current: ForwardContext = field(default_factory=ForwardContext)
     merged: str | None = None
     originals: dict[str, Tensor] = field(default_factory=dict)
-    """Base weights from before a merge, on the CPU, by name."""
+    """Name -> base weight from before the merge, on the CPU."""
     trained: tuple[str, ...] = ()
-    """Adapters that require gradients."""
+    """The adapters with parameters that require gradients."""
     base_trainable: tuple[str, ...] = ()
-    """Base parameters that required gradients before the first attach."""
+    """The base's parameters that required gradients before the first attach."""
     site_table: SiteTable | None = None
-    """The base's sites, read once, before the first attach."""
+    """The base's sites, read before the first attach and again when its modules change."""
     proved: set[tuple[str, str, type]] = field(default_factory=set)
-    """(host, hook, adapter class) that a probe has reached."""
+    """Each (host, table, adapter class) that a probe has reached."""
     reached: set[int] | None = None
-    """While probing: the containers that a forward pass has reached."""
+    """While the model is probed: the ids of the containers that a forward pass has reached."""
     slots: Tensor = field(default_factory=lambda: torch.full((MAX_ROWS + 1,), BARE, dtype=torch.int32))
-    """Row -> slot number for compiled graphs; `NO_ROW` behind the last routed row."""
+    """Row -> slot number, for compiled graphs. After the last routed row comes `NO_ROW`."""
     outer: list[ForwardContext] = field(default_factory=list)
-    """The passes that open contexts will bring back, innermost last."""
+    """The contexts that open `with` blocks will restore, innermost last."""
     prompt_caches: PromptCaches = field(default_factory=lambda: PromptCaches())
-    """Keys and values of virtual tokens, kept while the weights they come from stay the same."""
+    """The keys and values of virtual tokens, kept while the weights that they come from stay the same."""
     silu_product: Callable[[Tensor, Tensor], Tensor | None] | None = None
-    """A kernel for silu(e) * u, while one is in use; None for what it does not take."""
+    """A kernel for silu(e) * u, while one is in use. It returns None for tensors that it does not accept."""
     proved_forwards: set[type[nn.Module]] = field(default_factory=set)
-    """Attention classes whose forward of ours equals the installed transformers'."""
+    """Attention classes for which Graft's forward was proved equal to that of the installed transformers."""
     cache_in_graph: tuple[str, PromptCache] | None = None
-    """For compiled graphs, which do not know the pass: whose virtual tokens run through the model, and `ForwardContext.cache_to_fill`."""
+    """The adapter with the virtual tokens that run through the model, and its `cache_to_fill`, for compiled graphs: they see no context."""
 
     def __getstate__(self) -> dict[str, Any]:
         found_again = {"site_table": None, "proved": set(), "proved_forwards": set()}
         return {**self.__dict__, **found_again}
 
     def adapter(self, name: str) -> AttachedAdapter:
-        """Look an adapter up. Raises `GraftError` with the names that exist."""
+        """Look up an adapter. Raises `GraftError` with the names that exist."""
         if name not in self.adapters:
             have = ", ".join(self.adapters) or "none"
             raise GraftError(f"no adapter '{name}' is attached.{did_you_mean(name, self.adapters)} Attached: {have}")
         return self.adapters[name]
 
     def free_slot(self) -> int:
-        """The lowest slot number not in use."""
+        """Return the lowest slot number that is not in use."""
         used = {attached.slot for attached in self.adapters.values()}
         return next(slot for slot in range(len(used) + 1) if slot not in used)
 
     def reroute(self, old: str, new: str | None) -> None:
-        """Follow an adapter's new name, or its end (None): in the pass in effect and in those that open contexts will bring back."""
+        """Replace an adapter's name, or its rows by the bare base (None), in the current context and in those that will be restored."""
         self.outer = [_rerouted(context, old, new) for context in self.outer]
         self._put(_rerouted(self.current, old, new))
         self.trained = tuple(
@@ -138,19 +143,19 @@ class State:
         self.merged = new if self.merged == old else self.merged
 
     def enter(self, context: ForwardContext) -> None:
-        """Put a pass in effect, for eager modules and for compiled graphs."""
+        """Make a context the current one, for eager modules and for compiled graphs. Raises `GraftError` if an adapter is not available."""
         for name in context.names:
             self.adapter(name)
         if self.merged is not None and context.rows != self.merged:
             raise GraftError(
-                f"adapter '{self.merged}' is merged into the base, so the base alone and other adapters are not to be had: "
+                f"adapter '{self.merged}' is merged into the base, so neither the base alone nor other adapters can run: "
                 f"call graft.unmerge(model, '{self.merged}') first"
             )
         self._put(context)
 
     @contextmanager
     def entered(self, context: ForwardContext) -> Iterator[None]:
-        """Put a pass in effect for a block of code; the one before comes back whatever happens."""
+        """Make a context the current one for a block of code. The one before is restored, also after an error."""
         before = self.current
         self.enter(context)
         self.outer.append(before)
@@ -161,7 +166,7 @@ class State:
 
     @contextmanager
     def carrying(self, context: ForwardContext) -> Iterator[None]:
-        """Put what one forward pass has found out into the pass in effect; its routing, and so the slots of compiled graphs, stay."""
+        """Replace the current context for a block of code by one with the same routing, so that the slots of compiled graphs stay."""
         before, self.current = self.current, context
         try:
             yield
@@ -169,36 +174,39 @@ class State:
             self.current = before
 
     def _put(self, context: ForwardContext) -> None:
-        with torch.inference_mode(False):  # a later pass may train under the same slots
+        with torch.inference_mode(False):  # a later pass with the same slots may train
             self.current, self.slots = context, self._slots_of(context)
 
     def _slots_of(self, context: ForwardContext) -> Tensor:
-        """A new tensor each time: a graph that ran under the last pass may still need its slots in backward."""
+        """Return the slots of a context, in a new tensor: the backward of an earlier pass may still need the old one.
+
+        E.g. with slots a: 0 and b: 1, the rows ("a", None, "b") give [0, -1, 1, -2, -2, ...].
+        """
         if self.merged is not None:
             return torch.full_like(self.slots, BARE)
         if not isinstance(context.rows, tuple) and not context.flat:
             return torch.full_like(self.slots, BARE if context.rows is None else self.adapters[context.rows].slot)
-        slots = torch.full_like(
-            self.slots, NO_ROW
-        )  # all of it for what compiled graphs cannot route: they refuse to run
+        # If all slots are NO_ROW (a padding-free batch, or too many rows), compiled graphs refuse to run.
+        slots = torch.full_like(self.slots, NO_ROW)
         if isinstance(context.rows, tuple) and not context.flat and len(context.rows) <= MAX_ROWS:
             numbers = [BARE if name is None else self.adapters[name].slot for name in context.rows]
             slots[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
         return slots
 
     def slots_of_rows(self, num_rows: int, device: torch.device | None = None) -> Tensor:
-        """For compiled graphs: the slot number of each row of a batch [B]. The graph raises when the pass in effect has other rows."""
+        """Return the slot number of each row of a batch [B], in a compiled graph. The graph raises if the routing has other rows."""
         self.refuse_flat_in_graph()
         slots = self.slots if device is None else self.slots.to(device)
         slot_B = slots[:num_rows]
+        # All rows of the batch have a slot, and the row after the last has none, unless one adapter serves all rows (no slot is NO_ROW).
         fits = (slot_B != NO_ROW).all() & ((slots[num_rows] == NO_ROW) | (slots[-1] != NO_ROW))
-        torch.ops.aten._assert_async.msg(fits, "graft: the batch has another number of rows than the routing names")
+        assert_in_graph(fits, "graft: the batch has another number of rows than the routing names")
         return slot_B
 
     def refuse_flat_in_graph(self) -> None:
-        """For compiled graphs: raise when they cannot route the pass in effect at all."""
-        torch.ops.aten._assert_async.msg(
-            self.slots[0] != NO_ROW, f"graft: token-flat passes and more than {MAX_ROWS} rows do not run compiled"
+        """Raise, in a compiled graph, if it cannot route the current context at all."""
+        assert_in_graph(
+            self.slots[0] != NO_ROW, f"graft: padding-free batches and more than {MAX_ROWS} rows do not run compiled"
         )
 
 
@@ -210,7 +218,7 @@ def _rerouted(context: ForwardContext, old: str, new: str | None) -> ForwardCont
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP and torch.compile wrappers."""
+    """Return the model inside the wrappers of DDP and torch.compile."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
@@ -221,7 +229,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def site_table_of(model: nn.Module) -> SiteTable:
-    """The sites of a base. The table of a model with adapters is read once and kept until its modules change."""
+    """Return the sites of a model. The table of a model with adapters is kept until its modules change."""
     root = unwrapped(model)
     state: State | None = root.__dict__.get("graft_state")
     if state is None:
@@ -231,8 +239,13 @@ def site_table_of(model: nn.Module) -> SiteTable:
     return state.site_table
 
 
+def sites_of(model: nn.Module, config: SiteRequest) -> list[Site]:
+    """Return the sites of a model that an adapter's config names, with the errors of `resolve_sites`."""
+    return resolve_sites(site_table_of(model), config)
+
+
 def state_of(model: nn.Module) -> State:
-    """The state of a model that has adapters. Raises `GraftError` when it has none."""
+    """Return the state of a model with adapters. Raises `GraftError` if it has none."""
     state = unwrapped(model).__dict__.get("graft_state")
     if state is None:
         raise GraftError(f"this {type(model).__name__} has no adapters: call graft.attach or graft.load first")

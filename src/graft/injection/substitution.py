@@ -1,7 +1,12 @@
-"""Class substitution: a module becomes an instance of a generated subclass of its own class, and back.
+"""Class substitution: a module becomes an instance of a generated subclass of its own class, and later of its own class again.
 
 The model stays itself: `isinstance`, the class's name and module, and every key of the state dict are unchanged. Generated classes are
-cached per (class, mixins) and rebuild themselves when a model is pickled or deep-copied.
+cached per (class, mixins) and are made again when a model is unpickled or deep-copied.
+
+Why: adapters run around a module's own forward. A wrapper module would change the names in the state dict and the class, and a forward on
+the instance would not survive a copy or a pickle. So `__class__` is assigned.
+Breaks: if a class of modules forbids that (one with `__slots__`), Python raises a TypeError in attach. A library that puts a forward on
+the instance (accelerate) is wrapped at the call instead.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from graft.errors import GraftError
 
 
 class Substituted:
-    """Mark of a generated class, with the class it stands for."""
+    """The base of all generated classes. It knows the class that a generated one stands for."""
 
     graft_base: type[nn.Module]
     graft_mixins: tuple[type, ...]
@@ -26,32 +31,35 @@ class Substituted:
 
 
 class GraftedForward:
-    """Runs the module's adapters around its forward."""
+    """Mixin that runs the module's adapters around its forward."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._modules["graft"].run(super().forward, args, kwargs)  # pyright: ignore
 
 
 class GraftedCall:
-    """Runs the module's adapters around its call, for a module whose forward is its instance's own (accelerate's hooks)."""
+    """Mixin that runs the module's adapters around its call, for a module with a forward on the instance (accelerate's hooks)."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._modules["graft"].run(super().__call__, args, kwargs)  # pyright: ignore
 
 
-class KeepsPass:
-    """A checkpointed block recomputes under the pass it first ran with, even when the context was left before backward."""
+class KeepsContext:
+    """Mixin for a block: under gradient checkpointing it is recomputed under the context that it first ran with.
+
+    `graft.use` may have ended before backward. So the context goes through transformers' checkpointing function as an argument.
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and self.gradient_checkpointing and self.training:  # pyright: ignore
             context = self.__dict__["graft_state"].current
             if context.cached_kv is not None or context.cache_to_fill is not None:
                 _refuse_reentrant(self)
-            kwargs["graft_pass"] = context
+            kwargs["graft_context"] = context
         return super().__call__(*args, **kwargs)  # pyright: ignore
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        context = kwargs.pop("graft_pass", None)
+        context = kwargs.pop("graft_context", None)
         if context is None or context is self.__dict__["graft_state"].current:
             return super().forward(*args, **kwargs)  # pyright: ignore
         with self.__dict__["graft_state"].entered(context):
@@ -59,7 +67,7 @@ class KeepsPass:
 
 
 def _refuse_reentrant(layer: Any) -> None:
-    """Reentrant checkpointing runs a block without gradients first, so that keys recorded outside of it would learn nothing."""
+    """Raise `GraftError` for reentrant checkpointing, which runs a block without gradients first, so cached keys would get none."""
     if torch.is_grad_enabled() and getattr(layer._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
         raise GraftError(
             "virtual tokens in the embedding (prompt, p-tuning) do not train under reentrant checkpointing: "
@@ -67,12 +75,12 @@ def _refuse_reentrant(layer: Any) -> None:
         )
 
 
-ORDER: list[type] = [KeepsPass, GraftedCall, GraftedForward]
-"""Outermost first. Rooms above add their own mixins by `register_mixin`."""
+ORDER: list[type] = [KeepsContext, GraftedCall, GraftedForward]
+"""The mixins, outermost first. Higher rooms add their own with `register_mixin`."""
 
 
 def register_mixin(mixin: type) -> type:
-    """Class decorator: put a mixin in the order, inside those that came before."""
+    """Class decorator: add a mixin to the order, inside those that were registered before."""
     ORDER.append(mixin)
     return mixin
 
@@ -84,16 +92,13 @@ def _generated(base: type[nn.Module], mixins: tuple[type, ...]) -> type[nn.Modul
         "__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__,
     }  # fmt: skip
     if any("forward" in mixin.__dict__ for mixin in mixins):
-
-        @functools.wraps(
-            base.forward
-        )  # callers inspect the signature: Trainer drops the columns it does not find there
+        # Callers inspect the signature: a Trainer drops the columns of a data set that it does not find there.
+        @functools.wraps(base.forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return super(cls, self).forward(*args, **kwargs)  # pyright: ignore
 
-        namespace["forward"] = (
-            forward  # before the class exists: transformers wraps the forward of each new subclass of a layer
-        )
+        # It has to be in the namespace: transformers wraps the forward of each new subclass of a layer when the class is made.
+        namespace["forward"] = forward
     metaclass: Any = type(base)
     cls = metaclass(base.__name__, (*mixins, Substituted, base), namespace)
     return cls
@@ -105,7 +110,7 @@ def _rebuild(base: type[nn.Module], mixins: tuple[type, ...]) -> nn.Module:
 
 
 def substitute(module: nn.Module, mixin: type) -> None:
-    """Give a module one more mixin."""
+    """Give a module one more mixin. A module that has it stays as it is."""
     cls = type(module)
     base, mixins = (cls.graft_base, cls.graft_mixins) if issubclass(cls, Substituted) else (cls, ())
     if mixin not in mixins:
@@ -113,20 +118,20 @@ def substitute(module: nn.Module, mixin: type) -> None:
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
-    """The class that a module has without us."""
+    """Return the class that a module has without Graft."""
     cls = type(module)
     return cls.graft_base if issubclass(cls, Substituted) else cls
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a forward of the instance's own stands before the one that we gave its class."""
+    """Whether a forward on the instance hides the one that Graft gave its class."""
     own = module.__dict__.get("forward")
     ours = any("forward" in mixin.__dict__ for mixin in getattr(type(module), "graft_mixins", ()))
     return ours and own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def restore(module: nn.Module, path: str, *, keep: tuple[type, ...] = ()) -> None:
-    """Give a module its own class back, or all but the mixins of `keep`. Raises `GraftError` when something else was put on top since."""
+    """Give a module its own class back, or one with only the mixins in `keep`. Raises `GraftError` if other code has wrapped it since."""
     cls = type(module)
     if not issubclass(cls, Substituted):
         return

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.torch_internals import in_function_transform
 from graft.errors import GraftError, require
 
 OLDEST = (0, 6, 5)
@@ -42,7 +43,7 @@ class Kernels:
 
         No kernel runs while torch.compile, a function transform or autocast has to see the operations.
         """
-        watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        watched = torch.compiler.is_compiling() or in_function_transform()
         if watched or torch.is_autocast_enabled(self.device):
             return False
         dtype = tensors[0].dtype

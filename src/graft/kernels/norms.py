@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.bare_copy import bare_instance
 from graft.injection.substitution import own_class, register_mixin
 from graft.kernels.liger import Kernels
 
@@ -80,9 +81,7 @@ def _recipe(cls: type[nn.Module], width: int, settings: tuple[tuple[str, Any], .
     The stand-in is an instance that skips `__init__` and gets the settings as attributes. Each positive float among them may be eps; with
     offset 0 or 1 it gives a candidate, and the first that computes the same as the forward is the recipe.
     """
-    module: Any = cls.__new__(cls)
-    nn.Module.__init__(module)
-    module.__dict__.update({**dict(settings), "training": False})
+    module = bare_instance(cls, {**dict(settings), "training": False})
     draw = torch.Generator().manual_seed(0)
     weight_D = torch.randn(width, generator=draw)
     x_ND = torch.randn(8, width, generator=draw)

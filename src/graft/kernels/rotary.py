@@ -1,7 +1,7 @@
 """Compute rotary positions by one kernel: q' = q cos + (-q_2, q_1) sin for the halves q = (q_1, q_2) of each head, and the same for k.
 
-A family's attention looks up `apply_rotary_pos_emb` in the globals of its model file. Changing it there would change every model in the
-process. So an attention module gets a copy of its forward: the same code with the same globals, except for this one name.
+An attention module gets a copy of its forward that calls this kernel instead of its model file's `apply_rotary_pos_emb`
+(`injection/forward_copy.py`), so no other model is affected.
 
 Liger's kernel overwrites its arguments. Forward and backward give it copies, because somebody else may hold q (as the output of a layer)
 or a gradient (as another node's).
@@ -14,7 +14,6 @@ Legend: B rows, H heads, L length, D features of a head.
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from graft.injection.forward_copy import global_function, with_globals
 from graft.injection.substitution import own_class, register_mixin
 from graft.kernels.liger import Kernels
 from graft.kernels.norms import FORWARD_ERRORS
@@ -42,16 +42,11 @@ class RotatesByKernel:
 
 def serve_rotation(module: nn.Module, kernels: Kernels) -> bool:
     """Let the kernel rotate a module's queries and keys, if its forward rotates as the kernel does. Return whether it does."""
-    forward = own_class(module).forward
-    if not isinstance(forward, types.FunctionType) or NAME not in forward.__code__.co_names:
+    forward: Any = own_class(module).forward
+    own = global_function(forward, NAME)
+    if own is None or not rotates_halves(own):
         return False
-    own = forward.__globals__.get(NAME)
-    if not isinstance(own, types.FunctionType) or not rotates_halves(own):
-        return False
-    names = {**forward.__globals__, NAME: _rotation(own, kernels)}
-    copy = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
-    copy.__kwdefaults__ = forward.__kwdefaults__
-    module.__dict__["graft_rotary"] = copy
+    module.__dict__["graft_rotary"] = with_globals(forward, {NAME: _rotation(own, kernels)})
     return True
 
 

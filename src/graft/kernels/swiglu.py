@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from graft.injection.gated_mlp import NOTE
+from graft.injection.gated_mlp import GATED
 from graft.injection.state import State
 from graft.kernels.liger import Kernels
 
@@ -24,7 +24,7 @@ def serve_products(root: nn.Module, kernels: Kernels) -> int:
         return 0
     state.silu_product = _product(kernels)
     return sum(
-        note.activation == "silu" for module in root.modules() if (note := module.__dict__.get(NOTE)) is not None
+        note.activation == "silu" for module in root.modules() if (note := module.__dict__.get(GATED)) is not None
     )
 
 

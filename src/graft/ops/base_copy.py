@@ -1,7 +1,8 @@
-"""A copy of a frozen module, of the same class and with the same attributes, but without the adapters and hooks that the module hosts.
+"""A frozen module that runs with other tensors in place of its parameters.
 
-Adapters that change a module's own parameters run its forward a second time with other tensors in their place. They run it on this copy,
-because a forward of the host itself would call the adapters again. The copy shares the host's parameters and buffers.
+Adapters that change a module's own parameters run its forward a second time with other tensors in their place. They run a bare copy
+(`architectures/bare_copy.py`), because a forward of the host itself would call the adapters again. The copy shares the host's parameters
+and buffers.
 
 Legend: p dotted name of a parameter below the module.
 """
@@ -9,23 +10,21 @@ Legend: p dotted name of a parameter below the module.
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from graft.architectures.bare_copy import bare_copy
 from graft.errors import GraftError
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class BaseCopy:
     """A module to run with other tensors in place of its parameters. Its owner must not register it as a child module."""
 
     def __init__(self, host: nn.Module) -> None:
-        self.host, self.module = host, _copied(host)
+        self.host, self.module = host, bare_copy(host)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the host's current parameters by p, including those of its children but not those of adapters."""
@@ -49,21 +48,6 @@ class BaseCopy:
 def _own_modules(module: nn.Module) -> list[nn.Module]:
     """Return a module and those below it, without the containers of adapters."""
     return [each for name, each in module.named_modules() if "graft" not in name.split(".")]
-
-
-def _copied(host: nn.Module) -> nn.Module:
-    """Copy a module and its children. `__new__` skips the constructor, so nothing is allocated and every tensor is the host's own."""
-    cls = getattr(type(host), "graft_base", type(host))
-    copied: nn.Module = cls.__new__(cls)
-    copied.__dict__.update(host.__dict__)
-    copied.__dict__.update({name: OrderedDict() for name in _HOOKS})
-    for name in ("forward", "_hf_hook", "_old_forward", "graft_state"):  # accelerate's hooks live on the instance
-        copied.__dict__.pop(name, None)
-    copied.__dict__["_parameters"] = dict(host._parameters)
-    copied.__dict__["_buffers"] = dict(host._buffers)
-    children = {name: child for name, child in host._modules.items() if name != "graft"}
-    copied.__dict__["_modules"] = {name: child and _copied(child) for name, child in children.items()}
-    return copied
 
 
 def require_one_input(host: nn.Module) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.architectures.four_bit import is_four_bit, packed_for_inference
+from graft.architectures.four_bit import is_four_bit, packed_for_inference, quant_state_of
 from graft.ops.low_rank_update import as_matrix
 
 
@@ -82,7 +82,7 @@ def _frozen_on(parameter: Tensor, x: Tensor) -> bool:
 
 def _four_bit(host: nn.Module, weight: Any, bias: Tensor | None, x: Tensor) -> FrozenLinear | None:
     """Return a 4-bit layer of bitsandbytes for a node, or None if it must keep its own forward."""
-    state: Any = getattr(weight, "quant_state", None)
+    state: Any = quant_state_of(host)
     if state is None or tuple(state.shape) != (host.out_features, host.in_features) or packed_for_inference(host):
         return None
     supported = x.dtype in (torch.float32, torch.bfloat16, torch.float16) and host.compute_dtype in (None, x.dtype)

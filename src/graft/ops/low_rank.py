@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from graft.architectures.torch_internals import in_function_transform
 from graft.ops.low_rank_grouped import add_grouped_, grouped_gradients, product_groups
 from graft.ops.low_rank_update import LowRankUpdate, as_matrix
 
@@ -55,7 +56,7 @@ def one_node(updates: Sequence[LowRankUpdate], device: torch.device) -> bool:
     seeded = all(update.p == 0.0 or update.ctx.seeds is not None for update in updates)
     # Meta factors on a real h must take the plain path and fail there: an in-place product with them would add nothing, in silence.
     same_device = all(update.A.device == update.B.device == device for update in updates)
-    return seeded and same_device and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    return seeded and same_device and not (torch.compiler.is_compiling() or in_function_transform())
 
 
 def factors_of(updates: Sequence[LowRankUpdate]) -> list[Tensor]:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from graft.architectures.torch_internals import backward_pass_number
 from graft.ops.frozen_linear import FrozenLinear, frozen_linear
 from graft.ops.low_rank import add_updates_, factor_gradients, factors_of, one_node
 from graft.ops.low_rank_update import LowRankUpdate, as_matrix
@@ -81,7 +82,7 @@ class InputGradient:
 
     def add(self, grad_NO: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         """Add G W, and return the total in x's shape, to which the caller adds its low-rank part in place."""
-        number = torch._C._current_graph_task_id()
+        number = backward_pass_number()
         total = self._totals.get(number)
         if total is None:
             total = self._totals[number] = torch.mm(grad_NO, weight).view(shape)
@@ -91,7 +92,7 @@ class InputGradient:
 
     def take(self) -> Tensor | None:
         """Remove and return the total of the current backward pass; None if no layer added to it."""
-        return self._totals.pop(torch._C._current_graph_task_id(), None)
+        return self._totals.pop(backward_pass_number(), None)
 
 
 class _SharedInput(torch.autograd.Function):

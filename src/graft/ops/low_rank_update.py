@@ -43,7 +43,7 @@ class LowRankUpdate:
 
     def dropout_mask(self, x: Tensor) -> Tensor | None:
         """Return what seeded dropout multiplies this update's rows of x by (0 or 1 / (1 - p)), or None without dropout."""
-        return self.ctx.kept(self.rows_of(x), self.p, self.site_index) if self.p else None
+        return self.ctx.dropout_mask(self.rows_of(x), self.p, self.site_index) if self.p else None
 
     def plain(self, x: Tensor) -> Tensor:
         """Compute the update with operations that autograd differentiates. x: the update's own rows [..., I] -> [..., O]."""

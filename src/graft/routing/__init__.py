@@ -1,1 +1,1 @@
-"""One forward pass: whose rows run, what seeds their dropout, where each sequence lies."""
+"""What is known of one forward pass: which adapter serves which row, the dropout seeds, and where each sequence lies."""

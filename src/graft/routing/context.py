@@ -1,10 +1,10 @@
-"""What one forward pass knows beyond its tensors: whose rows these are, where each sequence lies, and the dropout seeds.
+"""The context of one forward pass: which adapter serves each row, where each sequence lies, and the dropout seeds.
 
-A row is a sequence: an entry of a padded batch, or a segment of a token-flat batch (all tokens laid end to end in one entry).
-A `ForwardContext` is immutable; `use`, `route` and the training engine exchange it. A checkpointed block keeps the one it first ran with,
-so that recomputation in backward sees the same routing and draws the same dropout.
+A row is a sequence: an entry of a padded batch, or a segment of a padding-free batch, in which all tokens lie end to end in one entry.
+A `ForwardContext` is immutable; `use`, `route` and the training engine replace it. Under gradient checkpointing a block keeps the one it
+first ran with, so that recomputation in backward sees the same routing and draws the same dropout.
 
-Legend: B rows, L padded length, T tokens of a flat batch, D features.
+Legend: B rows, L padded length, T tokens of a padding-free batch, D features.
 """
 
 from __future__ import annotations
@@ -20,40 +20,42 @@ from graft.errors import GraftError
 
 Index = slice | Tensor
 PromptCache = dict[nn.Module, tuple[Tensor, Tensor]]
-"""Keys and values [P, K, D] of P virtual tokens for K key-value heads of size D, by who gives them to an attention module."""
+"""Attention adapter -> keys and values [P, K, D] of P virtual tokens, for K key-value heads of size D."""
 
 
 @dataclass(frozen=True, eq=False)
 class AdapterContext:
-    """The part of a pass that one adapter sees: its own rows only."""
+    """What one adapter sees of a forward context: its own rows."""
 
     lengths: tuple[int, ...] | None = None
-    """Real tokens of each row, or None when the caller did not say."""
+    """The number of real tokens in each row, None if the caller did not give it."""
     flat: bool = False
-    """Rows are segments of one batch entry (dimension 1) instead of entries (dimension 0)."""
+    """Whether the batch is padding-free: rows are segments along dimension 1 of its one entry, and not entries along dimension 0."""
     seeds: tuple[int, ...] | None = None
-    """One dropout seed per row; None draws from torch's global generator."""
+    """One dropout seed per row. With None, dropout draws from torch's global generator."""
     mask: Tensor | None = None
-    """[B, L] with 1 at real tokens, for kinds that read whole sequences."""
+    """[B, L] with 1 at real tokens, for kinds that need whole sequences."""
 
     def dropout(self, x: Tensor, p: float, site: int) -> Tensor:
-        """Inverted dropout. With seeds, each row's mask depends on (seed, site) alone, never on its company or on padding.
+        """Apply inverted dropout to x, [B, L, D] or padding-free [1, T, D].
 
-        x: [B, L, D], or [1, T, D] when flat. Padding keeps its value; nothing reads it.
+        With seeds, the mask of a row depends on its seed and the site alone, not on the other rows or on padding. Padding keeps its value,
+        since nothing reads it.
         """
         if p == 0.0:
             return x
         if self.seeds is None:
             return torch.nn.functional.dropout(x, p, training=True)
-        return x * self.kept(x, p, site)
+        return x * self.dropout_mask(x, p, site)
 
-    def kept(self, x: Tensor, p: float, site: int) -> Tensor:
-        """What seeded dropout multiplies x by: 0, or 1 / (1 - p). The same at every call."""
+    def dropout_mask(self, x: Tensor, p: float, site: int) -> Tensor:
+        """Return the mask of seeded dropout in x's shape: 0 or 1 / (1 - p) in each place. Every call gives the same."""
         assert self.seeds is not None
         covered = sum(self.lengths or ()) if self.flat else len(self.seeds)
         if covered != x.shape[1 if self.flat else 0]:
             raise GraftError(
-                f"{len(self.seeds)} dropout seeds for {covered} {'tokens' if self.flat else 'rows'} met a tensor of shape {tuple(x.shape)}"
+                f"{len(self.seeds)} dropout seeds for {covered} {'tokens' if self.flat else 'rows'} do not fit a tensor of shape "
+                f"{tuple(x.shape)}"
             )
         keep = torch.ones_like(x)
         start = 0
@@ -67,14 +69,16 @@ class AdapterContext:
 
 
 def _drawn(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
-    """True with probability 1 - p, to the nearest 65536th: sixteen random bits per number, a fraction of what `bernoulli_` draws."""
+    """Draw True with probability 1 - p, rounded to a multiple of 1/65536: 16 random bits per element, fewer than `bernoulli_` draws."""
+    # One random int64 is viewed as four int16, so 10 elements need 3 words. An int16 n is kept if n >= round(p 65536) - 32768: for p = 0.25
+    # that is n >= -16384, which 3 of 4 numbers are. The bound stays within int16, so at p = 1 one number of 65536 is still kept.
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]
     return (bits >= min(round(p * 2**16) - 2**15, 2**15 - 1)).view(like.shape)
 
 
 def _mix(seed: int, site: int) -> int:
-    """One 63-bit seed from two integers (the constants of splitmix64)."""
+    """Hash two integers into a 63-bit seed, with the constants of splitmix64."""
     z = (seed * 0x9E3779B97F4A7C15 + site * 0xBF58476D1CE4E5B9 + 1) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -83,43 +87,45 @@ def _mix(seed: int, site: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ForwardContext:
-    """One forward pass. `rows` is one adapter name (or None) for all rows, or one entry per row."""
+    """The context of one forward pass, for all its rows. Fields that `AdapterContext` has too mean the same here."""
 
     rows: str | None | tuple[str | None, ...] = None
+    """The adapter that serves all rows, or a tuple with the adapter of each row. None is the bare base."""
     lengths: tuple[int, ...] | None = None
     flat: bool = False
     seeds: tuple[int, ...] | None = None
     prompt_seeds: Mapping[str, int] | None = None
-    """One dropout seed per adapter for its virtual tokens, which run once for all its rows; without it that of its first row."""
+    """Adapter -> dropout seed of its virtual tokens, which run once for all its rows. Without one, it is the seed of its first row."""
     mask: Tensor | None = None
     cached_kv: PromptCache | None = None
-    """Of the virtual tokens that stand in the embedding: the keys and values that the model gave them in this pass."""
+    """The keys and values that the model computed in this pass for virtual tokens in the embedding."""
     cache_to_fill: PromptCache | None = None
-    """Set while virtual tokens alone run through the model: where attention leaves their keys and values."""
+    """Set while virtual tokens alone run through the model: attention stores their keys and values here."""
     _groups: dict[tuple[int, int], list[tuple[str, Index, AdapterContext]]] = field(default_factory=dict, repr=False)
+    """The results of `groups`, by the batch's size and its device."""
 
     def __post_init__(self) -> None:
         if self.flat and self.lengths is None:
-            raise GraftError("a token-flat pass needs the length of every segment")
+            raise GraftError("a padding-free batch needs the length of every segment (lengths)")
         sizes = {"rows": self.rows, "lengths": self.lengths, "seeds": self.seeds}
         counts = {name: len(value) for name, value in sizes.items() if isinstance(value, tuple)}
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{count} {name}" for name, count in counts.items())
-            raise GraftError(f"a pass needs one entry per row everywhere; given {said}")
+            raise GraftError(f"a forward context needs one entry per row in each field; given {said}")
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The adapters that take part."""
+        """The adapters that serve at least one row."""
         rows = self.rows if isinstance(self.rows, tuple) else (self.rows,)
         return frozenset(name for name in rows if name is not None)
 
     @cached_property
     def everything(self) -> AdapterContext:
-        """The context of all rows together."""
+        """The context of an adapter that serves all rows."""
         return AdapterContext(self.lengths, self.flat, self.seeds, self.mask)
 
     def prompt_seed(self, name: str) -> int | None:
-        """What dropout on an adapter's virtual tokens is seeded by; None draws from torch's global generator."""
+        """Return the dropout seed of an adapter's virtual tokens. With None, dropout draws from torch's global generator."""
         if self.seeds is None:
             return None
         if self.prompt_seeds is not None and name in self.prompt_seeds:
@@ -127,7 +133,10 @@ class ForwardContext:
         return self.seeds[self.rows.index(name) if isinstance(self.rows, tuple) else 0]
 
     def row_names(self, num_rows: int) -> tuple[str | None, ...]:
-        """One name per row of a batch of `num_rows`, repeated under beams. Any other size is an error."""
+        """Return the adapter of each row of a batch. Raises `GraftError` if the number of rows does not fit.
+
+        Beam search repeats rows: with rows ("a", "b"), a batch of 4 rows has ("a", "a", "b", "b").
+        """
         if not isinstance(self.rows, tuple):
             return (self.rows,) * num_rows
         copies, rest = divmod(num_rows, len(self.rows))
@@ -139,18 +148,27 @@ class ForwardContext:
         return tuple(name for name in self.rows for _ in range(copies))
 
     def groups(self, x: Tensor) -> list[tuple[str, Index, AdapterContext]]:
-        """(adapter name, index of its rows, their context) for a batch x; the index is along dimension 1 when flat, else 0."""
+        """Return (adapter, index, context) for each group of rows of a batch x, [B, ...] or padding-free [1, T, ...].
+
+        Rows of the bare base are in no group.
+        Padded: the index is along dimension 0, and an adapter has one group. Rows ("a", None, "b", "a") give a: tensor [0, 3] and
+        b: slice(2, 3).
+        Padding-free: the index is along dimension 1, and neighbours with one adapter are a group. The same rows with lengths
+        (2, 1, 3, 2) give a: slice(0, 2), b: slice(3, 6) and again a: slice(6, 8).
+        """
         size = x.shape[1] if self.flat else x.shape[0]
         key = (size, x.device.index or 0)
         if key not in self._groups:
-            with torch.inference_mode(False):  # the indices serve later passes too, which may train
+            with torch.inference_mode(False):  # later passes use the indices too, and may train
                 self._groups[key] = self._flat_groups(x) if self.flat else self._padded_groups(x)
         return self._groups[key]
 
     def _flat_groups(self, x: Tensor) -> list[tuple[str, Index, AdapterContext]]:
         assert self.lengths is not None
         if x.shape[0] != 1 or x.shape[1] != sum(self.lengths):
-            raise GraftError(f"a token-flat pass of {sum(self.lengths)} tokens met a tensor of shape {tuple(x.shape)}")
+            raise GraftError(
+                f"a padding-free batch of {sum(self.lengths)} tokens does not fit a tensor of shape {tuple(x.shape)}"
+            )
         names, groups, start = self.row_names(len(self.lengths)), [], 0
         for first, last in _runs(names):
             stop = start + sum(self.lengths[first:last])
@@ -169,6 +187,7 @@ class ForwardContext:
             chosen = [row for row, other in enumerate(names) if other == name]
             contiguous = chosen == list(range(chosen[0], chosen[-1] + 1))
             index = slice(chosen[0], chosen[-1] + 1) if contiguous else torch.tensor(chosen, device=x.device)
+            # Lengths and seeds belong to the rows of the context. Under beams, or with one adapter for all rows, they say nothing here.
             given = isinstance(self.rows, tuple) and len(names) == len(self.rows)
             pick = (lambda values: tuple(values[row] for row in chosen)) if given else (lambda values: None)  # noqa: B023
             groups.append(
@@ -187,6 +206,6 @@ class ForwardContext:
 
 
 def _runs(names: Sequence[str | None]) -> list[tuple[int, int]]:
-    """Half-open runs of equal neighbours."""
+    """Return (first, last + 1) of each run of equal neighbours: a, a, b, a gives (0, 2), (2, 3), (3, 4)."""
     edges = [row for row in range(1, len(names)) if names[row] != names[row - 1]]
     return list(zip([0, *edges], [*edges, len(names)], strict=True)) if names else []

@@ -1,7 +1,7 @@
-"""Rows of a tensor by adapter: taken apart, and put together again.
+"""Split a tensor into the rows of each adapter, and put the pieces together again.
 
-Rows that lie together are taken by one split of each tensor, whose gradient is one concatenation. A view of each piece by itself would cost
-a tensor of zeros of the whole size, and a sum of it, per piece in backward.
+If every index is a slice, one `split` makes all pieces, and its gradient is one concatenation. Separate views would cost more in backward:
+for each piece a tensor of zeros in the whole size, and an addition.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ from graft.routing.context import ForwardContext, Index
 
 
 class RowSplit:
-    """Disjoint pieces of tensors along one dimension; slices come in ascending order."""
+    """Disjoint pieces of tensors along one dimension. If all indices are slices, they must come in ascending order.
+
+    Example: slice(2, 3) and slice(5, 6) of 8 rows. The dimension is split into runs of sizes [2, 1, 2, 1, 2], of which the pieces are
+    numbers 1 and 3. `scatter` replaces these two runs and concatenates all five.
+    """
 
     def __init__(self, indices: Sequence[Index], size: int, dim: int) -> None:
         self.indices, self.size, self.dim = indices, size, dim
         self._sizes: list[int] | None = None
-        """Of all runs of rows, those that no index names too; None where rows do not lie together."""
+        """The sizes of all runs, those between the pieces included. None if an index is not a slice."""
         self._places: list[int] = []
-        """Of each index, its run."""
+        """The number of each piece's run."""
         if all(isinstance(index, slice) for index in indices):
             self._sizes = self._runs()
         self._split: list[tuple[Tensor, Sequence[Tensor]]] = []
+        """(tensor, its runs) of each tensor that was split: several adapters ask for pieces of the same x."""
 
     def _runs(self) -> list[int]:
         sizes, done = [], 0
@@ -40,7 +45,7 @@ class RowSplit:
         return [*sizes, self.size - done] if done < self.size else sizes
 
     def gather(self, x: Tensor, number: int) -> Tensor:
-        """A piece of x."""
+        """Return a piece of x."""
         if self._sizes is None:
             return gather(x, self.indices[number], self.dim)
         return self._pieces(x)[self._places[number]]
@@ -56,7 +61,7 @@ class RowSplit:
         return self._split[-1][1]
 
     def scatter(self, x: Tensor, pieces: Sequence[Tensor]) -> Tensor:
-        """x with these pieces in place of its own; slices are joined by one copy."""
+        """Return x with these pieces in place of its own."""
         if self._sizes is None:
             return scatter(x, self.dim, self.indices, pieces)
         runs = list(self._pieces(x))
@@ -66,14 +71,14 @@ class RowSplit:
 
 
 def gather(x: Tensor, index: Index, dim: int) -> Tensor:
-    """A piece of x along a dimension."""
+    """Return the part of x at an index along a dimension."""
     if isinstance(index, slice):
         return x.narrow(dim, index.start, index.stop - index.start)
     return x.index_select(dim, index.to(x.device))
 
 
 def scatter(x: Tensor, dim: int, indices: Sequence[Index], pieces: Sequence[Tensor]) -> Tensor:
-    """x with other pieces at these indices, in any order."""
+    """Return x with other pieces at these indices, which may come in any order."""
     for index, piece in zip(indices, pieces, strict=True):
         at = torch.arange(index.start, index.stop, device=x.device) if isinstance(index, slice) else index.to(x.device)
         x = x.index_copy(dim, at, piece)
@@ -81,16 +86,18 @@ def scatter(x: Tensor, dim: int, indices: Sequence[Index], pieces: Sequence[Tens
 
 
 def by_rows(x: Tensor, context: ForwardContext | None, is_expert: bool = False) -> Tensor:
-    """[tokens, I] as [rows, length, I] where the pass knows its rows (OPT flattens batch and length before its MLP).
+    """Return a tensor [tokens, I] as [rows, length, I] if the context says how many rows there are; any other tensor as it is.
 
-    `in_list`: x is the input of one of several modules side by side, which as experts see the tokens alone that were chosen for them.
+    OPT flattens batch and length before its MLP: with 2 rows, [6, I] becomes [2, 3, I], and padding-free it becomes [1, 6, I].
+    is_expert: whether x is the input of one expert in a list, which gets only the tokens that were chosen for it.
+    Raises `GraftError` for such an input if rows have different adapters.
     """
     if context is None or x.dim() != 2 or not x.is_floating_point():
         return x
     if is_expert and isinstance(context.rows, tuple):
         raise GraftError(
-            f"a list of experts hands this layer {len(x)} tokens that do not say whose they are: with adapters there, give all rows of a "
-            "batch one adapter, or choose sites outside the experts"
+            f"a list of experts passes {len(x)} tokens to this layer, and their rows are not known: with adapters in experts, give all "
+            "rows of a batch one adapter, or choose sites outside the experts"
         )
     if context.flat or is_expert:
         return x.unsqueeze(0) if context.flat else x

@@ -58,7 +58,7 @@ class LLaMAAdapterModule(AttentionAdapter):
         super().__init__(spec)
         like = {"dtype": spec.dtype, "device": spec.device}
         self.shape, self.squash = (config.tokens, spec.num_kv_heads, spec.head_dim), config.squash == "tanh"
-        self.adds_behind = config.adds == "after_o"
+        self.adapts_output_projection = config.adds == "after_o"
         self.pending: dict[int, Tensor] = {}
         """The prompts' attention that `beside` computed and `adapt` adds after the output projection, by `_run`."""
         self.prompts = nn.Parameter(torch.empty(config.tokens, spec.in_features, **like).normal_(std=config.init_std))
@@ -67,7 +67,9 @@ class LLaMAAdapterModule(AttentionAdapter):
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
         name = type(around.host).__name__
-        if missing := [letter for letter in ("kvo" if self.adds_behind else "kv") if letter not in around.projections]:
+        if missing := [
+            letter for letter in ("kvo" if self.adapts_output_projection else "kv") if letter not in around.projections
+        ]:
             raise GraftError(
                 f"llama-adapter sends its prompts through the layer's projections, but Graft does not know the '{missing[0]}' projection "
                 f"of {name}: choose another kind, such as prefix"
@@ -104,7 +106,7 @@ class LLaMAAdapterModule(AttentionAdapter):
         weights_BLHP = torch.softmax(scores_BLHP, -1, dtype=torch.float32).to(query.dtype)
         gate = (torch.tanh(self.gate) if self.squash else self.gate).to(query.dtype)
         attended_BLHD = torch.einsum("blhp,phd->blhd", weights_BLHP, values_PHD) * gate[:, None]
-        if not self.adds_behind:
+        if not self.adapts_output_projection:
             return attended_BLHD
         # A zero goes to the projection instead.
         self.pending[_run(ctx)] = attended_BLHD.flatten(2)

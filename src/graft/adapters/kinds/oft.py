@@ -106,7 +106,7 @@ class OFTAdapter(Adapter):
 
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
-        if around.rows is not None:
+        if around.features is not None:
             around.weight()  # a slice is computed with it: said now where it is not at hand
 
     def _short_enough(self) -> Tensor:
@@ -145,21 +145,21 @@ class OFTAdapter(Adapter):
         return added_NC.flatten(-2)
 
     def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:
-        return x if self.around.rows is not None else x + self.turned(x, ctx)
+        return x if self.around.features is not None else x + self.turned(x, ctx)
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
-        if self.around.rows is None:
+        if self.around.features is None:
             return h
         turned = self.turned(x.to(h.dtype), ctx)  # a slice of a fused layer shares its input with the others
         return h + F.linear(turned, self.around.weight().to(h.dtype))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.around.rows is None:
+        if self.around.features is None:
             return weight, bias
         return weight + self._turned_weight(self.around.weight().to(weight.dtype)), bias
 
     def fold_input(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.around.rows is not None:
+        if self.around.features is not None:
             return weight, bias
         return weight + self._turned_weight(weight), bias
 

@@ -86,7 +86,7 @@ class PromptTuningAdapter(EmbeddingAdapter):
     def __init__(self, config: PromptTuning, spec: SiteSpec) -> None:
         super().__init__(spec)
         self.tokens, self.windowed, self.config = config.tokens, config.window == "hides", config
-        self.behind_positions = config.enters == "blocks"
+        self.after_positions = config.enters == "blocks"
         vectors_PD = torch.empty(config.tokens, spec.out_features, dtype=spec.dtype, device=spec.device)
         std = config.init_std
         self.vectors = nn.Parameter(

@@ -72,7 +72,7 @@ class InputScaling(Adapter):
 
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
-        if around.rows is not None:
+        if around.features is not None:
             raise GraftError(
                 f"'{self.spec.name}' is a slice of the fused projection '{self.spec.module}', which has one input for q, k and v: "
                 "scale the output of the slice, or name attn.qkv"

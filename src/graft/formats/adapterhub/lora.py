@@ -60,7 +60,7 @@ def _adapted_sites(file: HubFile, config: Mapping[str, Any]) -> Iterator[tuple[S
             continue
         for site in sites:
             key = f"{site.module}.loras.{file.name}."
-            which = (matrices.index(name[-1]), len(matrices)) if site.rows is not None else (0, 1)
+            which = (matrices.index(name[-1]), len(matrices)) if site.features is not None else (0, 1)
             yield site, key, which
 
 
@@ -153,7 +153,7 @@ def write_dora(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder,
     refuse("DoRA", {
         "ranks or settings that differ between sites": differing(adapters), "alpha / sqrt(rank)": config.rslora,
         "slices of a fused projection or transposed layers": any(
-            adapter.installed.site.rows is not None or is_transposed(root.get_submodule(adapter.path)) for adapter in adapters
+            adapter.installed.site.features is not None or is_transposed(root.get_submodule(adapter.path)) for adapter in adapters
         ), **_wrong_sites(root, adapters),
     })  # fmt: skip
     for adapter in adapters:

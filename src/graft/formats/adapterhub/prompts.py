@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from graft.adapters.kinds.prefix import Prefix
 from graft.adapters.kinds.prompt import PromptTuning
-from graft.architectures.language import resolve_sites
 from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.adapterhub.file import HubFile
 from graft.formats.adapterhub.places import DENSE, T5_TYPES, differing, model_type, outer, refuse
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.injection.state import site_table_of
+from graft.injection.state import site_table_of, sites_of
 
 STACKS = {"encoder_prefix": "encoder.attn", "self_prefix": "decoder.attn", "cross_prefix": "decoder.cross"}
 """The sites of an encoder-decoder's prefixes."""
@@ -41,7 +40,7 @@ def read_prefix(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
     for part, names in _prefix_sites(file.site_table).items():
         if part != "self_prefix" and not config.get(part, True):
             continue
-        sites = resolve_sites(site_table_of(file.model), prefix.model_copy(update={"sites": names}))
+        sites = sites_of(file.model, prefix.model_copy(update={"sites": names}))
         keys = [key for key in file.left if f".{part}." in key and f".{file.name}." in key]
         flat = _computed(file, part, keys, prefix.tokens)
         slots = flat.view(prefix.tokens, 2 * len(sites), sites[0].num_kv_heads, sites[0].head_dim).transpose(0, 1)
@@ -73,7 +72,7 @@ def write_prefix(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folde
     config: Any = adapters[0].config
     positions = "moved_keys" if model_type(root) in T5_TYPES else "zero"
     sites = {
-        part: [site.module for site in resolve_sites(site_table_of(root), config.model_copy(update={"sites": names}))]
+        part: [site.module for site in sites_of(root, config.model_copy(update={"sites": names}))]
         for part, names in _prefix_sites(site_table_of(root)).items()
     }
     paths = [adapter.path for adapter in adapters]
@@ -121,7 +120,7 @@ def write_prompt(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folde
     (adapter,) = adapters
     refuse("prompt tuning", {
         f"a base of type {model_type(root)}, where the library has none": model_type(root) not in DENSE,
-        "virtual tokens with positions of their own (it computes enters: blocks)": not adapter.module.behind_positions,
+        "virtual tokens with positions of their own (it computes enters: blocks)": not adapter.module.after_positions,
     })  # fmt: skip
     key = f"{outer(root)}prompt_tuning.prompt_tunings.{name}.prompt_embedding.weight"
     folder.tensors[key] = adapter.module.prompt()

@@ -36,13 +36,12 @@ from graft.adapters.kinds.parallel import Parallel
 from graft.adapters.kinds.prefix import Prefix
 from graft.adapters.kinds.prompt import PromptTuning
 from graft.adapters.kinds.series import Series
-from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_linear, widths
 from graft.errors import GraftError
 from graft.formats.composing import Piece, composed, difference
 from graft.formats.foreign import CONFIG, AdapterFile, base_modules, read_config
 from graft.formats.peft.naming import ROOT
-from graft.injection.state import site_table_of
+from graft.injection.state import site_table_of, sites_of
 
 LATER_KEYS = {"auto_mapping", "revision", "peft_version"}
 """Keys of PEFT's configs that this fork lacks, because it was made from an older PEFT."""
@@ -145,7 +144,7 @@ def _position(path: str) -> Any:
 def _read_prefix(file: AdapterFile, model: nn.Module) -> list[Piece]:
     flat = file.take("prompt_embeddings")
     prefix = Prefix(tokens=file.field("num_virtual_tokens"), init_std=1.0, positions="after_prefix")
-    sites = resolve_sites(site_table_of(model), prefix)
+    sites = sites_of(model, prefix)
     heads, head_dim, layers = sites[0].num_kv_heads, sites[0].head_dim, len(sites)
     wanted = (prefix.tokens, 2 * layers * heads * head_dim)
     if not flat.numel():
@@ -169,7 +168,7 @@ def _read_prefix(file: AdapterFile, model: nn.Module) -> list[Piece]:
 def _read_prompt(file: AdapterFile, model: nn.Module) -> list[Piece]:
     vectors = file.take("prompt_embeddings")
     prompt = PromptTuning(tokens=file.field("num_virtual_tokens"))
-    (site,) = resolve_sites(site_table_of(model), prompt)
+    (site,) = sites_of(model, prompt)
     wanted = (prompt.tokens, site.out_features)
     if not vectors.numel():
         return []

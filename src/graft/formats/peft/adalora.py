@@ -56,7 +56,7 @@ def write_adalora(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Fold
     """Write AdaLoRA as PEFT does after its last pruning: the kept triplets only."""
     config: Any = adapters[0].config
     paths = [adapter.path for adapter in adapters]
-    if any(adapter.installed.site.rows is not None for adapter in adapters) or len(set(paths)) < len(paths):
+    if any(adapter.installed.site.features is not None for adapter in adapters) or len(set(paths)) < len(paths):
         raise GraftError(
             "PEFT's AdaLoRA adapts whole layers, once each; this adapter acts on slices, or twice on one layer"
         )

@@ -67,7 +67,7 @@ def whole_layers(
     transposed: PEFT knows these too. differ: fields that may differ between layers.
     """
     paths = [adapter.path for adapter in adapters]
-    if any(adapter.installed.site.rows is not None for adapter in adapters) or len(set(paths)) < len(paths):
+    if any(adapter.installed.site.features is not None for adapter in adapters) or len(set(paths)) < len(paths):
         raise GraftError(
             f"PEFT's {kind} holds one adapter for a whole layer; this one acts on slices of a fused layer, or twice on one"
         )

@@ -29,7 +29,7 @@ def read_ia3(file: AdapterFile, model: nn.Module) -> list[Piece]:
 
 def write_ia3(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder) -> None:
     """Write (IA)3. `feedforward_modules` must match the modules that scale their input, and no other target."""
-    if any(adapter.installed.site.rows is not None for adapter in adapters):
+    if any(adapter.installed.site.features is not None for adapter in adapters):
         raise GraftError(
             "PEFT's (IA)3 scales whole layers; this one acts on slices of a fused projection: name attn.qkv instead"
         )

@@ -181,7 +181,7 @@ def _pair(host: Any, adapters: Sequence[SiteAdapter]) -> Pair:
     parts = [(_tensors(adapter), adapter) for adapter in adapters]
     (own, adapter), *others = parts
     config: Any = adapter.config.to_lora() if adapter.config.kind == "pissa" else adapter.config
-    if not others and adapter.installed.site.rows is None:
+    if not others and adapter.installed.site.features is None:
         bias = own.get("bias")
         return Pair(own["A"], own["B"], config.alpha, config.rslora, None if bias is None else bias / adapter.module.scale,
                     own.get("magnitude"))  # fmt: skip

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from graft.adapters.kinds.prefix import Prefix
 from graft.adapters.kinds.prompt import PromptTuning
-from graft.architectures.language import resolve_sites
 from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
 from graft.formats.foreign import AdapterFile
-from graft.injection.state import site_table_of
+from graft.injection.state import site_table_of, sites_of
 
 
 def read_prompt(file: AdapterFile, model: nn.Module) -> list[Piece]:
@@ -44,7 +43,7 @@ def read_prefix(file: AdapterFile, model: nn.Module) -> list[Piece]:
     stride = 4 if "decoder" in site_table_of(model).stacks and len(site_table_of(model).stacks) > 1 else 2
     prefix = Prefix(tokens=tokens, init_std=1.0, positions="after_prefix", window="hides",
                     sites="decoder.attn" if stride == 4 else "attn")  # fmt: skip
-    sites = resolve_sites(site_table_of(model), prefix)
+    sites = sites_of(model, prefix)
     heads, head_dim = sites[0].num_kv_heads, sites[0].head_dim
     wanted = (tokens, 2 * len(sites) * heads * head_dim)
     if not flat.numel():
@@ -68,7 +67,7 @@ def write_prompt(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folde
     with torch.no_grad():
         vectors, tokens = adapter.module.prompt(), adapter.module.tokens
     config: Any = root.config
-    if adapter.module.behind_positions:
+    if adapter.module.after_positions:
         raise GraftError("in PEFT virtual tokens have positions; this adapter was trained with enters: blocks")
     _refuse_shown(config, adapters)
     stacks = 2 if getattr(config, "is_encoder_decoder", False) else 1

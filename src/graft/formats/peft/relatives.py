@@ -127,7 +127,7 @@ def _write_products(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Fo
 def _whole_modules(adapters: Sequence[SiteAdapter], kind: str) -> None:
     """Raise `GraftError` unless every module hosts one adapter that acts on all of it."""
     paths = [adapter.path for adapter in adapters]
-    if any(adapter.installed.site.rows is not None for adapter in adapters) or len(set(paths)) < len(paths):
+    if any(adapter.installed.site.features is not None for adapter in adapters) or len(set(paths)) < len(paths):
         raise GraftError(
             f"PEFT's {kind} adapts whole layers, once each; this adapter acts on slices of a fused layer, or twice on one layer"
         )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from graft.architectures.torch_internals import raise_recompile_limit
 from graft.errors import GraftError
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
@@ -31,7 +32,7 @@ def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, batcher
     """
     rows = [row for job in jobs for row in job.rows()[:PROOF_ROWS]]
     wanted, slope = losses_and_gradients(forward, jobs, rows, batcher)
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    raise_recompile_limit(GRAPHS)
     if forward.head_mode == "chunks":
         forward.body = torch.compile(forward.body, backend=backend, dynamic=True, fullgraph=True)
     else:

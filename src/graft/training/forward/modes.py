@@ -16,6 +16,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from graft.architectures.transformers_internals import (
+    checkpointing_function,
+    clear_checkpointing,
+    is_checkpointed_layer,
+    set_checkpointing,
+)
 from graft.architectures.walk import base_modules
 from graft.errors import GraftError
 from graft.injection.modes import evaluation_mode, set_modes
@@ -27,7 +33,7 @@ def set_training(model: nn.Module, names: Sequence[str], base_dropout: bool = Fa
     root, state = unwrapped(model), state_of(model)
     set_modes(root, state, base_dropout, names)
     for _, layer in base_modules(root):
-        if layer.__dict__.get("_gradient_checkpointing_func") is not None:
+        if checkpointing_function(layer) is not None:
             layer.training = True  # the block alone: its children keep the base's mode
 
 
@@ -42,23 +48,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def recomputing(model: nn.Module, base_dropout: bool = False) -> Iterator[None]:
     """Recompute every block in backward (non-reentrant gradient checkpointing). Raises `GraftError` for a model without such blocks."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [layer for _, layer in base_modules(unwrapped(model)) if isinstance(layer, GradientCheckpointingLayer)]
+    layers = [layer for _, layer in base_modules(unwrapped(model)) if is_checkpointed_layer(layer)]
     if not layers:
         raise GraftError(
             f"{type(unwrapped(model)).__name__} has no blocks that can be recomputed: set train.gradient_checkpointing to false"
         )
     for layer in layers:
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = functools.partial(_checkpointed, layer, base_dropout)  # type: ignore[assignment]
+        set_checkpointing(layer, functools.partial(_checkpointed, layer, base_dropout))
     try:
         yield
     finally:
         for layer in layers:
             layer.training = False
-            layer.__dict__.pop("gradient_checkpointing", None)
-            layer.__dict__.pop("_gradient_checkpointing_func", None)
+            clear_checkpointing(layer)
 
 
 def _checkpointed(layer: nn.Module, base_dropout: bool, function: Callable[..., Any], *args: Any) -> Any:

@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 import graft
-from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site
-from graft.injection.state import site_table_of
+from graft.injection.state import sites_of
 from tests.families.zoo import tiny
 
 SEEN: dict[str, Tensor] = {}
@@ -47,17 +46,15 @@ def _heads_of(model: Any, attention: Any) -> dict[str, Tensor]:
 
 
 def _rows(site: Site) -> Tensor:
-    assert site.rows is not None
-    return torch.arange(site.rows.start, site.rows.stop) if isinstance(site.rows, slice) else site.rows
+    assert site.features is not None
+    return torch.arange(site.features.start, site.features.stop) if isinstance(site.features, slice) else site.features
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v"])
 @pytest.mark.parametrize("family", FUSED)
 def test_eight_rows_in_turn_change_one_head_of_one_part_and_nothing_else(family: str, part: str) -> None:
     model = tiny(family)
-    site = resolve_sites(site_table_of(model), graft.LoRA(sites=f"attn.{part}"))[
-        -1
-    ]  # the last layer: what changes there feeds nothing
+    site = sites_of(model, graft.LoRA(sites=f"attn.{part}"))[-1]  # the last layer: what changes there feeds nothing
     host, attention = model.get_submodule(site.module), model.get_submodule(site.module.rsplit(".", 1)[0])
     weight = host.weight.data.T if family == "gpt2" else host.weight.data
     before = _heads_of(model, attention)
@@ -77,12 +74,8 @@ def test_eight_rows_in_turn_change_one_head_of_one_part_and_nothing_else(family:
 @pytest.mark.parametrize("family", FUSED)
 def test_the_three_parts_cover_every_row_once(family: str) -> None:
     model = tiny(family)
-    sites = [
-        site
-        for site in resolve_sites(site_table_of(model), graft.LoRA(sites="attn.q attn.k attn.v"))
-        if site.layer == 0
-    ]
-    (whole,) = (site for site in resolve_sites(site_table_of(model), graft.LoRA(sites="attn.qkv@0")))
+    sites = [site for site in sites_of(model, graft.LoRA(sites="attn.q attn.k attn.v")) if site.layer == 0]
+    (whole,) = (site for site in sites_of(model, graft.LoRA(sites="attn.qkv@0")))
     rows = torch.cat([_rows(site) for site in sites])
     assert rows.sort().values.tolist() == list(range(whole.out_features))
 
@@ -102,7 +95,7 @@ def test_lora_on_a_part_is_lora_on_the_whole_with_the_other_rows_zero(family: st
         else:
             rows = {
                 site.part: _rows(site)
-                for site in resolve_sites(part, graft.LoRA(sites="attn.q attn.v"))
+                for site in sites_of(part, graft.LoRA(sites="attn.q attn.v"))
                 if site.module == host
             }
             parameter.data.zero_()
