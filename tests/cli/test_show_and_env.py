@@ -84,7 +84,7 @@ def test_env_tells_versions_cores_and_extras(capsys: pytest.CaptureFixture[str])
     assert facts["extras"]["dev"]["pytest"] == pytest.__version__
     assert torch.cuda.is_available() or facts["kernels"].startswith("torch's own operations")
     assert set(facts["extras"]) == {
-        "quant", "gpu", "search", "federated", "serve", "eval", "report", "track", "vllm", "dev",
+        "quant", "gpu", "search", "federated", "serve", "eval", "report", "track", "vllm", "dev", "docs",
     }  # fmt: skip
     assert torch.__version__ in printed(capsys, "env")
 

@@ -149,7 +149,7 @@ def test_demands_that_cannot_be_met_are_errors(monkeypatch: pytest.MonkeyPatch) 
     assert "torch's own operations" in described()
     put_in_place(monkeypatch, version="0.6.4")
     assert chosen("auto", cpu) is None
-    with pytest.raises(GraftError, match="liger-kernel 0.6.4 compiles .* needed is 0.6.5 or later"):
+    with pytest.raises(GraftError, match="liger-kernel 0.6.4 recompiles .* Install 0.6.5 or later"):
         chosen("liger", cpu)
 
 
