@@ -191,7 +191,8 @@ def test_checkpointed_blocks_give_the_same_gradients_after_the_context_was_left(
 def test_kinds_that_take_no_experts_say_what_they_leave_out() -> None:
     model = _model("mixtral")
     with pytest.warns(
-        UserWarning, match=r"kind 'series' at 'linear' does not adapt 4 weights \(such as model\.layers\.0\.mlp\.experts"
+        UserWarning,
+        match=r"kind 'series' at 'linear' does not adapt 4 weights \(such as model\.layers\.0\.mlp\.experts",
     ):
         graft.attach(model, {"a": graft.Series(bottleneck=2, sites="linear")})
     with pytest.raises(graft.GraftError, match="'experts.down' is a experts site|takes .* sites; 'experts.down'"):
