@@ -76,6 +76,7 @@ def test_a_static_cache_is_refused(base: Any) -> None:
 
 
 def test_a_trained_encoder_decoder_is_evaluated_by_its_answers(tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu comes with graft-llm[eval]")
     save_task_base(tmp_path / "base", "t5", scale=1.0)
     rows = answered_rows(8)
     data = tmp_path / "rows.jsonl"
