@@ -49,6 +49,17 @@ def test_only_the_active_adapter_requires_gradients_and_switching_moves_them() -
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_choosing_who_trains_holds_whatever_was_frozen_or_freed_by_hand() -> None:
+    model = attached(ROWS[0], None, torch.float32, "a", "b")
+    for every in (False, True):
+        model.requires_grad_(every)  # as other libraries do before they train
+        graft.set_active(model, "a")
+        assert {name: {p.requires_grad for _, p in graft.parameters(model, name)} for name in "ab"} == {
+            "a": {True},
+            "b": {False},
+        }
+
+
 def test_a_setting_without_effect_is_an_error() -> None:
     model = attached(ROWS[0])
     for spec, field in (

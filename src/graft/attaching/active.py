@@ -49,9 +49,6 @@ def set_trainable(model: nn.Module, names: Sequence[str]) -> None:
         state.adapter(name)
     state.trained = tuple(names)
     for name, attached in state.adapters.items():
-        trains = name in names
-        if attached.trains == trains:
-            continue
-        attached.trains = trains
-        for _, parameter in parameters(model, name):
-            parameter.requires_grad_(trains and parameter.is_floating_point())
+        if name in names or attached.requires_grad:
+            for _, parameter in parameters(model, name):
+                parameter.requires_grad_(name in names and parameter.is_floating_point())

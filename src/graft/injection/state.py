@@ -50,8 +50,6 @@ class AttachedAdapter:
     installs: list[Installed] = field(default_factory=list)
     shared: dict[str, Shared] = field(default_factory=dict)
     """The modules that all its sites share, by their names in the root's container."""
-    trains: bool | None = None
-    """Whether its parameters require gradients, None before the first `set_trainable`."""
     offloaded: bool = False
     """Whether its tensors are in a file for now and empty here. No forward context names it, and compiled graphs leave it out."""
 
@@ -63,6 +61,11 @@ class AttachedAdapter:
         for installed in self.installs:
             yield f"{installed.site.module}.{installed.key}".lstrip("."), installed.module
         yield from self.shared.items()
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether its parameters require gradients. They do so together, so the first one answers for all."""
+        return next((p.requires_grad for _, module in self.modules() for p in module.parameters()), False)
 
     def train(self, mode: bool) -> None:
         """Put its modules into training mode or not."""
