@@ -65,6 +65,12 @@ class AttachedAdapter:
     @property
     def requires_grad(self) -> bool:
         """Whether its parameters require gradients. They do so together, so the first one answers for all."""
+        first = self.installs[0].module if self.installs else None
+        own = next(iter(first._parameters.values()), None) if first is not None else None
+        if (
+            own is not None
+        ):  # nearly every kind; `parameters()` takes ten times as long, once for each adapter of the model
+            return own.requires_grad
         return next((p.requires_grad for _, module in self.modules() for p in module.parameters()), False)
 
     def train(self, mode: bool) -> None:
