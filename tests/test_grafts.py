@@ -181,3 +181,23 @@ def test_a_failed_attach_leaves_the_model_as_it_was() -> None:
     del model.model.unused
     assert list(model.state_dict()) == before and graft.names(model) == ()
     assert type(model) is type(pristine("llama")) and all(p.requires_grad for p in model.parameters())
+
+
+def test_what_was_proved_is_proved_again_when_other_code_has_hooked_the_model_since() -> None:
+    model = base("llama")
+    graft.attach(model, {"a": graft.LoRA(rank=2, sites="mlp.up")})
+    for layer in model.model.layers:
+        layer.mlp.forward = lambda x: x  # a hook of other code, which no longer calls the layers of the MLP
+    with pytest.raises(graft.GraftError, match="2 of 2 sites are never called"):
+        graft.attach(model, {"b": graft.LoRA(rank=2, sites="mlp.up")})
+    assert graft.names(model) == ("a",)
+
+
+def test_a_model_that_was_wrapped_since_is_refused_whoever_reads_its_sites_first() -> None:
+    peft = pytest.importorskip("peft")
+    model = base("llama")
+    graft.attach(model, {"a": graft.LoRA(rank=2, sites="mlp.up")})
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), model)
+    graft.sites(model)
+    with pytest.raises(graft.GraftError, match="already wrapped by PEFT"):
+        graft.attach(model, {"b": graft.LoRA(rank=2, sites="mlp.up")})

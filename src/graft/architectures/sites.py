@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -25,7 +24,7 @@ class SiteTable:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._modules = [module for _, module in base_modules(model)]
+        self._read_from = _state_of_modules(model)
         self.text_config = text_config_of(model)
         self.blocks = blocks_of(model)
         self.stacks = frozenset(block.stack for block in self.blocks)
@@ -34,9 +33,8 @@ class SiteTable:
         """The stacks for images and sound beside a language model. Only names that begin with such a stack mean sites in it."""
 
     def fits(self) -> bool:
-        """Whether the model still has the modules that the table was made from."""
-        now = [module for _, module in base_modules(self.model)]
-        return len(now) == len(self._modules) and all(map(operator.is_, now, self._modules))
+        """Whether the model still has the modules that the table was made from, and other code has hooked none of them since."""
+        return _state_of_modules(self.model) == self._read_from
 
     @cached_property
     def by_name(self) -> dict[str, list[Site]]:
@@ -209,3 +207,8 @@ class SiteTable:
         kind: SiteType = "linear" if is_linear(module) else "embedding" if isinstance(module, nn.Embedding) else "other"
         kind = "norm" if is_norm(module) else kind
         return Site(name, kind, path, kind, *widths(module, path), layer)
+
+
+def _state_of_modules(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """Return each module of the base (modules are compared by identity), and whether its instance has a forward of its own."""
+    return [(module, "forward" in module.__dict__) for _, module in base_modules(model)]

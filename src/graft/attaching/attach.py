@@ -61,10 +61,9 @@ def attach(
         raise GraftError(
             f"adapter '{state.merged}' is merged into the base: call graft.unmerge(model, '{state.merged}') before attach"
         )
-    if state.site_table is None or not state.site_table.fits():
-        _refuse_foreign(root)
-        state.site_table, state.proved = SiteTable(root), set()
-    planned = {name: _plan(state.site_table, state, name, spec) for name, spec in adapters.items()}
+    _refuse_foreign(root)
+    site_table = state.sites(root)
+    planned = {name: _plan(site_table, state, name, spec) for name, spec in adapters.items()}
     first = not state.adapters
     if first:
         _prepare_base(root, state)

@@ -130,6 +130,12 @@ class State:
         found_again = {"site_table": None, "proved": set(), "proved_forwards": set()}
         return {**self.__dict__, **found_again}
 
+    def sites(self, root: nn.Module) -> SiteTable:
+        """Return the sites of the base. They are read again, and nothing counts as proved, when its modules or their hooks have changed."""
+        if self.site_table is None or not self.site_table.fits():
+            self.site_table, self.proved = SiteTable(root), set()
+        return self.site_table
+
     def adapter(self, name: str) -> AttachedAdapter:
         """Look up an adapter. Raises `GraftError` with the names that exist."""
         if name not in self.adapters:
@@ -241,11 +247,7 @@ def site_table_of(model: nn.Module) -> SiteTable:
     """Return the sites of a model. The table of a model with adapters is kept until its modules change."""
     root = unwrapped(model)
     state: State | None = root.__dict__.get("graft_state")
-    if state is None:
-        return SiteTable(root)
-    if state.site_table is None or not state.site_table.fits():
-        state.site_table, state.proved = SiteTable(root), set()
-    return state.site_table
+    return SiteTable(root) if state is None else state.sites(root)
 
 
 def sites_of(model: nn.Module, config: SiteRequest) -> list[Site]:
