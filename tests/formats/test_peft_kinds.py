@@ -148,6 +148,8 @@ def test_a_mask_of_the_user_s_own_is_read_as_it_is(tmp_path: Path) -> None:
         ("llama", graft.OFT(block_size=8, terms=3), "PEFT computes something else for a series of 3 terms"),
         ("llama", [graft.MiSS(rank=4, sites="attn.q"), graft.MiSS(rank=8, sites="attn.v")], "PEFT's MiSS has one setting for all layers"),
         ("llama", [graft.OFT(sites="attn.q"), graft.OFT(blocks=2, sites="attn.v")], "PEFT's OFT has one setting for all layers"),
+        ("llama", [graft.VeRA(rank=4, sites="attn.q"), graft.VeRA(rank=8, sites="attn.v")], "PEFT's VeRA has one setting for all layers"),
+        ("llama", [graft.LoKr(factor=4, sites="attn.q"), graft.LoKr(factor=8, sites="attn.v")], "PEFT's LOKR has one setting .* factor"),
     ],
 )  # fmt: skip
 def test_what_peft_cannot_hold_is_refused(family: str, spec: Any, message: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
 from graft.formats.foreign import AdapterFile
+from graft.formats.peft.allowed import whole_layers
 from graft.formats.peft.naming import patterns, shortest_names
 from graft.formats.peft.targets import by_pattern, targets
 
@@ -40,11 +41,11 @@ def read_vera(file: AdapterFile, model: nn.Module) -> list[Piece]:
 def write_vera(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder) -> None:
     """Write VeRA. The shared matrices belong to no module, so their names begin otherwise."""
     config: Any = adapters[0].config
-    _whole_modules(adapters, "VeRA")
+    paths = whole_layers(root, adapters, "VeRA", transposed=True)
     folder.config |= {
         "peft_type": "VERA", "r": config.rank, "vera_dropout": config.dropout, "d_initial": config.d_initial, "bias": "none",
         "projection_prng_key": config.seed, "save_projection": config.save_projection, "init_weights": True,
-        "fan_in_fan_out": _transposed(root, adapters), **shortest_names(root, [adapter.path for adapter in adapters]),
+        "fan_in_fan_out": any(is_transposed(root.get_submodule(path)) for path in paths), **shortest_names(root, paths),
     }  # fmt: skip
     for adapter in adapters:
         own = dict(adapter.module.named_parameters())
@@ -108,9 +109,14 @@ def write_lokr(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder)
 
 def _write_products(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder, kind: str, mark: str) -> None:
     """Write a kind that is a product of named factors. mark: what comes before their names."""
-    _whole_modules(adapters, kind)
-    if _transposed(root, adapters):
-        raise GraftError(f"PEFT has no {kind} for transposed layers (GPT-2's Conv1D)")
+    own = (
+        "rank",
+        "alpha",
+        "rank_pattern",
+        "alpha_pattern",
+        "dropout",
+    )  # the first four have patterns; dropout is not written
+    paths = whole_layers(root, adapters, kind, differ=own)
     ranks, alphas = (
         {adapter.path: getattr(adapter.config, name) for adapter in adapters} for name in ("rank", "alpha")
     )
@@ -119,19 +125,6 @@ def _write_products(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Fo
     if any(adapter.config.dropout for adapter in adapters):
         folder.notes.append(f"dropout is not written: PEFT's {kind} has none on the input")
     folder.config |= {"peft_type": kind, "r": rank, "alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern,
-                      "init_weights": True, **shortest_names(root, [adapter.path for adapter in adapters])}  # fmt: skip
+                      "init_weights": True, **shortest_names(root, paths)}  # fmt: skip
     for adapter in adapters:
         folder.tensors |= {f"{adapter.path}.{mark}{name}": tensor for name, tensor in adapter.module.named_parameters()}
-
-
-def _whole_modules(adapters: Sequence[SiteAdapter], kind: str) -> None:
-    """Raise `GraftError` unless every module hosts one adapter that acts on all of it."""
-    paths = [adapter.path for adapter in adapters]
-    if any(adapter.installed.site.features is not None for adapter in adapters) or len(set(paths)) < len(paths):
-        raise GraftError(
-            f"PEFT's {kind} adapts whole layers, once each; this adapter acts on slices of a fused layer, or twice on one layer"
-        )
-
-
-def _transposed(root: nn.Module, adapters: Sequence[SiteAdapter]) -> bool:
-    return any(is_transposed(root.get_submodule(adapter.path)) for adapter in adapters)
