@@ -14,7 +14,7 @@ from graft.adapters.base import Adapter
 from graft.adapters.registry import entries, readable
 from graft.attaching.fingerprint import fingerprint
 from graft.attaching.parameters import modules_of, tensors
-from graft.errors import GraftError
+from graft.errors import GraftError, listed
 from graft.injection.state import SHARED, State, state_of, unwrapped
 from graft.utils.files import explain_write_errors, new_dir, write_json_atomic
 from graft.version import __version__
@@ -60,7 +60,9 @@ def save_for_trainer(root: nn.Module, folder: Path, state_dict: Mapping[str, Ten
         key.removeprefix("module."): tensor for key, tensor in given.items() if key.removeprefix("module.") in names
     }
     if names - set(found):
-        raise GraftError(f"the state dict to save lacks tensors of the adapters: {_some(sorted(names - set(found)))}")
+        raise GraftError(
+            f"the state dict to save lacks tensors of the adapters: {listed(sorted(names - set(found)), 5)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(found, folder / TRAINER_WEIGHTS)
     configs = {name: _dumped(state, name, collapsed=False) for name in state.adapters}
@@ -97,7 +99,7 @@ def copy_strictly(stored: Mapping[str, Tensor], places: Mapping[str, Tensor], or
     shapes = [f"{key} {tuple(stored[key].shape)} instead of {tuple(places[key].shape)}" for key in places
               if key in stored and stored[key].shape != places[key].shape]  # fmt: skip
     problems = [
-        f"{len(keys)} {what} ({_some(keys)})"
+        f"{len(keys)} {what} ({listed(keys, 5)})"
         for what, keys in (("missing", missing), ("extra", extra), ("misshapen", shapes))
         if keys
     ]
@@ -155,7 +157,3 @@ def _write_weights(found: Mapping[str, Tensor], path: Path) -> None:
         torch.equal(again[key], contiguous[key]) for key in again if not again[key].isnan().any()
     ):
         raise OSError(f"{path} does not hold what was written to it")
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

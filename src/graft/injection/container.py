@@ -39,6 +39,8 @@ class AdapterContainer(nn.Module):
         self.state = state
         self._host = (host,)  # in a tuple, so that the host does not become a submodule of its own container
         self.hooks = Hooks()
+        self._host_runs = 0
+        """The number of adapters here that run the host's forward again."""
         self.is_expert = False
         """Whether the host is one expert in a list, which gets only the tokens that were chosen for it."""
 
@@ -151,7 +153,7 @@ class AdapterContainer(nn.Module):
             return output_BLHD
         table = self.hooks.second_attention
         rows: Rows = SlotSelection(state) if torch.compiler.is_compiling() else RowGroups(state.current)
-        if state.reached is not None and any(True for _ in rows.names(table)):
+        if state.reached is not None and rows.names(table):
             state.reached.add(id(self))
 
         def step(adapter: AttentionAdapter, h: Tensor, ctx: AdapterContext, gather: Gather = whole) -> Tensor:
@@ -161,7 +163,7 @@ class AdapterContainer(nn.Module):
 
     def _check(self, call: Call, output: Any, rows: Rows) -> None:
         """Raise `GraftError` for a call that the adapters cannot compute, or would compute wrongly."""
-        if self._runs_host and (call.has_more or isinstance(output, tuple)):
+        if self._host_runs and (call.has_more or isinstance(output, tuple)):
             raise GraftError(
                 "an adapter of kind full is at a module with several inputs or outputs, but it can train only the first: "
                 "name the layers in it"
@@ -173,13 +175,6 @@ class AdapterContainer(nn.Module):
             for hosted in self.hooks.adapt[name]:
                 if any(p is not None and p.is_meta for p in hosted.adapter._parameters.values()):
                     raise GraftError(OFFLOADED)
-
-    @property
-    def _runs_host(self) -> bool:
-        return self._host_runs > 0
-
-    _host_runs = 0
-    """The number of adapters here that run the host's forward again."""
 
     def hold(self, name: str, key: str, module: nn.Module) -> None:
         """Register a module of an adapter as a submodule, so that it is in the state dict."""

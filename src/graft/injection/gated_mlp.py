@@ -124,7 +124,7 @@ def _others(container: AdapterContainer, done: frozenset[str], rows: RowGroups) 
 
 def _leaves_alone(container: AdapterContainer, done: frozenset[str], rows: RowGroups, last: bool) -> bool:
     """Whether the other adapters at a layer allow the node: there are none, or they only change the output of the last layer."""
-    if any(True for _ in rows.names(container.hooks.send)):
+    if rows.names(container.hooks.send):
         return False
     others = _others(container, done, rows)
     return not others or last and all(_reads_elsewhere(hosted) for hosted in others)

@@ -8,7 +8,7 @@ Legend: B rows, L length, T tokens of a padding-free batch, D features.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,9 +39,9 @@ class RowGroups:
     def __init__(self, context: ForwardContext) -> None:
         self.context = context
 
-    def names(self, table: Mapping[str, Any]) -> Iterable[str]:
+    def names(self, table: Mapping[str, Any]) -> list[str]:
         """Return the adapters of a table that serve a row."""
-        return (name for name in self.context.names if name in table)
+        return [name for name in self.context.names if name in table]
 
     def apply(
         self, h: Tensor, table: Mapping[str, Sequence[Any]], step: Step, skip: frozenset[str] = NO_NAMES
@@ -78,7 +78,7 @@ class SlotSelection:
     def __init__(self, state: State) -> None:
         self.state = state
 
-    def names(self, table: Mapping[str, Any]) -> Iterable[str]:
+    def names(self, table: Mapping[str, Any]) -> list[str]:
         """Return all adapters of a table, because a graph does not depend on the context."""
         return list(table)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from graft.errors import GraftError
+from graft.errors import GraftError, listed
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
@@ -63,10 +63,9 @@ class NonFinite(GraftError):
     def __init__(self, job: Job, what: str, rows: Sequence[Row], suspects: Sequence[Row]) -> None:
         self.job, self.what, self.rows, self.suspects = job, what, tuple(rows), tuple(suspects)
         places = list(dict.fromkeys(row.where for row in self.suspects))
-        more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
         super().__init__(
             f"the {what} of '{job.name}' became infinite or not a number in step {job.step + 1}. "
-            f"Samples: {', '.join(places[:NAMED])}{more}. "
+            f"Samples: {listed(places, NAMED)}. "
             "Likely causes: a learning rate that is too high, a broken sample, or a base that overflows in this dtype"
         )
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from graft.attaching.parameters import names, parameters
 from graft.errors import GraftError
+from graft.errors import listed as all_listed
 from graft.testing.case import Case, DoesNotApply
 
 
@@ -79,9 +80,7 @@ def difference(found: Tensor, wanted: Tensor) -> str:
 
 def listed(found: Iterable[str], most: int = 3) -> str:
     """Write a list of names, the first few in full."""
-    found = list(found)
-    rest = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + rest
+    return all_listed(list(found), most)
 
 
 @contextmanager
