@@ -123,36 +123,3 @@ def test_what_the_architecture_names_is_where_it_says() -> None:
             name,
             path,
         )
-
-
-def _rooms() -> dict[str, int]:
-    """The line of the picture in docs/architecture.md in which each room is."""
-    section = (DOCS / "architecture.md").read_text(encoding="utf-8").split("## The rooms")[1]
-    lines = [line for line in section.splitlines() if line.startswith("    ")]
-    return {
-        room: number
-        for number, line in enumerate(lines)
-        for room in re.findall(r"(?:^ {4}| {3,})([a-z_]+)(?:/|\.py)(?= )", line)
-    }
-
-
-def _imported(file: Path) -> set[str]:
-    """The rooms that a file imports from, also where only a type checker does."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    rooms = {name.split(".")[1] for name in names if name.startswith("graft.")}
-    return rooms & set(_rooms())
-
-
-def test_the_picture_has_every_room_and_imports_go_down() -> None:
-    source, lines = ROOT / "src" / "graft", _rooms()
-    there = {each.stem for each in source.iterdir() if not each.name.startswith("_") and each.suffix != ".typed"}
-    assert there == set(lines)
-    for file in source.rglob("*.py"):
-        room = file.relative_to(source).parts[0].removesuffix(".py")
-        up = {other for other in _imported(file) - {room} if room in lines and lines[other] <= lines[room]}
-        assert not up, f"{file.relative_to(source)} imports {', '.join(sorted(up))}, which is not below {room}"

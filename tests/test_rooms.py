@@ -1,16 +1,18 @@
-"""The rooms of the package: no file is in a circle of imports, nothing below `cli` uses the facade, no module lies loose.
+"""The rooms of the package: imports go down in the picture of docs/architecture.md, no file is in a circle of imports, nothing below
+`cli` uses the facade, no module lies loose.
 
-Imports under TYPE_CHECKING and inside functions count: they tie files together all the same. That rooms import only lower rooms is
-checked with their picture in docs/architecture.md (test_docs.py).
+Imports under TYPE_CHECKING and inside functions count: they tie files together all the same.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import graft
+from tests.conftest import ROOT
 
 PACKAGE = Path(graft.__file__).parent
 LOOSE = {"__init__.py", "__main__.py", "errors.py", "run.py", "version.py"}
@@ -41,6 +43,31 @@ def _name(path: Path) -> str:
 
 def _room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
+
+
+def _lines() -> dict[str, int]:
+    """Room -> the line of the picture in docs/architecture.md in which it is."""
+    section = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## The rooms")[1]
+    lines = [line for line in section.splitlines() if line.startswith("    ")]
+    return {
+        room: number
+        for number, line in enumerate(lines)
+        for room in re.findall(r"(?:^ {4}| {3,})([a-z_]+)(?:/|\.py)(?= )", line)
+    }
+
+
+def test_the_picture_has_every_room_and_imports_go_down() -> None:
+    lines = _lines()
+    there = {each.stem for each in PACKAGE.iterdir() if not each.name.startswith("_") and each.suffix != ".typed"}
+    assert there == set(lines)
+    up = [
+        f"{module} imports {target}"
+        for module, targets in imports().items()
+        for target in targets
+        if (here := _room(module)) in lines and (other := _room(target)) in lines and here != other
+        if lines[other] <= lines[here]
+    ]
+    assert not up, f"{up}: these are not below"
 
 
 def test_no_file_is_in_a_circle_of_imports() -> None:
