@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from graft.architectures.walk import base_modules
 from graft.errors import GraftError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -44,7 +45,7 @@ def widths(module: nn.Module, path: str) -> tuple[int, int]:
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.dim() == 1:
         return weight.shape[0], weight.shape[0]
-    linears = [child for name, child in module.named_modules() if is_linear(child) and "graft" not in name.split(".")]
+    linears = [child for _, child in base_modules(module) if is_linear(child)]
     if not linears:
         raise GraftError(
             f"the widths of module '{path}' ({type(module).__name__}) are not known: adapt a linear layer or a norm in it"

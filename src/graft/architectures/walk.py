@@ -24,3 +24,18 @@ def base_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             (f"{path}.{name}" if path else name, child) for name, child in module._modules.items() if child is not None
         ]
         todo += [(name, child) for name, child in reversed(children) if name.rpartition(".")[2] != CONTAINER]
+
+
+def base_submodules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the same without the root, which has no path."""
+    return ((path, module) for path, module in base_modules(root) if path)
+
+
+def base_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (name, parameter) for every parameter of the base in the order of `named_parameters`, each once, without those of adapters."""
+    seen: set[nn.Parameter] = set()
+    for path, module in base_modules(root):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter not in seen:
+                seen.add(parameter)
+                yield f"{path}.{name}" if path else name, parameter

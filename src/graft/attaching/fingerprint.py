@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.walk import base_parameters
 from graft.errors import GraftError
 from graft.injection.state import State
 
@@ -60,8 +61,8 @@ def _digest(root: nn.Module, state: State | None, without: Sequence[str]) -> str
     originals = state.originals if state is not None else {}
     named = [
         (name, originals.get(name, parameter))
-        for name, parameter in root.named_parameters()
-        if "graft" not in name.split(".") and name.rpartition(".")[0] not in without
+        for name, parameter in base_parameters(root)
+        if name.rpartition(".")[0] not in without
     ]
     chosen = named[:: max(1, len(named) // _SAMPLED)]
     hasher = hashlib.sha256()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from graft.adapters.base import CannotFold, fold_steps
 from graft.architectures.layers import is_transposed
+from graft.architectures.walk import base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.errors import GraftError
 from graft.injection.state import Installed, state_of, unwrapped
@@ -155,7 +156,7 @@ def _refuse_tied(root: nn.Module, path: str, changed: Tensor, following: set[str
 
     A parent that lists a child's parameter among its own (the bias of BERT's head) computes nothing with it.
     """
-    for other, module in root.named_modules():
+    for other, module in base_modules(root):
         related = f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.") or "" in (path, other)
         if not related and other not in following and any(p is changed for p in module._parameters.values()):
             raise GraftError(

@@ -40,7 +40,7 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
     if inputs is None:
         return
     text = isinstance(inputs, dict) and "input_ids" in inputs  # towers for images and sound do not run on these
-    with evaluation_mode(root, state):
+    with evaluation_mode(root):
         for name in new:
             reached = _reached(root, state, name, inputs)
             paths = dict.fromkeys(path for path, *_ in sorted(roles[name], key=lambda role: role[0]))

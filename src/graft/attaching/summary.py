@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from graft.architectures.walk import base_parameters
 from graft.attaching.parameters import names, parameters
 from graft.injection.state import site_table_of, state_of, unwrapped
 
@@ -50,7 +51,7 @@ class Summary:
 def summary(model: nn.Module) -> Summary:
     """Return the adapters of a model with their kinds, sites and numbers of parameters."""
     root = unwrapped(model)
-    base = sum(p.numel() for name, p in root.named_parameters() if "graft" not in name.split("."))
+    base = sum(p.numel() for _, p in base_parameters(root))
     if not names(model):
         return Summary((), (), {}, base)
     state = state_of(model)

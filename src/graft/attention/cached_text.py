@@ -31,7 +31,7 @@ def start_from_text(
     prove_forwards(root, state)
     cache: PromptCache = {}
     device = root.get_input_embeddings().weight.device
-    with evaluation_mode(root, state), torch.no_grad(), state.carrying(ForwardContext(cache_to_fill=cache)):
+    with evaluation_mode(root), torch.no_grad(), state.carrying(ForwardContext(cache_to_fill=cache)):
         tokens = torch.tensor([ids], device=device)
         more = {"decoder_input_ids": tokens} if getattr(root.config, "is_encoder_decoder", False) else {}
         root(input_ids=tokens, **more)

@@ -38,7 +38,7 @@ def prove_forwards(root: Any, state: State) -> None:
     if not modules or (ids := _text(root)) is None:
         return
     with (
-        evaluation_mode(root, state),
+        evaluation_mode(root),
         torch.no_grad(),
         state.carrying(ForwardContext()),
         _compared(list(modules.values())),

@@ -44,8 +44,9 @@ from graft.evaluation.protocols.base import Judgement
 from graft.evaluation.scoring import Output, summary
 from graft.evaluation.tasks import Task
 from graft.evaluation.tasks.wording import FixedChoices
-from graft.generation.batching import eval_mode, routed
+from graft.generation.batching import routed
 from graft.generation.loaded import Candidate, LoadedModel
+from graft.injection.modes import evaluation_mode
 from graft.injection.state import unwrapped
 
 
@@ -137,7 +138,11 @@ def predict_outputs(
         # Rows of one adapter next to each other are a slice of the batch and need not be gathered.
         group.sort(key=lambda row: (adapters[row] is not None, adapters[row] or ""))
         batch = padded([examples[row] for row in group], group, padding).to(root.device)
-        with torch.no_grad(), eval_mode(model), routed(model, [adapters[row] for row in group], batch.attention_mask):
+        with (
+            torch.no_grad(),
+            evaluation_mode(model),
+            routed(model, [adapters[row] for row in group], batch.attention_mask),
+        ):
             logits_BC = model(**inputs_of(root, batch)).logits.double().cpu().numpy()
         for row, logits_C in zip(group, logits_BC, strict=True):
             found[row] = logits_C

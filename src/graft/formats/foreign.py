@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from graft.errors import GraftError, listed
 
@@ -96,8 +96,3 @@ def load_tensors(folder: Path, files: Sequence[str] = WEIGHTS) -> dict[str, Tens
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise GraftError(f"{path} is not a dictionary of tensors by name")
     return tensors
-
-
-def base_modules(model: nn.Module) -> list[tuple[str, Any]]:
-    """Return (path, module) for every module of the base below the root. Attached adapters are left out."""
-    return [(path, module) for path, module in model.named_modules() if path and "graft" not in path.split(".")]

@@ -16,9 +16,10 @@ from graft.adapters.base import AdapterConfig
 from graft.adapters.kinds.head import Head
 from graft.adapters.kinds.lora import LoRA
 from graft.architectures.layers import is_linear
+from graft.architectures.walk import base_submodules
 from graft.errors import GraftError
 from graft.formats.composing import Piece, composed
-from graft.formats.foreign import AdapterFile, base_modules
+from graft.formats.foreign import AdapterFile
 
 
 def detect(path: str | Path) -> bool:
@@ -42,7 +43,7 @@ def read(path: str | Path, model: nn.Module, alpha: float | None = None) -> tupl
             f"{path}: loralib files do not hold alpha, which scales the update: pass alpha (--alpha; LoRA's GLUE runs used 16)"
         )
     pieces = []
-    for name, module in base_modules(model):
+    for name, module in base_submodules(model):
         if is_linear(module) and f"{name}.lora_A" in file.left:
             pieces.append(_lora(file, name, float(alpha)))
         elif is_linear(module) and f"{name}.weight" in file.left:

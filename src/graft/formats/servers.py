@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from graft.adapters.base import fold_steps
 from graft.architectures.layers import is_linear, is_transposed, widths
+from graft.architectures.walk import base_submodules
 from graft.errors import GraftError, did_you_mean, listed
 from graft.formats.folder import Folder, SiteAdapter, base_name
-from graft.formats.foreign import base_modules
 from graft.formats.peft.naming import ROOT, shortest_names
 
 Server = Literal["vllm", "sglang", "tgi"]
@@ -86,7 +86,7 @@ def _pairs(folder: Folder) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _absent(root: nn.Module, have: set[str], server: str) -> list[str]:
     """Return the linear layers that have no LoRA but need one on this server. have: the paths that have one."""
-    linears = [path for path, module in base_modules(root) if is_linear(module)]
+    linears = [path for path, module in base_submodules(root) if is_linear(module)]
     types = {path.rsplit(".", 1)[-1] for path in have}
     if server == "tgi":
         return [path for path in linears if path not in have and path.rsplit(".", 1)[-1] in types]

@@ -5,8 +5,8 @@ Legend: B rows, L padded length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,6 @@ from graft.attaching.active import running
 from graft.attaching.parameters import names
 from graft.generation.requests import Request
 from graft.routing.context import ForwardContext
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode for a block of code, then restore the mode of every module."""
-    # Modules can differ in mode (a frozen base in eval mode, an adapter in train mode), so each mode is remembered.
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def routed(model: nn.Module, rows: Sequence[str | None], mask: Tensor | None = None) -> AbstractContextManager[None]:

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from graft.generation.batching import eval_mode
 from graft.generation.beams import beam_search
 from graft.generation.causal import CacheKind, check_cache
 from graft.generation.requests import Decoding, Generated, Request, limits, plan
 from graft.generation.seq2seq import start_batch
+from graft.injection.modes import evaluation_mode
 
 
 def generate(
@@ -41,7 +41,7 @@ def generate(
         yield number, Generated((), "no_room")
     for batch in plan(requests, limit, decoding, token_budget):
         chosen, allowed = [requests[number] for number in batch], [limit[number] for number in batch]
-        with eval_mode(model):
+        with evaluation_mode(model):
             if decoding.beams > 1:
                 answers = beam_search(model, chosen, allowed, decoding, cache)
             else:
@@ -55,7 +55,7 @@ def stream(model: nn.Module, request: Request, decoding: Decoding | None = None)
     (limit,) = limits(model, [request], decoding)
     if not limit:
         return
-    with eval_mode(model):
+    with evaluation_mode(model):
         for _, token in _steps(model, [request], [limit], decoding):
             if token in request.stop_ids:
                 return

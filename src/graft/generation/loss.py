@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from graft.bases.inputs import inputs_of
 from graft.data.batches import micro_batches, padded
 from graft.data.samples import Example
-from graft.generation.batching import eval_mode, routed
+from graft.generation.batching import routed
+from graft.injection.modes import evaluation_mode
 from graft.injection.state import unwrapped
 
 
@@ -45,7 +46,7 @@ def sample_losses(
         who = [adapters[row] for row in group]
         # The mask of an encoder-decoder's batch is the encoder's and would not fit the decoder's tokens.
         mask = batch.attention_mask if batch.answer_ids is None else None
-        with torch.no_grad(), eval_mode(model), routed(model, who, mask):
+        with torch.no_grad(), evaluation_mode(model), routed(model, who, mask):
             out = model(**inputs)
         logits_NV = out.logits.flatten(0, 1).index_select(0, batch.target_index).float()
         losses_N = F.cross_entropy(logits_NV, batch.target_ids, reduction="none").double().cpu()

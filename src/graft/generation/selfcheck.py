@@ -17,12 +17,12 @@ from torch import nn
 
 from graft.data.samples import Example
 from graft.errors import GraftError
-from graft.generation.batching import eval_mode
 from graft.generation.causal import CacheKind
 from graft.generation.generate import generate
 from graft.generation.likelihood import fitting_examples, likelihoods
 from graft.generation.requests import Decoding, Request
 from graft.generation.seq2seq import start_batch
+from graft.injection.modes import evaluation_mode
 from graft.injection.state import unwrapped
 
 TIE = 1e-3
@@ -129,7 +129,7 @@ def _is_tie(model: nn.Module, request: Request, first: tuple[int | None, ...], s
     at = next(index for index, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
     # Feed the tokens that both answers share; the logits after them are those that decided between the two.
     batch = start_batch(model, [request], at + 1)
-    with eval_mode(model):
+    with evaluation_mode(model):
         logits = batch.forward()
         for token in second[:at]:
             logits = batch.forward(torch.tensor([token], device=batch.device))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from graft.architectures.walk import base_modules
-from graft.injection.state import State
+from graft.injection.state import State, unwrapped
 
 
 def set_modes(root: nn.Module, state: State, base: bool, adapters: Collection[str]) -> None:
@@ -24,8 +24,10 @@ def set_modes(root: nn.Module, state: State, base: bool, adapters: Collection[st
 
 
 @contextmanager
-def evaluation_mode(root: nn.Module, state: State | None) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode for a block of code. Every module gets its mode back."""
+    root = unwrapped(model)
+    state: State | None = root.__dict__.get("graft_state")
     modules = [module for _, module in base_modules(root) if module.training]
     adapters = [
         each for attached in (state.adapters.values() if state else ()) for each in attached.in_mode(training=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from graft.architectures.walk import base_modules
 from graft.injection.state import unwrapped
 from graft.injection.substitution import restore, substitute
 from graft.kernels.liger import NORMS, ROTARY, SWIGLU, Kernels
@@ -48,8 +49,8 @@ def serving(model: nn.Module, kernels: Kernels) -> Iterator[Served]:
     root, taken = unwrapped(model), []
     counts = dict.fromkeys((name for name, *_ in SERVED), 0)
     try:
-        for path, module in root.named_modules():
-            if "graft" in path.split(".") or "forward" in module.__dict__:
+        for path, module in base_modules(root):
+            if "forward" in module.__dict__:
                 continue
             for name, serve, mixin, key in SERVED:
                 if serve(module, kernels):

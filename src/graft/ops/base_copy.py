@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from graft.architectures.bare_copy import bare_copy
+from graft.architectures.walk import base_modules, base_parameters
 from graft.errors import GraftError
 
 
@@ -27,13 +28,13 @@ class BaseCopy:
         self.host, self.module = host, bare_copy(host)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the host's current parameters by p, including those of its children but not those of adapters."""
-        return {name: p for name, p in self.host.named_parameters() if "graft" not in name.split(".")}
+        """Return the host's current parameters by name, including those of its children but not those of adapters."""
+        return dict(base_parameters(self.host))
 
     def run(self, tensors: Mapping[str, Tensor], *args: Any) -> Tensor:
-        """Run the host's forward with these tensors, by p. Raises `GraftError` if it returns anything but one tensor."""
+        """Run the host's forward with these tensors, by name. Raises `GraftError` if it returns anything but one tensor."""
         # `training` is a plain attribute, of which the copy holds its own, and buffers may be replaced after the copy was made.
-        for own, host in zip(_own_modules(self.module), _own_modules(self.host), strict=True):
+        for (_, own), (_, host) in zip(base_modules(self.module), base_modules(self.host), strict=True):
             if own.training != host.training:
                 own.training = host.training
         buffers = {name: b for name, b in self.host.named_buffers() if "graft" not in name.split(".")}
@@ -43,11 +44,6 @@ class BaseCopy:
                 f"{type(self.module).__name__} returns a {type(out).__name__} and not one tensor: adapt the modules in it"
             )
         return out
-
-
-def _own_modules(module: nn.Module) -> list[nn.Module]:
-    """Return a module and those below it, without the containers of adapters."""
-    return [each for name, each in module.named_modules() if "graft" not in name.split(".")]
 
 
 def require_one_input(host: nn.Module) -> None:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.kinds.head import Head
+from graft.architectures.walk import base_submodules
 from graft.errors import GraftError
 from graft.formats.adapterhub.file import HubFile
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import base_modules, load_tensors
+from graft.formats.foreign import load_tensors
 
 WEIGHTS = ("pytorch_model_head.bin", "model_head.safetensors")
 NUMBERS = (1, 4)
@@ -60,7 +61,7 @@ def head_pieces(file: HubFile) -> list[Piece]:
 
 def _head_layers(model: nn.Module) -> list[str]:
     """Return the paths of the layer before the tanh and of the classifier, or nothing if the model's head is another one."""
-    names = [name for name, module in base_modules(model) if isinstance(module, nn.Linear)]
+    names = [name for name, module in base_submodules(model) if isinstance(module, nn.Linear)]
     pooler = [name for name in names if name.endswith("pooler.dense")]
     if pooler and "classifier" in names:
         return [*pooler, "classifier"]

@@ -37,9 +37,10 @@ from graft.adapters.kinds.prefix import Prefix
 from graft.adapters.kinds.prompt import PromptTuning
 from graft.adapters.kinds.series import Series
 from graft.architectures.layers import is_linear, widths
+from graft.architectures.walk import base_submodules
 from graft.errors import GraftError
 from graft.formats.composing import Piece, composed, difference
-from graft.formats.foreign import CONFIG, AdapterFile, base_modules, read_config
+from graft.formats.foreign import CONFIG, AdapterFile, read_config
 from graft.formats.peft.naming import ROOT
 from graft.injection.state import site_table_of, sites_of
 
@@ -186,7 +187,7 @@ def _targets(file: AdapterFile, model: nn.Module) -> Iterator[tuple[str, Any]]:
     if wanted is None:  # the fork has defaults by model type; the names of the tensors tell which modules these were
         wanted = sorted({name.rsplit(".", 2)[0] for name in file.left if ".lora_" in name or ".adapter_" in name})
     found = False
-    for path, module in base_modules(model):
+    for path, module in base_submodules(model):
         matches = re.fullmatch(wanted, path) if isinstance(wanted, str) else path.endswith(tuple(wanted))
         if matches and is_linear(module):
             found = True
@@ -207,7 +208,7 @@ def _with_saved_modules(file: AdapterFile, model: nn.Module, pieces: list[Piece]
     saved: list[Piece] = []
     wanted = tuple(file.config.get("modules_to_save") or ())
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    for path, module in base_modules(model) if wanted else ():
+    for path, module in base_submodules(model) if wanted else ():
         if not path.endswith(wanted) or not isinstance(module, nn.Linear):
             continue
         if embedding is not None and embedding.weight is module.weight:

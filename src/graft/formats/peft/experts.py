@@ -30,10 +30,11 @@ from graft.architectures.experts import PARTS, expert_parts
 from graft.architectures.layers import is_linear, is_transposed
 from graft.architectures.site import Site
 from graft.architectures.sites import SiteTable
+from graft.architectures.walk import base_submodules
 from graft.errors import GraftError, did_you_mean
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile, base_modules
+from graft.formats.foreign import AdapterFile
 from graft.formats.peft.targets import by_pattern
 from graft.injection.state import site_table_of
 
@@ -44,13 +45,13 @@ def parameter_pieces(file: AdapterFile, model: nn.Module, settings: dict[str, An
     Raises `GraftError` for names that match nothing, and for parameters that are weights of neither experts nor linear layers.
     """
     wanted = sorted(file.config.get("target_parameters") or ())
-    every = [name for path, module in base_modules(model) for name in _names(path, module)]
+    every = [name for path, module in base_submodules(model) for name in _names(path, module)]
     for name in wanted:
         if not any(matches(key, name) for key in every):
             near = did_you_mean(name.rpartition(".")[2], {key.rpartition(".")[2] for key in every})
             raise GraftError(f"{file.folder}: target parameter '{name}' is not in this base.{near}")
     site_table, pieces = site_table_of(model), []
-    for path, module in base_modules(model) if wanted else ():
+    for path, module in base_submodules(model) if wanted else ():
         own = [key for key in _names(path, module) if any(matches(key, name) for name in wanted)]
         for number, key in enumerate(own):
             prefix = path + ".base_layer" * (len(own) - 1 - number)
@@ -161,7 +162,7 @@ def _shortest(root: nn.Module, wanted: set[str]) -> list[str]:
     ends = sorted({".".join(key.split(".")[-2:]) for key in wanted})
     matched = {
         key
-        for path, module in base_modules(root)
+        for path, module in base_submodules(root)
         for key in _names(path, module)
         if any(matches(key, end) for end in ends)
     }

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from graft.architectures.walk import base_submodules
 from graft.errors import GraftError
-from graft.formats.foreign import base_modules
 from graft.formats.peft.targets import matches
 
 ROOT = "base_model.model."
@@ -25,7 +25,7 @@ def shortest_names(root: nn.Module, paths: Sequence[str]) -> dict[str, Any]:
     Endings of one name (`q_proj`) or two (`self_attn.q_proj`) are used if they match exactly these modules, else whole paths.
     """
     wanted = set(paths)
-    every = [path for path, _ in base_modules(root)]
+    every = [path for path, _ in base_submodules(root)]
     for length in (1, 2):
         endings = sorted({".".join(path.split(".")[-length:]) for path in wanted})
         matched = {path for path in every if matches(path, endings)}

@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from graft.architectures.layers import is_linear
+from graft.architectures.walk import base_submodules
 from graft.errors import GraftError, did_you_mean
-from graft.formats.foreign import AdapterFile, base_modules
+from graft.formats.foreign import AdapterFile
 
 
 def targets(file: AdapterFile, model: nn.Module, marks: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -27,7 +28,7 @@ def targets(file: AdapterFile, model: nn.Module, marks: Sequence[str]) -> Iterat
     config, wanted = file.config, file.config.get("target_modules")
     if wanted is None:
         wanted = sorted({name.split(mark)[0] for name in file.left for mark in marks if mark in name})
-    modules = dict(base_modules(model))
+    modules = dict(base_submodules(model))
     if wanted == "all-linear":
         head = getattr(model, "get_output_embeddings", lambda: None)()
         yield from ((path, m) for path, m in modules.items() if is_linear(m) and m is not head)

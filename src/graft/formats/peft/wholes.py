@@ -17,21 +17,23 @@ from graft.adapters.base import Adapter
 from graft.adapters.kinds.bitfit import BitFit
 from graft.adapters.kinds.full import Full
 from graft.architectures.layers import is_linear, is_transposed
+from graft.architectures.walk import base_parameters, base_submodules
 from graft.errors import GraftError
 from graft.formats.composing import Piece, difference
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile, base_modules
+from graft.formats.foreign import AdapterFile
 from graft.formats.peft.targets import targets
 
 
 def read_wholes(file: AdapterFile, model: nn.Module) -> list[Piece]:
     """Read what a file of any kind may also hold: saved modules, whole embeddings, trained tokens, biases of other modules."""
     pieces = _saved_modules(file, model)
-    for path, module in base_modules(model):
+    for path, module in base_submodules(model):
         table = f"{path}.base_layer.weight"
         if table in file.left:  # PEFT adds the embedding itself to a LoRA on it, in case it was resized
-            delta = difference(file.take(table), module.weight)
-            if delta.shape != module.weight.shape or delta.any():
+            weight: Any = module.weight
+            delta = difference(file.take(table), weight)
+            if delta.shape != weight.shape or delta.any():
                 pieces.append(Piece(path, Full(), {"weight": delta}, "embedding"))
         vectors = f"{path}.token_adapter.trainable_tokens_delta"
         if vectors in file.left:
@@ -45,10 +47,10 @@ def _saved_modules(file: AdapterFile, model: nn.Module) -> list[Piece]:
     """Read the modules that `modules_to_save` matches; as in PEFT, a name matches every path that ends in it."""
     wanted = tuple(file.config.get("modules_to_save") or ())
     pieces = []
-    for path, module in base_modules(model) if wanted else ():
+    for path, module in base_submodules(model) if wanted else ():
         if not path.endswith(wanted):
             continue
-        own = {name: parameter for name, parameter in module.named_parameters() if "graft" not in name.split(".")}
+        own = dict(base_parameters(module))
         if not any(f"{path}.{name}" in file.left for name in own):
             continue
         tensors = {name: difference(_saved(file, path, name), parameter) for name, parameter in own.items()}
@@ -109,7 +111,7 @@ def read_norms(file: AdapterFile, model: nn.Module) -> list[Piece]:
     """Read LN tuning, which stores each norm whole."""
     pieces = []
     for path, module in targets(file, model, (".ln_tuning_layers.",)):
-        own = {name: p for name, p in module.named_parameters() if "graft" not in name.split(".")}
+        own = dict(base_parameters(module))
         tensors = {name: difference(file.take(f"{path}.ln_tuning_layers.{name}"), p) for name, p in own.items()}
         pieces.append(Piece(path, Full(), tensors, "norm"))
     return pieces

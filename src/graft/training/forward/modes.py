@@ -40,8 +40,7 @@ def set_training(model: nn.Module, names: Sequence[str], base_dropout: bool = Fa
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, without gradients, for a block of code; every module gets its mode back."""
-    root = unwrapped(model)
-    with evaluation_mode(root, root.__dict__.get("graft_state")), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         yield
 
 
