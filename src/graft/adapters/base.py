@@ -225,6 +225,11 @@ class Adapter(AdapterModule):
         """The module of the same adapter that holds this one's parameters, because their hosts share the frozen weight; else None."""
         return None
 
+    @property
+    def replaces_rows(self) -> Sequence[int]:
+        """The rows of the host's table that this module replaces, so that those of the base do not matter."""
+        return ()
+
     def to_save(self) -> dict[str, Tensor]:
         """Return what a published adapter holds, by name: parameters and persistent buffers, with reparametrisations folded away."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}

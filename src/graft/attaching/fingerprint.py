@@ -1,19 +1,19 @@
-"""The fingerprint of a base: its name, its shape, and a digest of a sample of its weights. An adapter folder says which base it is for.
+"""The fingerprint of a base: its name, its shape, and a digest of its weights. An adapter folder says which base it is for.
 
-The sample is rounded to bfloat16 first, so that a base loaded in float32 and in bfloat16 has one digest. Modules that an adapter replaces
-do not count, because a fresh head is different each time the base is loaded.
+Modules and rows that an adapter replaces do not count: a fresh head, or rows added for new tokens, differ each time the base is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from graft.architectures.walk import base_parameters
+from graft.attaching.digest import weight_digest
 from graft.errors import GraftError
 from graft.injection.state import State
 
@@ -26,25 +26,32 @@ _SHAPE = (
     "num_key_value_heads",
     "vocab_size",
 )
-_SAMPLED = 16
 
 
-def fingerprint(root: nn.Module, state: State | None = None, without: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the base's name, shape and digest. The digest is None if the sampled weights have no floating-point values (meta, quantised).
+def fingerprint(root: nn.Module, state: State | None = None, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the base's name, shape and digest. The digest is None if the weights cannot be read (meta device, sharded).
 
-    without: paths of modules that do not count. None means those that the attached adapters replace.
+    like: a recorded fingerprint. What it leaves out is left out here too, and its digest's rule is used. None: what attached adapters
+    replace is left out.
     """
-    without = replaced(state) if without is None else without
+    without = replaced(state) if like is None else like.get("without", ())
+    rows = replaced_rows(root, state) if like is None else like.get("without_rows", {})
     config = getattr(root, "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     shape = {key: getattr(text, key) for key in _SHAPE if getattr(text, key, None) is not None}
-    return {
+    found = {
         "model": getattr(root, "name_or_path", "") or type(root).__name__,
         "class": type(root).__name__,
         "shape": shape,
-        "digest": _digest(root, state, without),
         **({"without": list(without)} if without else {}),
+        **({"without_rows": {name: list(each) for name, each in rows.items()}} if rows else {}),
     }
+    originals = state.originals if state is not None else {}
+    if like is not None and _is_old(like["digest"]):
+        return {**found, "digest": _old_digest(root, originals, without)}
+    digest = weight_digest(root, originals, without, rows)
+    stored = {"quantised": digest.storage} if digest is not None and digest.storage else {}
+    return {**found, "digest": None if digest is None else str(digest), **stored}
 
 
 def replaced(state: State | None) -> list[str]:
@@ -57,16 +64,34 @@ def replaced(state: State | None) -> list[str]:
     return sorted({installed.site.module for installed in installs if installed.config.replaces})
 
 
-def _digest(root: nn.Module, state: State | None, without: Sequence[str]) -> str | None:
-    originals = state.originals if state is not None else {}
+def replaced_rows(root: nn.Module, state: State | None) -> dict[str, list[int]]:
+    """Return the rows of tables that attached adapters replace, by the name of the table's weight in the base."""
+    hosts = [
+        (root.get_submodule(installed.site.module), installed.module.replaces_rows)
+        for attached in (state.adapters.values() if state is not None else ())
+        for installed in attached.installs
+        if installed.module.replaces_rows
+    ]
+    by_weight: dict[Any, set[int]] = {}
+    for host, rows in hosts:
+        by_weight.setdefault(host.weight, set()).update(rows)
+    return {name: sorted(by_weight[each]) for name, each in base_parameters(root) if each in by_weight}
+
+
+def _is_old(digest: str | None) -> bool:
+    """Whether a digest was made by the rule that sampled sixteen tensors only."""
+    return digest is not None and "-" not in digest
+
+
+def _old_digest(root: nn.Module, originals: Mapping[str, Tensor], without: Sequence[str]) -> str | None:
+    """Return the digest by the old rule: the first 64 values of about sixteen tensors. It is only compared with recorded ones."""
     named = [
         (name, originals.get(name, parameter))
         for name, parameter in base_parameters(root)
         if name.rpartition(".")[0] not in without
     ]
-    chosen = named[:: max(1, len(named) // _SAMPLED)]
     hasher = hashlib.sha256()
-    for name, parameter in chosen:
+    for name, parameter in named[:: max(1, len(named) // 16)]:
         if parameter.device.type == "meta" or not parameter.is_floating_point() or type(parameter.data) is not Tensor:
             return None
         sample = parameter.detach().flatten()[:64].to("cpu", torch.bfloat16)
@@ -74,17 +99,34 @@ def _digest(root: nn.Module, state: State | None, without: Sequence[str]) -> str
     return hasher.hexdigest()[:16]
 
 
-def check_base(made_for: dict[str, Any], root: nn.Module, state: State | None, folder: str) -> None:
-    """Raise `GraftError`, with the names of both bases, if an adapter was made for another base."""
-    here = fingerprint(root, state, made_for.get("without", ()))
-    differing = [key for key, value in made_for["shape"].items() if here["shape"].get(key, value) != value]
+def other_base(recorded: Mapping[str, Any], root: nn.Module, state: State | None = None) -> str | None:
+    """Return how a base differs from a recorded fingerprint (in shape or weights), None if it does not or cannot be compared.
+
+    A base that is quantised in another way than the recorded one is compared by all but its linear weights.
+    """
+    here = fingerprint(root, state, like=recorded)
+    differing = [key for key, value in recorded["shape"].items() if here["shape"].get(key, value) != value]
     if differing:
-        said = "; ".join(f"{key} {made_for['shape'][key]} there, {here['shape'][key]} here" for key in differing)
+        return "; ".join(f"{key} {recorded['shape'][key]} there, {here['shape'][key]} here" for key in differing)
+    there, own = (each["digest"] for each in (recorded, here))
+    alike = recorded.get("quantised") == here.get("quantised")
+    if not there or not own or _same_weights(there, own, linear=alike):
+        return None
+    return f"this base has other weights ({own}, not {there})"
+
+
+def _same_weights(one: str, other: str, linear: bool) -> bool:
+    """Whether two digests of one rule agree. linear: whether the linear weights count. Those that could not be read never count."""
+    (rest, _, weights), (own_rest, _, own_weights) = one.partition("-"), other.partition("-")
+    return rest == own_rest and (not linear or weights == own_weights or "unknown" in (weights, own_weights))
+
+
+def check_base(made_for: Mapping[str, Any], root: nn.Module, state: State | None, folder: str) -> None:
+    """Raise `GraftError`, with the names of both bases, if an adapter was made for another base."""
+    difference = other_base(made_for, root, state)
+    if difference is not None:
+        here = getattr(root, "name_or_path", "") or type(root).__name__
+        hint = " If that is what you want, load with any_base=True." if "other weights" in difference else ""
         raise GraftError(
-            f"the adapter in {folder} was made for '{made_for['model']}', not for '{here['model']}': {said}"
-        )
-    if made_for["digest"] and here["digest"] and made_for["digest"] != here["digest"]:
-        raise GraftError(
-            f"the adapter in {folder} was made for '{made_for['model']}' (weights {made_for['digest']}), but this base, '{here['model']}', "
-            f"has other weights ({here['digest']}). If that is what you want, load with any_base=True."
+            f"the adapter in {folder} was made for '{made_for['model']}', not for '{here}': {difference}.{hint}"
         )

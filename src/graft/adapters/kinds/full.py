@@ -187,6 +187,10 @@ class FullRows(FullWeight):
             self._base_copy = (embedding_copy(around.host),)
             self._base_copy[0].module.__dict__["padding_idx"] = None  # it is a row of the base's table, not of this one
 
+    @property
+    def replaces_rows(self) -> Sequence[int]:
+        return self.chosen.tolist()
+
     def rows_now(self) -> Tensor:
         """Return the trained rows [T, O] that replace the frozen ones."""
         holder = self._holder[0] if self._holder else self

@@ -1,0 +1,135 @@
+"""A digest of a base's weights: some values of every tensor, spread over it, so that no layer can change unseen.
+
+    tensors of numbers    about four values of every row, at columns that move from row to row, and every value of a vector
+    packed weights        bytes of the packed data, spread in the same way, and the scales beside them (bitsandbytes; GPTQ, AWQ)
+
+Values are rounded to bfloat16, and those below 2^-16 count as zero, so that one file has one digest in float32, bfloat16 and float16
+(which holds smaller values less exactly). Linear weights are a part of their own, because a base may be loaded quantised: adapters that
+were trained on four bits are used on the same base in bfloat16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.architectures.experts import expert_parts
+from graft.architectures.layers import is_linear
+from graft.architectures.walk import base_modules
+
+PER_ROW = 4
+"""About how many values of a row count."""
+SMALLEST = 2.0**-16
+
+
+class Unreadable(Exception):
+    """A tensor without values that can be read: on the meta device, sharded, or of a class that is not known."""
+
+
+@dataclass(frozen=True)
+class WeightDigest:
+    """A digest in two parts. `str()` is what an adapter folder holds."""
+
+    rest: str
+    """Of all but the linear weights."""
+    linear: str | None
+    """Of the weights of linear layers and experts. None if they cannot be read."""
+    storage: str
+    """How the linear weights are stored, for comparisons: empty for floating-point numbers."""
+
+    def __str__(self) -> str:
+        return f"{self.rest}-{self.linear or 'unknown'}"
+
+
+def weight_digest(
+    root: nn.Module,
+    originals: Mapping[str, Tensor],
+    without: Sequence[str] = (),
+    without_rows: Mapping[str, Sequence[int]] | None = None,
+) -> WeightDigest | None:
+    """Return the digest of a base, None if its weights cannot be read (meta device, sharded).
+
+    originals: name -> weight from before a merge. without: paths of modules that do not count. without_rows: name of a table -> rows that
+    do not count.
+    """
+    hashers = {False: hashlib.sha256(), True: hashlib.sha256()}
+    storages: set[str] = set()
+    unread = False
+    for name, tensor, linear in _tensors_of(root):
+        if name.rpartition(".")[0] in without:
+            continue
+        try:
+            parts = _parts(originals.get(name, tensor))
+        except Unreadable:
+            if not linear or tensor.is_meta:
+                return None
+            parts, unread = [], True
+        if linear:
+            storages.add(_storage(tensor))
+        rows = (without_rows or {}).get(name, ())
+        for part, width in parts:
+            hashers[linear].update(name.encode() + _sample(part, width, rows))
+    digests = {linear: hasher.hexdigest()[:16] for linear, hasher in hashers.items()}
+    return WeightDigest(digests[False], None if unread else digests[True], " ".join(sorted(storages - {""})))
+
+
+def _tensors_of(root: nn.Module) -> Iterable[tuple[str, Tensor, bool]]:
+    """Yield (name, tensor, whether it is a linear weight) of every parameter of the base, and of packed weights that are buffers."""
+    seen: set[Tensor] = set()
+    for path, module in base_modules(root):
+        packed = {name: each for name, each in module._buffers.items() if name == "qweight"}  # GPTQ and AWQ
+        weights = bool(packed) or is_linear(module) or bool(expert_parts(module))
+        for name, tensor in {**module._parameters, **packed}.items():
+            if tensor is not None and tensor not in seen:
+                seen.add(tensor)
+                yield f"{path}.{name}".lstrip("."), tensor, weights and name != "bias"
+
+
+def _parts(tensor: Tensor) -> list[tuple[Tensor, int]]:
+    """Return the plain tensors that hold a weight, each with the number of values per row. Raises `Unreadable`.
+
+    Four-bit weights are packed as [N / 2, 1]; their rows are those of the weight that was packed.
+    """
+    state: Any = getattr(tensor, "quant_state", None)
+    eight_bit = type(tensor).__name__ == "Int8Params"
+    if tensor.device.type == "meta" or not tensor.numel() or not (type(tensor.data) is Tensor or state or eight_bit):
+        raise Unreadable
+    own = tensor.detach().as_subclass(Tensor)
+    if state is not None:
+        scales = [state.absmax] if state.state2 is None else [state.absmax, state.state2.absmax]
+        return [(each, max(1, each.numel() // state.shape[0])) for each in (own, *scales)]
+    found = [(own, own.shape[-1] if own.dim() > 1 else 1)]
+    return [*found, (tensor.SCB, 1)] if eight_bit and getattr(tensor, "SCB", None) is not None else found  # pyright: ignore
+
+
+def _storage(tensor: Tensor) -> str:
+    """Return how a linear weight is stored. Another kernel or source dtype may round a value to another code, so both are part of it."""
+    state: Any = getattr(tensor, "quant_state", None)
+    if state is not None:
+        said = f"{state.quant_type}/{state.blocksize}/{state.nested}/{state.dtype}/{tensor.device.type}"
+    elif type(tensor.data) is Tensor and tensor.is_floating_point() and tensor.element_size() > 1:
+        said = ""
+    else:
+        said = f"{type(tensor).__name__}/{tensor.dtype}/{tensor.device.type}"
+    return said.replace("torch.", "")
+
+
+def _sample(tensor: Tensor, width: int, rows: Sequence[int]) -> bytes:
+    """Return some values of a tensor with `width` values per row as bytes. Those in `rows` count as zero.
+
+    E.g. rows of 8 values: step 3 gives the values 0, 3 and 6 of row 0, 1, 4 and 7 of row 1, 2 and 5 of row 2.
+    """
+    step = width // PER_ROW + 1
+    values = tensor.flatten()[::step]
+    if len(rows):
+        row_of = torch.arange(0, tensor.numel(), step, device=tensor.device) // width
+        values = values.masked_fill(torch.isin(row_of, torch.tensor(list(rows), device=tensor.device)), 0)
+    if not tensor.is_floating_point():
+        return values.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    values = values.to("cpu", torch.bfloat16)
+    return values.masked_fill(values.abs() < SMALLEST, 0).view(torch.int16).numpy().tobytes()
