@@ -20,7 +20,6 @@ A name that matches nothing is an error that lists what exists.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 
@@ -29,6 +28,7 @@ from graft.architectures.site import Site, SiteRequest
 from graft.architectures.sites import SiteTable
 from graft.architectures.walk import base_modules
 from graft.errors import GraftError, did_you_mean
+from graft.utils.patterns import pattern
 
 
 def resolve_sites(site_table: SiteTable, config: SiteRequest) -> list[Site]:
@@ -107,15 +107,11 @@ def _by_name(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site
     return site_table.by_name.get(name, [])
 
 
-def _by_pattern(site_table: SiteTable, pattern: str) -> list[Site]:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise GraftError(f"'re:{pattern}' is not a regular expression: {error}") from error
+def _by_pattern(site_table: SiteTable, text: str) -> list[Site]:
     return [
-        site_table.whole(f"re:{pattern}", path, module, site_table.layer_of(path))
+        site_table.whole(f"re:{text}", path, module, site_table.layer_of(path))
         for path, module in base_modules(site_table.model)
-        if regex.fullmatch(path)
+        if pattern(text).fullmatch(path)
     ]
 
 

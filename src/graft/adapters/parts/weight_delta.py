@@ -7,7 +7,6 @@ Legend: I input features, O output features.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from graft.adapters.base import Adapter, AdapterConfig
 from graft.architectures.site import SiteLike, SiteSpec
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext
+from graft.utils.patterns import pattern
 
 
 class LowRank(AdapterConfig):
@@ -61,8 +61,8 @@ class LowRank(AdapterConfig):
         return self.model_copy(update={"rank": rank, "alpha": alpha})
 
 
-def matches(pattern: str, site: SiteLike) -> bool:
-    """Whether a pattern is the site's name, or a regular expression that matches the end of the module's path from a dot on.
+def matches(key: str, site: SiteLike) -> bool:
+    """Whether a key of a pattern is the site's name, or a regular expression that matches the end of the module's path from a dot on.
 
     "attn.q" matches by name; "1.self_attn.q_proj" matches "model.layers.1.self_attn.q_proj" but not that of layer 11. A site of experts is
     also matched with its part after the path, as in "mlp.experts.down".
@@ -70,7 +70,7 @@ def matches(pattern: str, site: SiteLike) -> bool:
     paths = [site.module]
     if site.type == "experts":
         paths.append(f"{site.module}.{site.name.rpartition('.')[2]}")
-    return pattern == site.name or any(re.search(rf"(^|\.)({pattern})$", path) for path in paths)
+    return key == site.name or any(pattern(rf"(^|\.)({key})$").search(path) for path in paths)
 
 
 class WeightDelta(Adapter):

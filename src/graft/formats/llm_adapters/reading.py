@@ -21,7 +21,6 @@ Legend: R rank, I input, O output features, P virtual tokens, L layers, H heads,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from graft.formats.composing import Piece, composed, difference
 from graft.formats.foreign import CONFIG, AdapterFile, read_config
 from graft.formats.peft.naming import ROOT
 from graft.injection.state import site_table_of, sites_of
+from graft.utils.patterns import pattern
 
 LATER_KEYS = {"auto_mapping", "revision", "peft_version"}
 """Keys of PEFT's configs that this fork lacks, because it was made from an older PEFT."""
@@ -188,7 +188,7 @@ def _targets(file: AdapterFile, model: nn.Module) -> Iterator[tuple[str, Any]]:
         wanted = sorted({name.rsplit(".", 2)[0] for name in file.left if ".lora_" in name or ".adapter_" in name})
     found = False
     for path, module in base_submodules(model):
-        matches = re.fullmatch(wanted, path) if isinstance(wanted, str) else path.endswith(tuple(wanted))
+        matches = pattern(wanted).fullmatch(path) if isinstance(wanted, str) else path.endswith(tuple(wanted))
         if matches and is_linear(module):
             found = True
             yield path, module

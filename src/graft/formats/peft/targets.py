@@ -6,7 +6,6 @@ a whole path. Other fields narrow the choice. Here a name that matches nothing i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from graft.architectures.layers import is_linear
 from graft.architectures.walk import base_submodules
 from graft.errors import GraftError, did_you_mean
 from graft.formats.foreign import AdapterFile
+from graft.utils.patterns import pattern
 
 
 def targets(file: AdapterFile, model: nn.Module, marks: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -51,24 +51,24 @@ def _is_target(path: str, wanted: Any, config: Mapping[str, Any]) -> bool:
         return False
     if not matches(path, wanted):
         return False
-    layers, pattern = config.get("layers_to_transform"), config.get("layers_pattern")
+    layers, lists = config.get("layers_to_transform"), config.get("layers_pattern")
     if layers is None or isinstance(wanted, str):
         return True
-    names = [pattern] if isinstance(pattern, str) else pattern or [r"[^.]*"]
-    found = next((match for name in names if (match := re.match(rf".*\.{name}\.(\d+)\.", path))), None)
+    names = [lists] if isinstance(lists, str) else lists or [r"[^.]*"]
+    found = next((match for name in names if (match := pattern(rf".*\.{name}\.(\d+)\.").match(path))), None)
     return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
 
 
 def matches(path: str, wanted: str | Sequence[str]) -> bool:
     """Whether `target_modules` matches a path. wanted: a regular expression for the whole path, or a list of endings."""
     if isinstance(wanted, str):
-        return re.fullmatch(wanted, path) is not None
+        return pattern(wanted).fullmatch(path)
     return any(path == name or path.endswith(f".{name}") for name in wanted)
 
 
 def by_pattern(path: str, patterns: Mapping[str, Any] | None, usual: Any) -> Any:
     """Return what `rank_pattern` or `alpha_pattern` gives a module, else the usual value."""
     for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):
+        if pattern(rf"(.*\.)?({key})$").match(path):
             return value
     return usual
