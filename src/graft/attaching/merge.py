@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from graft.architectures.layers import is_transposed
 from graft.architectures.walk import base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.errors import GraftError
-from graft.injection.state import Installed, state_of, unwrapped
+from graft.injection.state import AttachedAdapter, Installed, site_table_of, state_of, unwrapped
 from graft.routing.context import ForwardContext
 
 
@@ -40,13 +41,11 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
         raise GraftError(
             f"merge '{name}' outside of graft.use and graft.route blocks: what they restore at their end cannot run while it is merged"
         )
-    by_host: dict[str, list[Installed]] = defaultdict(list)
     for installed in attached.installs:
         if not installed.config.folds:
             raise installed.module.cannot_fold()
-        by_host[installed.site.module].append(installed)
-    # Hosts that only follow another one, which folds the shared weight (a tied head that computes with the embedding's table).
-    following = {path for path, installs in by_host.items() if all(installed.module.follows for installed in installs)}
+    by_host = installs_by_host(attached)
+    following = followers(root, by_host)
     originals: dict[str, Tensor] = {}
     try:
         for (
@@ -61,6 +60,34 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
     state.merged = name
     state.enter(ForwardContext(name))
     set_trainable(model, ())
+
+
+def installs_by_host(attached: AttachedAdapter) -> dict[str, list[Installed]]:
+    """Return the modules of an adapter by the paths of the modules that they act on."""
+    by_host: dict[str, list[Installed]] = defaultdict(list)
+    for installed in attached.installs:
+        by_host[installed.site.module].append(installed)
+    return by_host
+
+
+def followers(root: nn.Module, by_host: Mapping[str, Sequence[Installed]]) -> set[str]:
+    """Return the hosts that compute with a weight that another host folds (a tied head, with the embedding's table).
+
+    There the adapter has to do exactly what it does at that other host. A module that is only listed (T5's `shared`) follows too.
+    """
+    found: set[str] = set()
+    for path, installs in by_host.items():
+        held = [installed.module.follows for installed in installs]
+        for holder, others in by_host.items():
+            if held == [installed.module for installed in others] and _weight(root, path) is _weight(root, holder):
+                found.add(path)
+    table = site_table_of(root)
+    listed, called = table.end("embed"), {site.module for site in table.tables()}
+    return found | ({listed.module} if found and listed is not None and listed.module not in called else set())
+
+
+def _weight(root: nn.Module, path: str) -> Tensor | None:
+    return getattr(root.get_submodule(path), "weight", None)
 
 
 def unmerge(model: nn.Module, name: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from graft.adapters.base import CannotFold
 from graft.attaching.active import use
 from graft.attaching.attach import detach
-from graft.attaching.merge import merge
+from graft.attaching.merge import followers, installs_by_host, merge
 from graft.bases.loading import Base, load_model
 from graft.bases.memory import memory_report
 from graft.config.base import BaseConfig
@@ -96,16 +96,23 @@ def _refuse_unfoldable(model: nn.Module, name: str) -> None:
 
 
 def _untie(model: Any, name: str) -> tuple[str, ...]:
-    """Give each adapted module a weight of its own if it shares one, as an output head does with the embedding. Return their names."""
-    hosts = {installed.site.module for installed in state_of(model).adapter(name).installs}
-    shared = {weight for names in memory_report(model).tied for weight in names}
-    own = tuple(sorted(f"{host}.weight" for host in hosts if f"{host}.weight" in shared))
+    """Give each adapted module a weight of its own if it shares one with a module that the adapter does not change alike.
+
+    An output head that shares the embedding's weight keeps it where the adapter changes both by one difference. Return the names.
+    """
+    by_host = installs_by_host(state_of(model).adapter(name))
+    alike = followers(model, by_host)
+    own: list[str] = []
+    for names in memory_report(model).tied:
+        hosts = [host for host in by_host if f"{host}.weight" in names]
+        if len(alike.intersection(each.removesuffix(".weight") for each in names)) < len(names) - 1:
+            own += [f"{host}.weight" for host in hosts]
     for path in own:
         module = model.get_submodule(path.removesuffix(".weight"))
         module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
     if own:
         model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
-    return own
+    return tuple(sorted(own))
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -207,7 +207,10 @@ class FullRows(FullWeight):
         return h.index_add(-1, self.chosen, F.linear(x.to(h.dtype), delta_TO.to(h.dtype)))
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight.index_copy(0, self.chosen, self.rows_now().to(weight.dtype)), bias
+        others_TO = weight[self.chosen] - self.around.weight()[self.chosen].to(
+            weight.dtype
+        )  # what else the adapter did to these rows
+        return weight.index_copy(0, self.chosen, self.rows_now().to(weight.dtype) + others_TO), bias
 
 
 class FullModule(Adapter):
