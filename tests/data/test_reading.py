@@ -184,8 +184,8 @@ def test_prompts_without_answers_are_read_where_none_is_needed(tmp_path):
         ([{"messages": []}], "row 1, field 'messages': must be a list of {role, content}, but is an empty list"),
         ([{"messages": "hi"}], "row 1, field 'messages': must be a list of {role, content}, but is text"),
         (
-            [{"messages": turns("a", "b")}, {"messages": [{"role": "tool", "content": "x"}]}],
-            r"row 2, field 'messages\[0\].role': must be one of system, user, assistant, but is 'tool'",
+            [{"messages": turns("a", "b")}, {"messages": [{"role": "robot", "content": "x"}]}],
+            r"row 2, field 'messages\[0\].role': must be one of system, user, assistant, tool, developer, function, but is 'robot'",
         ),
         ([{"messages": [{"role": "user", "content": None}]}], r"row 1, field 'messages\[0\].content': is missing"),
         (

@@ -20,6 +20,8 @@ class SourceConfig(Section):
     """Shape of the rows; auto tells it from their fields."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Columns to rename, from the name that the format expects to the name in the data: {instruction: question}."""
+    ignore: list[str] = Field(default_factory=list)
+    """Columns to leave out on purpose, although they would change what a sample means (`label`, `tools`, `weight`)."""
     split: str | None = None
     """Split of a hub data set; null is train."""
     name: str | None = None

@@ -34,6 +34,13 @@ class Span:
     """Index of the message that this content belongs to; None for the template's own words."""
     ends: bool = False
     """Whether the end-of-sequence token follows, as part of this span."""
+    masked: bool = False
+    """Whether the data say not to train on the answer that this is a part of."""
+
+    @property
+    def target(self) -> bool:
+        """Whether the model learns to write it."""
+        return self.supervised and not self.masked
 
 
 @dataclass

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from graft.data.cells import Row, RowError, text
 from graft.data.samples import Message
-from graft.data.shapes import Row, RowError, Shape, text
+from graft.data.shapes import Shape
 from graft.errors import GraftError
 
 TEXTS = (

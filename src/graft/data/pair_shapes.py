@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from graft.data.cells import Row, RowError, parsed, text
+from graft.data.columns import is_empty
 from graft.data.samples import Message
-from graft.data.shapes import Row, RowError, question_of, text, turns_of
+from graft.data.shapes import question_of
+from graft.data.turns import turns_of, with_row_keys
 from graft.errors import GraftError
 
 SIDES = ("chosen", "rejected")
@@ -42,7 +45,7 @@ def check_pairs(columns: Iterable[str], wanted: str, source: str) -> None:
 def pair(row: Row) -> Pair:
     """Return the prompt and both answers of a row. Raises `RowError` if one of them is missing."""
     chosen, rejected = (_turns(row, name) for name in SIDES)
-    asked = next((name for name in QUESTIONS if row.get(name)), None)
+    asked = next((name for name in QUESTIONS if not is_empty(row.get(name))), None)
     prompt = [] if asked is None else _prompt(row, asked)
     if not prompt or all(_repeats(prompt, side) for side in (chosen, rejected)):
         # Both sides are whole conversations. The prompt ends where they differ, at the latest before the last turn: that is the answer.
@@ -55,22 +58,20 @@ def pair(row: Row) -> Pair:
     for name, side in zip(SIDES, (chosen, rejected), strict=True):
         if not side or side[-1]["role"] != "assistant":
             raise RowError(name, "must end with an answer: a message of the assistant after the prompt")
-    return prompt, chosen, rejected
+    return with_row_keys(row, prompt), chosen, rejected
 
 
 def _turns(row: Row, name: str) -> list[Message]:
     """Return the turns of one side. A text is an answer, a mapping is one message."""
     value = row.get(name)
     if isinstance(value, (list, Mapping)):
-        return turns_of(value if isinstance(value, list) else [value], name)
+        return turns_of(row, name, value if isinstance(value, list) else [value])
     return [{"role": "assistant", "content": text(row, name)}]
 
 
 def _prompt(row: Row, name: str) -> list[Message]:
-    system: list[Message] = [{"role": "system", "content": text(row, "system")}] if row.get("system") else []
-    value = row[name]
-    turns = turns_of(value, name) if isinstance(value, list) else [question_of(row, name)]
-    return turns if turns[0]["role"] == "system" else [*system, *turns]
+    value = parsed(row[name]) if name in ("conversations", "messages") else row[name]
+    return turns_of(row, name, value) if isinstance(value, list) else [question_of(row, name)]
 
 
 def _repeats(prompt: list[Message], side: list[Message]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft.data.encoding import Span, encode, facts_of
-from graft.data.samples import Example, Message, Rejected, Sample, without_end
+from graft.data.samples import Example, Message, Rejected, Sample, is_silent, without_end
 from graft.data.template import Template
 from graft.data.tokenizing import Overlong, start_of_answers
 from graft.errors import GraftError
@@ -75,7 +75,7 @@ def _side(messages: Sequence[Message], sample: Sample, tokenizer: Any, template:
     written = template.complete(without_end(messages, facts_of(tokenizer).eos))
     # The template may have put a system message first; `first` is the first message after the prompt.
     first = len(written) - len(messages) + sample.asked
-    if not all(turn["content"].strip() for turn in written[first:] if turn["role"] == "assistant"):
+    if any(is_silent(turn) for turn in written[first:] if turn["role"] == "assistant"):
         return None
     try:
         spans = template.render(written)
@@ -83,7 +83,7 @@ def _side(messages: Sequence[Message], sample: Sample, tokenizer: Any, template:
         raise GraftError(f"{sample.where}: {error}") from error
     tokens = encode(spans, tokenizer)
     start = start_of_answers(spans, _first_of(spans, first))
-    targets = np.array([span >= start and spans[span].supervised for span in tokens.spans], dtype=np.bool_)
+    targets = np.array([span >= start and spans[span].target for span in tokens.spans], dtype=np.bool_)
     targets[:1] = False
     if not targets.any():
         return None

@@ -122,7 +122,8 @@ def _prepare_anew(
 ) -> Prepared:
     """Prepare data that are not in the cache."""
     sources = train_sources(config)
-    samples, held_out = samples_of(config)
+    unread: dict[str, list[str]] = {}
+    samples, held_out = samples_of(config, unread)
     known = template or Labelling.of(config, (sample for some in samples for sample in some), classes)
 
     outcomes = _tokenize_all([*samples, held_out], config, tokenizer, known, progress)
@@ -142,6 +143,7 @@ def _prepare_anew(
         max_length=config.max_length,
         labels=_classes(known, samples),
         pairs=config.task == "preference",
+        unread=tuple((source, tuple(columns)) for source, columns in unread.items()),
     )
     _check_counts(report, sources, examples)
     report = replace(report, notes=tuple(data_warnings(report, known, tokenizer)))
@@ -226,6 +228,7 @@ def _check_counts(report: DataReport, sources: Sequence[SourceConfig], examples:
             raise GraftError(
                 f"{counts.name}: no token is left to train on. Of {counts.rows:,} rows, {counts.dropped:,} are longer than "
                 f"data.max_length={report.max_length}, {counts.empty:,} have an empty answer, {counts.unanswered:,} no answer"
+                + (f", {counts.masked:,} say not to train on any" if counts.masked else "")
                 + (f", {counts.same:,} have two equal answers" if report.pairs else "")
             )
     for source, kept in zip(sources, examples, strict=True):

@@ -11,29 +11,38 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from graft.config.data import SourceConfig
+from graft.data.cells import RowError
+from graft.data.columns import MASKING, Seen, TrackedRow, check_unread
 from graft.data.file_readers import FILE_TYPES, Row, read_rows
 from graft.data.labelled_shapes import LABELS, labelled_shape
 from graft.data.pair_shapes import SIDES, check_pairs, pair
 from graft.data.samples import Sample
-from graft.data.shapes import RowError, detect
+from graft.data.shapes import conversation, detect
 from graft.errors import GraftError, nearest
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "dev": "validation", "valid": "validation",
           "validation": "validation", "val": "validation", "eval": "validation"}  # fmt: skip
 
 
-def read(source: SourceConfig | str, *, need_answers: bool = True, task: str = "causal") -> list[Sample]:
+def read(
+    source: SourceConfig | str,
+    *,
+    need_answers: bool = True,
+    task: str = "causal",
+    unread: dict[str, list[str]] | None = None,
+) -> list[Sample]:
     """Return all rows of a source as conversations.
 
     For the tasks classification and regression, a conversation has the texts as its questions and the label as its answer. For the task
     preference, each sample has a second conversation that ends with the rejected answer.
 
     With `need_answers=False` a row may lack its answer (a file of prompts); its conversation then ends with the question.
+    unread: gets, under the source's path, the columns (and keys of turns) that nothing reads.
     Raises `GraftError` for a file that is missing, empty or unreadable, for columns of no known shape, and for a row of
     the wrong shape; the message names the row (counted from 1) and the field.
     """
     source = SourceConfig(path=source) if isinstance(source, str) else source
-    return _samples(_tables(source, task), source, need_answers, task)
+    return _samples(_tables(source, task), source, need_answers, task, unread)
 
 
 def read_as_found(source: SourceConfig) -> tuple[list[Sample], bool]:
@@ -100,17 +109,32 @@ def content_hash(source: SourceConfig) -> str | None:
     return digest.hexdigest()
 
 
-def _samples(tables: Iterable[Table], source: SourceConfig, need_answers: bool, task: str) -> list[Sample]:
-    samples = [sample for table in tables for sample in _of_table(table, source, need_answers, task)]
+def _samples(
+    tables: Iterable[Table],
+    source: SourceConfig,
+    need_answers: bool,
+    task: str,
+    unread: dict[str, list[str]] | None = None,
+) -> list[Sample]:
+    samples: list[Sample] = []
+    columns: list[str] = []
+    for table in tables:
+        found, unread_here = _of_table(table, source, need_answers, task)
+        samples += found
+        columns += unread_here
+    if columns and unread is not None:
+        unread[source.path] = list(dict.fromkeys(columns))
     if not samples:
         raise GraftError(f"{source.path} holds no rows")
     return samples
 
 
-def _of_table(table: Table, source: SourceConfig, need_answers: bool, task: str) -> list[Sample]:
+def _of_table(table: Table, source: SourceConfig, need_answers: bool, task: str) -> tuple[list[Sample], list[str]]:
+    """Return the samples of a table, and the columns that nothing reads."""
     name, rows = table
     if not rows:
-        return []
+        return [], []
+    rows = [{column: value for column, value in row.items() if column not in source.ignore} for row in rows]
     columns = list(dict.fromkeys(column for row in rows for column in row))  # of any row, in the order of appearance
     for theirs in source.fields.values():
         if theirs not in columns:
@@ -119,33 +143,33 @@ def _of_table(table: Table, source: SourceConfig, need_answers: bool, task: str)
             )
     columns = list(dict.fromkeys([*columns, *source.fields]))
     to_sample = _converter(columns, source, name, need_answers, task)
-    samples = []
+    samples, seen = [], Seen(set(source.fields.values()))
     for number, row in enumerate(rows, start=1):
         renamed = {**row, **{ours: row.get(theirs) for ours, theirs in source.fields.items()}}
         try:
-            samples.append(to_sample(renamed, number))
+            samples.append(to_sample(TrackedRow(renamed, seen), number))
         except RowError as error:
             raise GraftError(f"{name}, row {number}, {error}") from None
-    return samples
+    return samples, check_unread(name, rows, seen, source.ignore, () if need_answers else MASKING)
 
 
 def _converter(
     columns: list[str], source: SourceConfig, name: str, need_answers: bool, task: str
-) -> Callable[[Row, int], Sample]:
+) -> Callable[[Mapping[str, Any], int], Sample]:
     """Return the function that turns a row and its number into a sample; the task and the columns decide which."""
     if task == "preference":
         check_pairs(columns, source.format, name)
 
-        def pair_sample(row: Row, number: int) -> Sample:
+        def pair_sample(row: Mapping[str, Any], number: int) -> Sample:
             prompt, chosen, rejected = pair(row)
             return Sample((*prompt, *chosen), name, number, (*prompt, *rejected), len(prompt))
 
         return pair_sample
     if task in LABELS:
-        shape = labelled_shape(columns, source.format, name, task, need_answers)
-    else:
-        shape = detect(columns, source.format, name, need_answers)
-    return lambda row, number: Sample(tuple(shape.convert(row, need_answers)), name, number)
+        labelled = labelled_shape(columns, source.format, name, task, need_answers)
+        return lambda row, number: Sample(tuple(labelled.convert(row, need_answers)), name, number)
+    shape = detect(columns, source.format, name, need_answers)
+    return lambda row, number: Sample(tuple(conversation(shape, row, need_answers)), name, number)
 
 
 def _hub_rows(source: SourceConfig, task: str) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from graft.data.samples import Example, Rejected, Sample
+from graft.data.samples import Example, Message, Rejected, Sample
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Counts:
     """Samples left out because they had no answer."""
     same: int = 0
     """Pairs left out because the preferred answer equals the rejected one."""
+    masked: int = 0
+    """Samples left out because the data say not to train on any of their answers."""
 
     @property
     def supervised_share(self) -> float:
@@ -71,6 +74,8 @@ class DataReport:
     """For classification: each class as the data write it, its name, and its number of training samples."""
     pairs: bool = False
     """Whether the samples are pairs of a preferred and a rejected answer."""
+    unread: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Each source with columns that nothing reads, and these columns (or keys of turns, as `messages[].id`)."""
 
     @property
     def learnt(self) -> str:
@@ -93,6 +98,7 @@ class DataReport:
         counts = {"train": Counts(**values["train"]), "sources": tuple(Counts(**one) for one in values["sources"])}
         validation = values["validation"] and Counts(**values["validation"])
         lists = {"notes": tuple(values["notes"]), "labels": tuple(tuple(label) for label in values["labels"])}
+        lists["unread"] = tuple((source, tuple(columns)) for source, columns in values["unread"])
         return cls(**{**values, **counts, **lists, "validation": validation})
 
     def __rich__(self) -> Table:
@@ -118,6 +124,8 @@ class DataReport:
         }
         if self.train.targets == self.train.samples:  # each sample has one label: a share of tokens would mean nothing
             del lines["trained on"]
+        if any(counts.masked for counts in columns):
+            lines["not to be trained on"] = [f"{counts.masked:,}" for counts in columns]
         if self.pairs:
             lines["equal answers, left out"] = [f"{counts.same:,}" for counts in columns]
         for name, cells in lines.items():
@@ -151,6 +159,7 @@ def count_outcomes(name: str, outcomes: Sequence[Example | Rejected], max_length
         empty=reasons["empty_answer"],
         unanswered=reasons["no_answer"],
         same=reasons["same_answers"],
+        masked=reasons["masked"],
     )
 
 
@@ -162,10 +171,17 @@ def _length(outcome: Example | Rejected) -> int:
 def conversation_key(sample: Sample) -> tuple[tuple[str, str, str], ...]:
     """Return a key that is equal for equal conversations, or for equal pairs of conversations."""
     own, rejected = (
-        tuple((m["role"], m["content"], m.get("input", "")) for m in messages)
+        tuple(map(_message_key, messages))
         for messages in (sample.messages, sample.rejected)
     )
     return (*own, ("rejected", "", ""), *rejected) if rejected else own
+
+
+def _message_key(message: Message) -> tuple[str, str, str]:
+    """Return role, content and context; whatever else the message holds is part of the context's text."""
+    more = {key: value for key, value in message.items() if key not in ("role", "content", "input")}
+    written = json.dumps(more, sort_keys=True, default=str) if more else ""
+    return message["role"], message["content"], message.get("input", "") + written
 
 
 def count_duplicates(samples: Iterable[Sample]) -> int:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Names that data and chat templates give to the thoughts before an answer."""
 
 
 class Message(TypedDict):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
     input: NotRequired[str]
     """Further context of a question, as in Alpaca rows. A template without a place for it appends it to the question."""
+    extra: NotRequired[dict[str, Any]]
+    """What else a chat template may write: `tool_calls`, the thoughts, `name`, `tool_call_id`, `tool_plan`."""
+    tools: NotRequired[list[Any]]
+    """On one message of a conversation: the tools that may be called, as chat templates take them."""
+    masked: NotRequired[bool]
+    """Whether the data say not to train on this answer."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +124,10 @@ class Example:
 class Rejected:
     """A sample that is left out."""
 
-    reason: Literal["overlong", "answer_too_long", "empty_answer", "no_answer", "same_answers"]
+    reason: Literal["overlong", "answer_too_long", "empty_answer", "no_answer", "same_answers", "masked"]
     """overlong: longer than allowed. answer_too_long: too long even with the whole prompt cut. empty_answer: an answer (or
-    a labelled text) is empty. no_answer: there is no answer at all. same_answers: the preferred answer equals the rejected one."""
+    a labelled text) is empty. no_answer: there is no answer at all. same_answers: the preferred answer equals the rejected one.
+    masked: the data say not to train on any answer."""
     length: int
     """Length in tokens, or 0 if the sample was not tokenised."""
 
@@ -127,6 +136,11 @@ def question(message: Message) -> str:
     """Return the text of a message, with its further context after a blank line."""
     context = message.get("input")
     return f"{message['content']}\n\n{context}" if context else message["content"]
+
+
+def is_silent(message: Message) -> bool:
+    """Whether a message says nothing: it has neither content nor tool calls."""
+    return not message["content"].strip() and "tool_calls" not in message.get("extra", {})
 
 
 def without_end(messages: Sequence[Message], end: str) -> list[Message]:

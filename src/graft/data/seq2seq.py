@@ -80,6 +80,11 @@ def tokenize_seq2seq(
         raise GraftError(
             f"{sample.where}: an encoder-decoder needs a question and an answer, but this row has only a text"
         )
+    if sample.messages[-1].get("masked"):
+        return Rejected("masked", 0)
+    if "extra" in sample.messages[-1]:
+        keys = ", ".join(sample.messages[-1]["extra"])
+        raise GraftError(f"{sample.where}: the answer has {keys}, but an encoder-decoder learns to write the content alone")
     (answer,) = without_end([sample.messages[-1]], facts_of(tokenizer).eos)
     if not answer["content"].strip():
         return Rejected("empty_answer", 0)

@@ -6,71 +6,33 @@ the row number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
 
-from graft.data.samples import ROLES, Message
+from graft.data.cells import Row, text
+from graft.data.columns import is_empty
+from graft.data.samples import Message
+from graft.data.turns import history_of, sharegpt_turns, turns_of, with_row_keys, with_row_masks
 from graft.errors import GraftError, did_you_mean
 
-Row = Mapping[str, Any]
-SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "bot": "assistant",
-    "system": "system",
-}
-"""ShareGPT's names for the speakers, with our roles."""
-
-
-class RowError(ValueError):
-    """A row does not have the expected shape."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"field '{field}': {problem}")
-
-
-def text(row: Row, field: str) -> str:
-    """Return the field as text; numbers are converted. Raises `RowError` if it is missing or has another type."""
-    if field not in row or row[field] is None:
-        raise RowError(field, "is missing")
-    value = row[field]
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    raise RowError(field, f"must be text, but is {_kind(value)}")
+CONTEXTS = ("input", "context", "passage")
+"""Columns that may hold further context of a question; the first one that is not empty is taken."""
 
 
 def alpaca(row: Row, need_answer: bool) -> list[Message]:
-    """Convert {instruction, input, output}, or Dolly's {instruction, context, response}."""
+    """Convert {instruction, input, output}, or Dolly's {instruction, context, response}, with an optional `history`."""
     asked = question_of(row, "instruction")
     answer = "response" if "output" not in row and "response" in row else "output"
-    return [*_system(row), asked, *_answer(row, answer, need_answer)]
+    return [*history_of(row), asked, *_answer(row, answer, need_answer)]
 
 
 def question_of(row: Row, field: str) -> Message:
-    """Return the field as a user message; an instruction takes along the context that the row may have."""
+    """Return the field as a user message; it takes along the context that the row may have."""
     asked: Message = {"role": "user", "content": text(row, field)}
-    names = ("input", "context") if field == "instruction" else ()
-    context = next((name for name in names if row.get(name)), None)
+    context = next((name for name in CONTEXTS if name != field and not is_empty(row.get(name))), None)
     if context and (extra := text(row, context)).strip():
         asked["input"] = extra
     return asked
-
-
-def turns_of(value: Any, field: str) -> list[Message]:
-    """Convert a list of turns in OpenAI's or in ShareGPT's form; the first turn tells which."""
-    first = value[0] if isinstance(value, list) and value else None
-    if isinstance(first, Mapping) and first.get("from") is not None and first.get("role") is None:
-        return _turns(value, field, "from", "value", _sharegpt_role)
-    return _turns(value, field, "role", "content", _openai_role)
 
 
 def completion(row: Row, need_answer: bool) -> list[Message]:
@@ -81,22 +43,18 @@ def completion(row: Row, need_answer: bool) -> list[Message]:
     complete = [pair for pair in PAIRS if pair[0] in row and pair[1] in row]
     prompt, answer = next(iter([*complete, *(pair for pair in PAIRS if pair[0] in row), *PAIRS]))
     if isinstance(row.get(prompt), list):
-        turns = _turns(row[prompt], prompt, "role", "content", _openai_role)
-        return [*turns, *(_turns(row[answer], answer, "role", "content", _openai_role) if row.get(answer) else [])]
-    return [*_system(row), {"role": "user", "content": text(row, prompt)}, *_answer(row, answer, need_answer)]
+        return [*turns_of(row, prompt), *(turns_of(row, answer) if row.get(answer) else [])]
+    return [*history_of(row), question_of(row, prompt), *_answer(row, answer, need_answer)]
 
 
 def messages(row: Row, need_answer: bool) -> list[Message]:
     """Convert OpenAI's {messages: [{role, content}, ...]}; content is a text or a list of text parts."""
-    return _turns(row.get("messages"), "messages", "role", "content", _openai_role)
+    return turns_of(row, "messages")
 
 
 def sharegpt(row: Row, need_answer: bool) -> list[Message]:
-    """Convert {conversations: [{from, value}, ...]}, with an optional column `system`; some data have role and content there."""
-    turns = row.get("conversations")
-    if isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and turns[0].get("role") is not None:
-        return [*_system(row), *_turns(turns, "conversations", "role", "content", _openai_role)]
-    return [*_system(row), *_turns(turns, "conversations", "from", "value", _sharegpt_role)]
+    """Convert {conversations: [{from, value}, ...]}; some data have role and content there."""
+    return sharegpt_turns(row, "conversations")
 
 
 @dataclass(frozen=True)
@@ -107,6 +65,13 @@ class Shape:
     """Sets of columns; a source that has all columns of any one set has this shape."""
     convert: Callable[[Row, bool], list[Message]]
     """From a row, and whether it must have an answer, to messages."""
+
+
+def conversation(shape: Shape, row: Row, need_answer: bool) -> list[Message]:
+    """Convert a row, with its system prompt, its tools, and the marks of what is not trained on."""
+    turns = shape.convert(row, need_answer)
+    is_text = len(turns) == 1 and turns[0]["role"] == "assistant"
+    return turns if is_text else with_row_keys(row, with_row_masks(row, turns))
 
 
 PAIRS = (
@@ -148,63 +113,10 @@ def detect(columns: Iterable[str], wanted: str, source: str, need_answer: bool) 
     )
 
 
-def _system(row: Row) -> list[Message]:
-    return [{"role": "system", "content": text(row, "system")}] if row.get("system") else []
-
-
 def _answer(row: Row, field: str, need_answer: bool) -> list[Message]:
     if not need_answer and row.get(field) is None:
         return []
     return [{"role": "assistant", "content": text(row, field)}]
-
-
-def _openai_role(role: str) -> str | None:
-    return "system" if role == "developer" else role if role in ROLES else None
-
-
-def _sharegpt_role(speaker: str) -> str | None:
-    return SPEAKERS.get(speaker)
-
-
-def _turns(value: Any, field: str, who: str, what: str, role_of: Callable[[str], str | None]) -> list[Message]:
-    """Convert a list of turns; the keys for the speaker (`who`) and the text (`what`), and the names of roles, depend on the shape."""
-    if not isinstance(value, list) or not value:
-        raise RowError(field, f"must be a list of {{{who}, {what}}}, but is {_kind(value)}")
-    turns: list[Message] = []
-    for number, turn in enumerate(value):
-        at = f"{field}[{number}]"
-        if not isinstance(turn, Mapping):
-            raise RowError(at, f"must hold {who} and {what}, but is {_kind(turn)}")
-        role = role_of(text(turn, who)) if turn.get(who) is not None else None
-        if role is None:
-            allowed = ROLES if who == "role" else SPEAKERS
-            raise RowError(f"{at}.{who}", f"must be one of {_listed(allowed)}, but is {turn.get(who)!r}")
-        turns.append({"role": cast(Literal["system", "user", "assistant"], role), "content": _content(turn, what, at)})
-    return turns
-
-
-def _content(turn: Row, what: str, at: str) -> str:
-    value = turn.get(what)
-    if not isinstance(value, list):
-        try:
-            return text(turn, what)
-        except RowError as error:
-            raise RowError(
-                f"{at}.{what}", str(error).split(": ", 1)[1]
-            ) from None  # the same problem, with the full path
-    parts = []
-    for number, part in enumerate(value):
-        if not isinstance(part, Mapping) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
-            raise RowError(f"{at}.{what}[{number}]", "only parts of type 'text' can be trained on")
-        parts.append(part["text"])
-    return "".join(parts)
-
-
-def _kind(value: Any) -> str:
-    names = {str: "text", list: "a list", dict: "a mapping", type(None): "nothing", bool: "true or false"}
-    if value == []:
-        return "an empty list"
-    return names.get(type(value), type(value).__name__)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -12,9 +12,14 @@ from graft.data.samples import Sample
 from graft.errors import GraftError
 
 
-def samples_of(config: DataConfig) -> tuple[list[list[Sample]], list[Sample]]:
-    """Return the training samples of each source, and the validation samples, before tokenisation."""
-    return _split(config, [read(source, task=config.task) for source in train_sources(config)])
+def samples_of(
+    config: DataConfig, unread: dict[str, list[str]] | None = None
+) -> tuple[list[list[Sample]], list[Sample]]:
+    """Return the training samples of each source, and the validation samples, before tokenisation.
+
+    unread: gets the columns of each training source that nothing reads.
+    """
+    return _split(config, [read(source, task=config.task, unread=unread) for source in train_sources(config)])
 
 
 def train_sources(config: DataConfig) -> list[SourceConfig]:

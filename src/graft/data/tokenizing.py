@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft.data.encoding import Span, Tokens, encode, facts_of
-from graft.data.samples import Example, Message, Rejected, Sample, without_end
+from graft.data.samples import Example, Message, Rejected, Sample, is_silent, without_end
 from graft.data.template import Template
 from graft.errors import GraftError
 
@@ -49,7 +49,10 @@ def tokenize(
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
         return Rejected("no_answer", 0)
-    if not all(message["content"].strip() for message in (answers[-1:] if train_on == "last" else answers)):
+    trained = [message for message in (answers[-1:] if train_on == "last" else answers) if not message.get("masked")]
+    if not trained:
+        return Rejected("masked", 0)
+    if any(map(is_silent, trained)):
         return Rejected("empty_answer", 0)
     try:
         spans = template.with_system(system).render(messages)
@@ -75,11 +78,11 @@ def tokenize(
 def _targets(tokens: Tokens, spans: Sequence[Span], train_on: TrainOn) -> NDArray[np.bool_]:
     """Return a mask that is True at the tokens that count in the loss."""
     if train_on == "all":
-        targets = np.ones(len(tokens.ids), dtype=np.bool_)
+        targets = np.array([span < 0 or not spans[span].masked for span in tokens.spans], dtype=np.bool_)
     else:
         last = max(index for index, span in enumerate(spans) if span.supervised) if train_on == "last" else 0
         first = start_of_answers(spans, last) if train_on == "last" else 0
-        targets = np.array([span >= first and spans[span].supervised for span in tokens.spans], dtype=np.bool_)
+        targets = np.array([span >= first and spans[span].target for span in tokens.spans], dtype=np.bool_)
     targets[:1] = False
     return targets
 

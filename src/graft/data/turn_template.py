@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from graft.data.encoding import Span
-from graft.data.samples import Message, question
+from graft.data.samples import THOUGHTS, Message, question
 from graft.data.template import Template
 from graft.errors import GraftError, did_you_mean
 
@@ -45,6 +45,7 @@ class TurnTemplate(Template):
     def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]:
         spans: list[Span] = []
         for index, message in enumerate(messages):
+            self._refuse_what_has_no_place(message, index)
             before = messages[index - 1]["role"] if index else None
             role, first = message["role"], before in (None, "system")
             if role == before or (role == "system" and index):
@@ -69,8 +70,20 @@ class TurnTemplate(Template):
                     f"there is an answer without a question; template '{self.name}' needs one ('plain' does not)"
                 )
             else:
-                spans.append(Span(message["content"], supervised=True, message=index, ends=True))
+                masked = message.get("masked", False)
+                spans.append(Span(message["content"], supervised=True, message=index, ends=True, masked=masked))
         return spans
+
+    def _refuse_what_has_no_place(self, message: Message, index: int) -> None:
+        """Raise `GraftError` for tools, tool calls and thoughts: only chat templates write them."""
+        extra = message.get("extra", {})
+        found = [key for key in ("tool_calls", *THOUGHTS) if key in extra]
+        found += ["tools"] if "tools" in message else []
+        if found or message["role"] == "tool":
+            raise GraftError(
+                f"message {index + 1} has {' and '.join(f'`{key}`' for key in found) or 'the role tool'}, for which template "
+                f"'{self.name}' has no place: use a chat template that writes them"
+            )
 
     def _question(self, message: Message, index: int) -> list[Span]:
         if message.get("input") and self.user_with_input is not None:

@@ -9,11 +9,12 @@ from graft.data.encoding import TokenizerFacts, facts_of
 from graft.data.labelling import Labelling
 from graft.data.report import DataReport
 from graft.data.template import Template
+from graft.errors import listed
 
 
 def data_warnings(report: DataReport, template: Template | Labelling, tokenizer: Any) -> list[str]:
     """Return the warnings about the data, one sentence each."""
-    warnings = []
+    warnings = [f"Nothing reads {listed(columns)} of {source}." for source, columns in report.unread]
     if report.duplicates:
         warnings.append(f"{report.duplicates:,} training samples repeat an earlier one.")
     if report.shared:
@@ -23,6 +24,8 @@ def data_warnings(report: DataReport, template: Template | Labelling, tokenizer:
         warnings.append(
             f"{report.train.empty + report.train.unanswered:,} training rows have no {missing} and are left out."
         )
+    if report.train.masked:
+        warnings.append(f"{report.train.masked:,} training rows say not to train on any of their answers and are left out.")
     if report.train.same:
         warnings.append(f"{report.train.same:,} training pairs have two equal answers and are left out.")
     if isinstance(template, ChatTemplate):
