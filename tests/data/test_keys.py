@@ -53,7 +53,12 @@ def handed(tokenizer, tmp_path):
 
 def marked(example, tokenizer):
     text = coloured(example, tokenizer, marks=True).plain.replace("⟦", "[[").replace("⟧", "]]")
-    text = text.removeprefix("<s>").lstrip(" ").replace("<|im_start|> ", "<|im_start|>").replace("<|im_end|> ", "<|im_end|>")
+    text = (
+        text.removeprefix("<s>")
+        .lstrip(" ")
+        .replace("<|im_start|> ", "<|im_start|>")
+        .replace("<|im_end|> ", "<|im_end|>")
+    )
     return text.replace("]] \n", "]]\n").replace("<|im_start|>", "<").replace("<|im_end|>", ">")
 
 
@@ -142,7 +147,8 @@ def test_row_weights_and_masks_reach_the_mask(handed, template):
     assert handed({"messages": talk, "loss_mask": [0, 0, 0, 1]}, template=template) == handed(
         {"messages": [user("a"), answer("b", weight=0), *talk[2:]]}, template=template
     )
-    assert len(handed({"prompt": "a", "completion": "b", "train": "true"}, {"prompt": "a", "completion": "b", "train": "false"})) == 1  # fmt: skip
+    rows = [{"prompt": "a", "completion": "b", "train": word} for word in ("true", "False", "0", "1")]
+    assert len(handed(*rows)) == 2
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,10 @@ def test_row_weights_and_masks_reach_the_mask(handed, template):
         ({"messages": [{**user("a"), "train": True}, answer("b")]}, "asks to train on a message of role 'user'"),
         ({"messages": [user("a"), answer("b")], "loss_mask": [1]}, "one entry for each of the 2 turns"),
         ({"messages": [user("a"), answer("b")], "weight": 2}, "'weight': must be 0 or 1"),
-        ({"messages": [{"role": "system", "content": "x"}, user("a"), answer("b")], "system": "y"}, "'system': differs"),
+        (
+            {"messages": [{"role": "system", "content": "x"}, user("a"), answer("b")], "system": "y"},
+            "'system': differs",
+        ),
         ({"instruction": "a", "output": "b", "history": ["c"]}, "'history': must be a list of pairs"),
         ({"prompt": "a", "completion": "b", "label": False}, "nothing reads the column 'label'.*kto"),
         ({"messages": [user("a"), answer("b")], "images": ["cat.png"]}, "nothing reads the column 'images'"),
@@ -184,9 +193,17 @@ def test_a_system_column_stands_before_pairs_of_conversations(tmp_path):
 
 
 def test_columns_that_nothing_reads_are_named(handed):
-    row = {"messages": [{**user("a"), "id": 7}, answer("b")], "source": "web", "category": "qa", "empty": None, "none": []}
+    row = {
+        "messages": [{**user("a"), "id": 7}, answer("b")],
+        "source": "web",
+        "category": "qa",
+        "empty": None,
+        "none": [],
+    }
     handed(row)
-    assert any("Nothing reads category, messages[].id of" in note.replace("source, ", "") for note in handed.report.notes)
+    assert any(
+        "Nothing reads category, messages[].id of" in note.replace("source, ", "") for note in handed.report.notes
+    )
     handed(row, source={"ignore": ["source", "category", "messages[].id"]})
     assert not handed.report.unread
 

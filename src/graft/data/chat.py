@@ -11,7 +11,7 @@
   special token there, the end-of-sequence token is added.
 - An answer with tool calls goes on behind its content. It is all that the template writes between the prompt and the end mark.
 
-Tools, tool calls and thoughts are handed to the template. What it does not write is an error: the rendering with and without it is the same.
+Tools, tool calls and thoughts are handed to the template. What it does not write is an error: without it the rendering is the same.
 
 The special tokens that the Jinja code reads are saved with the template. A template that prints today's date gets a fixed date, so that
 a run renders the same text tomorrow.
@@ -122,7 +122,9 @@ class ChatTemplate(Template):
             around = self._around(turns, index, add_generation_prompt)
             answer = turn["role"] == "assistant"
             if around is None and not answer and turn["content"].strip() and not self._writes(turns, index, full):
-                raise GraftError(f"chat template '{self.name}' does not write message {index + 1} (of role '{turn['role']}')")
+                raise GraftError(
+                    f"chat template '{self.name}' does not write message {index + 1} (of role '{turn['role']}')"
+                )
             if answer and "tool_calls" in turn.get("extra", {}):
                 start, inner = self._calling_answer(turns, index, full)
             else:
@@ -218,7 +220,11 @@ class ChatTemplate(Template):
 
     def _writes(self, turns: list[Message], index: int, full: str) -> bool:
         """Whether the rendering depends on the content of a message."""
-        changed: list[Message] = [*turns[:index], {**turns[index], "content": "x" + turns[index]["content"]}, *turns[index + 1 :]]
+        changed: list[Message] = [
+            *turns[:index],
+            {**turns[index], "content": "x" + turns[index]["content"]},
+            *turns[index + 1 :],
+        ]
         try:
             return self._text(changed, False) != full
         except GraftError:

@@ -53,7 +53,9 @@ def as_flag(value: Any) -> bool | None:
 
 
 def _trains_less(value: Any) -> bool:
-    return not all(as_flag(one) for one in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value]))
+    return not all(
+        as_flag(one) for one in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])
+    )
 
 
 def _always(value: Any) -> bool:

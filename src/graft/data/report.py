@@ -170,10 +170,7 @@ def _length(outcome: Example | Rejected) -> int:
 
 def conversation_key(sample: Sample) -> tuple[tuple[str, str, str], ...]:
     """Return a key that is equal for equal conversations, or for equal pairs of conversations."""
-    own, rejected = (
-        tuple(map(_message_key, messages))
-        for messages in (sample.messages, sample.rejected)
-    )
+    own, rejected = (tuple(map(_message_key, messages)) for messages in (sample.messages, sample.rejected))
     return (*own, ("rejected", "", ""), *rejected) if rejected else own
 
 

@@ -84,7 +84,9 @@ def tokenize_seq2seq(
         return Rejected("masked", 0)
     if "extra" in sample.messages[-1]:
         keys = ", ".join(sample.messages[-1]["extra"])
-        raise GraftError(f"{sample.where}: the answer has {keys}, but an encoder-decoder learns to write the content alone")
+        raise GraftError(
+            f"{sample.where}: the answer has {keys}, but an encoder-decoder learns to write the content alone"
+        )
     (answer,) = without_end([sample.messages[-1]], facts_of(tokenizer).eos)
     if not answer["content"].strip():
         return Rejected("empty_answer", 0)

@@ -12,10 +12,10 @@ Every key of a turn is used, handed to the chat template, or noted as unread:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
-from graft.data.cells import RowError, Row, kind_of, parsed, text
+from graft.data.cells import Row, RowError, kind_of, parsed, text
 from graft.data.columns import TrackedRow, as_flag, is_empty
 from graft.data.samples import ROLES, THOUGHTS, Message
 
@@ -90,7 +90,8 @@ def with_row_masks(row: Row, turns: Sequence[Message]) -> list[Message]:
         given = parsed(row["loss_mask"])
         if not isinstance(given, list) or len(given) != len(turns):
             raise RowError(
-                "loss_mask", f"must be a list with one entry for each of the {len(turns)} turns, but is {_entries(given)}"
+                "loss_mask",
+                f"must be a list with one entry for each of the {len(turns)} turns, but is {_entries(given)}",
             )
         for index, (turn, value) in enumerate(zip(turns, given, strict=True)):
             masked[index] |= _masked_by(turn["role"], value, f"loss_mask[{index}]")
@@ -191,7 +192,9 @@ def _calls(value: Any, at: str) -> list[dict[str, Any]]:
         place = f"{at}[{number}]"
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise RowError(place, f"must be a call {{function: {{name, arguments}}}}, but is {json.dumps(call, default=str)[:60]}")
+            raise RowError(
+                place, f"must be a call {{function: {{name, arguments}}}}, but is {json.dumps(call, default=str)[:60]}"
+            )
         arguments = parsed(function.get("arguments"), "{")
         inner = {**function, "arguments": {} if arguments is None else arguments}
         outer = dict(call) if call is not function else {"type": "function"}

@@ -25,7 +25,9 @@ def data_warnings(report: DataReport, template: Template | Labelling, tokenizer:
             f"{report.train.empty + report.train.unanswered:,} training rows have no {missing} and are left out."
         )
     if report.train.masked:
-        warnings.append(f"{report.train.masked:,} training rows say not to train on any of their answers and are left out.")
+        warnings.append(
+            f"{report.train.masked:,} training rows say not to train on any of their answers and are left out."
+        )
     if report.train.same:
         warnings.append(f"{report.train.same:,} training pairs have two equal answers and are left out.")
     if isinstance(template, ChatTemplate):
