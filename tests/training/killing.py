@@ -18,7 +18,7 @@ def work(yaml: str, out: str, kill: str | None, go_on: bool) -> None:
     from graft.training import resume, train
 
     torch.set_num_threads(1)
-    plain, count = state.save_file, [0]
+    plain, count = state.save_tensors, [0]
 
     def killed(tensors: Any, path: Any) -> None:
         plain(tensors, path)
@@ -26,7 +26,7 @@ def work(yaml: str, out: str, kill: str | None, go_on: bool) -> None:
         if (kill == "first" and count[0] == 1) or (kill == "writing" and count[0] == 5):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    state.save_file = killed
+    state.save_tensors = killed
     if go_on:
         resume(Path(out), quiet=True)
     else:

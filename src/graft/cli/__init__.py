@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from graft.errors import GraftError
+from graft.utils.streams import outlasting
 from graft.version import __version__
 
 _PANELS = {
@@ -67,9 +68,10 @@ def _print_version(wanted: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line (of this process, unless arguments are given) and exit."""
-    try:
-        build()(args=list(arguments) if arguments is not None else None)
-    except GraftError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(2)
+    """Run the command line (of this process, unless arguments are given) and exit. A reader that goes away (`| head`) ends nothing."""
+    with outlasting():
+        try:
+            build()(args=list(arguments) if arguments is not None else None)
+        except GraftError as error:
+            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            sys.exit(2)

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from graft.data.datasets import TokenDataset
 from graft.data.report import DataReport
 from graft.utils.files import explain_write_errors
+from graft.utils.temporary import temporary
 
 Stored = tuple[TokenDataset, TokenDataset | None, DataReport]
 
@@ -59,7 +60,6 @@ def store(folder: Path, key: str, stored: Stored) -> None:
     """Write data to the cache, atomically. Raises `GraftError` if the disk is full."""
     train, validation, report = stored
     path = _path(folder, key)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     arrays = {f"train.{name}": array for name, array in _arrays(train).items()}
     if validation is not None:
         arrays |= {f"validation.{name}": array for name, array in _arrays(validation).items()}
@@ -71,11 +71,9 @@ def store(folder: Path, key: str, stored: Stored) -> None:
     }
     with explain_write_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(arrays, temporary, metadata=about)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with temporary(path) as fresh:
+            save_file(arrays, fresh, metadata=about)
+            os.replace(fresh, path)
 
 
 def fetch(folder: Path, key: str) -> tuple[Stored | None, str | None]:

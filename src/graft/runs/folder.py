@@ -1,9 +1,9 @@
 """The run folder: everything that a run writes. Its files are the only source for every reader.
 
-    config.yaml   lock.json   status.json   metrics.jsonl   events.jsonl   samples.jsonl
+    config.yaml   lock.json   status.json   metrics.jsonl   events.jsonl   samples.jsonl   .lock (claim.py)
     adapters/<name>/   checkpoints/<step>/   eval/<task>.<protocol-hash>/   jobs/ (commands.py)   aside/ (offloaded jobs)
 
-Files are replaced as a whole or appended line by line, so that a run that is killed at any moment leaves a readable folder.
+The names are in contents.py. Files are replaced as a whole or appended line by line, so that a run that is killed at any moment leaves a readable folder.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import GraftError
+from graft.runs.claim import claim, file_system, is_alive, is_claimed
+from graft.runs.contents import FOLDERS, delete_run, is_run, is_vacant
 from graft.utils.files import explain_write_errors, recover_dir, write_json_atomic
 from graft.utils.jsonl import JsonLines, read_json
 from graft.version import __version__
@@ -32,7 +34,7 @@ LOCKED = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyd
 
 
 class RunFolder:
-    """The folder of one run. Constructing the object touches no file; `create` makes the folder.
+    """The folder of one run. Constructing the object touches no file; `claim` makes the folder, and `create` makes it a run's.
 
     metrics, events and samples are `JsonLines`: `append(record)`, `read()`, `keep(predicate)`.
     """
@@ -95,23 +97,30 @@ class RunFolder:
             raise GraftError(f"{self.path} is not a run folder: {found}")
         return self
 
-    def create(self, overwrite: bool = False) -> RunFolder:
-        """Make the folder. A folder that holds a run is refused, or emptied if `overwrite`; any other must be empty."""
+    def claim(self, force: bool = False) -> AbstractContextManager[None]:
+        """Let nobody else train in this folder during a block of code (`graft.runs.claim`). force: for where locks say nothing."""
+        return claim(self.path, self.last_status(), force)
+
+    def check_vacant(self, overwrite: bool = False) -> None:
+        """Raise `GraftError`, and touch nothing, unless a new run may begin here: in an empty folder or, with `overwrite`, in a run's."""
         if self.path.exists() and not self.path.is_dir():
             raise GraftError(f"{self.path} is a file: name a folder for the run")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not (self.config_path.exists() or (self.path / "status.json").exists()):
-                raise GraftError(f"{self.path} holds files that are not a run: name a new or empty folder")
-            if not overwrite:
-                raise GraftError(
-                    f"{self.path} already holds a run: continue it with 'graft resume {self.path}', replace it with "
-                    "--overwrite, or name another folder"
-                )
-            if self.read_status().get("state") == "running":
-                raise GraftError(f"the run in {self.path} is still running: stop it first")
-            shutil.rmtree(self.path)
+        if is_vacant(self.path):
+            return
+        if not is_run(self.path):
+            raise GraftError(f"{self.path} holds files that are not a run: name a new or empty folder")
+        if not overwrite:
+            raise GraftError(
+                f"{self.path} already holds a run: continue it with 'graft resume {self.path}', replace it with "
+                "--overwrite, or name another folder"
+            )
+
+    def create(self, overwrite: bool = False) -> RunFolder:
+        """Make the folders of a new run. With `overwrite`, the files of a run that is there are deleted, and nothing else."""
+        self.check_vacant(overwrite)
         with explain_write_errors(self.path):
-            for folder in ("adapters", "checkpoints", "eval"):
+            delete_run(self.path)
+            for folder in FOLDERS:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
         return self
 
@@ -127,13 +136,26 @@ class RunFolder:
         write_json_atomic(self.path / "status.json", {**made, **record})
 
     def read_status(self) -> dict[str, Any]:
-        """Return the content of status.json (empty if there is none). The state is "killed" if it was running and its process is gone."""
-        path = self.path / "status.json"
-        status = read_json(path) if path.exists() else {}
-        here = status.get("host") == socket.gethostname()
-        if status.get("state") == "running" and here and not _alive(int(status.get("pid", 0))):
-            status["state"] = "killed"
+        """Return the content of status.json (empty if there is none). The state is "killed" if it was running and nobody trains there now."""
+        status = self._status()
+        if status.get("state") == "running":
+            claimed = is_claimed(self.path)
+            here = status.get("host") == socket.gethostname()
+            free = claimed is False and (here or file_system(self.path) is None)
+            if free or (claimed is None and here and not is_alive(status.get("pid"))):
+                status["state"] = "killed"
         return status
+
+    def last_status(self) -> dict[str, Any]:
+        """Return the content of status.json as the last process wrote it; empty if there is none, or if it cannot be read."""
+        try:
+            return self._status()
+        except (GraftError, OSError):
+            return {}
+
+    def _status(self) -> dict[str, Any]:
+        path = self.path / "status.json"
+        return read_json(path) if path.exists() else {}
 
     def lock(self, **facts: Any) -> None:
         """Write lock.json: versions, platform, git revision of the working directory, and the caller's facts (hashes)."""
@@ -180,7 +202,7 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
     if not folder.is_dir():
         raise GraftError(f"there is no folder {folder} to look for runs in")
     configs = sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + "config.yaml"))
-    return [RunFolder(path.parent) for path in configs if (path.parent / "status.json").exists()]
+    return [RunFolder(path.parent) for path in configs if is_run(path.parent)]
 
 
 def git_revision(folder: str | Path | None = None) -> dict[str, Any] | None:
@@ -204,13 +226,3 @@ def _devices() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -4,6 +4,7 @@
                        <job>.safetensors        the adapter as it trains, and its optimiser's moments
                        rng.safetensors          torch's generators
     checkpoints/last.json  best.json            pointers to steps
+                <step>.damaged/                 a checkpoint that could not be read when the run was resumed
 
 A folder is written under a temporary name, flushed to the disk and renamed. Nothing is ever unpickled.
 """
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from graft.attaching.saving import load_training_state, training_state
 from graft.errors import GraftError
+from graft.runs.contents import delete_unfinished
 from graft.runs.folder import RunFolder
 from graft.training.job import Job
+from graft.training.tensor_files import load_tensors, save_tensors
 from graft.utils.clock import timed
 from graft.utils.files import new_dir, write_json_atomic
 from graft.utils.jsonl import read_json
@@ -46,7 +48,7 @@ def save_checkpoint(
                 write_job(model, job, fresh / f"{job.name}.safetensors")
             else:
                 link(offloaded(folder, job), fresh / f"{job.name}.safetensors")
-        save_file(_generators(), fresh / "rng.safetensors")
+        save_tensors(_generators(), fresh / "rng.safetensors")
         state = {"step": step, "layout": layout, **more, "jobs": {job.name: job.state() for job in jobs}}
         write_json_atomic(fresh / "state.json", state)
     write_json_atomic(path.parent / "last.json", {"step": step})
@@ -61,7 +63,7 @@ def write_job(model: nn.Module, job: Job, path: Path) -> None:
     """Write all tensors of a job: its adapter as it trains, and the optimiser's moments."""
     tensors = {ADAPTER + name: tensor for name, tensor in training_state(model, job.name).items()}
     tensors |= {OPTIMISER + name: tensor for name, tensor in job.tensors().items()}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_tensors(tensors, path)
 
 
 def offload_dir(folder: RunFolder) -> Path:
@@ -86,7 +88,7 @@ def link(source: Path, target: Path) -> None:
 def verify_checkpoint(path: Path, model: nn.Module, jobs: Sequence[Job]) -> None:
     """Read a checkpoint back and compare its adapters with those in memory. Raises `GraftError` that names the tensor that differs."""
     for job in jobs:
-        stored = load_file(path / f"{job.name}.safetensors")
+        stored = load_tensors(path / f"{job.name}.safetensors")
         for name, tensor in training_state(model, job.name).items():
             if not torch.equal(stored[ADAPTER + name], tensor.cpu()):
                 raise GraftError(
@@ -95,8 +97,12 @@ def verify_checkpoint(path: Path, model: nn.Module, jobs: Sequence[Job]) -> None
 
 
 def read_state(folder: RunFolder, step: int) -> dict[str, Any]:
-    """Read state.json of a checkpoint."""
-    return read_json(folder.checkpoint_dir(step) / "state.json")
+    """Read state.json of a checkpoint. Raises `GraftError` if it is missing or damaged."""
+    path = folder.checkpoint_dir(step) / "state.json"
+    try:
+        return read_json(path)
+    except OSError as error:
+        raise GraftError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job], step: int) -> dict[str, Any]:
@@ -117,30 +123,60 @@ def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job],
                     f"{folder.path} cannot be resumed: the {key} of '{job.name}' changed since (then {own[key]}, now {here}). "
                     "Undo the change, or start a new run with train.init_from"
                 )
-        stored = load_file(path / f"{job.name}.safetensors")
+        stored = load_tensors(path / f"{job.name}.safetensors")
         load_training_state(model, job.name, with_prefix(stored, ADAPTER))
         job.restore(own, with_prefix(stored, OPTIMISER))
-    _set_generators(load_file(path / "rng.safetensors"))
+    _set_generators(load_tensors(path / "rng.safetensors"))
     return state
 
 
 @timed("checkpoints")
 def restore_adapter(folder: RunFolder, model: nn.Module, name: str, step: int) -> None:
     """Load one adapter's tensors from a checkpoint."""
-    stored = load_file(folder.checkpoint_dir(step) / f"{name}.safetensors")
+    stored = load_tensors(folder.checkpoint_dir(step) / f"{name}.safetensors")
     load_training_state(model, name, with_prefix(stored, ADAPTER))
 
 
+def newest(folder: RunFolder) -> tuple[int | None, list[str]]:
+    """Return the step of the newest checkpoint that is whole, and a sentence for each newer one, which is renamed to <step>.damaged.
+
+    Without any checkpoint the step is None. Raises `GraftError`, and renames nothing, if there are checkpoints but none is whole.
+    """
+    damaged: dict[int, str] = {}
+    for step in reversed(folder.checkpoints()):
+        try:
+            _check(folder, step)
+        except GraftError as error:
+            damaged[step] = str(error)
+            continue
+        for other in damaged:
+            path = folder.checkpoint_dir(other)
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        return step, [f"Checkpoint {other} is damaged: {reason}. The run goes on from step {step}." for other, reason in damaged.items()]
+    if damaged:
+        reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise GraftError(
+            f"{folder.path} cannot be resumed, because none of its checkpoints can be read ({reasons}). Train it again with --overwrite"
+        )
+    return None, []
+
+
+def _check(folder: RunFolder, step: int) -> None:
+    """Raise `GraftError` unless all files of a checkpoint, and those of the best weights that it points to, are there and whole."""
+    path, state = folder.checkpoint_dir(step), read_state(folder, step)
+    lacking = [key for key in ("step", "layout", "jobs", "orders", "losses") if key not in state]
+    if lacking:
+        raise GraftError(f"{path / 'state.json'} has no {', '.join(lacking)}")
+    load_tensors(path / "rng.safetensors")
+    for name, job in state["jobs"].items():
+        for at in {step, job.get("best_at") or step}:
+            load_tensors(folder.checkpoint_dir(at) / f"{name}.safetensors")
+
+
 def tidy(folder: RunFolder) -> None:
-    """Remove what a killed process left half written."""
-    for place, pattern in (
-        ("checkpoints", ".*.tmp"),
-        ("checkpoints", ".*.old"),
-        ("adapters", ".*.tmp"),
-        (".", "aside"),
-    ):
-        for path in (folder.path / place).glob(pattern):
-            shutil.rmtree(path)
+    """Remove what a killed process left: half-written files, and the jobs that it had offloaded, which are in the checkpoint too."""
+    delete_unfinished(folder.path)
+    shutil.rmtree(offload_dir(folder), ignore_errors=True)
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

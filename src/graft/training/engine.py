@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -120,7 +120,7 @@ class Engine:
         except NonFinite as error:
             self._record_failure(error, batch=str(save_failed_batch(self.folder, error)))
             raise
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:
             self._record_failure(error)
             raise
         finally:
@@ -281,7 +281,8 @@ class Engine:
         return state
 
     def _record_failure(self, error: BaseException, **facts: Any) -> None:
-        """Note in events and status that the run failed."""
+        """Note in events and status that the run failed. Where even that cannot be written, the error itself matters more."""
         said = str(error) or type(error).__name__
-        self.recorder.event("failed", step=self.step, error=said, **facts)
-        self.recorder.status(self.step, "failed", error=said, **facts)
+        with suppress(GraftError, OSError):
+            self.recorder.event("failed", step=self.step, error=said, **facts)
+            self.recorder.status(self.step, "failed", error=said, **facts)

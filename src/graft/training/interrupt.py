@@ -1,4 +1,8 @@
-"""SIGINT (Ctrl-C) and SIGTERM end a run after its current step, with everything saved; a second one ends it at once."""
+"""SIGINT (Ctrl-C), SIGTERM and SIGHUP end a run after its current step, with everything saved; a second one ends it at once.
+
+SIGHUP says that the terminal is gone. It comes once from the shell and once from the system, so a second one means nothing; and where it is
+ignored (nohup), it stays so.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ class Interrupt:
         self.asked = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number != signal.SIGHUP:
             raise KeyboardInterrupt
         self.asked = True
 
@@ -26,7 +30,10 @@ class Interrupt:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        caught = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            caught.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._handle) for number in caught}
         try:
             yield self
         finally:

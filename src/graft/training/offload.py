@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from graft.attaching.parameters import tensors
@@ -18,8 +17,10 @@ from graft.runs.folder import RunFolder
 from graft.training.checkpoints import ADAPTER, OPTIMISER, offloaded, with_prefix, write_job
 from graft.training.job import Job
 from graft.training.optim import restore_optimizer
+from graft.training.tensor_files import load_tensors
 from graft.utils.clock import timed
 from graft.utils.files import explain_write_errors
+from graft.utils.temporary import temporary
 
 
 @timed("checkpoints")
@@ -29,11 +30,11 @@ def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     The file is new each time, never changed in place: checkpoints may have hard links to an older one.
     """
     path = offloaded(folder, job)
-    fresh = path.with_name(f".{path.name}.tmp")
     with explain_write_errors(path):
         path.parent.mkdir(exist_ok=True)
-        write_job(model, job, fresh)
-        os.replace(fresh, path)
+        with temporary(path) as fresh:
+            write_job(model, job, fresh)
+            os.replace(fresh, path)
     for _, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         tensor.grad = None
@@ -45,7 +46,7 @@ def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
 @timed("checkpoints")
 def reload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     """Load an offloaded job's tensors back into memory."""
-    stored = load_file(offloaded(folder, job))
+    stored = load_tensors(offloaded(folder, job))
     own = with_prefix(stored, ADAPTER)
     for name, tensor in tensors(unwrapped(model), state_of(model), job.name):
         tensor.data = own[name].to(tensor.device)

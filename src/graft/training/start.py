@@ -1,8 +1,9 @@
-"""Begin a run and resume one: `train` and `resume`, what they announce, and the adapter folders that they write."""
+"""Begin a run: `train`, what a run leaves before its first step, and what it announces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,8 @@ from graft.config import AnyRun, RunConfig
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.errors import GraftError
 from graft.kernels import chosen
-from graft.runs.commands import CommandQueue
 from graft.runs.folder import RunFolder
 from graft.training.assembly import JobParts, RunParts, build, build_job
-from graft.training.checkpoints import read_state, tidy
 from graft.training.engine import Engine
 from graft.training.job import Job
 from graft.training.objectives import reference_of
@@ -24,74 +23,75 @@ from graft.training.publishing import publish
 from graft.training.records.progress import Reporter
 from graft.training.records.trackers import check_installed, trackers
 from graft.training.settings import Settings
+from graft.utils.streams import outlasting
 
 
-def train(config: AnyRun, out: str | Path, *, overwrite: bool = False, quiet: bool = False) -> RunFolder:
-    """Train what a configuration describes, in a run folder that does not exist yet (or is replaced, with `overwrite`).
+def train(
+    config: AnyRun, out: str | Path, *, overwrite: bool = False, force: bool = False, quiet: bool = False
+) -> RunFolder:
+    """Train what a configuration describes, in a run folder that is new or empty (or replaced, with `overwrite`).
 
-    The folder is made after base, data and adapters, so a mistake in them leaves no folder. Ctrl-C saves and returns; status.json then
-    says "stopped".
+    A mistake in base, data or adapters leaves the folder as it was. Ctrl-C saves and returns; status.json then says "stopped". force: go
+    on where the file system cannot say whether another process trains there.
 
     Raises `GraftError` for the user's mistakes and, in a run of one job, for a loss that is not finite. Among several jobs, the one that
     fails is noted in status.json, and the others go on.
     """
     folder = RunFolder(out)
-    if folder.path.exists() and not overwrite:
-        folder.create()  # refuse before anything is loaded
-    parts = build(config)
-    check_installed(config.common().loggers)
-    chosen(config.common().kernels, parts.base.device)
-    folder.create(overwrite)
-    folder.write_config(config)
+    folder.check_vacant(overwrite)  # touches nothing, which a claim would
+    with folder.claim(force):
+        folder.check_vacant(overwrite)  # again, since another process may have trained there until now
+        parts = build(config)
+        check_installed(config.common().loggers)
+        chosen(config.common().kernels, parts.base.device)
+        folder.create(overwrite)
+        with failure_noted(folder):
+            write_facts(parts, folder)
+            folder.write_config(config)
+            folder.status({"state": "running", "step": 0, "jobs": {}})
+            write_beginning(parts, folder)
+            run_parts(parts, folder, None, quiet)
+    return folder
+
+
+def write_facts(parts: RunParts, folder: RunFolder) -> None:
+    """Write lock.json, by which the folder is known as a run's."""
     data = {part.job.name: part.data for part in parts.members}
     folder.lock(
         base=parts.base.identity,
         data=_one_or_each({name: each.train.digest for name, each in data.items()}),
         template=_one_or_each({name: each.template.digest for name, each in data.items()}),
     )
+
+
+def write_beginning(parts: RunParts, folder: RunFolder) -> None:
+    """Write what a run leaves before its first step."""
     for part in parts.members:
         _write_samples(folder, part, parts.base.tokenizer)
         _keep_reference(folder, parts, part.job)
-    _run(parts, folder, None, quiet)
-    return folder
 
 
-def resume(run: RunFolder | str | Path, *, quiet: bool = False) -> RunFolder:
-    """Continue a run from its last checkpoint; a run that was killed before its first checkpoint begins again.
-
-    Metrics from after the checkpoint are removed, since the steps are taken again, on a CPU with the same numbers bit for bit.
-    Raises `GraftError` for a folder without a run, a run that is still running, and data that changed since.
-    """
-    folder = (run if isinstance(run, RunFolder) else RunFolder(run)).existing()
-    ended = folder.read_status().get("state")
-    if ended == "running":
-        raise GraftError(f"the run in {folder.path} is still running")
-    config, queue = folder.config, CommandQueue(folder.path)
-    tidy(folder)
-    steps = folder.checkpoints()
-    if ended == "finished" and steps and folder.adapters() and not queue.pending():
-        Reporter(0, quiet=quiet).say(f"The run in {folder.path} is finished: there is nothing to resume.")
-        return folder
-    last = steps[-1] if steps else 0
-    if not last:
-        parts = build(config, begun=folder)
-    else:
-        state = read_state(folder, last)
-        parts = build(config, state["jobs"], folder)
-        # The configuration names the jobs of the beginning; those submitted later are in the journal of commands.
-        for command in queue.journal.read()[: state["orders"]]:
-            if command["do"] == "submit" and command["job"] in state["jobs"]:
-                build_job(parts, command["job"], command["config"], folder)
-    folder.metrics.keep(lambda line: line["step"] <= last)
-    _run(parts, folder, last or None, quiet)
-    return folder
+@contextmanager
+def failure_noted(folder: RunFolder) -> Iterator[None]:
+    """Note in status.json whatever ends a block of code, where the engine has not. A folder that is gone is named."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, OSError) and not folder.config_path.exists():
+            raise GraftError(f"the run folder {folder.path} was moved or deleted while its run trained") from error
+        status = folder.last_status()
+        if status.get("state") in (None, "running") and folder.config_path.exists():
+            step, jobs, said = status.get("step", 0), status.get("jobs", {}), str(error) or type(error).__name__
+            with suppress(GraftError, OSError):  # the error itself matters more
+                folder.status({"state": "failed", "step": step, "jobs": jobs, "error": said})
+        raise
 
 
 def _one_or_each(values: dict[str, str]) -> str | dict[str, str]:
     return next(iter(values.values())) if len(values) == 1 else values
 
 
-def _run(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool) -> None:
+def run_parts(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool) -> None:
     """Train these parts to the end, from the start or from a checkpoint."""
     config, common = parts.config, parts.config.common()
     settings = Settings(
@@ -118,9 +118,10 @@ def _run(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool
         trackers(common.loggers, folder.path, config.model_dump(mode="json")),
         lambda name, given: _submitted(parts, folder, name, given),
     )
-    for part in parts.members:
-        _announce(parts, part, folder, reporter, checkpoint)
-    engine.run(checkpoint)
+    with outlasting():
+        for part in parts.members:
+            _announce(parts, part, folder, reporter, checkpoint)
+        engine.run(checkpoint)
 
 
 def _submitted(parts: RunParts, folder: RunFolder, name: str, given: Mapping[str, Any]) -> Job:
@@ -168,7 +169,8 @@ def reference_note(config: RunConfig) -> str | None:
 
 
 def _write_samples(folder: RunFolder, part: JobParts, tokenizer: Any) -> None:
-    """Append the first three samples to samples.jsonl, as the model sees them and with what is trained on."""
+    """Write the first three samples of a job to samples.jsonl, as the model sees them and with what is trained on."""
+    folder.samples.keep(lambda line: line["job"] != part.job.name)  # of the same job, before the run was resumed
     for index in range(min(3, len(part.data.train))):
         example = part.data.train[index]
         folder.samples.append(

@@ -1,7 +1,7 @@
 """Atomic writing: neither a reader nor a crash nor a full disk ever leaves half a file.
 
-A file or folder is written under a temporary name beside its place, flushed to the disk, and renamed. A full disk is for the user to fix,
-so it becomes a `GraftError`; the old file or folder then stays as it was.
+A file or folder is written under a temporary name beside its place (`temporary.py`), flushed to the disk, and renamed. A full disk is for
+the user to fix, so it becomes a `GraftError`; the old file or folder then stays as it was.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import GraftError
+from graft.utils.temporary import temporary
 
 _USER_FIXABLE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "no permission to write there",
+    errno.EPERM: "the system does not permit it",
+    errno.EFBIG: "no file may grow so large here (see ulimit -f)",
+    errno.EMFILE: "too many files are open (see ulimit -n)",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EIO: "the disk reports an error",
+    errno.ESTALE: "the network file system has lost it",
 }
 
 
@@ -35,17 +44,20 @@ def explain_write_errors(path: str | Path) -> Iterator[None]:
         reason = _USER_FIXABLE.get(error.errno or 0)
         if reason is None:
             raise
-        raise GraftError(f"cannot write {error.filename or path}: {reason}{_space_left(Path(path))}") from error
+        raise GraftError(f"cannot write {error.filename or path}: {reason}{_after(error.errno, Path(path))}") from error
     except Exception as error:
         # safetensors wraps the system's error in a type of its own that is not an OSError.
-        if type(error).__name__ != "SafetensorError" or f"os error {errno.ENOSPC}" not in str(error):
+        found = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if found is None or (reason := _USER_FIXABLE.get(int(found[1]))) is None:
             raise
-        raise GraftError(f"cannot write {path}: {_USER_FIXABLE[errno.ENOSPC]}{_space_left(Path(path))}") from error
+        raise GraftError(f"cannot write {path}: {reason}{_after(int(found[1]), Path(path))}") from error
 
 
-def _space_left(path: Path) -> str:
-    there = next((parent for parent in [path, *path.parents] if parent.exists()), Path("/"))
-    return f" ({shutil.disk_usage(there).free / 1e6:.1f} MB free). Nothing there was changed."
+def _after(number: int | None, path: Path) -> str:
+    """What follows the reason: how much space is left, where that is the reason, and that the old file stays."""
+    there = next((parent for parent in [path, *path.parents] if os.path.exists(parent)), Path("/"))
+    full = number in (errno.ENOSPC, errno.EDQUOT)
+    return (f" ({shutil.disk_usage(there).free / 1e6:.1f} MB free)" if full else "") + ". Nothing there was changed."
 
 
 def sync(path: Path) -> None:
@@ -60,16 +72,13 @@ def sync(path: Path) -> None:
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Replace a text file as a whole. Raises `GraftError` if the disk is full; the old file then stays."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explain_write_errors(path):
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
+        with temporary(path) as fresh:
+            with open(fresh, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            os.replace(fresh, path)
         sync(path.parent)
 
 
@@ -107,17 +116,9 @@ def new_dir(final: str | Path) -> Iterator[Path]:
     temporary folder is removed and `final` stays as it was.
     """
     final = Path(final)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    with explain_write_errors(final):
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-            replace_dir_atomic(temporary, final)
-        finally:
-            if temporary.exists():
-                shutil.rmtree(temporary)
+    with explain_write_errors(final), temporary(final, folder=True) as fresh:
+        yield fresh
+        replace_dir_atomic(fresh, final)
 
 
 def replace_dir_atomic(temporary: str | Path, final: str | Path) -> None:

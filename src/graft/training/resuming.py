@@ -1,0 +1,89 @@
+"""Resume a run: from its last checkpoint that is whole, on the same base and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from graft.errors import GraftError
+from graft.runs.commands import CommandQueue
+from graft.runs.contents import is_run
+from graft.runs.folder import RunFolder
+from graft.training.assembly import RunParts, build, build_job
+from graft.training.checkpoints import newest, read_state, tidy
+from graft.training.records.progress import Reporter
+from graft.training.start import failure_noted, run_parts, write_beginning, write_facts
+from graft.utils.jsonl import read_json
+
+
+def resume(run: RunFolder | str | Path, *, force: bool = False, quiet: bool = False) -> RunFolder:
+    """Continue a run from its last checkpoint; a run that was killed before its first checkpoint begins again.
+
+    Metrics from after the checkpoint are removed, since the steps are taken again, on a CPU with the same numbers bit for bit. If the
+    last checkpoint is damaged, the run continues from the one before. force: as in `train`.
+    Raises `GraftError` for a folder without a run, a run that is still running, and a base or data that changed since.
+    """
+    folder = (run if isinstance(run, RunFolder) else RunFolder(run)).existing()
+    if not is_run(folder.path):
+        raise GraftError(
+            f"{folder.path} is not a run folder: its config.yaml is no run's, for there is neither a lock.json nor a status.json of Graft"
+        )
+    with folder.claim(force), failure_noted(folder):
+        _resume(folder, quiet)
+    return folder
+
+
+def _resume(folder: RunFolder, quiet: bool) -> None:
+    reporter, queue = Reporter(0, quiet=quiet), CommandQueue(folder.path)
+    tidy(folder)
+    if _is_done(folder, queue):
+        reporter.say(f"The run in {folder.path} is finished: there is nothing to resume.")
+        return
+    last, notes = newest(folder)
+    for note in notes:
+        reporter.say(note)
+    if last is None:
+        parts = build(folder.config, begun=folder)
+        _check_base(parts, folder)
+        write_facts(parts, folder)
+        write_beginning(parts, folder)
+    else:
+        state = read_state(folder, last)
+        parts = build(folder.config, state["jobs"], folder)
+        _check_base(parts, folder)
+        # The configuration names the jobs of the beginning; those submitted later are in the journal of commands.
+        for command in queue.journal.read()[: state["orders"]]:
+            if command["do"] == "submit" and command["job"] in state["jobs"]:
+                build_job(parts, command["job"], command["config"], folder)
+    folder.metrics.keep(lambda line: line["step"] <= (last or 0))
+    run_parts(parts, folder, last, quiet)
+
+
+def _is_done(folder: RunFolder, queue: CommandQueue) -> bool:
+    """Whether a run is finished, with nothing left to do. Raises `GraftError` for a run whose checkpoints were deleted: from its first step
+    on it has some, and to begin again would replace what it has learnt."""
+    finished, steps = folder.last_status().get("state") == "finished", folder.checkpoints()
+    if finished and not queue.pending() and (folder.adapters() or not steps):
+        return True
+    taken = max((line["step"] for line in folder.metrics.read()), default=0)
+    if not steps and (finished or taken > 1):
+        raise GraftError(
+            f"{folder.path} cannot be resumed: it took {taken} steps, but its checkpoints are gone. Train it again with --overwrite, or in "
+            "a new folder"
+        )
+    return False
+
+
+def _check_base(parts: RunParts, folder: RunFolder) -> None:
+    """Raise `GraftError` if the base is not the one that lock.json says the run began with."""
+    path = folder.path / "lock.json"
+    began = read_json(path).get("base") if path.exists() else None
+    if began is None:
+        return
+    now = parts.base.identity
+    differing = [key for key in ("class", "shape", "digest") if began.get(key) and now.get(key) and began[key] != now[key]]
+    if differing:
+        key = differing[0]
+        raise GraftError(
+            f"{folder.path} cannot be resumed: its base has changed since it began ({key} {began[key]} then, {now[key]} now, of "
+            f"{parts.base.name}). Put the old base back, or start a new run with train.init_from"
+        )
