@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def half(world: Path, tmp_path: Path) -> Path:
+def half(world: Path, tmp_path: Path) -> Iterator[Path]:
     """A run folder in which one job trains and the other has ended."""
     from graft.config import load_run
 
@@ -44,7 +45,8 @@ def half(world: Path, tmp_path: Path) -> Path:
         "two": {"state": "finished", "step": 2, "ended": "finished", **common},
     }
     folder.status({"state": "running", "step": 1, "jobs": jobs})
-    return folder.path
+    with folder.claim():
+        yield folder.path
 
 
 def graft(*words: Any) -> int:

@@ -140,8 +140,10 @@ def test_a_run_that_is_still_running_is_refused(unbroken: Path, tmp_path: Path) 
     folder = RunFolder(tmp_path / "run").create()
     folder.write_config(RunFolder(unbroken).config)
     folder.status({"state": "running"})
-    with pytest.raises(GraftError, match="is still running"):
+    before = (folder.path / "status.json").read_bytes()
+    with folder.claim(), pytest.raises(GraftError, match="is still running"):
         resume(folder)
+    assert (folder.path / "status.json").read_bytes() == before
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_run_folder_holds_all_that_a_run_leaves(configured: Callable[..., RunC
     folder = train(configured(data={"validation": 4}), tmp_path / "run", quiet=True)
     there = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
     assert there == {
-        "config.yaml", "lock.json", "status.json", "metrics.jsonl", "events.jsonl", "samples.jsonl",
+        ".lock", "config.yaml", "lock.json", "status.json", "metrics.jsonl", "events.jsonl", "samples.jsonl",
         "adapters/lora/adapter_config.json", "adapters/lora/adapter_model.safetensors", "adapters/lora/template.json",
         "adapters/lora/README.md", "checkpoints/last.json", "checkpoints/best.json",
         *(f"checkpoints/{step:06d}/{file}" for step in (1, 3) for file in ("state.json", "lora.safetensors", "rng.safetensors")),

@@ -24,6 +24,13 @@ Changes = Annotated[
         show_default=False,
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Train even where a network file system cannot say whether another process trains in the folder.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 STOPPED = 130

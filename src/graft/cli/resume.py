@@ -1,4 +1,4 @@
-"""graft resume: continue a run that was stopped or killed."""
+"""graft resume: continue a run from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.common import AsJson, finish
+from graft.cli.common import AsJson, Force, finish
 
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a run that was stopped or killed, from its last checkpoint."""
+    """Continue a run from its last checkpoint, after it was stopped or killed."""
     from graft.training import resume
 
-    finish(resume(run), as_json)
+    finish(resume(run, force=force), as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.common import AsJson, Changes, Target, finish, run_config
+from graft.cli.common import AsJson, Changes, Force, Target, finish, run_config
 
 
 def command(
@@ -18,8 +18,9 @@ def command(
         typer.Option("--out", "-o", help="Run folder to write. Default: runs/<name of the YAML>.", show_default=False),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run that is already in the folder.")
+        bool, typer.Option("--overwrite", help="Replace a run that is already in the folder. Other files there stay.")
     ] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the adapter, or the jobs, that a YAML file describes, and write a run folder.
@@ -31,4 +32,4 @@ def command(
         raise typer.BadParameter("to train the run of a run folder again, name a new folder", param_hint="--out")
     from graft.training import train
 
-    finish(train(config, out or Path("runs") / target.stem, overwrite=overwrite), as_json)
+    finish(train(config, out or Path("runs") / target.stem, overwrite=overwrite, force=force), as_json)

@@ -38,7 +38,7 @@ _FILES = {
     "eval": (),
     "": _TOP,
 }
-"""Folder -> the names of a run's files in it, as glob patterns, in the order in which they are deleted: what the run is known by goes last."""
+"""Folder -> the names of a run's files in it, as glob patterns. They are deleted in this order: what the run is known by goes last."""
 _UNFINISHED = (
     *(f".{name}.*.tmp" for name in (*_TOP, "failed_batch*")),
     *(f"{place}/.*.{end}" for place in ("adapters", "references", "checkpoints") for end in ("tmp", "old")),

@@ -3,7 +3,8 @@
     config.yaml   lock.json   status.json   metrics.jsonl   events.jsonl   samples.jsonl   .lock (claim.py)
     adapters/<name>/   checkpoints/<step>/   eval/<task>.<protocol-hash>/   jobs/ (commands.py)   aside/ (offloaded jobs)
 
-The names are in contents.py. Files are replaced as a whole or appended line by line, so that a run that is killed at any moment leaves a readable folder.
+The names are in contents.py. Files are replaced as a whole or appended line by line, so that a run that is killed at any moment leaves a
+readable folder.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class RunFolder:
         write_json_atomic(self.path / "status.json", {**made, **record})
 
     def read_status(self) -> dict[str, Any]:
-        """Return the content of status.json (empty if there is none). The state is "killed" if it was running and nobody trains there now."""
+        """Return the content of status.json (empty if there is none). A run that was running and that nobody trains now is "killed"."""
         status = self._status()
         if status.get("state") == "running":
             claimed = is_claimed(self.path)

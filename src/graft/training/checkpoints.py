@@ -152,7 +152,10 @@ def newest(folder: RunFolder) -> tuple[int | None, list[str]]:
         for other in damaged:
             path = folder.checkpoint_dir(other)
             path.rename(path.with_name(f"{path.name}.damaged"))
-        return step, [f"Checkpoint {other} is damaged: {reason}. The run goes on from step {step}." for other, reason in damaged.items()]
+        return step, [
+            f"Checkpoint {other} is damaged: {reason}. The run goes on from step {step}."
+            for other, reason in damaged.items()
+        ]
     if damaged:
         reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
         raise GraftError(

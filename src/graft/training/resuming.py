@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from graft.attaching.fingerprint import other_base
 from graft.errors import GraftError
+from graft.injection.state import state_of
 from graft.runs.commands import CommandQueue
 from graft.runs.contents import is_run
 from graft.runs.folder import RunFolder
@@ -79,11 +81,8 @@ def _check_base(parts: RunParts, folder: RunFolder) -> None:
     began = read_json(path).get("base") if path.exists() else None
     if began is None:
         return
-    now = parts.base.identity
-    differing = [key for key in ("class", "shape", "digest") if began.get(key) and now.get(key) and began[key] != now[key]]
-    if differing:
-        key = differing[0]
+    if (difference := other_base(began, parts.base.model, state_of(parts.base.model))) is not None:
         raise GraftError(
-            f"{folder.path} cannot be resumed: its base has changed since it began ({key} {began[key]} then, {now[key]} now, of "
-            f"{parts.base.name}). Put the old base back, or start a new run with train.init_from"
+            f"{folder.path} cannot be resumed: its base, {parts.base.name}, has changed since it began: {difference}. Put the old base "
+            "back, or start a new run with train.init_from"
         )
