@@ -193,7 +193,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), m
 TRICKY = st.sampled_from(
     ["no", "null", "1e-4", "12", "~", "true", "a: b", "- a", "#x", " x ", "a\nb", "é 日本", "'", '"']
 )
-SOURCES = st.builds(SourceConfig, path=TEXTS, weight=st.floats(0.01, 9), limit=st.none() | st.integers(1))
+SOURCES = st.builds(SourceConfig, path=TEXTS, weight=st.floats(0.01, 9), limit=st.none() | st.integers(1, 2**63 - 1))
 
 
 @settings(max_examples=40, deadline=None)

@@ -34,10 +34,10 @@ Legend: [..., I] input features, [..., O] output features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
 
 from graft.adapters.surroundings import Surroundings
@@ -45,16 +45,40 @@ from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
 from graft.ops.low_rank_update import LowRankUpdate
 from graft.routing.context import AdapterContext
+from graft.utils.strict import Strict, described
 
 
 class CannotFold(GraftError):
     """An adapter cannot be merged, because no weights of the base compute the same."""
 
 
-class AdapterConfig(BaseModel):
-    """What the user writes about one adapter. It is frozen, and an unknown field is an error."""
+class AdapterConfig(Strict):
+    """What the user writes about one adapter. It is frozen, an unknown field is an error, and types are not converted.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    Raises `GraftError` for a field that is unknown or has a wrong value.
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            kind = type(self).model_fields["kind"].default
+            raise GraftError(f"adapter kind '{kind}': {described(error, type(self).model_fields)}") from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        """Turn the lists of YAML and JSON into the tuples that fields hold."""
+        if not isinstance(value, Mapping):
+            return value
+        tuples = {
+            name
+            for name, field in cls.model_fields.items()
+            if tuple in map(get_origin, (field.annotation, *get_args(field.annotation)))
+        }
+        return {
+            name: tuple(given) if isinstance(given, list) and name in tuples else given for name, given in value.items()
+        }
 
     # Every kind writes these.
 

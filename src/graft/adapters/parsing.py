@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from graft.adapters.base import AdapterConfig
 from graft.adapters.presets import Preset, preset
 from graft.adapters.registry import entries, kind_class
@@ -21,11 +19,11 @@ def parse(value: Any) -> AdapterConfig | Preset:
     if isinstance(value, AdapterConfig | Preset):
         return value
     if isinstance(value, str):
-        return kind_class(value).model_validate({}) if value in entries() else preset(value)
+        return kind_class(value)() if value in entries() else preset(value)
     if isinstance(value, Mapping):
         return _parse_mapping(dict(value))
     if isinstance(value, Sequence):
-        return kind_class("stack").model_validate({"adapters": tuple(value)})
+        return kind_class("stack")(adapters=tuple(value))
     raise GraftError(
         f"an adapter is a config, a preset's name, a mapping or a list of these; given {type(value).__name__}: {value!r}"
     )
@@ -44,12 +42,6 @@ def _parse_mapping(value: dict[str, Any]) -> AdapterConfig | Preset:
         if key not in config.model_fields:
             known = ", ".join(config.model_fields)
             raise GraftError(
-                f"adapter kind '{kind}' has no field '{key}'.{did_you_mean(key, config.model_fields)} It has: {known}"
+                f"adapter kind '{kind}' has no field '{key}'.{did_you_mean(str(key), config.model_fields)} It has: {known}"
             )
-    try:
-        return config.model_validate(value)
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (given {item['input']!r})" for item in error.errors()
-        ]
-        raise GraftError(f"adapter kind '{kind}': " + "; ".join(lines)) from error
+    return config(**value)

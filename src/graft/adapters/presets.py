@@ -70,33 +70,37 @@ class Preset(BaseModel):
         """Return the config for a model that has these sites."""
         entry = _PRESETS[self.preset]
         filled = [self._filled(part, site_names) for part in (entry if isinstance(entry, list) else [entry])]
-        parts = tuple(kind_class(part["kind"]).model_validate(part) for part in filled)
-        return parts[0] if len(parts) == 1 else kind_class("stack").model_validate({"adapters": parts})
+        parts = tuple(kind_class(part["kind"])(**part) for part in filled)
+        return parts[0] if len(parts) == 1 else kind_class("stack")(adapters=parts)
 
     def _filled(self, part: Mapping[str, Any], site_names: frozenset[str]) -> dict[str, Any]:
         """Apply the user's changes to one part, and fill in the sites that depend on the family."""
         own = _fields_of(part["kind"])  # a change of `tokens` reaches the prefix of MAM and not its bottleneck
         filled = {**part, **{key: value for key, value in self.changes.items() if key in own}}
         if isinstance(filled.get("sites"), str):
-            filled["sites"] = filled["sites"].format(
-                qkv="attn.qkv" if "attn.qkv" in site_names else "attn.q attn.k attn.v",
-                into_mlp="mlp.gate mlp.up" if "mlp.gate" in site_names else "mlp.up",
-            )
+            qkv = "attn.qkv" if "attn.qkv" in site_names else "attn.q attn.k attn.v"
+            into_mlp = "mlp.gate mlp.up" if "mlp.gate" in site_names else "mlp.up"
+            filled["sites"] = filled["sites"].replace("{qkv}", qkv).replace("{into_mlp}", into_mlp)
         return filled
 
 
-def preset(name: str, changes: Mapping[str, Any] | None = None) -> Preset:
-    """Return a preset with changes. Raises `GraftError`, with the nearest name, for an unknown preset or field."""
-    if name not in _PRESETS:
-        raise GraftError(f"unknown preset '{name}'.{did_you_mean(name, _PRESETS)} There are: {', '.join(_PRESETS)}")
+def preset(name: Any, changes: Mapping[str, Any] | None = None) -> Preset:
+    """Return a preset with changes.
+
+    Raises `GraftError` for an unknown preset or field, with the nearest name, and for a wrong value of a field.
+    """
+    if not isinstance(name, str) or name not in _PRESETS:
+        raise GraftError(f"unknown preset '{name}'.{did_you_mean(str(name), _PRESETS)} There are: {', '.join(_PRESETS)}")
     entry, changes = _PRESETS[name], dict(changes or {})
     fields = {field for part in (entry if isinstance(entry, list) else [entry]) for field in _fields_of(part["kind"])}
     for key in changes:
         if key not in fields:
             raise GraftError(
-                f"preset '{name}' has no field '{key}'.{did_you_mean(key, fields)} It has: {', '.join(sorted(fields))}"
+                f"preset '{name}' has no field '{key}'.{did_you_mean(str(key), fields)} It has: {', '.join(sorted(fields))}"
             )
-    return Preset(preset=name, changes=changes)
+    found = Preset(preset=name, changes=changes)
+    found.resolve(frozenset())  # raises for a wrong value
+    return found
 
 
 def _fields_of(kind: str) -> set[str]:

@@ -103,15 +103,13 @@ def _of_packages() -> dict[str, Entry]:
 
 def kind_class(kind: Any) -> type[AdapterConfig]:
     """Return the config class of a kind. Raises `GraftError` for an unknown kind, with the nearest name, or if it cannot be imported."""
-    if kind in _registered:
-        return _registered[kind]
     known = entries()
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise GraftError(
             f"unknown adapter kind '{kind}'.{did_you_mean(str(kind), known)} There are: {', '.join(known)}. "
             "To use a kind of another package, install it, or register the kind with graft.register"
         )
-    return _imported(kind, known[kind])
+    return _registered.get(kind) or _imported(kind, known[kind])
 
 
 @functools.cache

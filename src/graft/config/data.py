@@ -87,7 +87,7 @@ class DataConfig(Section):
     """What to do with a longer sample: stop with an error, drop it, or cut its prompt. An answer is never cut."""
     train_on: Literal["completion", "last", "all"] = "completion"
     """Tokens that count in the loss: every answer, the last answer, or all tokens (prompts too)."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the split into training and validation data."""
     cache: bool = True
     """Whether to keep the tokenised data between runs, under a hash of data, tokenizer and template."""

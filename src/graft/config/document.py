@@ -7,14 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
+from graft.config.yaml_values import Key, KeyPath, check_number, read_yaml_text, yaml_values
 from graft.errors import GraftError, did_you_mean
-
-Key = str | int
-KeyPath = tuple[Key, ...]
 
 
 def dotted(path: Iterable[Key]) -> str:
@@ -116,10 +110,7 @@ def _parse_value(written: str, text: str) -> Any:
 
     `system=Say: no #1` is the text "Say: no #1", although YAML reads it as the mapping {Say: no} with a comment.
     """
-    try:
-        value = _plain(YAML(typ="rt").load(written), (), "", {}, 0)
-    except YAMLError as error:
-        raise GraftError(f"'{text}': the value is not YAML ({_reason(error)})") from error
+    value, _ = yaml_values(written, f"'{text}'", is_file=False)
     written = written.strip()
     block = isinstance(value, (dict, list)) and written[0] not in "{["
     bare = isinstance(value, str) and written[0] not in "'\""
@@ -179,52 +170,17 @@ def read_document(source: str | Path | Mapping[str, Any], described: str = A_RUN
     """
     if isinstance(source, Mapping):
         return Document("the configuration", _copied(source))
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise GraftError(f"there is no file {path}") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
-        raise GraftError(f"cannot read {path} as a YAML file: {error}") from error
-    places: dict[KeyPath, str] = {}
-    try:
-        data = _plain(YAML(typ="rt").load(text), (), str(path), places, 1)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise GraftError(f"{place}: this is not valid YAML ({_reason(error)})") from error
+    data, places = yaml_values(read_yaml_text(Path(source)), str(source))
     if not isinstance(data, dict):
         held = "is empty" if data is None else f"holds a value of type {type(data).__name__}"
-        raise GraftError(f"{path}: {described}, but the file {held}")
-    return Document(str(path), data, places)
-
-
-def _reason(error: YAMLError) -> str:
-    if isinstance(error, MarkedYAMLError) and error.problem:
-        return str(error.problem)
-    return str(error).splitlines()[0]
+        raise GraftError(f"{source}: {described}, but the file {held}")
+    return Document(str(source), data, places)
 
 
 def _copied(value: Any) -> Any:
+    """Copy nested mappings and lists. Raises `GraftError` for a number that no file could hold."""
+    if isinstance(value, int):
+        check_number(value, "the configuration")
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value
-
-
-def _plain(value: Any, path: KeyPath, name: str, places: dict[KeyPath, str], line: int) -> Any:
-    """Convert ruamel's values to built-in ones, and record the line of every key (its parent's if it has none)."""
-    if path:
-        places[path] = f"{name}:{line}"
-    if isinstance(value, CommentedMap):
-        lines = {key: position[0] + 1 for key, position in (value.lc.data or {}).items()}
-        return {key: _plain(item, (*path, key), name, places, lines.get(key, line)) for key, item in value.items()}
-    if isinstance(value, CommentedSeq):
-        lines = {index: position[0] + 1 for index, position in (value.lc.data or {}).items()}
-        return [_plain(item, (*path, at), name, places, lines.get(at, line)) for at, item in enumerate(value)]
-    if isinstance(value, TaggedScalar):
-        raise YAMLError(f"the tag {value.tag.value} in line {line} is not supported")
-    # The scalars of ruamel are subclasses of these. bool must come before int, because it is a subclass of int.
-    for builtin in (bool, int, float, str):
-        if isinstance(value, builtin):
-            return builtin(value)
-    return value

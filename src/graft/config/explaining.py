@@ -11,20 +11,7 @@ from pydantic_core import ErrorDetails
 
 from graft.config.document import Document, Key, KeyPath
 from graft.errors import GraftError, did_you_mean
-
-_WORDS = {
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-    "list_type": "must be a list",
-    "tuple_type": "must be a list",
-}
+from graft.utils.strict import joined, requirement, short
 
 
 def explain(error: ValidationError, document: Document, model: type[BaseModel], prefix: KeyPath = ()) -> list[str]:
@@ -36,7 +23,7 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel], 
         path, cause = _real_path(item, document.data, prefix), item.get("ctx", {}).get("error")
         if path[:1] == ("adapter",) and isinstance(cause, (GraftError, ValidationError)):
             lines += _explain_adapter(cause, document, path)
-        elif item["type"] == "extra_forbidden":
+        elif item["type"] in ("extra_forbidden", "invalid_key"):
             lines.append(
                 f"{document.where(path)}: unknown key '{document.as_typed(path)}'.{_allowed(model, path[len(prefix) :], item['loc'])}"
             )
@@ -47,13 +34,12 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel], 
         elif isinstance(cause, Exception):  # raised by a validator of ours; "must ..." lacks the key and the value
             text = str(cause)
             if text.startswith("must "):
-                text = f"{document.as_typed(path)} {text}; given: {_short(item['input'])}"
+                text = f"{document.as_typed(path)} {text}; given: {short(item['input'])}"
             lines.append(f"{document.where(path)}: {text}")
         else:
-            wrong.setdefault(path, ([], item["input"]))[0].append(_requirement(item))
+            wrong.setdefault(path, ([], item["input"]))[0].append(requirement(item))
     for path, (requirements, given) in wrong.items():
-        either = " or ".join(dict.fromkeys(requirements)).replace(" or must be ", " or ")
-        lines.append(f"{document.where(path)}: {document.as_typed(path)} {either}; given: {_short(given)}")
+        lines.append(f"{document.where(path)}: {document.as_typed(path)} {joined(requirements)}; given: {short(given)}")
     return lines
 
 
@@ -82,8 +68,16 @@ def _allowed(model: type[BaseModel], path: KeyPath, tags: KeyPath) -> str:
             found = list(_models_in(model.model_fields[key]))
             meant = (each for each in found if (kind := each.model_fields.get("kind")) and kind.default in tags)
             model = next(meant, found[0] if found else model)
-    names = [*model.model_fields, *getattr(model, "BESIDE", ())]
-    return f"{did_you_mean(str(path[-1]), names)} Allowed: {', '.join(names)}"
+    names, given = [*model.model_fields, *getattr(model, "BESIDE", ())], str(path[-1])
+    inner = [f"{name}.{given}" for name in names if len(path) == 1 and given in _fields_of(model, name)]
+    hint = f" Did you mean {' or '.join(map(repr, inner))}?" if inner else did_you_mean(given, names)
+    return f"{hint} Allowed: {', '.join(names)}"
+
+
+def _fields_of(model: type[BaseModel], name: str) -> set[str]:
+    """Return the keys of a block of the YAML: `lr` is a key of `train`."""
+    field = model.model_fields.get(name)
+    return {key for part in _models_in(field) for key in part.model_fields} if field is not None else set()
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -94,25 +88,6 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models_in(part)
-
-
-def _requirement(item: ErrorDetails) -> str:
-    """Return pydantic's message as a requirement: "must be greater than 0"."""
-    if item["type"] in _WORDS:
-        return _WORDS[item["type"]]
-    message, limits = item["msg"], item.get("ctx", {})
-    if item["type"] in ("too_short", "too_long") and "field_type" in limits:
-        bound = f"at least {limits['min_length']}" if "min_length" in limits else f"at most {limits['max_length']}"
-        return f"must hold {bound} values"
-    for start in ("Input should be ", "String should ", "List should "):
-        if message.startswith(start):
-            return "must " + ("be " if start.startswith("Input") else "") + message.removeprefix(start)
-    return message[:1].lower() + message[1:]
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _explain_adapter(cause: GraftError | ValidationError, document: Document, path: KeyPath) -> list[str]:

@@ -42,7 +42,7 @@ class TrainConfig(Section):
     """AdamW's epsilon."""
     clip: float | None = Field(default=1.0, gt=0)
     """Maximum norm of the gradient over all parameters of the adapter; null does not clip."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of initialisation, sample order and dropout."""
     gradient_checkpointing: bool = False
     """Whether to recompute activations in the backward pass, which takes less memory and more time."""

@@ -35,7 +35,7 @@ class SHiRA(AdapterConfig):
     """Entries of a layer divided by its inputs plus outputs; no bound on the difference's rank. 8 as in LoRA; PEFT's default is 32."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the masks, whatever torch's own generator does."""
     mask_per: Literal["site", "shape"] = "site"
     """site: each site draws a mask of its own. shape: layers of one shape have the same mask, as in PEFT."""

@@ -33,6 +33,8 @@ class Stack(AdapterConfig):
     def _parse(cls, value: Any) -> tuple[AdapterConfig, ...]:
         from graft.adapters.parsing import parse
 
+        if not isinstance(value, list | tuple):
+            raise GraftError(f"`adapters` must be a list of adapters; given: {value!r}")
         configs = [parse(part) for part in value]
         if presets := [config for config in configs if not isinstance(config, AdapterConfig)]:
             raise GraftError(
