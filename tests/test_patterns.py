@@ -8,6 +8,7 @@ import time
 import pytest
 
 import graft
+from graft.errors import GraftError
 from graft.utils.patterns import pattern
 from tests.contract.table import base
 
@@ -52,3 +53,10 @@ def test_a_slow_expression_ends_with_a_word_and_is_not_tried_again() -> None:
 def test_slow_sites_and_patterns_end_with_a_word(adapter: graft.LoRA) -> None:
     with pytest.raises(graft.GraftError, match="write a simpler one"):
         graft.attach(base("llama"), {"a": adapter})
+
+
+@pytest.mark.parametrize("text", ["((a{1000}){1000}){1000}", "(a{0,300}){,300}b", "(?:(?:a{1,99}){1,99}){1,99}"])
+def test_counts_that_multiply_are_refused_before_they_are_compiled(text: str) -> None:
+    with pytest.raises(GraftError, match="counts in braces multiply"):
+        pattern(text)
+    assert pattern(r"layers\.\d{1,2}\.(a{2}b){3}").fullmatch("layers.10.aabaabaab")

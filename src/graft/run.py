@@ -50,15 +50,19 @@ class Run:
 
         Returns a report; for a run of several jobs, a mapping from their names to their reports.
         """
+        from graft.evaluation.settings import refuse_unusable
         from graft.training import check_each
 
+        refuse_unusable(self.config)
         found = check_each(self.config)
         return found if len(found) > 1 else next(iter(found.values()))
 
     def train(self, out: str | Path | None = None, *, overwrite: bool = False) -> RunFolder:
         """Train and return the run folder. A folder that already holds a run is refused, or emptied if `overwrite`."""
+        from graft.evaluation.settings import refuse_names
         from graft.training import train
 
+        refuse_names(self.config)
         self.out = Path(out) if out is not None else self.out
         self.folder = train(self.config, self.out, overwrite=overwrite)
         return self.folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,102 @@ def test_every_schedule_is_one_that_transformers_makes_of_steps_alone(name: str)
     warmup = None if name == "constant" else 2
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=10)
     assert scheduler.get_last_lr() == [1.0 if name == "constant" else 0.0]
+
+
+BOMB = "k0: &k0 [x, x]\n" + "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" for n in range(1, 20))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "50,000 values"),
+        ("a: " + "[" * 5000, "more than 40 mappings and lists inside one another"),
+        ("a: " + "{b: " * 5000, "more than 40 mappings and lists inside one another"),
+        ("\n".join("  " * n + "a:" for n in range(100)), "more than 40 mappings and lists inside one another"),
+        ("train: {seed: 9223372036854775808}", "between -2^63 and 2^63"),
+        ("train: {seed: " + "9" * 5000 + "}", "not valid YAML"),
+        ("a: &a\n  <<: *a", "not valid YAML"),
+        ("base: {revision: 2001-12-12}", "date; given: '2001-12-12'"),
+        ("base: {revision: 2001-99-99}", "not valid YAML"),
+        ("base: {revision: !!binary abc=}", "bytes"),
+        ("base: {revision: !!bool 7}", "not valid YAML"),
+        ("? [a]\n: b", "a key must be text or a whole number"),
+        ("{true: b}", "a key must be text or a whole number"),
+        ("base: \x07", "not valid YAML"),
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_hostile_yaml_ends_at_once_with_a_word(run_yaml: Path, text: str, words: str) -> None:
+    start = time.monotonic()
+    run_yaml.write_text(text)
+    assert words in refusal(run_yaml)
+    assert time.monotonic() - start < 5
+
+
+def test_only_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large.yaml").write_text("#" * 1_000_001)
+    for place, words in {
+        tmp_path / "pipe": "not a regular file",
+        tmp_path / "large.yaml": "the limit is 1 MB",
+        "/dev/zero": "not a regular file",
+        "x" * 5000: "File name too long",
+        "a\0b": "null byte",
+    }.items():
+        assert words in refusal(Path(place))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ({"kind": "lora", "rank": "16"}, "adapter.rank must be a whole number; given: '16'"),
+        ({"kind": "lora", "rank": True}, "adapter.rank must be a whole number; given: True"),
+        ({"kind": "lora", "rank": 8.0}, "adapter.rank must be a whole number; given: 8.0"),
+        ({"kind": "lora", "alpha": "16"}, "adapter.alpha must be a number"),
+        ({"kind": "lora", "alpha": float("nan")}, "adapter.alpha must be a finite number"),
+        ({"kind": "lora", "rslora": 1}, "adapter.rslora must be true or false"),
+        ({"kind": "lora", "sites": 3}, "adapter.sites must be text or a list"),
+        ({"kind": "lora", "rank_pattern": {"(": 4}}, "is not a regular expression"),
+        ({"kind": ["lora"]}, "unknown adapter kind"),
+        ({"preset": {"a": 1}}, "unknown preset"),
+        ({"preset": "llm-adapters/lora", "rank": "x"}, "rank must be a whole number"),
+        ({"kind": "stack", "adapters": "lora"}, "must be a list of adapters"),
+        ([{"kind": "lora", "rank": "x"}], "rank must be a whole number"),
+    ],
+)
+def test_fields_of_adapters_convert_no_types(adapter: Any, words: str) -> None:
+    assert words in refusal({"base": {"model": "m"}, "data": {"train": "a"}, "adapter": adapter})
+
+
+def test_a_config_in_python_is_refused_in_our_own_words() -> None:
+    with pytest.raises(GraftError, match="kind 'lora': there is no field 'rnak'. Did you mean 'rank'"):
+        graft.LoRA(rnak=8)  # type: ignore[call-arg]
+    with pytest.raises(GraftError, match="kind 'lora': rank must be greater than or equal to 1; given: 0"):
+        graft.LoRA(rank=0)
+    assert graft.LoRA(sites=["attn.q"]).sites == ("attn.q",)  # type: ignore[arg-type]
+
+
+def test_a_key_without_its_block_is_found_in_it(run_yaml: Path) -> None:
+    assert "Did you mean 'train.lr'?" in refusal(run_yaml, "lr=3")
+    assert "Did you mean 'data.seed' or 'train.seed'?" in refusal(run_yaml, "seed=3")
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
+@pytest.mark.parametrize("field", ["train.lr", "train.epochs", "train.clip", "train.eps", "scheduler.memory"])
+def test_numbers_are_finite(run_yaml: Path, field: str, value: str) -> None:
+    assert "finite" in refusal(run_yaml, f"{field}={value}") or "greater" in refusal(run_yaml, f"{field}={value}")
+
+
+@pytest.mark.parametrize("field", ["base.model", "data.train", "data.template", "train.init_from", "eval.data"])
+@pytest.mark.parametrize("value", ["x" * 300, "'a\\0b'", '"a\\u001b[1m"', "'/" + "a/" * 3000 + "'"])
+def test_names_that_no_file_can_have_are_refused(run_yaml: Path, field: str, value: str) -> None:
+    if "\\0" in value:
+        value = '"a\\0b"'
+    assert "must be a name or path" in refusal(run_yaml, f"{field}={value}")
+
+
+def test_the_schema_takes_the_name_of_a_kind_and_of_a_preset() -> None:
+    named = schema()["properties"]["adapter"]["anyOf"][0]["enum"]
+    assert {"lora", "llm-adapters/lora"} <= set(named) and "stack" not in named

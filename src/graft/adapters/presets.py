@@ -90,7 +90,9 @@ def preset(name: Any, changes: Mapping[str, Any] | None = None) -> Preset:
     Raises `GraftError` for an unknown preset or field, with the nearest name, and for a wrong value of a field.
     """
     if not isinstance(name, str) or name not in _PRESETS:
-        raise GraftError(f"unknown preset '{name}'.{did_you_mean(str(name), _PRESETS)} There are: {', '.join(_PRESETS)}")
+        raise GraftError(
+            f"unknown preset '{name}'.{did_you_mean(str(name), _PRESETS)} There are: {', '.join(_PRESETS)}"
+        )
     entry, changes = _PRESETS[name], dict(changes or {})
     fields = {field for part in (entry if isinstance(entry, list) else [entry]) for field in _fields_of(part["kind"])}
     for key in changes:

@@ -51,8 +51,10 @@ def command(
         raise GraftError("--data needs --against, which names the benchmarks to look for: --against gsm8k")
     config = run_config(target, changes)
     from graft.evaluation.overlaps import questions_against
+    from graft.evaluation.settings import refuse_unusable
     from graft.training import check_each
 
+    refuse_unusable(config)
     reports = check_each(config, questions_against(against or (), data))
     many = len(reports) > 1
     if as_json:

@@ -38,12 +38,15 @@ STOPPED = 130
 
 
 def run_config(target: Path, changes: Sequence[str] | None = None) -> RunConfig:
-    """Load the configuration of a YAML file or a run folder and apply the changes."""
+    """Load the configuration of a YAML file or a run folder and apply the changes. Raises `GraftError` for whatever is wrong in it."""
     from graft.config import load_run
+    from graft.evaluation.settings import refuse_names
     from graft.runs.folder import RunFolder
 
     path = RunFolder(target).existing().config_path if target.is_dir() else target
-    return load_run(path, changes or ())
+    config = load_run(path, changes or ())
+    refuse_names(config)
+    return config
 
 
 def print_json(value: Any) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from graft.config.section import Section
+from graft.config.section import Place, Section
 
 DTYPES = Literal["auto", "float32", "bfloat16"]
 
@@ -15,7 +15,7 @@ DTYPES = Literal["auto", "float32", "bfloat16"]
 class BaseConfig(Section):
     """The frozen model that adapters are grafted onto."""
 
-    model: str = Field(min_length=1)
+    model: Place
     """Folder or hub name of a transformers model that suits data.task; "seedling" is the small base that comes with Graft."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the default branch."""

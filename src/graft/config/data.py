@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from graft.config.section import Section
+from graft.config.section import Place, Section
 
 TASKS = Literal["causal", "classification", "regression", "seq2seq", "preference"]
 
@@ -14,7 +14,7 @@ TASKS = Literal["causal", "classification", "regression", "seq2seq", "preference
 class SourceConfig(Section):
     """One data set."""
 
-    path: str = Field(min_length=1)
+    path: Place
     """A .json, .jsonl, .csv or .parquet file, or the name of a data set on the hub."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "completion"] = "auto"
     """Shape of the rows; auto tells it from their fields."""
@@ -48,7 +48,7 @@ def _union(allowed: str) -> Discriminator:
     return Discriminator(_source_type, custom_error_type="wrong_type", custom_error_message=f"must be {allowed}")
 
 
-PathText = Annotated[str, Tag("path"), Field(min_length=1)]
+PathText = Annotated[Place, Tag("path")]
 Source = Annotated[SourceConfig, Tag("source")]
 OneSource = Annotated[PathText | Source, _union("a path, or a mapping with a path")]
 Sources = Annotated[
@@ -77,7 +77,7 @@ class DataConfig(Section):
     """The classes in their order, as the data write them, or a mapping from each to a name; null takes the labels in the data, sorted."""
     validation: Validation = None
     """Samples to hold out of the training data (a count, or a fraction below 1), or a data set of its own; 0 or null means none."""
-    template: str = Field(default="auto", min_length=1)
+    template: Place = "auto"
     """chat (the tokenizer's own), alpaca, llm-adapters, plain, or a file; auto is chat if the tokenizer has one, else alpaca."""
     system: str | None = None
     """System prompt for samples that have none."""

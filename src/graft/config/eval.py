@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from graft.config.section import Section
+from graft.config.section import Place, Section
 
 
 class EvalConfig(Section):
@@ -16,7 +16,7 @@ class EvalConfig(Section):
     """Benchmarks, or groups of them, that `graft eval` runs; an empty list evaluates on a data file."""
     protocol: str = "strict"
     """How benchmarks are asked and judged: llm-adapters, strict, math-verify, rank or bleu."""
-    data: str | None = None
+    data: Place | None = None
     """Folder with the files of the benchmarks; null reads them from the hub."""
     limit: int | None = Field(default=None, ge=1)
     """Number of samples to evaluate, from the start; null evaluates all."""

@@ -46,7 +46,7 @@ SHARED = frozenset(
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "train": TrainConfig, "eval": EvalConfig}
 REFERENCE = "--reference"
 """The suffix that turns a job's name into the name of its reference: the frozen adapter that its answers are compared with."""
-NAME = re.compile(rf"(?!training$|base$|.*{REFERENCE}$)[A-Za-z0-9][A-Za-z0-9_\-]*")
+NAME = re.compile(rf"(?!training$|base$|.*{REFERENCE}$)[A-Za-z0-9][A-Za-z0-9_\-]{{0,99}}")
 """The names that a job may have. A name becomes part of tensor names; results call the base without adapters `base`."""
 
 
@@ -134,12 +134,12 @@ class JobsConfig(Section):
 AnyRun = RunConfig | JobsConfig
 
 
-def check_name(name: str) -> None:
+def check_name(name: Any) -> None:
     """Check the name of a job. Raises `ValueError` if it is not allowed."""
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(
-            f"'{name}' cannot name a job: a name has letters, digits, '_' and '-', begins with a letter or digit, is neither 'base' nor "
-            f"'training', and does not end with '{REFERENCE}'"
+            f"'{name}' cannot name a job: a name has at most 100 letters, digits, '_' and '-', begins with a letter or digit, is "
+            f"neither 'base' nor 'training', and does not end with '{REFERENCE}'"
         )
 
 

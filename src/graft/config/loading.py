@@ -123,8 +123,9 @@ def schema() -> dict[str, Any]:
     from graft.adapters.registry import kinds
 
     root = RunConfig.model_json_schema()
-    # An adapter is the name of a preset, a mapping with a kind or a preset, or a list of these.
-    alternatives: list[dict[str, Any]] = [{"type": "string", "enum": list(presets())}]
+    # An adapter is the name of a kind or preset, a mapping with a kind or a preset, or a list of these.
+    names = [name for name in kinds() if name != "stack"]  # a stack needs its adapters
+    alternatives: list[dict[str, Any]] = [{"type": "string", "enum": [*names, *presets()]}]
     # The definitions that a kind needs move to the root, with the kind as a prefix; `kind` has a default but tells the alternatives apart.
     for name, kind in kinds().items():
         part = kind.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")

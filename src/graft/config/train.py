@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from graft.config.objectives import AnyObjective
-from graft.config.section import Section
+from graft.config.section import Place, Section
 
 SCHEDULES = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
@@ -62,7 +62,7 @@ class TrainConfig(Section):
     """Steps between checkpoints; null saves at each validation and at the end."""
     keep: int = Field(default=3, ge=1)
     """Number of latest checkpoints to keep; the best one is kept too."""
-    init_from: str | None = None
+    init_from: Place | None = None
     """Adapter folder to start from, in place of a fresh adapter."""
     loggers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     """Trackers that receive the metrics in addition to metrics.jsonl; each needs graft-llm[track]."""

@@ -72,7 +72,9 @@ def yaml_values(text: str, name: str, *, is_file: bool = True) -> tuple[Any, dic
 def check_number(value: int, place: str) -> None:
     """Raise `GraftError` for a whole number beyond 64 bits. place: where it stands, for the message."""
     if abs(value) > LARGEST:
-        raise GraftError(f"{place}: a whole number must lie between -2^63 and 2^63; given one of {value.bit_length()} bits")
+        raise GraftError(
+            f"{place}: a whole number must lie between -2^63 and 2^63; given one of {value.bit_length()} bits"
+        )
 
 
 def _refuse_depth(text: str) -> None:
@@ -117,7 +119,9 @@ class _Reader:
 
     def _key(self, key: Any, line: int) -> Key:
         if isinstance(key, bool) or not isinstance(key, str | int):
-            raise GraftError(f"{self.place(line)}: a key must be text or a whole number; given: {key!r}. Put it in quotes")
+            raise GraftError(
+                f"{self.place(line)}: a key must be text or a whole number; given: {key!r}. Put it in quotes"
+            )
         return self._scalar(key, line)
 
     def _scalar(self, value: Any, line: int) -> Any:

@@ -29,9 +29,11 @@ from graft.data.preparing import Prepared, prepare
 from graft.errors import GraftError
 from graft.formats.loading import load
 from graft.injection.state import site_table_of, state_of
+from graft.kernels import chosen
 from graft.runs.folder import RunFolder
 from graft.training.job import Job
 from graft.training.objectives import reference_of
+from graft.training.records.trackers import check_installed
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
     only: names of the jobs to make; all by default. begun: the folder of a run that is resumed. It has copies of the adapters that
     `train.init_from` named, which may be gone by now.
     """
+    check_installed(config.common().loggers)
     each = {
         name: _without_origin(own, name, begun) for name, own in config.each().items() if only is None or name in only
     }
@@ -91,6 +94,7 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
             data[name] = found or _data_of(own, tokenizer, config, task, next(iter(data.values()), None))
             prepared.append((own.data, data[name]))
     base = load_base(config.base, task, next(iter(data.values())).classes if data else ())
+    chosen(config.common().kernels, base.device)
     parts = RunParts(config, base, [])
     for name, own in each.items():
         with _named(name, len(each) > 1):

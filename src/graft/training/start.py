@@ -13,7 +13,6 @@ from graft.bases import pad_id
 from graft.config import AnyRun, RunConfig
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.errors import GraftError
-from graft.kernels import chosen
 from graft.runs.folder import RunFolder
 from graft.training.assembly import JobParts, RunParts, build, build_job
 from graft.training.engine import Engine
@@ -21,7 +20,7 @@ from graft.training.job import Job
 from graft.training.objectives import reference_of
 from graft.training.publishing import publish
 from graft.training.records.progress import Reporter
-from graft.training.records.trackers import check_installed, trackers
+from graft.training.records.trackers import trackers
 from graft.training.settings import Settings
 from graft.utils.streams import outlasting
 
@@ -42,8 +41,6 @@ def train(
     with folder.claim(force):
         folder.check_vacant(overwrite)  # again, since another process may have trained there until now
         parts = build(config)
-        check_installed(config.common().loggers)
-        chosen(config.common().kernels, parts.base.device)
         folder.create(overwrite)
         with failure_noted(folder):
             write_facts(parts, folder)

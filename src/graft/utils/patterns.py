@@ -6,6 +6,7 @@ somebody else wrote would stop a whole run. The package `regex` reads the same l
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from contextlib import suppress
@@ -22,6 +23,8 @@ _SLOW = 0.001
 """Seconds of one match that are worth counting: ordinary matches take microseconds, whatever their number."""
 _LONGEST = 20_000
 """The most characters of an expression."""
+_REPEATED = 10_000
+"""The largest product of all counts in braces: `((a{1000}){1000}){1000}` takes hours to compile."""
 
 
 class Pattern:
@@ -33,6 +36,8 @@ class Pattern:
         try:
             if len(text) > _LONGEST:
                 raise re.error(f"it has {len(text)} characters, and at most {_LONGEST} are allowed")
+            if (count := _repetitions(text)) > _REPEATED:
+                raise re.error(f"its counts in braces multiply to {count:,}, and at most {_REPEATED:,} are allowed")
             re.compile(text)  # decides what is an expression, since the two packages differ at the edges
             self._compiled = regex.compile(text)
         except (re.error, regex.error, RecursionError, OverflowError) as error:
@@ -69,6 +74,12 @@ class Pattern:
 def pattern(text: str) -> Pattern:
     """Return the compiled expression. Raises `GraftError` if the text is not a regular expression."""
     return Pattern(text)
+
+
+def _repetitions(text: str) -> int:
+    """Return the product of the counts in braces, each the larger of {m,n}."""
+    counts = re.findall(r"\{(\d{0,12}),?(\d{0,12})\}", text)
+    return math.prod(max((int(count) for count in pair if count), default=1) or 1 for pair in counts)
 
 
 def _shown(text: str) -> str:

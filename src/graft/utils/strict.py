@@ -69,7 +69,9 @@ def described(error: ValidationError, fields: Mapping[str, Any]) -> str:
         else:
             wanted = str(cause) if isinstance(cause, Exception) else requirement(item)
             wrong.setdefault((field, short(item["input"])), []).append(wanted)
-    return "; ".join([*lines, *(f"{field} {joined(wanted)}; given: {given}" for (field, given), wanted in wrong.items())])
+    return "; ".join(
+        [*lines, *(f"{field} {joined(wanted)}; given: {given}" for (field, given), wanted in wrong.items())]
+    )
 
 
 def joined(requirements: Sequence[str]) -> str:

@@ -8,8 +8,9 @@ Legend: I input features, O output features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from graft.adapters.base import Adapter, AdapterConfig
@@ -54,6 +55,13 @@ class LowRank(AdapterConfig):
         for key, rank in self.rank_pattern.items():
             if rank < 1:
                 raise GraftError(f"rank_pattern gives '{key}' rank {rank}: a rank is at least 1")
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _keys_are_patterns(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            pattern(rf"(^|\.)({key})$")
+        return value
 
     def for_site(self, spec: SiteSpec) -> AdapterConfig:
         rank = next((rank for key, rank in self.rank_pattern.items() if matches(key, spec)), self.rank)
