@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import logging
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -81,3 +86,90 @@ def test_our_own_errors_end_with_1_and_a_traceback(tmp_path: Path) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.returncode == 1 and "Traceback" in answer.stderr and "our fault" in answer.stderr
+
+
+HOSTILE = "\x1b]0;TITLE\x07 \x1b[31m \u009b2J \u202e [bold]\r\x08"
+
+
+def test_no_control_character_of_data_reaches_the_terminal(tmp_path: Path) -> None:
+    from rich.text import Text
+
+    from graft.utils.terminal import console, shown, visible
+
+    stream = io.StringIO()
+    shown(stream).write(HOSTILE.replace("\x1b[31m", ""))
+    with contextlib.redirect_stdout(shown(stream)):
+        console().print(Text(HOSTILE), HOSTILE.replace("[", "\\["), {"a": HOSTILE})
+        print(visible(HOSTILE))
+    assert not set(stream.getvalue()) & {"\x1b", "\x07", "\u009b", "\u202e", "\r", "\x08"}
+    assert r"\x1b]0;TITLE" in stream.getvalue() and r"\u202e" in stream.getvalue()
+
+
+def test_errors_and_tables_show_hostile_names_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from graft.cli.common import print_facts, print_table
+
+    def fail() -> None:
+        print_table(["[red]a", HOSTILE], [["[bold]b[/]", HOSTILE]], title="[x]")
+        print_facts({"[dim]n": HOSTILE})
+        raise GraftError(f"no file {HOSTILE}")
+
+    monkeypatch.setattr("graft.cli.env.environment", fail)
+    with pytest.raises(SystemExit):
+        main(["env"])
+    said = capsys.readouterr()
+    assert all(word in said.out for word in ("[red]a", "[bold]b[/]", "[x]", "[dim]n"))
+    assert "\x1b]" not in said.out + said.err and "\u202e" not in said.out + said.err
+    assert r"\x1b]0;TITLE" in said.err
+
+
+def test_with_json_an_error_is_json_and_nothing_else_is_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chatter() -> None:
+        print("a library talks")
+        raise GraftError("no \u009b")
+
+    for arguments, code, words in (
+        (["env", "--json"], 2, "no \u009b"),
+        (["tarin", "--json"], 2, "No such command 'tarin'"),
+        (["env", "--jsn", "--json"], 2, "No such option"),
+        (["train", "absent.yaml", "--json"], 2, "there is no file absent.yaml"),
+    ):
+        monkeypatch.setattr("graft.cli.env.environment", chatter)
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        said = capsys.readouterr()
+        error = json.loads(said.out)["error"]
+        assert end.value.code == error["exit_code"] == code and words in error["message"]
+        assert "\u009b" not in said.out
+
+
+def test_an_error_of_the_file_system_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("graft.cli.env.environment", lambda: Path("/proc/1/mem-absent").read_text())
+    with pytest.raises(SystemExit) as end:
+        main(["env"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: /proc/1/mem-absent: No such file or directory\n"
+
+
+def test_other_libraries_are_quiet_unless_v(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chatter() -> None:
+        warnings.warn_explicit("old", FutureWarning, "lib.py", 1)
+        logging.getLogger("some.library").warning("Failed to load")
+        warnings.warn_explicit("left out", UserWarning, str(Path(graft.__file__).parent / "x.py"), 1)
+        raise GraftError("end")
+
+    monkeypatch.setattr("graft.cli.env.environment", chatter)
+    monkeypatch.setattr(logging.getLogger("some.library"), "propagate", False)
+    for arguments, loud in ((["env"], False), (["env", "-v"], True), (["--verbose", "env"], True)):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        said = capsys.readouterr().err
+        assert ("Failed to load" in said, "Traceback" in said) == (loud, loud) and "FutureWarning" not in said
+        assert "note: left out" in said and "error: end" in said

@@ -369,10 +369,8 @@ def test_numbers_are_finite(run_yaml: Path, field: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["base.model", "data.train", "data.template", "train.init_from", "eval.data"])
-@pytest.mark.parametrize("value", ["x" * 300, "'a\\0b'", '"a\\u001b[1m"', "'/" + "a/" * 3000 + "'"])
+@pytest.mark.parametrize("value", ["x" * 300, '"a\\0b"', "/" + "a/" * 3000])
 def test_names_that_no_file_can_have_are_refused(run_yaml: Path, field: str, value: str) -> None:
-    if "\\0" in value:
-        value = '"a\\0b"'
     assert "must be a name or path" in refusal(run_yaml, f"{field}={value}")
 
 

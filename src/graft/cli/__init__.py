@@ -1,21 +1,18 @@
 """The command `graft`. Each verb is one thin file with a function `command`; its docstring is the help text.
 
-A verb with subcommands has an `app` instead. Verb modules import nothing heavy at the top, so that help is printed at once. A
-`GraftError` is a mistake that the user can fix: the message goes to stderr and the exit code is 2. Any other exception is a
-bug in Graft: it ends in a traceback and exit code 1.
+A verb with subcommands has an `app` instead. Verb modules import nothing heavy at the top, so that help is printed at once. What all
+verbs share, such as how a mistake is reported, is in frame.py.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from graft.errors import GraftError
-from graft.utils.streams import outlasting
+from graft.cli.frame import run
 from graft.version import __version__
 
 _PANELS = {
@@ -48,6 +45,14 @@ def build() -> typer.Typer:
         version: Annotated[
             bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
         ] = False,
+        verbose: Annotated[
+            bool,
+            typer.Option(
+                "--verbose",
+                "-v",
+                help="Show what other libraries print, and where an error was raised. Any verb takes it.",
+            ),
+        ] = False,
     ) -> None:
         pass
 
@@ -69,9 +74,4 @@ def _print_version(wanted: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (of this process, unless arguments are given) and exit. A reader that goes away (`| head`) ends nothing."""
-    with outlasting():
-        try:
-            build()(args=list(arguments) if arguments is not None else None)
-        except GraftError as error:
-            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-            sys.exit(2)
+    run(typer.main.get_command(build()), arguments)

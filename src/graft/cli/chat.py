@@ -24,6 +24,7 @@ from graft.cli.loading import (
     load_model,
 )
 from graft.errors import GraftError
+from graft.utils.terminal import visible
 
 if TYPE_CHECKING:
     from graft.generation.conversation import Conversation
@@ -96,7 +97,7 @@ def _answer(talk: Conversation, text: str) -> None:
     """Print the answer while it is generated. Ctrl-C ends the answer but not the conversation."""
     try:
         for piece in talk.ask(text):
-            typer.echo(piece, nl=False)
+            typer.echo(visible(piece), nl=False)
     except KeyboardInterrupt:
         typer.echo(" [interrupted]", nl=False)
     typer.echo()

@@ -69,16 +69,15 @@ def command(
 
 def _show(report: CheckReport, job: str | None) -> None:
     """Print the report of one job. job: its name, if the run has several."""
-    from rich.console import Console
-
     from graft.training.start import reference_note
+    from graft.utils.terminal import console as make_console
 
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     if job is not None:
-        console.rule(f"[bold]Job {job}[/]")
+        console.rule(f"[bold]Job {escape(job)}[/]")
     parts, base = report.parts, report.base
     console.print(
-        f"[bold]Base[/]      {parts.base.name}: {base.parameters:,} parameters, {base.num_bytes / 1e6:,.1f} MB, on {base.device}"
+        f"[bold]Base[/]      {escape(parts.base.name)}: {base.parameters:,} parameters, {base.num_bytes / 1e6:,.1f} MB, on {base.device}"
     )
     template, task = parts.data.template, parts.base.task
     if task in ("classification", "regression"):
@@ -90,16 +89,16 @@ def _show(report: CheckReport, job: str | None) -> None:
         learnt = "the answer" if task == "seq2seq" else parts.members[0].config.data.train_on
         if (objective := parts.members[0].config.train.objective) is not None:
             learnt = f"chosen versus rejected answers ({objective.kind})"
-        console.print(f"[bold]Template[/]  {template.name} ({template.digest[:12]}), trained on: {learnt}")
+        console.print(f"[bold]Template[/]  {escape(template.name)} ({template.digest[:12]}), trained on: {learnt}")
     if (note := reference_note(parts.members[0].config)) is not None:
         console.print(f"[bold]Reference[/] {escape(note)}")
     console.print(parts.data.report)
     _show_samples(report, console)
     console.print("\n[bold]Sites[/]")
-    console.print(str(report.sites), soft_wrap=True)
+    console.print(str(report.sites), soft_wrap=True, markup=False)
     _show_trial(report, console)
     for name, found in report.overlaps.items():
-        console.print(f"[bold]Overlap[/]   {escape(name)}: {found}")
+        console.print(f"[bold]Overlap[/]   {escape(f'{name}: {found}')}")
         _show_pairs(found, console)
     for problem in report.problems:
         console.print(f"[bold red]Problem[/]   {escape(problem)}")
@@ -116,7 +115,7 @@ def _show_samples(report: CheckReport, console: Console) -> None:
     for index in range(min(SAMPLES_SHOWN, len(data))):
         example = data[index]
         console.rule(
-            f"{example.source}:{example.row}, {len(example)} tokens"
+            escape(f"{example.source}:{example.row}, {len(example)} tokens")
             + ("" if example.label is not None else f", {example.num_targets} trained on"),
             style="dim",
         )

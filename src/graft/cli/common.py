@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+
+from graft.utils.terminal import console, visible
 
 if TYPE_CHECKING:
     from graft.config import RunConfig
@@ -33,6 +36,8 @@ Force = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
+json_stream: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)
+"""Where `print_json` writes under `--json`; sys.stdout is then stderr, so that nothing else gets into the output."""
 STOPPED = 130
 """Exit code of a run that Ctrl-C stopped, as shells use it."""
 
@@ -53,28 +58,30 @@ def print_json(value: Any) -> None:
     """Print one JSON value on stdout."""
     from graft.utils.files import to_json
 
-    sys.stdout.write(to_json(value, indent=2) + "\n")
+    (json_stream.get() or sys.stdout).write(to_json(value, indent=2) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
     """Print a table on stdout. None makes an empty cell."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=title, title_justify="left")
+    # `Text`, because rich reads markup such as [bold] in plain strings, and names may hold it.
+    table = Table(title=None if title is None else Text(visible(title)), title_justify="left")
+    for name in columns:
+        table.add_column(Text(visible(name)))
     for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text("" if cell is None else visible(str(cell))) for cell in row))
     terminal = sys.stdout.isatty()
     # A pipe has no width: keep rows on one line there, so that scripts can read them.
-    Console(width=None if terminal else 400).print(table)
+    console(width=None if terminal else 400).print(table)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Print names and values, one per line, in two aligned columns."""
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        typer.echo(f"{name:<{width}}  {'' if value is None else value}")
+        typer.echo(visible(f"{name:<{width}}  {'' if value is None else value}"))
 
 
 def finish(folder: RunFolder, as_json: bool) -> None:

@@ -81,17 +81,16 @@ def _hold_to_contract(kind: str | None, as_json: bool) -> None:
     """Test a kind or the kinds of a file, print the report, and exit with 1 if a promise is broken."""
     import warnings
 
-    from rich.console import Console
-
     from graft.testing import run_contract
     from graft.testing.kind_files import configs_in
+    from graft.utils.terminal import console
 
     if kind is None:
         raise GraftError(
             "--contract tests one kind: give its name or a file, as in `graft kinds --contract my_kind.py`"
         )
     is_file = "." in kind or "/" in kind  # no kind's name has either
-    with warnings.catch_warnings(), Console(stderr=True).status("") as status:
+    with warnings.catch_warnings(), console(stderr=True).status("") as status:
         warnings.simplefilter("ignore")  # of the tiny models, which nobody trained
         report = run_contract(configs_in(Path(kind)) if is_file else kind, progress=status.update)
     if as_json:

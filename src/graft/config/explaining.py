@@ -92,6 +92,8 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _explain_adapter(cause: GraftError | ValidationError, document: Document, path: KeyPath) -> list[str]:
     """Explain an error from `graft.adapters`, which validates adapters: find the key that it complains about."""
+    if lines := _explain_parts(document, path):
+        return lines
     detail = cause if isinstance(cause, ValidationError) else cause.__cause__
     if isinstance(detail, ValidationError):
         from graft.adapters.registry import kinds
@@ -102,6 +104,21 @@ def _explain_adapter(cause: GraftError | ValidationError, document: Document, pa
     return [f"{document.where((*path, *_key_at_fault(_at(document.data, path))))}: {cause}"]
 
 
+def _explain_parts(document: Document, path: KeyPath) -> list[str]:
+    """Explain the mistakes in the single adapters of a stack; an empty list if the adapter at this path is none."""
+    from graft.adapters.parsing import parse
+
+    value, lines = _at(document.data, path), []
+    if isinstance(value, dict) and isinstance(value.get("adapters"), list):
+        path, value = (*path, "adapters"), value["adapters"]
+    for index, part in enumerate(value if isinstance(value, list) else ()):
+        try:
+            parse(part)
+        except GraftError as error:
+            lines += _explain_adapter(error, document, (*path, index))
+    return lines
+
+
 def _at(data: Any, path: KeyPath) -> Any:
     for key in path:
         data = data[key]
@@ -110,15 +127,8 @@ def _at(data: Any, path: KeyPath) -> Any:
 
 def _key_at_fault(value: Any) -> KeyPath:
     """Return the path, within an adapter that was refused, of the key at fault: an unknown kind, preset or field."""
-    from graft.adapters.parsing import parse
     from graft.adapters.registry import kinds
 
-    if isinstance(value, list):
-        for index, part in enumerate(value):
-            try:
-                parse(part)
-            except (GraftError, ValidationError):
-                return (index, *_key_at_fault(part))
     if not isinstance(value, dict):
         return ()
     kind = kinds().get(str(value.get("kind")))

@@ -20,8 +20,8 @@ def _possible_place(value: str) -> str:
         parts = os.fsencode(value).split(b"/")
     except UnicodeEncodeError:
         raise ValueError("must be text that can be encoded as UTF-8") from None
-    if any(not character.isprintable() for character in value):
-        raise ValueError("must be a name or path without control characters")
+    if "\0" in value:
+        raise ValueError("must be a name or path without null characters")
     if max(map(len, parts)) > 255 or len(value) > 4000:
         raise ValueError("must be a name or path of at most 4,000 characters, and 255 between slashes")
     return value

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from graft.data.samples import Example, Message, Rejected, Sample
 
@@ -104,11 +105,10 @@ class DataReport:
     def __rich__(self) -> Table:
         several = self.sources if len(self.sources) > 1 else ()
         columns = (*several, self.train, *([self.validation] if self.validation else []))
-        table = Table(
-            "", box=SIMPLE_HEAD, caption="\n".join((*self._classes(), *self.notes)) or None, caption_justify="left"
-        )
+        said = "\n".join((*self._classes(), *self.notes))
+        table = Table("", box=SIMPLE_HEAD, caption=Text(said) if said else None, caption_justify="left")
         for counts in columns:
-            table.add_column(PurePath(counts.name).name, justify="right", overflow="fold")
+            table.add_column(Text(PurePath(counts.name).name), justify="right", overflow="fold")
         lines = {
             "rows": [f"{counts.rows:,}" for counts in columns],
             "samples used": [f"{counts.samples:,}" for counts in columns],

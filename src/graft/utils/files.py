@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import GraftError
+from graft.utils.terminal import ESCAPES
 from graft.utils.temporary import temporary
 
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in ESCAPES if code >= 0x20}
 _USER_FIXABLE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -88,8 +90,11 @@ def write_json_atomic(path: str | Path, obj: Mapping[str, Any] | Sequence[Any]) 
 
 
 def to_json(obj: Any, indent: int | None = None) -> str:
-    """Serialise plain values, paths, and numbers of numpy or torch as JSON. JSON has no NaN: it becomes "nan", and infinity "inf"."""
-    return json.dumps(_jsonable(obj), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Serialise plain values, paths, and numbers of numpy or torch as JSON. JSON has no NaN: it becomes "nan", and infinity "inf".
+
+    Characters that a terminal would obey, or that UTF-8 does not have, are written as escapes.
+    """
+    return json.dumps(_jsonable(obj), indent=indent, ensure_ascii=False, allow_nan=False).translate(_JSON_ESCAPES)
 
 
 def _jsonable(obj: Any) -> Any:

@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from graft.utils.terminal import console as make_console
+
 PLAIN_SECONDS = 10.0
 """Shortest time between two plain lines."""
 
@@ -27,7 +29,7 @@ class Reporter:
     """Shows steps and prints sentences. total: optimiser steps of all jobs. A `quiet` reporter prints nothing."""
 
     def __init__(self, total: int, done: int = 0, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = console or make_console(stderr=True, quiet=quiet, highlight=False)
         self.total, self.quiet = total, quiet
         self._shown = 0.0
         self.live = self.console.is_terminal and not quiet
@@ -35,7 +37,11 @@ class Reporter:
         self._started, self.first = time.monotonic(), done
 
     def _start(self) -> Progress:
-        columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}"))
+        columns = (
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.description}", markup=False),
+        )
         bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
         self._task = bar.add_task("", total=self.total, completed=self.first)
         bar.start()
