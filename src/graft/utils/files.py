@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import GraftError
-from graft.utils.terminal import ESCAPES
 from graft.utils.temporary import temporary
+from graft.utils.terminal import ESCAPES
 
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in ESCAPES if code >= 0x20}
 _USER_FIXABLE = {
