@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from graft.evaluation.answers import choose_metric, extract, last_number, normalised
+from graft.evaluation.answers import choose_metric, extract, normalised
+from graft.evaluation.reading.numbers import read_number
 
 NUMBERS = [
     ("The answer is 72.", "72"),
@@ -39,12 +40,12 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("text", "value"), NUMBERS)
 def test_the_last_number_of_a_text(text: str, value: str) -> None:
-    assert last_number(text) == Decimal(value)
+    assert read_number(text) == Fraction(value)
 
 
 @pytest.mark.parametrize("text", ["", "none", "twelve", "- $ ,."])
 def test_a_text_without_a_number_has_none(text: str) -> None:
-    assert last_number(text) is None
+    assert read_number(text) is None
     assert extract(text, "numeric") is None
 
 
@@ -72,14 +73,24 @@ def test_an_empty_text_is_no_answer() -> None:
     assert extract("Paris or Rome", "exact") != extract("Paris", "exact")
 
 
-def test_auto_is_numeric_where_every_reference_has_a_number() -> None:
-    assert choose_metric("auto", ["#### 4", "so 5"]) == "numeric"
-    assert choose_metric("auto", ["#### 4", "yes"]) == "exact"
+def test_auto_is_numeric_where_every_reference_is_a_number() -> None:
+    assert choose_metric("auto", ["4", "-5.5", "3/4", "$1,200", "50%"]) == "numeric"
+    assert choose_metric("auto", ["48 + 24 = 72\n#### 72", "#### 4"]) == "numeric"
+    assert choose_metric("auto", ["#### 4", "so 5"]) == "exact"
+    assert choose_metric("auto", ["4", "yes"]) == "exact"
+    assert choose_metric("auto", ["May 3, 2021", "October 30, 2021"]) == "exact"
     assert choose_metric("exact", ["4"]) == "exact"
+    assert extract("3/4", "numeric") != extract("1/4", "numeric")
+
+
+def test_thoughts_are_no_part_of_an_answer() -> None:
+    assert extract("<think>Rome? No.</think>\n\nParis.", "exact") == "paris"
+    assert extract("<think>Paris", "exact") is None
+    assert extract("<think>So 72", "numeric") is None
 
 
 def test_every_gsm8k_answer_gives_the_number_behind_its_marks(shared: Path) -> None:
     rows = [json.loads(line) for line in (shared / "data/gsm8k/test.jsonl").read_text().splitlines()]
     for row in rows:
-        assert last_number(row["answer"]) == Decimal(row["answer"].split("####")[1].strip().replace(",", ""))
+        assert read_number(row["answer"]) == Fraction(row["answer"].split("####")[1].strip().replace(",", ""))
     assert len(rows) == 1319

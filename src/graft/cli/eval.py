@@ -80,7 +80,7 @@ def command(
         Literal["auto", "exact", "numeric"] | None,
         typer.Option(
             "--metric",
-            help="For data files: compare whole texts (exact) or the last numbers (numeric).",
+            help="For data files: compare whole texts (exact) or the numbers they give (numeric).",
             show_default=False,
         ),
     ] = None,

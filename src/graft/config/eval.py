@@ -23,6 +23,6 @@ class EvalConfig(Section):
     max_new_tokens: int = Field(default=256, ge=1)
     """Maximum length of an answer on data files, in tokens; for benchmarks the protocol sets it."""
     metric: Literal["auto", "exact", "numeric"] = "auto"
-    """How answers on data files are compared: as text, or by their last number; auto is numeric if every reference has a number."""
+    """How answers on data files are compared: as text, or by the number they give; auto is numeric if every reference is a number."""
     token_budget: int = Field(default=8192, ge=1)
     """Tokens per generation batch: the prompts and the room for their answers together."""

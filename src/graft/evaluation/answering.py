@@ -22,6 +22,7 @@ from graft.data.template import Template
 from graft.errors import GraftError
 from graft.evaluation.journal import Journal, Questions
 from graft.evaluation.protocols.base import Judgement, digest_of
+from graft.evaluation.reading.thoughts import with_thoughts
 from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.requests import Decoding, Generated, Request
 
@@ -80,7 +81,7 @@ def answer(
         progress(done, len(pairs))
     for place, generated in loaded.active_engine.answers([requests[at] for at in left], decoding, token_budget):
         candidate, item = pairs[left[place]]
-        text = loaded.base.tokenizer.decode(generated.ids, skip_special_tokens=True)
+        text = with_thoughts(loaded.base.tokenizer, requests[left[place]].ids, generated.ids)
         judged = Judgement(None, "no_room") if generated.reason == "no_room" else judge(item, text)
         journal.append(answer_line(candidate, item, text, judged, requests[left[place]], generated))
         done += 1

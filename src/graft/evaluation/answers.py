@@ -1,36 +1,24 @@
 """The two metrics that decide whether an answer to a data file's question is right.
 
-`numeric` compares the last number of the answer with the last number of the reference by value: 72 equals 72.0 and 1,234
-equals 1234. It ignores thousands separators (a comma before exactly three digits), currency signs before or after the minus
-sign, and the period at the end of a sentence, and it reads the Unicode minus. A hyphen is a minus sign only if no digit,
-letter or closing bracket comes before it ("5-3" ends in 3). An answer without a number is unextractable.
+`numeric` compares by value the number that the answer gives with that of the reference: 72 equals 72.0 and 1,234 equals 1234,
+and 0.5 equals 1/2. `reading` says which number a text gives. An answer without a number is unextractable.
 
 `exact` compares the texts after Unicode normalisation (NFKC), case folding and joining of white space, and without a period
-at the end. An empty answer is unextractable.
+at the end. An empty answer is unextractable. Neither metric sees thoughts, and an answer that ends within one is unextractable.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable
-from decimal import Decimal
 from typing import Literal
 
+from graft.evaluation.reading.numbers import is_number, read_number, written
+from graft.evaluation.reading.thoughts import without_thoughts
+
 Metric = Literal["exact", "numeric"]
-_CURRENCY = "$€£¥₹"
-_NUMBER = re.compile(
-    rf"(?P<minus>(?<![\w)\]])-)?[{_CURRENCY}]?(?P<digits>\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-)
-
-
-def last_number(text: str) -> Decimal | None:
-    """Return the last number in a text, or None."""
-    text = re.sub(rf"([{_CURRENCY}])\s*-\s*(?=[\d.])", r"-\1", text.replace("\u2212", "-"))
-    found = list(_NUMBER.finditer(text))
-    if not found:
-        return None
-    return Decimal(("-" if found[-1]["minus"] else "") + found[-1]["digits"].replace(",", ""))
+VERSION = 2
+"""Increased with every change to what is extracted, because it changes scores. A part of the hash of data files."""
 
 
 def normalised(text: str) -> str:
@@ -41,13 +29,16 @@ def normalised(text: str) -> str:
 def extract(text: str, metric: Metric) -> str | None:
     """Return the part of an answer that is compared, as text; None if there is none."""
     if metric == "exact":
-        return normalised(text) or None
-    number = last_number(text)
-    return None if number is None else f"{number.normalize() + 0:f}"  # + 0 turns -0 into 0
+        return normalised(without_thoughts(text) or "") or None
+    number = read_number(text)
+    return None if number is None else written(number)
 
 
 def choose_metric(wanted: Literal["auto", "exact", "numeric"], references: Iterable[str]) -> Metric:
-    """Choose the metric of a data set: `auto` becomes numeric if every reference has a number, else exact."""
+    """Choose the metric of a data set: `auto` becomes numeric if every reference is a number, else exact.
+
+    A worked answer with its number in the last line after ####, as in GSM8K, is one too; a text that holds a number is not.
+    """
     if wanted != "auto":
         return wanted
-    return "numeric" if all(last_number(reference) is not None for reference in references) else "exact"
+    return "numeric" if all(is_number(reference.rpartition("####")[2]) for reference in references) else "exact"

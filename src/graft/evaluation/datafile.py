@@ -29,7 +29,7 @@ from graft.evaluation.answering import (
     questions,
     write_result,
 )
-from graft.evaluation.answers import Metric, choose_metric, extract
+from graft.evaluation.answers import VERSION, Metric, choose_metric, extract
 from graft.evaluation.journal import Journal
 from graft.evaluation.metrics import bleu, bleu_metric
 from graft.evaluation.protocols.base import Judgement, digest_of
@@ -63,6 +63,7 @@ class Evaluation:
         return {
             "name": "datafile",
             "metric": self.metric,
+            "version": VERSION,
             "decoding": asdict(self.decoding),
             "data": hashlib.sha256(rows.encode()).hexdigest()[:16],
             "rows": len(self.items),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,12 @@ def outcomes(shared: Path, name: str, task: str) -> list[str]:
 
 @pytest.mark.parametrize("task", sorted(PUBLISHED))
 def test_the_published_rules_count_the_shipped_outputs_as_published(shared: Path, task: str) -> None:
-    assert Counter(outcomes(shared, "llm-adapters", task))["correct"] == PUBLISHED[task]
-    assert outcomes(shared, "strict", task) == outcomes(shared, "llm-adapters", task)
+    published, strict = outcomes(shared, "llm-adapters", task), outcomes(shared, "strict", task)
+    assert published.count("correct") == strict.count("correct") == PUBLISHED[task]
+    changed = Counter((a, b) for a, b in zip(published, strict, strict=True) if "correct" in (a, b) and a != b)
+    # Right by strict: "$118 000" and "$9 500". Right as published: "5 arms and 3 legs, or 8 limbs" and "18 + x hours".
+    of_gsm8k = {("wrong", "correct"): 2, ("correct", "unextractable"): 2}
+    assert changed == (of_gsm8k if task == "gsm8k" else {})
 
 
 def test_the_first_letter_rule_misjudges_34_of_254_answers_to_aqua(shared: Path) -> None:
@@ -72,7 +78,7 @@ def test_numbers_as_published_and_as_people_write_them(output: str, published: s
         ("(B) 23", "B", "B"),
         ("A car takes 5 hours.", "A", None),
         ("so it follows:\n**E**", "E", "E"),
-        ("answer: C or D", "C", "C"),
+        ("answer: C or D", "C", None),
         ("The answer is DEF", "D", None),
         ("nothing", None, None),
     ],
@@ -115,6 +121,47 @@ def test_math_verify_knows_that_a_half_is_a_half() -> None:
     assert half.judge(task, "0.5", "no idea").outcome == "unextractable"
 
 
+def generated_pair(rng: random.Random) -> tuple[str, str]:
+    """Return a right answer and an output: an expression, written in one of many ways, with text around it or not."""
+    a, b = rng.randint(-30, 2000), rng.randint(2, 12)
+    expression, value = rng.choice(
+        [(f"{a}", a), (f"{a:,}", a), (f"{a}.50", a + 0.5),
+         (rf"\frac{{{a}}}{{{b}}}", a / b), (f"{a}/{b}", a / b), (f"{b}^2", b * b),
+         (rf"\sqrt{{{b * b}}}", b), (rf"{b}\frac{{1}}{{2}}", b + 0.5), (rf"{b} \times 10^3", b * 1000),
+         (f"{b % 6}!", math.factorial(b % 6)),
+         (rf"{a}\%", a / 100), (rf"{b}\pi", b), (f"{b}{{,}}500", b * 1000 + 500), (f"x = {a}", a), (f"{a}, {b}", b), (f"{b} m^2", b)]
+    )  # fmt: skip
+    form = rng.choice(
+        [
+            r"\boxed{%s}",
+            "$%s$",
+            "The answer is %s.",
+            r"So $\boxed{%s}$, since 2 is even.",
+            r"\[ %s \]",
+            "#### %s",
+            "%s",
+            "%s or so",
+        ]
+    )
+    gold = rng.choice([str(value), f"{value:g}", str(a), str(b), f"{value * 2:g}"])
+    return gold, form % expression
+
+
+def test_math_verify_agrees_with_the_library_on_500_generated_pairs() -> None:
+    library = pytest.importorskip("math_verify", reason="math-verify comes with graft-llm[eval]")
+    rng, task = random.Random(12), tasks.get("gsm8k")
+    rule, outcomes = protocol("math-verify", "gsm8k"), Counter[str]()
+    for _ in range(500):
+        gold, output = generated_pair(rng)
+        found = rule.judge(task, gold, output)
+        assert (found.outcome == "correct") == library.verify(library.parse(gold), library.parse(output)), (
+            gold,
+            output,
+        )
+        outcomes[found.outcome] += 1
+    assert min(outcomes["correct"], outcomes["wrong"]) > 100
+
+
 def test_the_prompt_is_the_published_one_to_the_letter() -> None:
     """As specified: one space behind "request.", 16 spaces of indentation, an empty line before the response."""
     record = tasks.get("gsm8k").record({"instruction": "How many?", "answer": "5"}, "f", 1)
@@ -146,9 +193,9 @@ HASHES = {
     "llm-adapters gsm8k": "30d39deda9df",
     "llm-adapters AQuA": "0adc6bdb0484",
     "llm-adapters boolq": "2a22ac2640f0",
-    "strict gsm8k": "b4c8cfadf812",
-    "strict AQuA": "ec1e99ec35c8",
-    "math-verify gsm8k": "9382b87747ae",
+    "strict gsm8k": "ba4f9dc4a680",
+    "strict AQuA": "f09e5ae35729",
+    "math-verify gsm8k": "75a6fb8dae56",
     "rank boolq": "9ef528bee816",
     "bleu e2e": "95fd374256e6",
 }

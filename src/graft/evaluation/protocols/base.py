@@ -43,14 +43,28 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one kind of answer is found in an output and compared."""
+    """How outputs with one kind of answer are judged."""
 
-    extract: Callable[[str, Task], str | None]
-    """(output, task) -> the answer, or None if there is none."""
-    same: Callable[[str, str], bool]
-    """(right answer, extracted answer) -> whether they are equal."""
+    judge: Callable[[Task, str, str], Judgement]
+    """(task, right answer, output) -> the judgement."""
     text: str
-    """Describes both functions in words; part of the protocol's hash."""
+    """Describes the function in words; part of the protocol's hash."""
+
+
+def extracting(extract: Callable[[str, Task], str | None], same: Callable[[str, str], bool], text: str) -> Rule:
+    """Return the rule that extracts an answer from the output and compares it with the right one.
+
+    extract: (output, task) -> the answer, or None if there is none; then the output is unextractable. same: (right answer,
+    extracted answer) -> whether they are equal. text: as in `Rule`.
+    """
+
+    def judge(task: Task, gold: str, output: str) -> Judgement:
+        extracted = extract(output, task)
+        if extracted is None:
+            return Judgement(None, "unextractable")
+        return Judgement(extracted, "correct" if same(gold, extracted) else "wrong")
+
+    return Rule(judge, text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +123,7 @@ class OutputProtocol(Protocol):
 
     def judge(self, task: Task, gold: str, output: str) -> Judgement:
         """Judge one output. It is `unextractable`, which counts as not correct, if no answer is found in it."""
-        rule = self.rules[task.answer]
-        extracted = rule.extract(output, task)
-        if extracted is None:
-            return Judgement(None, "unextractable")
-        return Judgement(extracted, "correct" if rule.same(gold, extracted) else "wrong")
+        return self.rules[task.answer].judge(task, gold, output)
 
 
 def _prompt_text(template: Template) -> str:

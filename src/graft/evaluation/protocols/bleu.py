@@ -7,7 +7,7 @@ Decoding uses ten beams, as the authors of LoRA did, but without their length pe
 
 from __future__ import annotations
 
-from graft.evaluation.protocols.base import OutputProtocol, Rule, same_text
+from graft.evaluation.protocols.base import OutputProtocol, extracting, same_text
 from graft.evaluation.tasks.base import Task
 
 
@@ -19,5 +19,7 @@ PROTOCOL = OutputProtocol(
     name="bleu",
     version=1,
     beams=10,
-    rules={"text": Rule(whole, same_text, "the whole output; sacrebleu BLEU, lowercase, 13a, grouped references")},
+    rules={
+        "text": extracting(whole, same_text, "the whole output; sacrebleu BLEU, lowercase, 13a, grouped references")
+    },
 )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 
 from graft.data.turn_template import TurnTemplate
-from graft.evaluation.protocols.base import OutputProtocol, Rule, any_choice, same_text
+from graft.evaluation.protocols.base import OutputProtocol, any_choice, extracting, same_text
 from graft.evaluation.tasks.base import Task
 
 _PAD = " " * 16
@@ -63,8 +63,8 @@ PROTOCOL = OutputProtocol(
     prompt=PROMPT,
     beams=4,
     rules={
-        "number": Rule(number, near, f"{_CUT}without commas, the last match of {_NUMBER}, within 0.001"),
-        "letter": Rule(letter, same_text, f"{_CUT}the first match of {_LETTER}"),
-        "label": Rule(label, same_text, f"{_CUT}the first label"),
+        "number": extracting(number, near, f"{_CUT}without commas, the last match of {_NUMBER}, within 0.001"),
+        "letter": extracting(letter, same_text, f"{_CUT}the first match of {_LETTER}"),
+        "label": extracting(label, same_text, f"{_CUT}the first label"),
     },
 )
