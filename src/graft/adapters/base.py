@@ -240,6 +240,9 @@ class Adapter(AdapterModule):
         """Keep the module that all sites share, without making it a child of this one."""
         self._shared = (shared,)
 
+    def check_filled(self) -> None:
+        """Raise `GraftError` for tensors from a file that no adapter of this kind has, such as positions outside of the weight."""
+
     def fold_all(self) -> dict[str, Tensor] | None:
         """Return, for an adapter of a whole module, all parameters of the host by name with the adapter folded in. None: `fold` is used."""
         return None

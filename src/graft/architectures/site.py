@@ -59,6 +59,18 @@ class SiteLike(Protocol):
     def type(self) -> SiteType: ...
 
 
+class SiteKeys:
+    """Gives the modules of one adapter their keys in the containers of their hosts: `linear`, and `linear_1` for the second at one host."""
+
+    def __init__(self) -> None:
+        self._taken: dict[tuple[str, str], int] = {}
+
+    def take(self, module: str, part: str) -> str:
+        """Return the key of the next module of the adapter at this host and part."""
+        count = self._taken[module, part] = self._taken.get((module, part), -1) + 1
+        return f"{part}_{count}" if count else part
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
     """A place in a model. `module` has the output h. `source` has the input x, if that is another module."""

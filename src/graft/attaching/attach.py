@@ -20,7 +20,7 @@ from graft.adapters.parsing import parse
 from graft.adapters.presets import Preset
 from graft.architectures.four_bit import allow_packing, forbid_packing
 from graft.architectures.language import resolve_sites
-from graft.architectures.site import Site
+from graft.architectures.site import Site, SiteKeys
 from graft.architectures.sites import SiteTable
 from graft.architectures.transformers_internals import is_checkpointed_layer
 from graft.architectures.walk import CONTAINER, base_modules
@@ -149,12 +149,9 @@ def _prepare_base(root: nn.Module, state: State) -> None:
 def _install(
     root: nn.Module, state: State, name: str, config: AdapterConfig, parts: list[tuple[AdapterConfig, list[Site]]]
 ) -> None:
-    """Build the modules of an adapter and put them into the model.
-
-    Two modules of one type at one host need different keys in its container: the first is `linear`, the second `linear_1`.
-    """
+    """Build the modules of an adapter and put them into the model."""
     attached = state.adapters[name] = AttachedAdapter(config, state.free_slot())
-    taken: dict[tuple[str, str], int] = {}
+    keys = SiteKeys()
     for number, (part, sites) in enumerate(parts):
         # Sites are numbered through all parts of a stack: the number is part of the key of seeded dropout.
         specs = [spec_of(root, site, len(attached.installs) + i) for i, site in enumerate(sites)]
@@ -164,8 +161,7 @@ def _install(
             container_of(root, state).hold(name, key, shared.train(root.training))
             attached.shared[key] = shared
         for site, spec in zip(sites, specs, strict=True):
-            count = taken[site.module, site.part] = taken.get((site.module, site.part), -1) + 1
-            key = f"{site.part}_{count}" if count else site.part
+            key = keys.take(site.module, site.part)
             at_site = part.for_site(spec)
             adapter = at_site.build(spec)
             if shared is not None:

@@ -1,4 +1,4 @@
-"""Write an adapter to its folder, whole or not at all, and copy tensors back, each exactly once."""
+"""Write an adapter to its folder, whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from graft.adapters.base import Adapter
 from graft.adapters.registry import entries, readable
 from graft.attaching.fingerprint import fingerprint
 from graft.attaching.parameters import modules_of, tensors
+from graft.attaching.stored import checksum, copy_strictly
 from graft.errors import GraftError, listed
 from graft.injection.state import SHARED, State, state_of, unwrapped
 from graft.utils.files import explain_write_errors, new_dir, write_json_atomic
 from graft.version import __version__
 
 CONFIG, WEIGHTS, TRAINER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "model.safetensors"
+FORMAT_VERSION = 1
+"""The version of the folder's format. A reader refuses those above its own."""
 
 
 def save(model: nn.Module, name: str, folder: str | Path, *, extra_files: Mapping[str, str] | None = None) -> Path:
@@ -40,7 +43,7 @@ def save(model: nn.Module, name: str, folder: str | Path, *, extra_files: Mappin
         write_json_atomic(
             fresh / CONFIG,
             {
-                **_header(root, state),
+                **_header(root, state, fresh / WEIGHTS),
                 **_foreign_kinds(state, name),
                 "name": name,
                 "adapter": _dumped(state, name, collapsed=True),
@@ -66,7 +69,7 @@ def save_for_trainer(root: nn.Module, folder: Path, state_dict: Mapping[str, Ten
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(found, folder / TRAINER_WEIGHTS)
     configs = {name: _dumped(state, name, collapsed=False) for name in state.adapters}
-    write_json_atomic(folder / CONFIG, {**_header(root, state), "adapters": configs})
+    write_json_atomic(folder / CONFIG, {**_header(root, state, folder / TRAINER_WEIGHTS), "adapters": configs})
 
 
 def _state_dict_of(root: nn.Module, state: State, name: str) -> dict[str, Tensor]:
@@ -90,26 +93,6 @@ def load_training_state(model: nn.Module, name: str, stored: Mapping[str, Tensor
     copy_strictly(stored, dict(tensors(unwrapped(model), state_of(model), name)), f"the training state of '{name}'")
 
 
-def copy_strictly(stored: Mapping[str, Tensor], places: Mapping[str, Tensor], origin: str) -> None:
-    """Copy tensors to their places by name.
-
-    Raises `GraftError`, and copies nothing, if tensors are missing, extra or of another shape. The message lists them.
-    """
-    missing, extra = sorted(set(places) - set(stored)), sorted(set(stored) - set(places))
-    shapes = [f"{key} {tuple(stored[key].shape)} instead of {tuple(places[key].shape)}" for key in places
-              if key in stored and stored[key].shape != places[key].shape]  # fmt: skip
-    problems = [
-        f"{len(keys)} {what} ({listed(keys, 5)})"
-        for what, keys in (("missing", missing), ("extra", extra), ("misshapen", shapes))
-        if keys
-    ]
-    if problems:
-        raise GraftError(f"{origin} does not fit the adapter: of {len(places)} tensors, " + "; ".join(problems))
-    with torch.no_grad():
-        for key, place in places.items():
-            place.copy_(stored[key])
-
-
 def _published(root: nn.Module, state: State, name: str) -> Iterable[tuple[str, Tensor]]:
     """Yield (name, tensor) of what `save` writes: `to_save` of each site, and the shared modules that a published adapter needs."""
     parts = state.adapter(name).config.parts()
@@ -123,12 +106,13 @@ def _published(root: nn.Module, state: State, name: str) -> Iterable[tuple[str, 
             yield f"{path}.{key}", tensor
 
 
-def _header(root: nn.Module, state: State) -> dict[str, Any]:
+def _header(root: nn.Module, state: State, weights: Path) -> dict[str, Any]:
     return {
         "format": "graft",
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "graft_version": __version__,
         "base": fingerprint(root, state),
+        "checksum": checksum(weights),
     }
 
 

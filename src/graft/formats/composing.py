@@ -16,7 +16,7 @@ from graft.adapters.base import AdapterConfig
 from graft.adapters.kinds.stack import Stack
 from graft.architectures.blocks import stack_of
 from graft.architectures.experts import PARTS
-from graft.architectures.site import Site
+from graft.architectures.site import Site, SiteKeys
 from graft.architectures.sites import SiteTable
 from graft.injection.state import SHARED, site_table_of
 
@@ -64,12 +64,10 @@ def composed(model: nn.Module, pieces: Sequence[Piece]) -> tuple[AdapterConfig, 
             names += site_names(site_table, [piece.path for piece in group.pieces if piece.part == part], part)
         sites = tuple(names) if any(name.startswith("re:") for name in names) else " ".join(names)
         configs.append(group.config.model_copy(update={"sites": sites}))
-    # A stack may adapt one module several times: the second adapter's tensors are at `linear_1`, the third's at `linear_2`.
-    taken: dict[tuple[str, str], int] = {}
+    keys = SiteKeys()
     tensors: dict[str, Tensor] = {}
     for piece in (piece for group in groups for piece in group.pieces):
-        count = taken[piece.path, piece.part] = taken.get((piece.path, piece.part), -1) + 1
-        key = f"{piece.part}_{count}" if count else piece.part
+        key = keys.take(piece.path, piece.part)
         tensors |= {f"{piece.path}.{key}.{name}": tensor for name, tensor in piece.tensors.items()}
     for number, group in enumerate(groups):
         tensors |= {f"{SHARED}{number}.{name}": tensor for name, tensor in group.pieces[0].shared.items()}

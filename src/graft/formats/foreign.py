@@ -5,18 +5,16 @@ Pickles are read with torch's `weights_only`, which runs no code from the file.
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from graft.attaching.stored import as_floats, as_integers, load_tensors
 from graft.errors import GraftError, listed
+from graft.utils.strict_json import read_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.bin", "adapter_model.safetensors")
@@ -24,13 +22,7 @@ WEIGHTS = ("adapter_model.bin", "adapter_model.safetensors")
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the fields of `adapter_config.json`. Raises `GraftError` when the file cannot be read."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, OSError) as error:
-        raise GraftError(f"{folder / CONFIG} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise GraftError(f"{folder / CONFIG} is not a mapping of fields")
-    return config
+    return read_object(folder / CONFIG)
 
 
 class AdapterFile:
@@ -42,22 +34,42 @@ class AdapterFile:
     def __init__(self, folder: Path, config: dict[str, Any], root: str, files: Sequence[str] = WEIGHTS) -> None:
         """Read the tensors. root: the prefix to remove from their names. files: names of the weights file to try, in this order."""
         self.folder, self.config = folder, config
-        self.left = {name.removeprefix(root): tensor for name, tensor in load_tensors(folder, files).items()}
+        self.left = {name.removeprefix(root): tensor for name, tensor in load_weights(folder, files).items()}
         """Tensors that nobody has taken yet."""
         self.kept = dict(self.left)
         """All tensors of the file, including those taken."""
         self.missing: list[str] = []
 
     def take(self, name: str) -> Tensor:
-        """Return a tensor of the file in float32. If it is missing, note that for `finish` and return an empty tensor."""
-        if name not in self.left:
-            self.missing.append(name)
-            return torch.empty(0)
-        return self.left.pop(name).float()
+        """Return a tensor of the file in float32. If it is missing, note that for `finish` and return an empty tensor.
+
+        Raises `GraftError` if it holds anything but finite floating-point numbers.
+        """
+        return as_floats(self._pop(name), self._where(name))
+
+    def take_integers(self, name: str) -> Tensor:
+        """Return a tensor of integers. If it is missing, note that for `finish` and return an empty tensor."""
+        return as_integers(self._pop(name, torch.long), self._where(name))
 
     def peek(self, name: str) -> Tensor:
         """Return a tensor of which several modules use a slice each: the first call takes it, later calls return it again."""
-        return self.take(name) if name not in self.kept or name in self.left else self.kept[name].float()
+        if name not in self.kept or name in self.left:
+            return self.take(name)
+        return as_floats(self.kept[name], self._where(name))
+
+    def note_missing(self, name: str) -> None:
+        """Note for `finish` a tensor that the config promises and the file lacks."""
+        if name not in self.missing:
+            self.missing.append(name)
+
+    def _pop(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        if name not in self.left:
+            self.note_missing(name)
+            return torch.empty(0, dtype=dtype)
+        return self.left.pop(name)
+
+    def _where(self, name: str) -> str:
+        return f"{self.folder}: tensor '{name}'"
 
     def field(self, name: str) -> Any:
         """Return a field of the config. Raises `GraftError` when the config does not have it."""
@@ -79,20 +91,9 @@ class AdapterFile:
         )
 
 
-def load_tensors(folder: Path, files: Sequence[str] = WEIGHTS) -> dict[str, Tensor]:
+def load_weights(folder: Path, files: Sequence[str] = WEIGHTS) -> dict[str, Tensor]:
     """Load all tensors of a folder by name, on the CPU. Raises `GraftError` for a missing or damaged file."""
     path = next((folder / name for name in files if (folder / name).is_file()), None)
     if path is None:
         raise GraftError(f"{folder} has no weights: expected {' or '.join(files)}")
-    try:
-        tensors = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        size = path.stat().st_size
-        raise GraftError(f"{path} ({size} bytes) is damaged, cut short or not plain tensors: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise GraftError(f"{path} is not a dictionary of tensors by name")
-    return tensors
+    return load_tensors(path)

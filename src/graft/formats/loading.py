@@ -9,15 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from graft.adapters.filling import to_be_filled
-from graft.attaching.attach import Model, attach
-from graft.attaching.parameters import tensors
-from graft.attaching.saving import copy_strictly
+from graft.attaching.attach import Model
 from graft.errors import GraftError
 from graft.formats import adapterhub, loralib, peft
+from graft.formats.filling import attach_filled
+from graft.formats.guarding import named_errors
 from graft.formats.llm_adapters import reading as llm_adapters
-from graft.formats.own import detached_on_error, load_own, read_header
-from graft.injection.state import state_of, unwrapped
+from graft.formats.own import load_own, read_header
+from graft.injection.state import unwrapped
 
 FORMATS: tuple[Any, ...] = (loralib, llm_adapters, peft, adapterhub)
 DEFAULT_NAME = "default"
@@ -35,12 +34,13 @@ def load(
     Raises `GraftError` for a missing or damaged file, another base, and missing or extra tensors; the model is then unchanged.
     """
     folder = Path(folder)
-    header = {} if folder.is_file() else read_header(folder)
-    if header.get("format") != "graft":
-        return load_foreign(model, folder, name, alpha)
-    if alpha is not None:
-        raise GraftError(f"alpha is an option for loralib files only; {folder} holds its own")
-    return load_own(model, folder, header, name, any_base)
+    with named_errors(folder):
+        header = {} if folder.is_file() else read_header(folder)
+        if header.get("format") != "graft":
+            return load_foreign(model, folder, name, alpha)
+        if alpha is not None:
+            raise GraftError(f"alpha is an option for loralib files only; {folder} holds its own")
+        return load_own(model, folder, header, name, any_base)
 
 
 def load_foreign(model: Model, folder: str | Path, name: str | None = None, alpha: float | None = None) -> Model:
@@ -64,8 +64,5 @@ def load_foreign(model: Model, folder: str | Path, name: str | None = None, alph
     config, stored = (
         loralib.read(folder, unwrapped(model), alpha) if reader is loralib else reader.read(folder, unwrapped(model))
     )
-    with to_be_filled():
-        attach(model, {own_name: config})
-    with detached_on_error(model, own_name):
-        copy_strictly(stored, dict(tensors(unwrapped(model), state_of(model), own_name)), str(folder))
+    attach_filled(model, own_name, config, stored, str(folder))
     return model

@@ -8,29 +8,38 @@ A checkpoint of transformers' Trainer holds all adapters of a model in one `mode
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from graft.adapters.filling import to_be_filled
+from graft.adapters.base import AdapterConfig
 from graft.adapters.parsing import parse
 from graft.adapters.registry import entries
-from graft.attaching.attach import Model, attach, detach
+from graft.attaching.attach import Model, detach
 from graft.attaching.fingerprint import check_base
-from graft.attaching.parameters import tensors
-from graft.attaching.saving import CONFIG, TRAINER_WEIGHTS, WEIGHTS, _state_dict_of, copy_strictly
+from graft.attaching.saving import CONFIG, FORMAT_VERSION, TRAINER_WEIGHTS, WEIGHTS
+from graft.attaching.stored import checksum, load_tensors
 from graft.errors import GraftError, did_you_mean
-from graft.injection.state import state_of, unwrapped
+from graft.formats.filling import attach_filled
+from graft.injection.state import unwrapped
+from graft.utils.strict_json import read_object
+from graft.version import __version__
+
+FIELDS: Mapping[str, type] = {
+    "format": str, "format_version": int, "graft_version": str, "base": dict, "kinds": dict, "checksum": str,
+    "name": str, "adapter": dict, "adapters": dict,
+}  # fmt: skip
+"""The fields of a config, with their types. `name` and `adapter` are those of one adapter, `adapters` those of a Trainer's checkpoint."""
 
 
 def load_own(model: Model, folder: Path, header: Mapping[str, Any], name: str | None, any_base: bool) -> Model:
-    """Attach the adapter of a folder that Graft wrote. header: the result of `read_header`."""
+    """Attach the adapter of a folder that Graft wrote. header: the result of `read_header`.
+
+    Raises `GraftError` for a format of the future, a field that is unknown or missing, another base, and weights that do not fit.
+    """
+    _check_fields(folder, header)
     for kind, source in header.get("kinds", {}).items():
         if kind not in entries():
             raise GraftError(
@@ -42,27 +51,51 @@ def load_own(model: Model, folder: Path, header: Mapping[str, Any], name: str | 
         check_base(header["base"], root, root.__dict__.get("graft_state"), str(folder))
     if "adapters" in header:
         return _load_trainer_folder(model, folder, header, name)
-    own_name = name or header["name"]
-    with to_be_filled():
-        attach(model, {own_name: parse(header["adapter"])})
-    with detached_on_error(model, own_name):
-        copy_strictly(_tensors(folder / WEIGHTS), dict(tensors(root, state_of(model), own_name)), str(folder))
+    path = folder / WEIGHTS
+    attach_filled(model, name or header["name"], _config(folder, header["adapter"]), load_tensors(path), str(folder),
+                  lambda: _verify(path, header))  # fmt: skip
     return model
 
 
-@contextmanager
-def detached_on_error(model: nn.Module, name: str) -> Iterator[None]:
-    """Detach the adapter if the block of code that fills it fails, so that the model is unchanged."""
-    try:
-        yield
-    except BaseException:
-        detach(model, name)
-        raise
+def _check_fields(folder: Path, header: Mapping[str, Any]) -> None:
+    version, writer = header.get("format_version", 1), header.get("graft_version", "unknown")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise GraftError(
+            f"{folder} is written in version {version} of Graft's format (by graft {writer}), and this graft ({__version__}) reads "
+            f"versions up to {FORMAT_VERSION}: install a newer graft"
+        )
+    for key, value in header.items():
+        if key not in FIELDS:
+            raise GraftError(f"{folder / CONFIG} has a field '{key}', which Graft does not write: {', '.join(FIELDS)}")
+        if not isinstance(value, FIELDS[key]) or isinstance(value, bool) or (key == "format_version" and value < 1):
+            raise GraftError(f"{folder / CONFIG}: '{key}' cannot be {value!r}: it is of type {FIELDS[key].__name__}")
+    lacking = [key for key in ("base", *(() if "adapters" in header else ("name", "adapter"))) if key not in header]
+    if lacking:
+        raise GraftError(f"{folder / CONFIG} lacks the field '{lacking[0]}'")
+    if not {"model", "shape", "digest"} <= header["base"].keys() or not isinstance(header["base"]["shape"], dict):
+        raise GraftError(f"{folder / CONFIG}: 'base' is no record of a base: it needs model, shape and digest")
+
+
+def _config(folder: Path, adapter: Any) -> AdapterConfig:
+    found = parse(adapter)
+    if not isinstance(found, AdapterConfig):
+        raise GraftError(f"{folder / CONFIG} names a preset in place of an adapter's fields")
+    return found
+
+
+def _verify(path: Path, header: Mapping[str, Any]) -> None:
+    """Raise `GraftError` if the weights are not those that were written with the config. Folders of older releases have no checksum."""
+    written = header.get("checksum")
+    if written is not None and checksum(path) != written:
+        raise GraftError(
+            f"{path} is not the file that was written with its config (its checksum is {checksum(path)}, not {written}): it was damaged or "
+            f"replaced. If you changed it yourself, remove `checksum` from {CONFIG}"
+        )
 
 
 def _load_trainer_folder(model: Model, folder: Path, header: Mapping[str, Any], name: str | None) -> Model:
     """Attach the adapters of a Trainer checkpoint: all of them, or the one called `name`. A single adapter may get another name."""
-    configs = header["adapters"]
+    configs, path = header["adapters"], folder / TRAINER_WEIGHTS
     if name is not None and name not in configs and len(configs) > 1:
         raise GraftError(
             f"{folder} holds the adapters {', '.join(configs)}, not '{name}'.{did_you_mean(name, configs)}"
@@ -73,26 +106,33 @@ def _load_trainer_folder(model: Model, folder: Path, header: Mapping[str, Any], 
         if name is not None and name not in configs
         else {each: each for each in configs if name in (None, each)}
     )
-    stored = _tensors(folder / TRAINER_WEIGHTS)
-    for new, old in chosen.items():
-        with to_be_filled():
-            attach(model, {new: parse(configs[old])})
-        places = _state_dict_of(unwrapped(model), state_of(model), new)
-        own = {_renamed(key, old, new): tensor for key, tensor in stored.items() if f".{old}." in _after_graft(key)}
-        with detached_on_error(model, new):
-            copy_strictly(own, places, str(folder))
+    by_adapter = _by_adapter(load_tensors(path), configs, folder)
+    done: list[str] = []
+    try:
+        for new, old in chosen.items():
+            config = _config(folder, configs[old])
+            attach_filled(model, new, config, by_adapter[old], str(folder), lambda: _verify(path, header))
+            done.append(new)
+    except BaseException:
+        for each in done:
+            detach(model, each)
+        raise
     return model
 
 
-def _after_graft(key: str) -> str:
-    """Return what follows `graft` in a state-dict name: `model.q_proj.graft.french.linear.A` -> `.french.linear.A`."""
-    return ("." + key)[("." + key).rfind(".graft.") + len(".graft") :]
+def _by_adapter(stored: Mapping[str, Tensor], names: Iterable[str], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Sort the tensors of a Trainer checkpoint by adapter: `model.q_proj.graft.french.linear.A` is French's `model.q_proj.linear.A`.
 
-
-def _renamed(key: str, old: str, new: str) -> str:
-    """Replace the adapter's name in a state-dict name."""
-    after = _after_graft(key)
-    return key.removesuffix(after) + f".{new}." + after.removeprefix(f".{old}.")
+    Raises `GraftError` for a tensor that belongs to none of the adapters.
+    """
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for key, tensor in stored.items():
+        before, mark, after = f".{key}".rpartition(".graft.")
+        name, _, inner = after.partition(".")
+        if not mark or name not in found:
+            raise GraftError(f"{folder} does not fit its config: tensor '{key}' belongs to none of its adapters")
+        found[name][f"{before}.{inner}".lstrip(".")] = tensor
+    return found
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -105,16 +145,4 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise GraftError(
             f"{folder} holds no adapter: {CONFIG} is missing (found: {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'})"
         )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise GraftError(f"{path} is not JSON: {error}") from error
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise GraftError(f"{path} is missing")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise GraftError(f"{path} is damaged or cut short ({path.stat().st_size} bytes): {error}") from error
+    return read_object(path)

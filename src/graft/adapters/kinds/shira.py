@@ -74,6 +74,15 @@ class SHiRAAdapter(DenseDelta):
         chosen = order[:count].sort().values
         return torch.stack([chosen // self.shape[1], chosen % self.shape[1]]).to(device, torch.int32)
 
+    def check_filled(self) -> None:
+        """Positions that lie in the weight, none of them twice."""
+        sizes = torch.tensor(self.shape, device=self.positions.device)[:, None]
+        if ((self.positions < 0) | (self.positions >= sizes)).any():
+            raise GraftError(f"positions outside of a weight of {self.shape[0]} x {self.shape[1]}")
+        rows_K, columns_K = self.positions.long()
+        if len((rows_K * self.shape[1] + columns_K).unique()) < len(rows_K):
+            raise GraftError("a position of the weight is there twice")
+
     def difference(self) -> Tensor:
         rows_K, columns_K = self.positions.long()
         return self.values.new_zeros(self.shape).index_put((rows_K, columns_K), self.values)

@@ -7,7 +7,6 @@ base without such layers, leads to a warning, and the head is left out.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 
 from graft.adapters.kinds.head import Head
 from graft.architectures.walk import base_submodules
-from graft.errors import GraftError
+from graft.attaching.stored import as_floats
+from graft.errors import GraftError, listed
 from graft.formats.adapterhub.file import HubFile
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import load_tensors
+from graft.formats.foreign import load_weights
+from graft.utils.strict_json import read_object
 
 WEIGHTS = ("pytorch_model_head.bin", "model_head.safetensors")
 NUMBERS = (1, 4)
@@ -35,7 +36,7 @@ def head_pieces(file: HubFile) -> list[Piece]:
     path = file.folder / "head_config.json"
     if not path.is_file():
         return []
-    stored_config = json.loads(path.read_text(encoding="utf-8"))
+    stored_config = read_object(path)
     config: dict[str, Any] = stored_config["config"]
     layers = _head_layers(file.model)
     fits = (
@@ -50,11 +51,18 @@ def head_pieces(file: HubFile) -> list[Piece]:
             stacklevel=2,
         )
         return []
-    stored = load_tensors(file.folder, WEIGHTS)
+    stored = load_weights(file.folder, WEIGHTS)
     name = f"heads.{stored_config['name']}"
     numbers = sorted({key.split(".")[2] for key in stored}, key=int)
+    wanted = [f"{name}.{number}.{end}" for number in numbers for end in ("weight", "bias")]
+    if len(numbers) != len(layers) or set(wanted) != set(stored):
+        raise GraftError(
+            f"{file.folder}: the prediction head has the tensors {listed(sorted(stored))}, but two layers with a weight and a bias are "
+            f"expected under '{name}.'"
+        )
+    tensors = {key: as_floats(tensor, f"{file.folder}: tensor '{key}' of the head") for key, tensor in stored.items()}
     return [
-        Piece(path, Head(), {end: stored[f"{name}.{number}.{end}"].float() for end in ("weight", "bias")})
+        Piece(path, Head(), {end: tensors[f"{name}.{number}.{end}"] for end in ("weight", "bias")})
         for path, number in zip(layers, numbers, strict=True)
     ]
 

@@ -44,24 +44,36 @@ def read_lora(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
 
 
 def _adapted_sites(file: HubFile, config: Mapping[str, Any]) -> Iterator[tuple[Site, str, tuple[int, int]]]:
-    """Yield each site, the prefix of its tensors' names, and (number, count): its slice of a fused projection, else (0, 1)."""
-    wanted: list[str] = []
-    matrices = list(config["attn_matrices"])
-    if config["selfattn_lora"]:
-        wanted += [f"{part}.{letter}" for part in ("attn", "cross") for letter in matrices]
-    if (
-        config["intermediate_lora"] or config["output_lora"]
-    ):  # for LLaMA the library takes mlp.down for the intermediate one
-        wanted += ["mlp.up", "mlp.gate", "mlp.down"]
-    table, leave_out = file.site_table.by_name, config.get("leave_out") or ()
-    for name in wanted:
-        sites = [site for site in table.get(name, []) if site.layer not in leave_out]
-        if not any(_has(file, f"{site.module}.loras.{file.name}.") for site in sites):
-            continue
-        for site in sites:
+    """Yield each site, the prefix of its tensors' names, and (number, count): its slice of a fused projection, else (0, 1).
+
+    Notes for `finish` what the config promises and the file has nowhere.
+    """
+    matrices, leave_out = list(config["attn_matrices"]), config.get("leave_out") or ()
+    table = {
+        name: [site for site in sites if site.layer not in leave_out] for name, sites in file.site_table.by_name.items()
+    }
+    for group in _promised(file, config, matrices):
+        sites = [site for name in group for site in table.get(name, [])]
+        names = {site.name for site in sites if _has(file, f"{site.module}.loras.{file.name}.")}
+        if sites and not names and not sites[0].name.startswith("cross."):
+            file.note_missing(f"{sites[0].module}.loras.{file.name}.lora_B")
+        for site in (site for site in sites if site.name in names):
             key = f"{site.module}.loras.{file.name}."
-            which = (matrices.index(name[-1]), len(matrices)) if site.features is not None else (0, 1)
+            which = (matrices.index(site.name[-1]), len(matrices)) if site.features is not None else (0, 1)
             yield site, key, which
+
+
+def _promised(file: HubFile, config: Mapping[str, Any], matrices: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield groups of site names of which the file has at least one: the library adapts cross-attention, and gates, in some models only."""
+    if config["selfattn_lora"]:
+        yield from ((f"attn.{letter}",) for letter in matrices)
+        yield from ((f"cross.{letter}",) for letter in matrices)
+    into, out = ("mlp.up", "mlp.gate"), ("mlp.down",)
+    reverse = getattr(file.model.config, "model_type", None) in REVERSED
+    if config["intermediate_lora"]:
+        yield out if reverse else into
+    if config["output_lora"]:
+        yield into if reverse else out
 
 
 def _has(file: HubFile, key: str) -> bool:

@@ -22,6 +22,7 @@ from graft.formats.peft.lora import read_lora
 from graft.formats.peft.miss import read_miss
 from graft.formats.peft.naming import ROOT
 from graft.formats.peft.oft import read_oft
+from graft.formats.peft.promises import note_broken_promises
 from graft.formats.peft.prompts import read_prefix, read_prompt
 from graft.formats.peft.relatives import read_loha, read_lokr, read_vera
 from graft.formats.peft.shira import read_shira
@@ -68,5 +69,6 @@ def read(folder: str | Path, model: nn.Module) -> tuple[AdapterConfig, dict[str,
     # Virtual tokens and VeRA's shared matrices have a shorter prefix, `base_model.`.
     file.left = {name.removeprefix("base_model."): tensor for name, tensor in file.left.items()}
     pieces = READERS[kind](file, model) + read_wholes(file, model)
+    note_broken_promises(file, model, pieces)
     file.finish()
     return composed(model, pieces)

@@ -25,7 +25,12 @@ def read_shira(file: AdapterFile, model: nn.Module) -> list[Piece]:
     config = SHiRA(rank=file.field("r"), seed=file.config.get("random_seed") or 0, mask_per="shape")
     return [
         Piece(
-            path, config, {"values": file.take(f"{path}.shira_weight"), "positions": file.take(f"{path}.shira_indices")}
+            path,
+            config,
+            {
+                "values": file.take(f"{path}.shira_weight"),
+                "positions": file.take_integers(f"{path}.shira_indices").int(),
+            },
         )
         for path, _ in linear_targets(file, model, ".shira_")
     ]
