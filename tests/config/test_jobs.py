@@ -142,7 +142,7 @@ def test_what_is_written_reads_back_to_the_same_jobs(run_yaml: Path, tmp_path: P
     assert again.scheduler.halving == HalvingConfig(rungs=(2, 4), keep=0.25)
     dump_run(again, tmp_path / "third.yaml")
     assert (tmp_path / "third.yaml").read_text() == (tmp_path / "again.yaml").read_text()
-    assert "weight_decay: 0.0" in (tmp_path / "again.yaml").read_text()
+    assert "weight_decay: null" in (tmp_path / "again.yaml").read_text()
 
 
 def test_a_job_of_its_own_takes_from_the_run_and_its_mistakes_have_lines(run_yaml: Path, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from graft.runs.folder import RunFolder
 from graft.training.batching import Batcher
 from graft.training.engine import Engine
 from graft.training.forward.causal import Forward
+from graft.training.forward.layout import decide, laid_out
+from graft.training.forward.modes import set_training
 from graft.training.isolation import joint_step
 from graft.training.job import Job
 from graft.training.records.progress import Reporter
@@ -154,6 +156,15 @@ def take_step(forward: Forward, jobs: list[Job], layout: Any = "flat", budget: i
     for error in failures.values():
         raise error
     return outcomes
+
+
+def step(model: Any, jobs: list[Job], budget: int = 4096, layout: Any = "flat") -> dict[str, Outcome]:
+    """One optimiser step in training mode, in a layout."""
+    forward = Forward(model)
+    decide(forward, jobs, "auto", batcher())
+    set_training(model, [job.name for job in jobs])
+    with laid_out(model, layout):
+        return take_step(forward, jobs, layout, budget)
 
 
 def gradients(job: Job) -> torch.Tensor:

@@ -15,23 +15,25 @@ from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.training.forward.causal import Forward
-from graft.training.forward.layout import decide, laid_out
+from graft.training.forward.layout import laid_out
 from graft.training.forward.modes import set_training
 from graft.training.job import Job
-from graft.training.step import NonFinite, Outcome
-from tests.training.conftest import assert_same_gradient, attach, batcher, data, gradients, job_on, take_step, tiny
+from graft.training.step import NonFinite
+from tests.training.conftest import (
+    assert_same_gradient,
+    attach,
+    batcher,
+    data,
+    gradients,
+    job_on,
+    step,
+    take_step,
+    tiny,
+)
 
 DROPOUT = {"kind": "lora", "rank": 4, "sites": "linear", "dropout": 0.4}
 WITH_PROMPT = [{"kind": "prompt", "tokens": 3}, DROPOUT]
 """Virtual tokens run once for all rows of a pass, and drop the same in each pass of a step."""
-
-
-def step(model: Any, jobs: list[Job], budget: int = 4096, layout: Any = "flat") -> dict[str, Outcome]:
-    forward = Forward(model)
-    decide(forward, jobs, "auto", batcher())
-    set_training(model, [job.name for job in jobs])
-    with laid_out(model, layout):
-        return take_step(forward, jobs, layout, budget)
 
 
 @pytest.mark.parametrize("adapter", [None, DROPOUT, WITH_PROMPT], ids=["plain", "dropout", "dropout and a prompt"])

@@ -22,6 +22,7 @@ from graft.config.jobs import (
     shared_fields,
 )
 from graft.config.objectives import OBJECTIVES
+from graft.config.optimizers import OPTIMIZERS
 from graft.config.run import RunConfig
 from graft.errors import GraftError
 from graft.utils.files import write_text_atomic
@@ -136,7 +137,12 @@ def schema() -> dict[str, Any]:
     preset = {"type": "object", "properties": {"preset": {"enum": list(presets())}}, "required": ["preset"]}
     stack = {"type": "array", "items": {"anyOf": [*alternatives, preset]}}
     root["properties"]["adapter"] |= {"anyOf": [*alternatives, preset, stack]}
-    root["$defs"]["TrainConfig"]["properties"]["objective"]["anyOf"].append({"enum": list(OBJECTIVES)})
+    fields = root["$defs"]["TrainConfig"]["properties"]
+    fields["objective"]["anyOf"].append({"enum": list(OBJECTIVES)})
+    fields["optimizer"] = {
+        "anyOf": [*fields["optimizer"].pop("oneOf"), {"enum": list(OPTIMIZERS)}],
+        **fields["optimizer"],
+    }
     _add_jobs(root)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Graft run", **_without_one_of(root)}
 

@@ -5,13 +5,12 @@ A name alone stands for the objective with its defaults: `objective: dpo` is `ob
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
+from graft.config.by_name import named
 from graft.config.section import Section
-from graft.errors import nearest
 
 Reference = Literal["base", "init"]
 
@@ -92,17 +91,5 @@ OBJECTIVES: dict[str, type[Section]] = {
 }
 
 
-def _expand_name(value: Any) -> Any:
-    """Return the mapping that a name stands for. Raises `ValueError` if the kind is unknown or missing."""
-    if isinstance(value, Section) or value is None:
-        return value
-    given = value if isinstance(value, str) else value.get("kind") if isinstance(value, Mapping) else None
-    if given not in OBJECTIVES:
-        near = nearest(str(given), OBJECTIVES) if given is not None else None
-        hint = f" (did you mean '{near}'?)" if near else ""
-        raise ValueError(f"must be one of {', '.join(OBJECTIVES)}, or a mapping whose kind is one of them{hint}")
-    return {"kind": value} if isinstance(value, str) else value
-
-
 ObjectiveConfig = DPOConfig | IPOConfig | CPOConfig | ORPOConfig | SimPOConfig
-AnyObjective = Annotated[Annotated[ObjectiveConfig, Discriminator("kind")] | None, BeforeValidator(_expand_name)]
+AnyObjective = Annotated[Annotated[ObjectiveConfig, Discriminator("kind")] | None, BeforeValidator(named(OBJECTIVES))]

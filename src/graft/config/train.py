@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from graft.config.objectives import AnyObjective
+from graft.config.optimizers import SHARED, AdamWConfig, AnyOptimizer, Betas
 from graft.config.section import Place, Section
 
 SCHEDULES = Literal[
@@ -29,17 +30,20 @@ class TrainConfig(Section):
     token_budget: int = Field(default=4096, ge=1)
     """Tokens per forward pass: a step is cut into micro-batches of at most this size. Changes memory, not results."""
     lr: float = Field(default=3e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
+    optimizer: AnyOptimizer = Field(default_factory=AdamWConfig)
+    """The optimiser: adamw, adamw-8bit, paged-adamw, paged-adamw-8bit, lion, lion-8bit, adafactor or sgd, or a mapping with this kind and
+    its settings."""
     schedule: SCHEDULES = "linear"
     """Schedule of the learning rate after warm-up, by its name in transformers."""
     warmup: int | float = Field(default=0, ge=0)
     """Steps (a whole number), or fraction of all steps (below 1), in which the learning rate rises from zero."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay, for the adapter's matrices and vectors alike."""
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
-    """AdamW's decay rates for the first and second moment."""
-    eps: float = Field(default=1e-8, gt=0)
-    """AdamW's epsilon."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """The optimiser's weight decay, for the adapter's matrices and vectors alike; null is 0."""
+    betas: Betas = None
+    """The optimiser's decay rates of moments; null is its usual ones."""
+    eps: float | None = Field(default=None, gt=0)
+    """The epsilon of AdamW; null is its usual one."""
     clip: float | None = Field(default=1.0, gt=0)
     """Maximum norm of the gradient over all parameters of the adapter; null does not clip."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -76,12 +80,16 @@ class TrainConfig(Section):
             raise ValueError("must be a whole number of steps, or a fraction of all steps below 1")
         return value
 
-    @field_validator("betas")
-    @classmethod
-    def _betas_lie_below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("must be two numbers, each at least 0 and below 1")
-        return value
+    @model_validator(mode="after")
+    def _optimizer_takes_its_settings(self) -> TrainConfig:
+        for key in SHARED:
+            if getattr(self, key) is None:
+                continue
+            if not hasattr(self.optimizer, key):
+                raise ValueError(f"optimizer {self.optimizer.kind} has no {key}: remove train.{key}")
+            if getattr(self.optimizer, key) is not None:
+                raise ValueError(f"{key} is set twice, as train.{key} and as train.optimizer.{key}: remove one")
+        return self
 
     @model_validator(mode="after")
     def _constant_has_no_warmup(self) -> TrainConfig:

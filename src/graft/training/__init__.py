@@ -11,7 +11,8 @@ commands, interrupt           what users ask of a run while it trains
 saving, checkpoints, offload  what is kept on disk of the jobs (as tensor_files)
 publishing                    the adapter folders that users take
 records/                      metrics, events, status, trackers, model cards
-validation, dry_run, optim    validation scores; passes without an update; AdamW and schedules
+updates/                      optimisers by name, their states, schedules
+validation, dry_run           validation scores; passes without an update
 """
 
 from graft.training.check import check, check_each

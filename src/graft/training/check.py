@@ -43,10 +43,9 @@ from graft.training.forward.tasks import forward_of
 from graft.training.job import Job
 from graft.training.records.progress import memory_bytes
 from graft.training.step import loss_of, sums_by_row
+from graft.training.updates.optimizers import state_bytes
 
 SAMPLES_SHOWN = 3
-ADAM_BYTES = 8
-"""Bytes of AdamW's two float32 moments per parameter, which the trial does not allocate."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,9 @@ def _trial(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
             for parameter in job.params.values():
                 parameter.grad = None
     tokens = num_tokens(rows)
-    peak = memory_bytes(forward.device) + ADAM_BYTES * sum(parameter.numel() for parameter in job.params.values())
+    peak = memory_bytes(forward.device) + state_bytes(
+        job.params.values(), job.config
+    )  # the trial takes no optimiser step
     return Trial(
         tokens,
         max(row.tokens for row in rows),

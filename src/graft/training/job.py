@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from graft.adapters.base import AdapterModule
@@ -24,15 +24,10 @@ from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.training.objectives import Objective, Supervised, objective_of
-from graft.training.optim import (
-    build_optimizer,
-    build_schedule,
-    optimizer_tensors,
-    restore_optimizer,
-    restore_schedule,
-    schedule_state,
-)
 from graft.training.rows import Row, View
+from graft.training.updates.optimizers import build_optimizer, state_bytes
+from graft.training.updates.schedules import build_schedule, restore_schedule, schedule_state
+from graft.training.updates.states import optimizer_tensors, restore_optimizer
 from graft.utils.clock import timed
 
 FAILED = "failed"
@@ -53,7 +48,7 @@ class Job:
     params: dict[str, nn.Parameter]
     """Trainable parameters by name, in the order of the optimiser's groups."""
     modules: list[AdapterModule]
-    optimizer: AdamW
+    optimizer: Optimizer
     schedule: LRScheduler
     steps: int
     """Optimiser steps from beginning to end."""
@@ -77,8 +72,8 @@ class Job:
     """The last step of the run in which the job took part."""
     resident: bool = True
     """Whether its tensors are in memory; else they are in the run folder (see `offload`)."""
-    sizes: dict[str, int] = field(default_factory=dict, repr=False)
-    """Bytes of each parameter."""
+    own_bytes: int = 0
+    """Memory of the parameters, their gradients and the optimiser's state."""
     objective: Objective = field(default_factory=Supervised)
     """What the job learns from the losses of its rows."""
     reference: str | None = None
@@ -106,9 +101,10 @@ class Job:
             raise GraftError(
                 f"'{name}' has {'pairs of answers but no' if train.has_pairs else 'no pairs of answers for its'} train.objective"
             )
-        sizes = {key: parameter.numel() * parameter.element_size() for key, parameter in params.items()}
+        size = sum(parameter.numel() * parameter.element_size() for parameter in params.values())
+        own_bytes = 2 * size + state_bytes(params.values(), config)
         return cls(
-            name, config, train, validation, params, modules, optimizer, schedule, steps, epoch_steps, sizes=sizes,
+            name, config, train, validation, params, modules, optimizer, schedule, steps, epoch_steps, own_bytes=own_bytes,
             objective=objective_of(config.objective),
         )  # fmt: skip
 
@@ -196,18 +192,13 @@ class Job:
             self.ended = "early"
         return False
 
-    @property
-    def own_bytes(self) -> int:
-        """Memory of the parameters, their gradients and AdamW's two moments."""
-        return sum(4 * size for size in self.sizes.values())
-
     def state(self) -> dict[str, Any]:
         """Return the job's state without tensors, as JSON values."""
         kept = {key: getattr(self, key) for key in (*POSITION, "steps")}
         return {**kept, "data": self.train.digest, "schedule": schedule_state(self.schedule)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the optimiser's moments by parameter name."""
+        """Return the optimiser's state by parameter name."""
         return optimizer_tensors(self.optimizer, list(self.params))
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

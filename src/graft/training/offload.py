@@ -16,8 +16,8 @@ from graft.injection.state import state_of, unwrapped
 from graft.runs.folder import RunFolder
 from graft.training.checkpoints import ADAPTER, OPTIMISER, offloaded, with_prefix, write_job
 from graft.training.job import Job
-from graft.training.optim import restore_optimizer
 from graft.training.tensor_files import load_tensors
+from graft.training.updates.states import restore_optimizer
 from graft.utils.clock import timed
 from graft.utils.files import explain_write_errors
 from graft.utils.temporary import temporary

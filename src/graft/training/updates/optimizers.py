@@ -1,0 +1,87 @@
+"""The optimisers of `train.optimizer`: how each is made, and how many bytes its state takes.
+
+torch, transformers and bitsandbytes implement them; only Lion is ours, since none of the packages that Graft always needs has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from graft.config.optimizers import AdafactorConfig, AdamWConfig, LionConfig, SGDConfig
+from graft.config.train import TrainConfig
+from graft.errors import require
+from graft.training.updates.lion import Lion
+
+FEWEST_IN_8_BITS = 4096
+"""bitsandbytes keeps the state of smaller tensors in 32 bits."""
+BLOCK = 256
+"""Values that share one scale in a state of 8 bits."""
+
+
+def build_optimizer(groups: Sequence[dict[str, Any]], config: TrainConfig) -> Optimizer:
+    """Make the optimiser that the config names.
+
+    groups: parameter groups as `attaching.parameters.parameter_groups` makes them, each with its learning rate. Raises `MissingExtra`
+    where bitsandbytes is needed and not installed.
+    """
+    chosen, parameters = config.optimizer, [parameter for group in groups for parameter in group["params"]]
+    decay = _first(chosen.weight_decay, config.weight_decay, 0.0)
+    if isinstance(chosen, SGDConfig):
+        return SGD(groups, config.lr, chosen.momentum, weight_decay=decay, nesterov=chosen.nesterov)
+    if isinstance(chosen, AdafactorConfig):
+        from transformers.optimization import Adafactor
+
+        return Adafactor(
+            groups, config.lr, clip_threshold=chosen.clip_threshold, decay_rate=chosen.decay_rate, beta1=chosen.beta1,
+            weight_decay=decay, scale_parameter=False, relative_step=False,
+        )  # fmt: skip
+    if isinstance(chosen, LionConfig):
+        betas = _first(chosen.betas, config.betas, (0.9, 0.99))
+        if chosen.kind == "lion":
+            return Lion(groups, config.lr, betas, decay)
+        return _bitsandbytes().Lion8bit(groups, config.lr, betas, decay)
+    betas, eps = _first(chosen.betas, config.betas, (0.9, 0.999)), _first(chosen.eps, config.eps, 1e-8)
+    if chosen.kind == "adamw":
+        # fused: one kernel for all tensors, with the same arithmetic
+        fused = all(parameter.device.type in ("cpu", "cuda", "mps") for parameter in parameters)
+        return AdamW(groups, config.lr, betas, eps, decay, fused=fused)
+    cls = _bitsandbytes().AdamW8bit if chosen.kind.endswith("8bit") else _bitsandbytes().AdamW
+    paged = "paged" in chosen.kind and all(parameter.device.type == "cuda" for parameter in parameters)
+    return cls(groups, config.lr, betas, eps, decay, is_paged=paged)
+
+
+def state_bytes(parameters: Iterable[Tensor], config: TrainConfig) -> int:
+    """Return the bytes that the optimiser's state of these parameters takes from the first step on."""
+    return sum(_bytes_of(parameter, config.optimizer) for parameter in parameters)
+
+
+def _bytes_of(parameter: Tensor, chosen: AdamWConfig | LionConfig | AdafactorConfig | SGDConfig) -> int:
+    """The bytes of one parameter's state, without counters."""
+    count, size = parameter.numel(), parameter.numel() * parameter.element_size()
+    if isinstance(chosen, SGDConfig):
+        return size if chosen.momentum else 0
+    if isinstance(chosen, AdafactorConfig):
+        first = 4 * count if chosen.beta1 is not None else 0
+        if parameter.dim() < 2:
+            return first + 4 * count
+        rows, columns = count // parameter.shape[-1], count // parameter.shape[-2]
+        return first + 4 * (rows + columns)
+    moments = 1 if isinstance(chosen, LionConfig) else 2
+    if chosen.kind.endswith("8bit") and count >= FEWEST_IN_8_BITS:
+        return moments * (count + 4 * math.ceil(count / BLOCK))
+    # torch's and ours keep a moment in the parameter's format, bitsandbytes' in float32
+    return moments * (size if chosen.kind in ("adamw", "lion") else 4 * count)
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is set."""
+    return next(value for value in values if value is not None)
+
+
+def _bitsandbytes() -> Any:
+    return require("bitsandbytes", "quant").optim

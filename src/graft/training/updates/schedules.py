@@ -1,0 +1,40 @@
+"""The schedules of transformers for a learning rate, with their state as plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from graft.config.train import TrainConfig
+from graft.errors import GraftError
+
+
+def build_schedule(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
+    """Make the schedule of the learning rate over `steps` steps. A fractional `config.warmup` is a share of these steps.
+
+    Raises `GraftError` for a warm-up that is longer than the run.
+    """
+    from transformers import get_scheduler
+
+    warmup = math.ceil(config.warmup * steps) if isinstance(config.warmup, float) else config.warmup
+    if warmup > steps:
+        raise GraftError(f"train.warmup is {warmup} steps, but the run has only {steps}")
+    return get_scheduler(config.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+
+
+def schedule_state(schedule: LRScheduler) -> dict[str, Any]:
+    """Return where a schedule stands, as numbers."""
+    state = schedule.state_dict()
+    return {key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")}
+
+
+def restore_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
+    """Put a schedule, and the learning rate of its optimiser, back where `schedule_state` found them."""
+    schedule.last_epoch, schedule._step_count = state["last_epoch"], state["_step_count"]  # type: ignore[attr-defined]
+    schedule._last_lr = list(state["_last_lr"])
+    for group, lr in zip(schedule.optimizer.param_groups, state["_last_lr"], strict=True):
+        group["lr"] = lr
