@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graft.architectures.layers import holds_numbers
 from graft.errors import GraftError
 
 
@@ -35,7 +36,7 @@ class Surroundings:
     def weight(self) -> Tensor:
         """Return the frozen weight of the site [O, I], also if the host stores its transpose. Raises `GraftError` if it is quantised."""
         weight = getattr(self.host, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        if not isinstance(weight, Tensor) or not holds_numbers(weight):
             raise GraftError(
                 f"this adapter reads the frozen weight, but {type(self.host).__name__} has none in floating point: "
                 "load the base in bfloat16 or float32, or choose another kind (lora)"

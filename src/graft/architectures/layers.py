@@ -19,6 +19,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and not hasattr(module, "n_groups") or is_transposed(module)
 
 
+def holds_numbers(weight: Tensor) -> bool:
+    """Whether a weight's entries are the numbers that the layer computes with: 8-bit floats go with scales of their own."""
+    return weight.is_floating_point() and weight.dtype.itemsize > 1
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Whether the weight is stored [in, out] (transformers' Conv1D)."""
     from transformers.pytorch_utils import Conv1D

@@ -49,7 +49,10 @@ def fingerprint(root: nn.Module, state: State | None = None, like: Mapping[str, 
     originals = state.originals if state is not None else {}
     if like is not None and _is_old(like["digest"]):
         return {**found, "digest": _old_digest(root, originals, without)}
-    digest = weight_digest(root, originals, without, rows)
+    lost = (
+        state is not None and state.merged is not None and not originals
+    )  # merged for good: these are not the base's weights
+    digest = None if lost else weight_digest(root, originals, without, rows)
     stored = {"quantised": digest.storage} if digest is not None and digest.storage else {}
     return {**found, "digest": None if digest is None else str(digest), **stored}
 

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from graft.adapters.base import CannotFold, fold_steps
-from graft.architectures.layers import is_transposed
+from graft.architectures.layers import holds_numbers, is_transposed
 from graft.architectures.walk import base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.errors import GraftError
-from graft.injection.state import AttachedAdapter, Installed, site_table_of, state_of, unwrapped
+from graft.injection.state import AttachedAdapter, Installed, State, site_table_of, state_of, unwrapped
 from graft.routing.context import ForwardContext
 
 
@@ -109,6 +110,27 @@ def unmerge(model: nn.Module, name: str) -> None:
     set_active(model, name)
 
 
+@contextmanager
+def own_weights(root: nn.Module, state: State) -> Iterator[None]:
+    """Put the base's own weights back for a block of code that reads them, if an adapter is merged into them.
+
+    Raises `GraftError` if they were dropped (`merge` with keep=False).
+    """
+    if state.merged is None:
+        yield
+        return
+    if not state.originals:
+        raise GraftError(
+            f"adapter '{state.merged}' was merged for good (keep=False), and the base's own weights are needed here: load the base again"
+        )
+    merged = {key: root.get_parameter(key).detach().to("cpu", copy=True) for key in state.originals}
+    _put_back(root, state.originals)
+    try:
+        yield
+    finally:
+        _put_back(root, merged)
+
+
 @torch.no_grad()
 def _fold_host(
     root: nn.Module, path: str, name: str, installs: list[Installed], originals: dict[str, Tensor], following: set[str]
@@ -158,7 +180,7 @@ def _folded(root: nn.Module, path: str, name: str, installs: list[Installed]) ->
     """
     host = root.get_submodule(path)
     weight = getattr(host, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+    if not isinstance(weight, Tensor) or not holds_numbers(weight):
         raise GraftError(f"'{path}' has quantised weights: load the base in bfloat16 or float32, then merge")
     stored = weight.detach().t() if is_transposed(host) else weight.detach()
     dtype = torch.promote_types(weight.dtype, torch.float32)

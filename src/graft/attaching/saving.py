@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter
 from graft.adapters.registry import entries, readable
 from graft.attaching.fingerprint import fingerprint
 from graft.attaching.parameters import modules_of, tensors
-from graft.attaching.stored import checksum, copy_strictly
+from graft.attaching.stored import checksum, copy_strictly, write_tensors
 from graft.errors import GraftError, listed
 from graft.injection.state import SHARED, State, state_of, unwrapped
-from graft.utils.files import explain_write_errors, new_dir, write_json_atomic
+from graft.utils.files import explain_write_errors, keep_others, new_dir, write_json_atomic
+from graft.utils.strict_json import read_object
 from graft.version import __version__
 
 CONFIG, WEIGHTS, TRAINER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "model.safetensors"
@@ -28,15 +29,15 @@ FORMAT_VERSION = 1
 def save(model: nn.Module, name: str, folder: str | Path, *, extra_files: Mapping[str, str] | None = None) -> Path:
     """Write one adapter to a folder, atomically. The files are read again and compared before the folder appears.
 
-    Reparametrisations are folded away (the projection of a prefix).
+    Reparametrisations are folded away (the projection of a prefix). An adapter of Graft that is there already is replaced; files that this
+    does not write stay.
     extra_files: name -> text of further files (template, model card).
     Raises `GraftError` if the folder holds something else, the disk is full, or `load` could not read the adapter's kind.
     """
     root, state, folder = unwrapped(model), state_of(model), Path(folder)
     if (reason := readable(state.adapter(name).config)) is not None:
         raise GraftError(f"adapter '{name}' could not be loaded again: {reason}")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise GraftError(f"{folder} is not empty and holds no adapter: choose another folder")
+    _refuse_others(folder)
     saved = dict(_published(root, state, name))
     with new_dir(folder) as fresh:
         _write_weights(saved, fresh / WEIGHTS)
@@ -51,7 +52,22 @@ def save(model: nn.Module, name: str, folder: str | Path, *, extra_files: Mappin
         )
         for file, text in (extra_files or {}).items():
             (fresh / file).write_text(text, encoding="utf-8")
+        keep_others(folder, fresh)
     return folder
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raise `GraftError` for a folder with anything in it that no adapter of Graft's own format is beside."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise GraftError(f"{folder} is a file: choose another folder")
+    if not (folder / CONFIG).is_file():
+        raise GraftError(f"{folder} is not empty and holds no adapter: choose another folder")
+    if read_object(folder / CONFIG).get("format") != "graft":
+        raise GraftError(
+            f"{folder} holds an adapter that another library wrote, which would be lost: choose another folder"
+        )
 
 
 def save_for_trainer(root: nn.Module, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
@@ -66,10 +82,19 @@ def save_for_trainer(root: nn.Module, folder: Path, state_dict: Mapping[str, Ten
         raise GraftError(
             f"the state dict to save lacks tensors of the adapters: {listed(sorted(names - set(found)), 5)}"
         )
+    if (folder / TRAINER_WEIGHTS).exists() or (folder / CONFIG).exists():
+        _refuse_others(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(found, folder / TRAINER_WEIGHTS)
     configs = {name: _dumped(state, name, collapsed=False) for name in state.adapters}
     write_json_atomic(folder / CONFIG, {**_header(root, state, folder / TRAINER_WEIGHTS), "adapters": configs})
+
+
+def without_adapters(root: nn.Module, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return the tensors of the base in a state dict of the model (its own, if None is given)."""
+    state, given = state_of(root), state_dict or root.state_dict()
+    names = {key for name in state.adapters for key in _state_dict_of(root, state, name)}
+    return {key: tensor for key, tensor in given.items() if key.removeprefix("module.") not in names}
 
 
 def _state_dict_of(root: nn.Module, state: State, name: str) -> dict[str, Tensor]:
@@ -135,7 +160,7 @@ def _write_weights(found: Mapping[str, Tensor], path: Path) -> None:
         raise GraftError(f"there is nothing to write to {path}: the adapter has no tensors")
     contiguous = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in found.items()}
     with explain_write_errors(path):
-        save_file(contiguous, path, metadata={"format": "pt"})
+        write_tensors(contiguous, path)
     again = load_file(path)
     if set(again) != set(contiguous) or not all(
         torch.equal(again[key], contiguous[key]) for key in again if not again[key].isnan().any()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from graft.errors import GraftError, listed
@@ -32,6 +32,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(name, str) and is_plain(each) for name, each in found.items()):
         raise GraftError(f"{path} is not a dictionary of plain tensors by name")
     return found
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors as safetensors, readable for whoever may read other files of the folder."""
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files for their owner only
 
 
 def checksum(path: Path) -> str:

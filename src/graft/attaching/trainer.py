@@ -27,9 +27,16 @@ class SavesAdapter:
     """Mixin for the root of a `PreTrainedModel`: saves the adapters in place of the model."""
 
     def save_pretrained(self: Any, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Write the adapters as `model.safetensors` with their config. Other arguments of transformers' `save_pretrained` are accepted."""
-        from graft.attaching.saving import save_for_trainer
+        """Write the adapters as `model.safetensors` with their config; of a model with a merged adapter, write the whole merged model.
 
+        Other arguments of transformers' `save_pretrained` are accepted.
+        """
+        from graft.attaching.saving import save_for_trainer, without_adapters
+
+        if state_of(self).merged is not None:
+            given = without_adapters(self, kwargs.pop("state_dict", None))
+            super().save_pretrained(save_directory, is_main_process, state_dict=given, **kwargs)  # pyright: ignore
+            return
         if kwargs.get("push_to_hub"):
             raise GraftError(
                 "push_to_hub from a model with adapters is not supported: use graft.save and upload that folder, or graft.merge first"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from graft.attaching.merge import own_weights
+from graft.attaching.stored import write_tensors
 from graft.errors import GraftError, did_you_mean
 from graft.formats.adapterhub.writing import write as write_adapterhub
 from graft.formats.folder import Folder, site_adapters
@@ -69,24 +70,28 @@ def export(
         raise GraftError(f"{folder} is not empty: name a new folder")
     # First the folder in memory, which raises for whatever the format or the server cannot hold; nothing is on disk by then.
     kind = FORMATS[format]
-    written = kind.write(root, state, name) if svd is None else by_svd(root, site_adapters(root, state, name), svd)
-    if format == "peft" and serving is None:
-        refuse_misread(root, written.config)
-    if serving is not None:
-        written = fitted(root, written, serving, convert=convert)
-    tensors = _on_cpu(written.tensors)
+    with own_weights(root, state):  # some writers read the base's weights, with which an adapter may be merged
+        written = kind.write(root, state, name) if svd is None else by_svd(root, site_adapters(root, state, name), svd)
+        if format == "peft" and serving is None:
+            refuse_misread(root, written.config)
+        if serving is not None:
+            written = fitted(root, written, serving, convert=convert)
+        tensors = _on_cpu(written.tensors)
+        files = {
+            file: content if file.endswith(".json") else _on_cpu(content) for file, content in written.files.items()
+        }
     # `new_dir` gives the folder its name only when all files are complete.
     with new_dir(folder) as fresh, explain_write_errors(fresh):
         if kind.weights.endswith(".bin"):  # LLM-Adapters reads nothing but a pickle
             torch.save(tensors, fresh / kind.weights)
         else:
-            save_file(tensors, fresh / kind.weights, metadata={"format": "pt"})
+            write_tensors(tensors, fresh / kind.weights)
         write_json_atomic(fresh / kind.config, _sorted(written.config))
-        for file, content in written.files.items():
+        for file, content in files.items():
             if file.endswith(".json"):
                 write_json_atomic(fresh / file, _sorted(content))
             else:
-                save_file(_on_cpu(content), fresh / file, metadata={"format": "pt"})
+                write_tensors(content, fresh / file)
     return written.notes
 
 

@@ -2,7 +2,7 @@
 
     all      LoRA only: no DoRA, biases, modules_to_save, trainable tokens or embeddings
     vLLM     one rank and one alpha for all layers (patterns are ignored)
-    SGLang   LoRAs at all of q, k, v or none of them, and at both of gate and up or neither (older loaders fuse them)
+    SGLang   the same, scaled by alpha / rank; LoRAs at all of q, k, v or none of them, and at both of gate and up or neither
     TGI      no patterns, and every adapted layer type in every layer (one gap drops the type everywhere)
 
 Three conversions are exact: zero rows and columns bring all LoRAs to one rank, each layer's scale moves into its B, and zero LoRAs fill
@@ -15,17 +15,20 @@ Legend: R rank, I input, O output features.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from graft.adapters.base import fold_steps
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.layers import is_linear, is_transposed, widths
 from graft.architectures.walk import base_submodules
 from graft.errors import GraftError, did_you_mean, listed
 from graft.formats.folder import Folder, SiteAdapter, base_name
 from graft.formats.peft.naming import ROOT, shortest_names
+from graft.injection.state import site_table_of
 
 Server = Literal["vllm", "sglang", "tgi"]
 SERVERS: tuple[Server, ...] = ("vllm", "sglang", "tgi")
@@ -43,14 +46,22 @@ def fitted(root: nn.Module, folder: Folder, server: str, *, convert: bool) -> Fo
     _refuse(folder, server)
     pairs = _pairs(folder)
     uniform = not folder.config["rank_pattern"] and not folder.config["alpha_pattern"]
+    folder.notes += _left_out(root, list(pairs), server)
     absent = _absent(root, set(pairs), server)
-    needs = [] if uniform or server == "sglang" else ["one rank and one alpha for all layers"]
+    needs = [] if uniform else ["one rank and one alpha for all layers"]
+    # SGLang scales by alpha / r, whatever the config says.
+    needs += (
+        ["the scale alpha / rank (this adapter has alpha / sqrt(rank))"]
+        if folder.config["use_rslora"] and server == "sglang"
+        else []
+    )
     needs += [f"LoRAs at {listed(absent, 4)} too"] if absent else []
     if not needs:
         return folder
     if not convert:
         raise GraftError(
-            f"{server} needs {' and '.join(needs)}. --convert adds zero rows, columns and LoRAs, which changes no output"
+            f"{server} needs {' and '.join(needs)}. --convert adds zero rows, columns and LoRAs and moves scales into "
+            "B, which changes no output"
         )
     return _uniform(root, folder, pairs, absent)
 
@@ -73,6 +84,35 @@ def _refuse(folder: Folder, server: str) -> None:
             f"{server} ignores {' and '.join(wrong)} in a LoRA folder, so it would serve a different model. Merge the adapter into the "
             "base (graft merge), or approximate it by a LoRA with --svd RANK if it changes linear layers only"
         )
+
+
+def _left_out(root: nn.Module, paths: Sequence[str], server: str) -> list[str]:
+    """Return notes on LoRAs that the server applies only where it is told so. Raises `GraftError` for those that it never applies."""
+    head, table = (getattr(root, f"get_{which}_embeddings", lambda: None)() for which in ("output", "input"))
+    if head is not None and table is not None and head is not table and head.weight is table.weight:
+        tied = [path for path in paths if root.get_submodule(path) is head]
+        if tied:
+            raise GraftError(
+                f"'{tied[0]}' shares its weight with the embedding in this base, and {server} then leaves out its LoRA: adapt other "
+                "sites, or merge the adapter into the base (graft merge)"
+            )
+    sites = site_table_of(root)
+    blocks = [f"{block.path}." for block in sites.blocks if block.stack not in sites.towers]
+    ends = {site.module for name in ("head", "embed") for site in sites.by_name.get(name, [])}
+    outside = (
+        [path for path in paths if path not in ends and not path.startswith(tuple(blocks))] if sites.towers else []
+    )
+    if outside and server != "vllm":
+        raise GraftError(
+            f"{server} applies LoRAs to the language model only, and would leave out {len(outside)} of this adapter's, such as "
+            f"'{outside[0]}': merge the adapter into the base (graft merge)"
+        )
+    if not outside:
+        return []
+    return [
+        f"{len(outside)} LoRAs are outside of the language model, such as '{outside[0]}': vLLM applies them only if it is started with "
+        "--enable-tower-connector-lora, and leaves them out otherwise"
+    ]
 
 
 def _pairs(folder: Folder) -> dict[str, tuple[Tensor, Tensor]]:
@@ -175,8 +215,7 @@ def by_svd(root: nn.Module, adapters: list[SiteAdapter], rank: int) -> Folder:
 
 def _weight_change(host: Any, path: str, adapters: list[SiteAdapter]) -> Tensor:
     """Return what all parts of an adapter together add to one weight [O, I], in float32."""
-    stored = host.weight.detach()
-    weight = (stored.t() if is_transposed(host) else stored).float()
+    weight = Surroundings(host).weight().detach().float()
     whole, bias = weight.clone(), getattr(host, "bias", None)
     bias = None if bias is None else bias.detach().float()
     for fold, features in fold_steps([(adapter.module, adapter.features) for adapter in adapters]):

@@ -126,6 +126,26 @@ def new_dir(final: str | Path) -> Iterator[Path]:
         replace_dir_atomic(fresh, final)
 
 
+def keep_others(old: Path, fresh: Path) -> None:
+    """Carry over what an old folder holds besides the names that a fresh one has, so that nobody's files are lost."""
+    for path in old.iterdir() if old.is_dir() else ():
+        target = fresh / path.name
+        if os.path.lexists(target):
+            continue
+        if path.is_symlink() or not path.is_dir():
+            _linked(path, target)
+        else:
+            shutil.copytree(path, target, symlinks=True, copy_function=_linked)
+
+
+def _linked(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
 def replace_dir_atomic(temporary: str | Path, final: str | Path) -> None:
     """Rename a finished folder into place, and replace an older one if there is one.
 

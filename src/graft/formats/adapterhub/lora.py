@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from graft.adapters.kinds.dora import DoRA
 from graft.adapters.kinds.ia3 import IA3
 from graft.adapters.kinds.lora import LoRA
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.layers import is_transposed
 from graft.architectures.site import Site
 from graft.errors import GraftError
@@ -113,7 +114,7 @@ def _dora(file: HubFile, config: DoRA, site: Site, pair: dict[str, Tensor], magn
         raise GraftError(
             f"{file.folder}: DoRA at '{site.module}' lacks tensors, or is on a transposed layer, where it cannot be read"
         )
-    weight = host.weight.detach().float().cpu()
+    weight = Surroundings(host).weight().detach().float().cpu()
     gain = magnitude / (weight + B @ A).norm(dim=1)
     tensors = {**pair, "magnitude": gain * (weight + config.scale * B @ A).norm(dim=1)}
     if host.bias is None:
@@ -170,7 +171,7 @@ def write_dora(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder,
     })  # fmt: skip
     for adapter in adapters:
         host, module = root.get_submodule(adapter.path), adapter.module
-        weight, delta = host.weight.detach().float(), (module.B @ module.A).float()  # pyright: ignore[reportCallIssue]
+        weight, delta = Surroundings(host).weight().detach().float(), (module.B @ module.A).float()
         gain = module.magnitude / (weight + module.scale * delta).norm(dim=1)
         _refuse_bias(host, module, gain, adapter.path)
         prefix = f"{adapter.path}.loras.{name}."

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graft.adapters.kinds.dora import DoRA
 from graft.adapters.kinds.lora import LoRA
-from graft.architectures.layers import is_linear, is_transposed
+from graft.architectures.layers import is_linear, is_transposed, widths
 from graft.errors import GraftError
 from graft.formats.composing import Piece, difference
 from graft.formats.folder import Folder, SiteAdapter
@@ -190,7 +190,7 @@ def _pair(host: Any, adapters: Sequence[SiteAdapter]) -> Pair:
             f"'{adapter.path}' has a {adapter.config.kind} with magnitudes or biases on a slice of a layer, or several at one layer: PEFT "
             "holds one for a whole layer"
         )
-    out = host.weight.shape[1 if is_transposed(host) else 0]
+    out = widths(host, adapter.path)[1]
     blocks = []
     for tensors, each in parts:
         block = torch.zeros(out, tensors["B"].shape[1], dtype=tensors["B"].dtype)

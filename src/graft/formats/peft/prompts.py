@@ -66,11 +66,11 @@ def write_prompt(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folde
     (adapter,) = adapters
     with torch.no_grad():
         vectors, tokens = adapter.module.prompt(), adapter.module.tokens
-    config: Any = root.config
+    config: Any = site_table_of(root).text_config
     if adapter.module.after_positions:
         raise GraftError("in PEFT virtual tokens have positions; this adapter was trained with enters: blocks")
     _refuse_shown(config, adapters)
-    stacks = 2 if getattr(config, "is_encoder_decoder", False) else 1
+    stacks = 2 if getattr(root.config, "is_encoder_decoder", False) else 1
     folder.config |= {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": tokens, "token_dim": vectors.shape[1],
                       "num_transformer_submodules": stacks, "num_layers": config.num_hidden_layers,
                       "num_attention_heads": config.num_attention_heads, "prompt_tuning_init": "RANDOM"}  # fmt: skip
@@ -90,14 +90,14 @@ def _refuse_shown(config: Any, adapters: Sequence[SiteAdapter]) -> None:
 
 def write_prefix(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder) -> None:
     """Write prefix tuning as the keys and values that a projection computes: [P, 2 L K D], in the slots that `read_prefix` explains."""
-    config: Any = root.config
+    config: Any = site_table_of(root).text_config
     if any(adapter.config.positions != "after_prefix" for adapter in adapters):
         raise GraftError(
             "in PEFT the sequence's positions start after the prefix; this adapter was trained with positions: zero and would compute "
             "something else there. Train with positions: after_prefix to export it"
         )
     _refuse_shown(config, adapters)
-    if getattr(config, "is_encoder_decoder", False) or len(adapters) != config.num_hidden_layers:
+    if getattr(root.config, "is_encoder_decoder", False) or len(adapters) != config.num_hidden_layers:
         raise GraftError(
             "PEFT's prefix tuning needs every layer of a decoder-only or encoder-only model; this adapter names other sites"
         )

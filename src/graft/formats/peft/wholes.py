@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from graft.adapters.base import Adapter
 from graft.adapters.kinds.bitfit import BitFit
 from graft.adapters.kinds.full import Full
+from graft.adapters.surroundings import Surroundings
 from graft.architectures.layers import is_linear, is_transposed
 from graft.architectures.walk import base_parameters, base_submodules
 from graft.errors import GraftError
@@ -149,8 +150,7 @@ def _whole_tensors(host: Any, module: Adapter) -> dict[str, Tensor]:
     folded = module.fold_all()
     if folded is not None:
         return folded
-    weight = host.weight.detach()
-    stored = weight.t() if is_transposed(host) else weight  # [O, I]
+    stored = Surroundings(host).weight().detach()  # [O, I]
     bias = getattr(host, "bias", None)
     whole, whole_bias = module.fold(stored.float(), None if bias is None else bias.detach().float())
     found = {"weight": whole.t() if is_transposed(host) else whole}

@@ -83,6 +83,10 @@ def _family(config: AdapterConfig) -> str:
 def _task_type(root: nn.Module) -> str | None:
     """Return PEFT's name for the model's task, None if the model's class does not tell."""
     name = type(root).__name__
+    if name.endswith("ForConditionalGeneration") and not getattr(
+        getattr(root, "config", None), "is_encoder_decoder", False
+    ):
+        return "CAUSAL_LM"  # a language model with towers for images or sound
     tasks = {"ForSequenceClassification": "SEQ_CLS", "ForConditionalGeneration": "SEQ_2_SEQ_LM",
              "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForTokenClassification": "TOKEN_CLS"}  # fmt: skip
     return next((task for end, task in tasks.items() if name.endswith(end)), None)
