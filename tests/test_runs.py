@@ -11,7 +11,8 @@ import pytest
 import graft
 from graft.config import load_run
 from graft.errors import GraftError
-from graft.runs.folder import RunFolder, find_runs, git_revision
+from graft.runs.folder import RunFolder, find_runs
+from graft.runs.surroundings import git_revision
 from graft.training import resume
 from graft.utils.files import new_dir
 from graft.utils.jsonl import read_json

@@ -43,7 +43,7 @@ class Run:
         if not path.is_dir():
             return cls(load_run(path, changes), Path("runs") / path.stem)
         folder = RunFolder(path).existing()
-        return cls(load_run(folder.config_path, changes), path, folder)
+        return cls(folder.configured(changes), path, folder)
 
     def check(self) -> Any:
         """Check everything that can go wrong before it costs an hour: data, template, sites, and one measured step.

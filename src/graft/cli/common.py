@@ -48,8 +48,7 @@ def run_config(target: Path, changes: Sequence[str] | None = None) -> RunConfig:
     from graft.evaluation.settings import refuse_names
     from graft.runs.folder import RunFolder
 
-    path = RunFolder(target).existing().config_path if target.is_dir() else target
-    config = load_run(path, changes or ())
+    config = RunFolder(target).configured(changes or ()) if target.is_dir() else load_run(target, changes or ())
     refuse_names(config)
     return config
 

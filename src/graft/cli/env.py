@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     from graft.kernels import described
-    from graft.runs.folder import LOCKED
+    from graft.runs.surroundings import PACKAGES
     from graft.version import __version__
 
     cuda = torch.cuda.is_available()
@@ -63,7 +63,7 @@ def environment() -> dict[str, Any]:
         "bfloat16_gpu": cuda and torch.cuda.is_bf16_supported(),
         "kernels": described(),
         "threads": torch.get_num_threads(),
-        "versions": {name: _version(name) for name in (*LOCKED, "typer", "rich", "ruamel.yaml")},
+        "versions": {name: _version(name) for name in (*PACKAGES, "typer", "rich", "ruamel.yaml")},
         "extras": extras(),
     }
 

@@ -7,15 +7,20 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.common import AsJson, Force, finish
+from graft.cli.common import AsJson, Changes, Force, finish
 
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    changes: Changes = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a run from its last checkpoint, after it was stopped or killed."""
+    """Continue a run from its last checkpoint, after it was stopped or killed.
+
+    A change says where base or data are by now (base.model=..., data.train=...), or what is written (train.save_every=5). The
+    other settings stay.
+    """
     from graft.training import resume
 
-    finish(resume(run, force=force), as_json)
+    finish(resume(run, changes or (), force=force), as_json)

@@ -14,6 +14,7 @@ from graft.config.objectives import (
     ORPOConfig,
     SimPOConfig,
 )
+from graft.config.paths import local_paths, lost_paths, relocate
 from graft.config.run import RunConfig
 from graft.config.scheduling import HalvingConfig, SchedulerConfig
 from graft.config.train import TrainConfig
@@ -40,6 +41,9 @@ __all__ = [
     "dump_run",
     "load_job",
     "load_run",
+    "local_paths",
+    "lost_paths",
+    "relocate",
     "schema",
     "resolve_job",
 ]

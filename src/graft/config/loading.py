@@ -23,19 +23,23 @@ from graft.config.jobs import (
 )
 from graft.config.objectives import OBJECTIVES
 from graft.config.optimizers import OPTIMIZERS
+from graft.config.paths import relocate
 from graft.config.run import RunConfig
 from graft.errors import GraftError
 from graft.utils.files import write_text_atomic
 
 
-def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:
+def load_run(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), started_in: Sequence[Path] = ()
+) -> Any:
     """Load a run from a YAML file (or a mapping), with `key.sub=value` changes on top. Return a `JobsConfig` if it has `jobs`, else a
     `RunConfig`.
 
-    Paths in it are relative to the working directory. Raises a `GraftError` that lists every mistake with
-    file, line and, for a wrong key, the nearest right one.
+    Paths in it are relative to the working directory or, if they lead somewhere from there, to the first of the folders `started_in`.
+    Raises a `GraftError` that lists every mistake with file, line and, for a wrong key, the nearest right one.
     """
     document = read_document(source)
+    relocate(document.data, started_in)
     document.change(overrides)
     model = JobsConfig if "jobs" in document.data else RunConfig
     config, mistakes = None, []

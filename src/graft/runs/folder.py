@@ -9,14 +9,11 @@ readable folder.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import socket
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +21,12 @@ from typing import TYPE_CHECKING, Any
 from graft.errors import GraftError
 from graft.runs.claim import claim, file_system, is_alive, is_claimed
 from graft.runs.contents import FOLDERS, delete_run, is_run, is_vacant
+from graft.runs.surroundings import surroundings
 from graft.utils.files import explain_write_errors, recover_dir, write_json_atomic
 from graft.utils.jsonl import JsonLines, read_json
-from graft.version import __version__
 
 if TYPE_CHECKING:
     from graft.config import AnyRun, EvalConfig, RunConfig
-
-LOCKED = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pydantic", "numpy")
 
 
 class RunFolder:
@@ -56,10 +51,32 @@ class RunFolder:
 
     @property
     def config(self) -> AnyRun:
-        """The run's configuration. Raises `GraftError` if this is not a run folder."""
+        """The run's configuration. Its paths lead, from any working directory, to the files that they named where the run was started.
+
+        Raises `GraftError` if this is not a run folder.
+        """
+        return self.configured()
+
+    def configured(self, changes: Sequence[str] = ()) -> Any:
+        """Return the run's configuration with `key.sub=value` changes on top, whose paths are relative to the working directory."""
         from graft.config import load_run
 
-        return load_run(self.existing().config_path)
+        return load_run(self.existing().config_path, changes, self.started_in())
+
+    def started_in(self) -> list[Path]:
+        """Return the folder where the run was started: as seen from the run folder, which may have moved with it, and as it was then."""
+        return [self.path / folder for folder in self.facts().get("started_in", ())]
+
+    def missing(self, config: AnyRun) -> list[str]:
+        """Return the paths of the run's configuration that led to files when the run began and lead to nothing now."""
+        from graft.config import lost_paths
+
+        return lost_paths(config.model_dump(mode="json"), self.facts().get("paths", ()))
+
+    def facts(self) -> dict[str, Any]:
+        """Return the content of lock.json; empty if there is none."""
+        path = self.path / "lock.json"
+        return read_json(path) if path.exists() else {}
 
     def jobs(self) -> dict[str, RunConfig]:
         """Return the jobs of the run by name, including those submitted while it trained. Each is the run that it would be alone."""
@@ -68,7 +85,16 @@ class RunFolder:
 
         config = self.config
         submitted = [command for command in CommandQueue(self.path).journal.read() if command["do"] == "submit"]
-        return {**{command["job"]: resolve_job(config, command["config"]) for command in submitted}, **config.each()}
+        own = {command["job"]: resolve_job(config, self.located(command["config"])) for command in submitted}
+        return {**own, **config.each()}
+
+    def located(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a submitted job with paths that lead to its files from the working directory."""
+        from graft.config import relocate
+
+        copied = deepcopy(dict(job))
+        relocate(copied, self.started_in())
+        return copied
 
     def eval_settings(self, jobs: Mapping[str, RunConfig] | None = None) -> EvalConfig:
         """Return the block `eval` that all jobs share. Raises `GraftError` if their blocks differ.
@@ -131,6 +157,14 @@ class RunFolder:
 
         dump_run(config, self.config_path)
 
+    def rewrite_config(self, config: AnyRun) -> None:
+        """Replace config.yaml by a configuration whose paths are relative to the present working directory."""
+        from graft.config import local_paths
+
+        paths = local_paths(config.model_dump(mode="json"))
+        write_json_atomic(self.path / "lock.json", {**self.facts(), "paths": paths, "started_in": self._here()})
+        self.write_config(config)
+
     def status(self, record: Mapping[str, Any]) -> None:
         """Replace status.json by `record`, with process and time added. `record["state"]` is running, finished, stopped or failed."""
         made = {"pid": os.getpid(), "host": socket.gethostname(), "updated": datetime.now(UTC).isoformat()}
@@ -159,19 +193,12 @@ class RunFolder:
         return read_json(path) if path.exists() else {}
 
     def lock(self, **facts: Any) -> None:
-        """Write lock.json: versions, platform, git revision of the working directory, and the caller's facts (hashes)."""
-        made = {
-            "graft": __version__,
-            "versions": {name: importlib.metadata.version(name) for name in LOCKED},
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "devices": _devices(),
-            "git": git_revision(),
-            "command": sys.argv,
-            "created": datetime.now(UTC).isoformat(),
-        }
-        write_json_atomic(self.path / "lock.json", {**made, **facts})
+        """Write lock.json: versions, platform, the working directory and its git revision, and the caller's facts (hashes, paths)."""
+        write_json_atomic(self.path / "lock.json", {**surroundings(), "started_in": self._here(), **facts})
+
+    def _here(self) -> list[str]:
+        """The working directory, as seen from this folder and as such."""
+        return [os.path.relpath(Path.cwd(), self.path.resolve()), str(Path.cwd())]
 
     def adapter_dir(self, name: str) -> Path:
         """Return adapters/<name>. Write it through `new_dir`, so that it is replaced as a whole."""
@@ -204,26 +231,3 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
         raise GraftError(f"there is no folder {folder} to look for runs in")
     configs = sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + "config.yaml"))
     return [RunFolder(path.parent) for path in configs if is_run(path.parent)]
-
-
-def git_revision(folder: str | Path | None = None) -> dict[str, Any] | None:
-    """Return the commit of the git checkout around a folder, and whether tracked files differ from it; None outside a checkout.
-
-    folder: default is the working directory.
-    """
-    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
-    try:
-        answers = [subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=10) for line in commands]
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    if any(answer.returncode for answer in answers):
-        return None
-    return {"commit": answers[0].stdout.strip(), "changed": bool(answers[1].stdout.strip())}
-
-
-def _devices() -> list[str]:
-    """Return the names of the GPUs if torch has been imported; do not import it for this."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from graft.attaching.fingerprint import other_base
-from graft.errors import GraftError
+from graft.config import AnyRun
+from graft.config.document import dotted, in_section, parse_change
+from graft.errors import GraftError, listed
 from graft.injection.state import state_of
 from graft.runs.commands import CommandQueue
 from graft.runs.contents import is_run
@@ -13,16 +16,23 @@ from graft.runs.folder import RunFolder
 from graft.training.assembly import RunParts, build, build_job
 from graft.training.checkpoints import newest, read_state, tidy
 from graft.training.records.progress import Reporter
-from graft.training.start import failure_noted, run_parts, write_beginning, write_facts
-from graft.utils.jsonl import read_json
+from graft.training.start import failure_noted, run_parts, write_beginning
+
+CHANGEABLE = (
+    "base.model", "base.device", "data.train", "data.validation", "train.save_every", "train.keep", "train.log_every", "train.loggers",
+)  # fmt: skip
+"""Settings that may change when a run is resumed: where base and data are, which have to be the same, and what is written."""
 
 
-def resume(run: RunFolder | str | Path, *, force: bool = False, quiet: bool = False) -> RunFolder:
+def resume(
+    run: RunFolder | str | Path, changes: Sequence[str] = (), *, force: bool = False, quiet: bool = False
+) -> RunFolder:
     """Continue a run from its last checkpoint; a run that was killed before its first checkpoint begins again.
 
     Metrics from after the checkpoint are removed, since the steps are taken again, on a CPU with the same numbers bit for bit. If the
-    last checkpoint is damaged, the run continues from the one before. force: as in `train`.
-    Raises `GraftError` for a folder without a run, a run that is still running, and a base or data that changed since.
+    last checkpoint is damaged, the run continues from the one before. changes: `key=value`, for the settings in `CHANGEABLE`; they are
+    kept. force: as in `train`.
+    Raises `GraftError` for a folder without a run, a run that is still running, files that are missing, and a base or data that changed.
     """
     folder = (run if isinstance(run, RunFolder) else RunFolder(run)).existing()
     if not is_run(folder.path):
@@ -30,34 +40,51 @@ def resume(run: RunFolder | str | Path, *, force: bool = False, quiet: bool = Fa
             f"{folder.path} is not a run folder: its config.yaml is no run's, for there is neither a lock.json nor a status.json of Graft"
         )
     with folder.claim(force), failure_noted(folder):
-        _resume(folder, quiet)
+        _resume(folder, changes, quiet)
     return folder
 
 
-def _resume(folder: RunFolder, quiet: bool) -> None:
+def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool) -> None:
     reporter, queue = Reporter(0, quiet=quiet), CommandQueue(folder.path)
+    config = _changed(folder, changes)
     tidy(folder)
     if _is_done(folder, queue):
         reporter.say(f"The run in {folder.path} is finished: there is nothing to resume.")
         return
+    if missing := folder.missing(config):
+        raise GraftError(
+            f"{folder.path} cannot be resumed: {listed(missing)} {'is' if len(missing) == 1 else 'are'} missing, here and where the run "
+            f"was started ({folder.started_in()[-1]}). Put back what is missing, or say where it is now: graft resume {folder.path} "
+            "base.model=... data.train=..."
+        )
     last, notes = newest(folder)
     for note in notes:
         reporter.say(note)
+    state = {"jobs": None, "orders": 0} if last is None else read_state(folder, last)
+    parts = build(config, state["jobs"], folder)
+    _check_base(parts, folder)
+    # The configuration names the jobs of the beginning; those submitted later are in the journal of commands.
+    for command in queue.journal.read()[: state["orders"]]:
+        if command["do"] == "submit" and command["job"] in state["jobs"]:
+            build_job(parts, command["job"], folder.located(command["config"]), folder)
     if last is None:
-        parts = build(folder.config, begun=folder)
-        _check_base(parts, folder)
-        write_facts(parts, folder)
         write_beginning(parts, folder)
-    else:
-        state = read_state(folder, last)
-        parts = build(folder.config, state["jobs"], folder)
-        _check_base(parts, folder)
-        # The configuration names the jobs of the beginning; those submitted later are in the journal of commands.
-        for command in queue.journal.read()[: state["orders"]]:
-            if command["do"] == "submit" and command["job"] in state["jobs"]:
-                build_job(parts, command["job"], command["config"], folder)
+    if changes:
+        folder.rewrite_config(config)
     folder.metrics.keep(lambda line: line["step"] <= (last or 0))
     run_parts(parts, folder, last, quiet)
+
+
+def _changed(folder: RunFolder, changes: Sequence[str]) -> AnyRun:
+    """The run's configuration with changes on top. Raises `GraftError` for a change of anything but `CHANGEABLE`."""
+    for text in changes:
+        key = dotted(key for key in in_section(parse_change(text)[0]) if isinstance(key, str))
+        if not any(f"{key}.".startswith(f"{allowed}.") for allowed in CHANGEABLE):
+            raise GraftError(
+                f"'{text}': a run that goes on keeps its settings; only {', '.join(CHANGEABLE)} may change. For other settings, train a "
+                "new run, with train.init_from if it is to start from this one's adapter"
+            )
+    return folder.configured(changes)
 
 
 def _is_done(folder: RunFolder, queue: CommandQueue) -> bool:
@@ -77,8 +104,7 @@ def _is_done(folder: RunFolder, queue: CommandQueue) -> bool:
 
 def _check_base(parts: RunParts, folder: RunFolder) -> None:
     """Raise `GraftError` if the base is not the one that lock.json says the run began with."""
-    path = folder.path / "lock.json"
-    began = read_json(path).get("base") if path.exists() else None
+    began = folder.facts().get("base")
     if began is None:
         return
     if (difference := other_base(began, parts.base.model, state_of(parts.base.model))) is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from graft.attaching.saving import save
 from graft.attaching.summary import summary
 from graft.bases import pad_id
-from graft.config import AnyRun, RunConfig
+from graft.config import AnyRun, RunConfig, local_paths
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.errors import GraftError
 from graft.runs.folder import RunFolder
@@ -55,6 +55,7 @@ def write_facts(parts: RunParts, folder: RunFolder) -> None:
     """Write lock.json, by which the folder is known as a run's."""
     data = {part.job.name: part.data for part in parts.members}
     folder.lock(
+        paths=local_paths(parts.config.model_dump(mode="json")),
         base=parts.base.identity,
         data=_one_or_each({name: each.train.digest for name, each in data.items()}),
         template=_one_or_each({name: each.template.digest for name, each in data.items()}),
@@ -123,7 +124,7 @@ def run_parts(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet:
 
 def _submitted(parts: RunParts, folder: RunFolder, name: str, given: Mapping[str, Any]) -> Job:
     """Make a job that is submitted to the run, with its files in the run folder."""
-    job = build_job(parts, name, given)
+    job = build_job(parts, name, folder.located(given))
     _write_samples(folder, parts.of(job), parts.base.tokenizer)
     _keep_reference(folder, parts, job)
     return job
