@@ -11,7 +11,8 @@ import pytest
 
 from graft.config.data import SourceConfig
 from graft.data import reading
-from graft.data.reading import content_hash, read, read_as_found
+from graft.data.folders import content_hash
+from graft.data.reading import read, read_as_found
 from graft.errors import GraftError
 
 ALPACA = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
@@ -220,9 +221,9 @@ def test_a_missing_file_is_an_error_with_the_nearest_name(tmp_path):
         read(str(tmp_path / "nowhere" / "a.jsonl"))
     with pytest.raises(GraftError, match="no data file matches"):
         read(str(tmp_path / "*.csv"))
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(GraftError, match=r"unknown file type '\.txt', expected \.json, \.jsonl"):
-        read(str(tmp_path / "notes.txt"))
+    (tmp_path / "notes.doc").touch()
+    with pytest.raises(GraftError, match=r"unknown file type '\.doc', expected \.json, \.jsonl"):
+        read(str(tmp_path / "notes.doc"))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ def test_real_data_are_read_whole(shared, path, rows):
 def test_one_reading_tells_pairs_from_conversations(tmp_path, monkeypatch):
     pair = {"prompt": "Hi", "chosen": "Yo", "rejected": "No"}
     opened, read_rows = [], reading.read_rows
-    monkeypatch.setattr(reading, "read_rows", lambda file: (opened.append(file.name), read_rows(file))[1])
+    monkeypatch.setattr(reading, "read_rows", lambda file, *how: (opened.append(file.name), read_rows(file, *how))[1])
     for number, row in enumerate([pair, pair, ALPACA]):
         write(tmp_path / f"{number}.jsonl", [row, row])
     both = SourceConfig(path=str(tmp_path / "[01].jsonl"), limit=3)

@@ -15,7 +15,7 @@ class SourceConfig(Section):
     """One data set."""
 
     path: Place
-    """A .json, .jsonl, .csv or .parquet file, or the name of a data set on the hub."""
+    """A .json, .jsonl, .csv, .tsv, .parquet or .txt file (or one of these with .gz), a folder, or the name of a data set on the hub."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "completion"] = "auto"
     """Shape of the rows; auto tells it from their fields."""
     fields: dict[str, str] = Field(default_factory=dict)
@@ -26,6 +26,14 @@ class SourceConfig(Section):
     """Split of a hub data set; null is train."""
     name: str | None = None
     """Configuration of a hub data set."""
+    encoding: str | None = None
+    """Encoding of a file of text; null is UTF-8, or what a byte-order mark says."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Character between the cells of a CSV or TSV file; null is a comma or a tab."""
+    quotes: bool | None = None
+    """Whether cells of a CSV or TSV file may stand in quotation marks; null: CSV yes, TSV if it is written so."""
+    columns: list[str] = Field(default_factory=list)
+    """Names of the columns of a CSV or TSV file without a header."""
     weight: float = Field(default=1.0, gt=0)
     """How often each of its samples is seen per epoch, relative to the other data sets."""
     limit: int | None = Field(default=None, ge=1)

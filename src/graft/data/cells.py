@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -34,7 +35,9 @@ def text(row: Row, field: str, at: str | None = None) -> str:
                 at, f"holds half of a character (the lone surrogate \\u{ord(value[error.start]):04x} at {error.start})"
             ) from None
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, float) and math.isinf(value) and not hasattr(value, "written"):
+        raise RowError(at, "is infinite, which is no text")
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return str(value)
     raise RowError(at, f"must be text, but is {kind_of(value)}")
 

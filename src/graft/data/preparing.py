@@ -14,9 +14,10 @@ from graft.config.data import DataConfig, SourceConfig
 from graft.data import cache
 from graft.data.datasets import TokenDataset
 from graft.data.encoding import facts_of
+from graft.data.folders import content_hash
 from graft.data.labelling import LABELLED, Labelling
 from graft.data.pairs import tokenize_pair
-from graft.data.reading import content_hash, read
+from graft.data.reading import read
 from graft.data.report import DataReport, conversation_key, count_duplicates, count_outcomes
 from graft.data.samples import Example, Rejected, Sample
 from graft.data.seq2seq import EncoderTemplate, encoder_template, tokenize_seq2seq

@@ -1,11 +1,8 @@
-"""Read data sets as conversations: single files (file_readers.py), folders and globs of files, and names on the hub."""
+"""Read data sets as conversations: single files (file_readers.py), folders and globs (folders.py), and names on the hub."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,15 +10,15 @@ from typing import Any, NamedTuple, cast
 from graft.config.data import SourceConfig
 from graft.data.cells import RowError
 from graft.data.columns import MASKING, Seen, TrackedRow, check_unread
-from graft.data.file_readers import FILE_TYPES, Row, read_rows
+from graft.data.delimited import hint_for
+from graft.data.file_readers import Row, file_type, read_rows
+from graft.data.folders import local_files, near
 from graft.data.labelled_shapes import LABELS, labelled_shape
 from graft.data.pair_shapes import SIDES, check_pairs, pair
 from graft.data.samples import Sample
 from graft.data.shapes import conversation, detect
-from graft.errors import GraftError, nearest
-
-SPLITS = {"train": "train", "training": "train", "test": "test", "dev": "validation", "valid": "validation",
-          "validation": "validation", "val": "validation", "eval": "validation"}  # fmt: skip
+from graft.data.text_format import TextFormat
+from graft.errors import GraftError
 
 
 def read(
@@ -42,7 +39,11 @@ def read(
     the wrong shape; the message names the row (counted from 1) and the field.
     """
     source = SourceConfig(path=source) if isinstance(source, str) else source
-    return _samples(_tables(source, task), source, need_answers, task, unread)
+    left_out: list[str] = []
+    samples = _samples(_tables(source, task, left_out), source, need_answers, task, unread)
+    if left_out and unread is not None:
+        unread.setdefault(source.path, []).extend(left_out)
+    return samples
 
 
 def read_as_found(source: SourceConfig) -> tuple[list[Sample], bool]:
@@ -64,49 +65,22 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
-def _tables(source: SourceConfig, task: str) -> Iterator[Table]:
+def _tables(source: SourceConfig, task: str, left_out: list[str] | None = None) -> Iterator[Table]:
     """Yield the tables of a source one by one, up to the source's limit of rows."""
-    files, left = local_files(source), source.limit
+    files, left = local_files(source, left_out), source.limit
+    written = TextFormat(source.encoding, source.delimiter, source.quotes, tuple(source.columns))
+    if files is None and written != TextFormat():
+        raise GraftError(
+            f"{source.path} is no file, so encoding, delimiter, quotes and columns have no effect: remove them"
+        )
     if files is None:
         yield Table(source.path, _hub_rows(source, task)[:left])
     for file in files or ():
         if left == 0:
             break
-        table = Table(str(file), read_rows(file)[:left])
+        table = Table(str(file), read_rows(file, written)[:left])
         left = None if left is None else left - len(table.rows)
         yield table
-
-
-def local_files(source: SourceConfig) -> list[Path] | None:
-    """Return the files of a source in sorted order, or None if its path is a hub name. Raises `GraftError` if there are no files."""
-    path = Path(source.path).expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in FILE_TYPES:
-            raise GraftError(f"{path}: unknown file type '{path.suffix}', expected {', '.join(FILE_TYPES)}")
-        return [path]
-    if path.is_dir():
-        return _of_split(path, sorted(f for f in path.rglob("*") if f.suffix.lower() in FILE_TYPES), source.split)
-    if glob.has_magic(source.path):
-        found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).suffix.lower() in FILE_TYPES)
-        if not found:
-            raise GraftError(f"no data file matches {source.path} (file types: {', '.join(FILE_TYPES)})")
-        return found
-    if path.suffix.lower() in FILE_TYPES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path):
-        raise GraftError(f"{source.path}: no such file.{_near(path)}")
-    return None
-
-
-def content_hash(source: SourceConfig) -> str | None:
-    """Return the SHA-256 of the names and bytes of a source's files; None for a hub name, which has no files here."""
-    files = local_files(source)
-    if files is None:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(str(file).encode())
-        with open(file, "rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _samples(
@@ -118,10 +92,19 @@ def _samples(
 ) -> list[Sample]:
     samples: list[Sample] = []
     columns: list[str] = []
+    first: tuple[str, tuple[str, ...]] | None = None
     for table in tables:
-        found, unread_here = _of_table(table, source, need_answers, task)
+        if not table.rows:
+            continue
+        shape, found, unread_here = _of_table(table, source, need_answers, task)
         samples += found
         columns += unread_here
+        first = first or (table.name, shape)
+        if shape != first[1]:
+            raise GraftError(
+                f"{source.path} holds unlike files: {first[0]} has {', '.join(first[1])}, but {table.name} has {', '.join(shape)}. "
+                "Name the files that belong together, in a list if there are several kinds"
+            )
     if columns and unread is not None:
         unread[source.path] = list(dict.fromkeys(columns))
     if not samples:
@@ -129,11 +112,11 @@ def _samples(
     return samples
 
 
-def _of_table(table: Table, source: SourceConfig, need_answers: bool, task: str) -> tuple[list[Sample], list[str]]:
-    """Return the samples of a table, and the columns that nothing reads."""
+def _of_table(
+    table: Table, source: SourceConfig, need_answers: bool, task: str
+) -> tuple[tuple[str, ...], list[Sample], list[str]]:
+    """Return the columns that tell the shape of a table, its samples, and the columns that nothing reads."""
     name, rows = table
-    if not rows:
-        return [], []
     rows = [{column: value for column, value in row.items() if column not in source.ignore} for row in rows]
     columns = list(dict.fromkeys(column for row in rows for column in row))  # of any row, in the order of appearance
     for theirs in source.fields.values():
@@ -142,7 +125,11 @@ def _of_table(table: Table, source: SourceConfig, need_answers: bool, task: str)
                 f"{name}: `fields` names the column '{theirs}', but the data have no such column; they have {', '.join(columns)}"
             )
     columns = list(dict.fromkeys([*columns, *source.fields]))
-    to_sample = _converter(columns, source, name, need_answers, task)
+    try:
+        shape, to_sample = _converter(columns, source, name, need_answers, task)
+    except GraftError as error:
+        hint = hint_for(name, columns) if file_type(Path(name)) in (".csv", ".tsv") else ""
+        raise GraftError(f"{error}{hint}") from None
     samples, seen = [], Seen(set(source.fields.values()))
     for number, row in enumerate(rows, start=1):
         renamed = {**row, **{ours: row.get(theirs) for ours, theirs in source.fields.items()}}
@@ -150,13 +137,13 @@ def _of_table(table: Table, source: SourceConfig, need_answers: bool, task: str)
             samples.append(to_sample(TrackedRow(renamed, seen), number))
         except RowError as error:
             raise GraftError(f"{name}, row {number}, {error}") from None
-    return samples, check_unread(name, rows, seen, source.ignore, () if need_answers else MASKING)
+    return shape, samples, check_unread(name, rows, seen, source.ignore, () if need_answers else MASKING)
 
 
 def _converter(
     columns: list[str], source: SourceConfig, name: str, need_answers: bool, task: str
-) -> Callable[[Mapping[str, Any], int], Sample]:
-    """Return the function that turns a row and its number into a sample; the task and the columns decide which."""
+) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any], int], Sample]]:
+    """Return the columns that tell the shape, and the function that turns a row and its number into a sample."""
     if task == "preference":
         check_pairs(columns, source.format, name)
 
@@ -164,12 +151,12 @@ def _converter(
             prompt, chosen, rejected = pair(row)
             return Sample((*prompt, *chosen), name, number, (*prompt, *rejected), len(prompt))
 
-        return pair_sample
+        return SIDES, pair_sample
     if task in LABELS:
         labelled = labelled_shape(columns, source.format, name, task, need_answers)
-        return lambda row, number: Sample(tuple(labelled.convert(row, need_answers)), name, number)
+        return labelled.columns[0], lambda row, number: Sample(tuple(labelled.convert(row, need_answers)), name, number)
     shape = detect(columns, source.format, name, need_answers)
-    return lambda row, number: Sample(tuple(conversation(shape, row, need_answers)), name, number)
+    return shape.columns[0], lambda row, number: Sample(tuple(conversation(shape, row, need_answers)), name, number)
 
 
 def _hub_rows(source: SourceConfig, task: str) -> list[Row]:
@@ -180,9 +167,9 @@ def _hub_rows(source: SourceConfig, task: str) -> list[Row]:
         loaded = datasets.load_dataset(source.path, source.name, split=source.split or "train")
     except (OSError, ValueError, DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        near = _near(Path(source.path))
+        hint = near(Path(source.path))
         raise GraftError(
-            f"{source.path}: there is no such file, and loading it from the hub failed: {reason}{near}"
+            f"{source.path}: there is no such file, and loading it from the hub failed: {reason}{hint}"
         ) from error
     rows = [cast(Row, row) for row in loaded]
     return [_with_names(row, loaded.features) for row in rows] if task in LABELS else rows
@@ -196,33 +183,3 @@ def _with_names(row: Row, features: Mapping[str, Any]) -> Row:
         if isinstance(value, int) and value >= 0 and hasattr(features[column], "int2str")
     }
     return {**row, **named}
-
-
-def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
-    """Return the files of one split; the words in their paths tell the split. Several splits without a choice are an error."""
-    named = {file: _split_of(file.relative_to(folder)) for file in files}
-    there = sorted({name for name in named.values() if name})
-    if split is not None:
-        wanted = SPLITS.get(split, split)
-        files = [f for f in files if named[f] == wanted or split in re.split(r"[^A-Za-z0-9]+", f.stem)]
-    elif len(there) > 1:
-        raise GraftError(f"{folder} holds several splits ({', '.join(there)}): choose one with `split`, or name a file")
-    if not files:
-        what = f"no data file of the split '{split}'" if split else "no data file"
-        raise GraftError(
-            f"{folder} holds {what} ({', '.join(FILE_TYPES)}){'; splits: ' + ', '.join(there) if there else ''}"
-        )
-    return files
-
-
-def _split_of(file: Path) -> str | None:
-    words = re.split(r"[^a-z0-9]+", str(file.with_suffix("")).lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), None)
-
-
-def _near(path: Path) -> str:
-    """Return a hint for an error message: the existing file with the nearest name, or that the folder does not exist."""
-    if not path.parent.is_dir():
-        return f" The folder {path.parent} does not exist either."
-    found = nearest(path.name, [other.name for other in path.parent.iterdir()])
-    return f" Did you mean '{path.parent / found}'?" if found else ""

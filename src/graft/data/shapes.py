@@ -7,7 +7,7 @@ the row number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graft.data.cells import Row, text
 from graft.data.columns import is_empty
@@ -94,7 +94,10 @@ KNOWN = """  alpaca      instruction, output (and input); or instruction, respon
 
 
 def detect(columns: Iterable[str], wanted: str, source: str, need_answer: bool) -> Shape:
-    """Return the shape of a source with these columns. Raises `GraftError` with the columns found and the shapes known."""
+    """Return the shape of a source with these columns, with the set of columns that it has.
+
+    Raises `GraftError` with the columns found and the shapes known.
+    """
     found = list(columns)
     if wanted not in ("auto", *SHAPES):
         raise GraftError(
@@ -104,7 +107,7 @@ def detect(columns: Iterable[str], wanted: str, source: str, need_answer: bool) 
         for columns_of_shape in shape.columns:
             needed = columns_of_shape if need_answer else columns_of_shape[:1]
             if wanted in ("auto", name) and all(column in found for column in needed):
-                return shape
+                return replace(shape, columns=(columns_of_shape,))
     expected = "fit no known format" if wanted == "auto" else f"do not fit the format '{wanted}'"
     raise GraftError(
         f"{source}: the columns {_listed(found)} {expected}. The formats are:\n{KNOWN}\n"

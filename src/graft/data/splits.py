@@ -6,6 +6,7 @@ import hashlib
 import json
 
 from graft.config.data import DataConfig, SourceConfig
+from graft.data.folders import check_trainable
 from graft.data.reading import read
 from graft.data.report import conversation_key
 from graft.data.samples import Sample
@@ -19,7 +20,10 @@ def samples_of(
 
     unread: gets the columns of each training source that nothing reads.
     """
-    return _split(config, [read(source, task=config.task, unread=unread) for source in train_sources(config)])
+    sources = train_sources(config)
+    for source in sources:
+        check_trainable(source)
+    return _split(config, [read(source, task=config.task, unread=unread) for source in sources])
 
 
 def train_sources(config: DataConfig) -> list[SourceConfig]:

@@ -11,9 +11,10 @@ from graft.config.data import SourceConfig
 from graft.config.eval import EvalConfig
 from graft.config.run import RunConfig
 from graft.data.file_readers import read_rows
+from graft.data.folders import local_files
 from graft.data.labelling import LABELLED
 from graft.data.overlap import questions_of
-from graft.data.reading import local_files, read, read_as_found
+from graft.data.reading import read, read_as_found
 from graft.data.samples import Sample
 from graft.data.splits import samples_of, validation_source
 from graft.errors import GraftError

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.data.file_readers import FILE_TYPES, read_rows
+from graft.data.file_readers import file_type, read_rows
 from graft.errors import GraftError, did_you_mean
 from graft.evaluation.scoring import Output
 from graft.evaluation.tasks import Record, Task
@@ -41,7 +41,7 @@ def read_outputs(
     """
     if not file.is_file():
         raise GraftError(f"there is no file {file}")
-    if file.suffix.lower() not in FILE_TYPES:
+    if file_type(file) is None:
         texts = file.read_text(encoding="utf-8").splitlines()
         return _with_gold(
             file, [(text, number) for number, text in enumerate(texts, start=1)], _load_records(task, data, file)

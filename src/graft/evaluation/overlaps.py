@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.config.data import DataConfig
-from graft.data.file_readers import FILE_TYPES
+from graft.data.file_readers import file_type
 from graft.data.overlap import Question, overlap_reports, questions_of
 from graft.data.preparing import samples_of
 from graft.data.reading import read
@@ -28,7 +28,7 @@ def questions_against(names: Iterable[str], data: str | Path | None = None) -> d
     """
     found = {}
     for name in names:
-        if Path(name).is_file() or Path(name).suffix.lower() in FILE_TYPES:
+        if Path(name).is_file() or file_type(Path(name)) is not None:
             found[name] = questions_of(read(name, need_answers=False))
         else:
             found |= {task.name: questions_of_records(task.load(data)) for task in select(name)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from graft.data import file_readers
-from graft.data.file_readers import FILE_TYPES, Row
+from graft.data.file_readers import EXPECTED, Row, file_type
 from graft.errors import GraftError, did_you_mean
 
 
@@ -74,8 +74,8 @@ def _hub_rows(task: str, hub: Hub) -> list[Row]:
 
 def _file(task: str, path: Path, files: Sequence[str]) -> Path:
     if path.is_file():
-        if path.suffix.lower() not in FILE_TYPES:
-            raise GraftError(f"{path}: unknown kind of file '{path.suffix}', expected {', '.join(FILE_TYPES)}")
+        if file_type(path) is None:
+            raise GraftError(f"{path}: unknown kind of file '{path.suffix}', expected {EXPECTED}")
         return path
     if not path.is_dir():
         raise GraftError(f"there is no file or folder {path} with the questions of '{task}'")
