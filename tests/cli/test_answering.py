@@ -233,3 +233,58 @@ def test_a_merged_model_that_answers_differently_is_not_left_behind(
     with pytest.raises(GraftError, match="answers differently from the adapter.*Nothing was written"):
         graft_command("merge", run, "--to", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_predict_continues_what_was_interrupted(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graft.evaluation.predictions import Predictions
+
+    prompts, whole, out = tmp_path / "prompts.txt", tmp_path / "whole.jsonl", tmp_path / "new" / "answers.jsonl"
+    prompts.write_text("\n".join(f"question {'x' * number}" for number in range(7)) + "\n")
+    options = ("--max-new-tokens", 4, "--temperature", 0.7, "--token-budget", 60)
+    graft_command("predict", run, prompts, "--out", whole, *options)
+
+    add = Predictions.add
+
+    def add_three(self: Predictions, number: int, record: dict[str, Any]) -> None:
+        if len(self.records) == 3:
+            raise KeyboardInterrupt
+        add(self, number, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictions, "add", add_three)
+        graft_command("predict", run, prompts, "--out", out, *options)
+    partial = out.with_name("answers.jsonl.partial")
+    assert not out.exists() and len(partial.read_text().splitlines()) == 4
+    with pytest.raises(GraftError, match="holds answers of another prediction .decoding differ"):
+        graft_command("predict", run, prompts, "--out", out, "--max-new-tokens", 5)
+    with open(partial, "a") as file:
+        file.write('{"number": 5, "row"')  # as a killed process leaves it
+    result = graft_command("predict", run, prompts, "--out", out, *options)
+    assert "3 were there from an interrupted command" in result.stderr
+    assert out.read_text() == whole.read_text()
+    assert [path.name for path in out.parent.iterdir()] == ["answers.jsonl"]
+    assert graft_command("predict", run, prompts, *options).stdout == whole.read_text()
+
+
+def test_eval_and_predict_read_the_columns_that_the_run_read(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"q": f"{n} + {n}", "a": str(2 * n), "tools": ["x"]}) + "\n" for n in range(4)))
+    source = {"path": str(rows), "fields": {"prompt": "q", "completion": "a"}, "ignore": ["tools"]}
+    own = make_run(tmp_path / "run", ADAPTERS, data={"train": source})
+    found = json.loads(graft_command("eval", own, "--data", rows, "--max-new-tokens", 2, "--json").stdout)
+    assert found["results"][0]["total"] == 4
+    answers = graft_command("predict", own, rows, "--max-new-tokens", 2).stdout.splitlines()
+    assert [json.loads(line)["question"] for line in answers] == [f"{n} + {n}" for n in range(4)]
+
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"one": "1 + 1", "two": "2"}\n')
+    with pytest.raises(GraftError, match="Rename columns with --fields EXPECTED=COLUMN, e.g. --fields instruction=one"):
+        graft_command("eval", own, "--data", other)
+    renamed = ("--fields", "prompt=one", "--fields", "completion=two")
+    assert graft_command("eval", own, "--data", other, *renamed, "--max-new-tokens", 2).exit_code == 0
+    assert graft_command("predict", own, other, *renamed, "--max-new-tokens", 2).exit_code == 0
+    with pytest.raises(GraftError, match="--fields takes EXPECTED=COLUMN"):
+        graft_command("predict", own, other, "--fields", "prompt")
+    with pytest.raises(GraftError, match="no effect on a .txt"):
+        (tmp_path / "a.txt").write_text("x")
+        graft_command("predict", own, tmp_path / "a.txt", "--fields", "prompt=one")

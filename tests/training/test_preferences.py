@@ -177,7 +177,7 @@ def test_an_encoder_decoder_is_refused(place: Path, tmp_path: Path) -> None:
     [
         (
             {"objective": None},
-            "data.task is preference but train.objective is not set: choose one, e.g. train.objective: dpo",
+            "data.task is preference but train.objective is not set: choose one of dpo, ipo",
         ),
         ({"objective": "dop"}, r"one of dpo, ipo, cpo, orpo, simpo, .*did you mean 'dpo'\?"),
         ({"objective": {"kind": "simpo", "gama": 1.0}}, "'train.objective.gama'. Did you mean 'gamma'"),

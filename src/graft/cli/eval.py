@@ -17,10 +17,12 @@ from graft.cli.loading import (
     BaseName,
     Device,
     Dtype,
+    Fields,
     RunFolderArgument,
     TemplateName,
     bar,
     load_model,
+    parse_fields,
 )
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ def command(
             help="KV cache of Graft's generation: grows with each token, allocated in full, or in full with torch.compile.",
         ),
     ] = "dynamic",
+    fields: Fields = None,
     template: TemplateName = None,
     out: Annotated[
         Path | None,
@@ -136,6 +139,9 @@ def command(
 
     if run is None and data is None and tasks is None and harness is None:
         raise GraftError("name what to evaluate on: --data FILE, --tasks NAMES or --harness NAMES")
+    renamed = parse_fields(fields)
+    if renamed and (data is None or tasks is not None or harness is not None):
+        raise GraftError("--fields renames the columns of a data file: name it with --data, or leave --fields out")
     own = _own_settings(run)
     if harness is not None and (tasks is not None or protocol is not None):
         raise GraftError("--harness has lm-eval's own tasks and rules: leave out --tasks and --protocol")
@@ -178,10 +184,12 @@ def command(
         )
         return
     from graft.evaluation import evaluate_jobs
+    from graft.evaluation.evaluating import given_source
 
+    rows = given_source(data, loaded.config, renamed, settings.limit) if data is not None and renamed else data
     with bar("Answering") as progress:
         found = evaluate_jobs(
-            loaded, data, folder, settings=settings, beams=beams or 1, progress=progress, overwrite=overwrite
+            loaded, rows, folder, settings=settings, beams=beams or 1, progress=progress, overwrite=overwrite
         )
     if as_json:
         print_json(found[0] if len(found) == 1 else {"evaluations": found})

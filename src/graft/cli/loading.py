@@ -47,6 +47,14 @@ Only = Annotated[
 ]
 
 
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fields",
+        help="Column to rename, as EXPECTED=COLUMN (repeatable). The run's own fields are used too.",
+        show_default=False,
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most new tokens of an answer.")]
 Temperature = Annotated[
     float, typer.Option("--temperature", min=0, help="0 decodes greedily; above 0, tokens are sampled.")
@@ -103,6 +111,17 @@ def load_plain_base(name: str, device: str | None, dtype: str | None) -> Any:
     config = base_of(None, name, device, dtype)
     assert config is not None
     return load_as_saved(config)
+
+
+def parse_fields(given: Sequence[str] | None) -> dict[str, str]:
+    """Return the columns that --fields renames. Raises `GraftError` for one without `=`."""
+    pairs = [text.partition("=") for text in given or ()]
+    for ours, sign, theirs in pairs:
+        if not (ours and sign and theirs):
+            raise GraftError(
+                f"--fields takes EXPECTED=COLUMN, as in instruction=question; given '{ours}{sign}{theirs}'"
+            )
+    return {ours: theirs for ours, _, theirs in pairs}
 
 
 def one_of(loaded: LoadedModel, name: str | None) -> Candidate:

@@ -13,6 +13,7 @@ from graft.cli.loading import (
     BaseName,
     Device,
     Dtype,
+    Fields,
     MaxNewTokens,
     Only,
     Seed,
@@ -22,12 +23,17 @@ from graft.cli.loading import (
     bar,
     load_model,
     one_of,
+    parse_fields,
 )
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
-    from graft.data.samples import Message
+    from graft.data.samples import Sample
     from graft.generation.loaded import Candidate, LoadedModel
+    from graft.generation.requests import Decoding
+
+WINDOW = 256
+"""Texts that are labelled before their labels are written."""
 
 
 def command(
@@ -41,7 +47,12 @@ def command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File to write, as JSON lines. Default: stdout.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write, as JSON lines; the same command continues it. Default: stdout.",
+            show_default=False,
+        ),
     ] = None,
     base: BaseName = None,
     adapter: Adapters = None,
@@ -55,6 +66,7 @@ def command(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out if it exists.")] = False,
+    fields: Fields = None,
     template: TemplateName = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -68,73 +80,132 @@ def command(
     if len(paths) > 2:
         raise GraftError(f"give at most a run folder and a file of prompts; given: {' '.join(map(str, paths))}")
     run, prompts = (paths[0] if len(paths) == 2 else None), paths[-1]
+    renamed = parse_fields(fields)
+    if out is not None and out.is_dir():
+        raise GraftError(f"{out} is a folder: name a file for --out")
     if out is not None and out.exists() and not overwrite:
         raise GraftError(f"{out} exists already: name another file, or replace it with --overwrite")
     loaded = load_model(run, base, adapter, template, device, dtype, any_base)
+    candidate = one_of(loaded, use)
     if loaded.base.task in ("classification", "regression"):
         _refuse({"--beams": beams > 1, "--temperature": temperature > 0, "--top-p": top_p < 1})
-        _write(_labels(loaded, one_of(loaded, use), prompts, token_budget), out)
+        _label(loaded, candidate, _texts(loaded, prompts, renamed), out, token_budget, overwrite)
         return
-    conversations = read_prompts(prompts)
-    from graft.generation.generate import generate
-    from graft.generation.requests import Decoding, Request
+    from graft.generation.requests import Decoding
 
-    candidate, tokenizer = one_of(loaded, use), loaded.base.tokenizer
+    decoding = Decoding(max_new_tokens, beams, temperature, top_p, seed)
+    _answer(loaded, candidate, read_prompts(prompts, loaded, renamed), out, decoding, token_budget, overwrite)
+
+
+def _answer(
+    loaded: LoadedModel,
+    candidate: Candidate,
+    samples: list[Sample],
+    out: Path | None,
+    decoding: Decoding,
+    token_budget: int,
+    overwrite: bool,
+) -> None:
+    """Answer the prompts that the file of an interrupted command lacks."""
+    from dataclasses import asdict
+
+    from graft.evaluation.predictions import Predictions
+    from graft.generation.generate import generate
+    from graft.generation.requests import Request
+
+    tokenizer = loaded.base.tokenizer
     stop = frozenset(candidate.template.stop_ids(tokenizer))
     requests = [
-        Request(tuple(candidate.template.prompt_ids(messages, tokenizer)), candidate.adapter, stop)
-        for _, messages in conversations
+        Request(tuple(_prompt_ids(candidate, sample, tokenizer)), candidate.adapter, stop) for sample in samples
     ]
-    decoding = Decoding(max_new_tokens, beams, temperature, top_p, seed)
-    records: list[dict[str, Any]] = [{} for _ in requests]
-    with bar("Answering") as progress:
-        for done, (number, found) in enumerate(
-            generate(loaded.base.model, requests, decoding, token_budget=token_budget), 1
-        ):
-            row, messages = conversations[number]
-            records[number] = {
-                "row": row,
-                "question": messages[-1]["content"],
+    about = _about(loaded, candidate, samples, decoding=asdict(decoding))
+    with Predictions(out, about, len(samples), overwrite=overwrite) as predictions, bar("Answering") as progress:
+        kept, left = len(predictions.records), predictions.missing
+        answers = generate(loaded.base.model, [requests[n] for n in left], decoding, token_budget=token_budget)
+        for done, (place, found) in enumerate(answers, kept + 1):
+            sample = samples[left[place]]
+            record = {
+                "row": sample.row,
+                "question": sample.messages[-1]["content"],
                 "adapter": candidate.name,
                 "answer": tokenizer.decode(found.ids, skip_special_tokens=True),
                 "ended": found.reason,
                 "tokens": len(found.ids),
             }
+            predictions.add(left[place], record)
             progress(done, len(requests))
-    _write(records, out)
-    ends = [record["ended"] for record in records]
+        ends = [record["ended"] for record in predictions.finish()]
     typer.echo(
         f"{candidate.name} answered {len(ends)} prompts: {ends.count('stopped')} answers ended by themselves, "
-        f"{ends.count('truncated')} reached the limit of tokens, {ends.count('no_room')} had no room in the context",
+        f"{ends.count('truncated')} reached the limit of tokens, {ends.count('no_room')} had no room in the context"
+        + _reused(kept),
         err=True,
     )
 
 
-def _write(records: list[dict[str, Any]], out: Path | None) -> None:
-    """Write one JSON object per line, to a file or to stdout."""
-    from graft.utils.files import to_json, write_text_atomic
-
-    text = "".join(to_json(record) + "\n" for record in records)
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
-        write_text_atomic(out, text)
-
-
-def _labels(loaded: LoadedModel, candidate: Candidate, path: Path, token_budget: int) -> list[dict[str, Any]]:
-    """Label each text of a file: the lines of a .txt, or the rows of a data file (their own labels are ignored)."""
-    from graft.data.reading import read
-    from graft.data.samples import Sample
+def _label(
+    loaded: LoadedModel,
+    candidate: Candidate,
+    samples: list[Sample],
+    out: Path | None,
+    token_budget: int,
+    overwrite: bool,
+) -> None:
+    """Label the texts that the file of an interrupted command lacks."""
     from graft.evaluation.labels import predict_labels
+    from graft.evaluation.predictions import Predictions
 
-    if path.suffix.lower() == ".txt":
-        samples = [Sample(tuple(messages), str(path), row) for row, messages in read_prompts(path)]
-    else:
-        samples = read(str(path), need_answers=False, task=loaded.base.task)
-    with bar("Labelling") as progress:
-        found = predict_labels(loaded, candidate, samples, token_budget=token_budget, progress=progress)
-    typer.echo(f"{candidate.name} labelled {len(found)} texts", err=True)
-    return found
+    about = _about(loaded, candidate, samples)
+    with Predictions(out, about, len(samples), overwrite=overwrite) as predictions, bar("Labelling") as progress:
+        kept, left = len(predictions.records), predictions.missing
+        for start in range(0, len(left), WINDOW):
+            numbers = left[start : start + WINDOW]
+            found = predict_labels(loaded, candidate, [samples[n] for n in numbers], token_budget=token_budget)
+            for number, record in zip(numbers, found, strict=True):
+                predictions.add(number, record)
+            progress(len(predictions.records), len(samples))
+        predictions.finish()
+    typer.echo(f"{candidate.name} labelled {len(samples)} texts{_reused(kept)}", err=True)
+
+
+def _reused(kept: int) -> str:
+    return f"; {kept} were there from an interrupted command" if kept else ""
+
+
+def _about(loaded: LoadedModel, candidate: Candidate, samples: list[Sample], **more: Any) -> dict[str, Any]:
+    """Return what the records belong to: base, adapter, template, settings and prompts."""
+    import hashlib
+    import json
+
+    from graft.data.report import conversation_key
+
+    prompts = json.dumps([(sample.row, conversation_key(sample)) for sample in samples])
+    return {
+        "base": loaded.base.identity,
+        "dtype": str(loaded.base.dtype).removeprefix("torch."),
+        "adapter": [candidate.name, candidate.digest],
+        "template": candidate.template.digest,
+        "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
+        **more,
+    }
+
+
+def _prompt_ids(candidate: Candidate, sample: Sample, tokenizer: Any) -> list[int]:
+    try:
+        return candidate.template.prompt_ids(sample.messages, tokenizer)
+    except GraftError as error:
+        raise GraftError(f"{sample.where}: {error}") from error
+
+
+def _texts(loaded: LoadedModel, path: Path, fields: dict[str, str]) -> list[Sample]:
+    """Return the texts of a file: the lines of a .txt, or the rows of a data file (their own labels are ignored)."""
+    from graft.data.file_readers import file_type
+    from graft.data.reading import read
+    from graft.evaluation.evaluating import given_source
+
+    if file_type(path) == ".txt":
+        return read_prompts(path, loaded, fields)
+    return read(given_source(path, loaded.config, fields), need_answers=False, task=loaded.base.task)
 
 
 def _refuse(settings: dict[str, bool]) -> None:
@@ -144,31 +215,31 @@ def _refuse(settings: dict[str, bool]) -> None:
         raise GraftError(f"{', '.join(given)} has no effect, because this adapter predicts labels: leave it out")
 
 
-def read_prompts(path: Path) -> list[tuple[int, list[Message]]]:
-    """Read (row from 1, conversation that ends with a question) from a file.
+def read_prompts(path: Path, loaded: LoadedModel, fields: dict[str, str]) -> list[Sample]:
+    """Read conversations that end with a question from a file; row numbers count from 1.
 
     If a conversation ends with an answer, the answer is dropped. Blank lines of a .txt are skipped.
     """
-    if path.suffix.lower() == ".txt":
-        if not path.is_file():
+    from dataclasses import replace
+
+    from graft.data.file_readers import file_type, read_lines
+    from graft.data.reading import read
+    from graft.data.samples import Sample
+    from graft.evaluation.evaluating import given_source
+
+    if file_type(path) == ".txt":
+        if fields:
+            raise GraftError("--fields has no effect on a .txt file, which has no columns: leave it out")
+        if not path.exists():
             raise GraftError(f"{path}: no such file")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        found = [(row, [_question(line)]) for row, line in enumerate(lines, start=1) if line.strip()]
+        lines = enumerate(read_lines(path), start=1)
+        found = [Sample(({"role": "user", "content": line},), str(path), row) for row, line in lines if line.strip()]
         if not found:
             raise GraftError(f"{path} holds no prompts")
         return found
-    from graft.data.reading import read
-
-    pairs = []
-    for sample in read(str(path), need_answers=False):
-        messages = list(sample.messages)
-        if messages and messages[-1]["role"] == "assistant":
-            messages.pop()
-        if not messages:
+    prompts = []
+    for sample in read(given_source(path, loaded.config, fields), need_answers=False):
+        if not sample.prompt:
             raise GraftError(f"{sample.where}: there is no question to answer")
-        pairs.append((sample.row, messages))
-    return pairs
-
-
-def _question(text: str) -> Message:
-    return {"role": "user", "content": text}
+        prompts.append(replace(sample, messages=sample.prompt))
+    return prompts

@@ -40,6 +40,19 @@ class SourceConfig(Section):
     """Number of rows to read, from the start; null reads all."""
 
 
+class GivenSource(SourceConfig):
+    """A data set that is named on the command line, beside what a run says about its own data."""
+
+    own_fields: dict[str, str] = Field(default_factory=dict)
+    """The `fields` of the run; each is used where the data have its column."""
+    option: str | None = "--fields"
+    """The option that renames columns; None where there is none."""
+
+    def renames(self, columns: list[str]) -> dict[str, str]:
+        """Return the columns to rename of data with these columns."""
+        return {**{ours: theirs for ours, theirs in self.own_fields.items() if theirs in columns}, **self.fields}
+
+
 def _source_type(value: Any) -> str | None:
     """Return the tag of the union member that a value is meant to be; None if it is none of them."""
     if isinstance(value, (dict, SourceConfig)):
@@ -81,7 +94,7 @@ class DataConfig(Section):
     task: TASKS = "causal"
     """What the model learns: to continue a text (causal), to predict its class (classification) or a number (regression), to answer it with
     an encoder-decoder (seq2seq), or to prefer one answer to another (preference)."""
-    labels: list[str | int] | dict[str | int, str] | None = None
+    labels: list[str | int | float] | dict[str | int | float, str] | None = None
     """The classes in their order, as the data write them, or a mapping from each to a name; null takes the labels in the data, sorted."""
     validation: Validation = None
     """Samples to hold out of the training data (a count, or a fraction below 1), or a data set of its own; 0 or null means none."""
@@ -91,8 +104,8 @@ class DataConfig(Section):
     """System prompt for samples that have none."""
     max_length: int = Field(default=512, ge=2)
     """Maximum length of a sample in tokens, prompt and answer together."""
-    overlong: Literal["error", "drop", "truncate_prompt"] = "error"
-    """What to do with a longer sample: stop with an error, drop it, or cut its prompt. An answer is never cut."""
+    overlong: Literal["error", "drop", "truncate_prompt", "split"] = "error"
+    """What to do with a longer sample: stop with an error, drop it, cut its prompt (never an answer), or split plain text into pieces."""
     train_on: Literal["completion", "last", "all"] = "completion"
     """Tokens that count in the loss: every answer, the last answer, or all tokens (prompts too)."""
     seed: int = Field(default=0, ge=0, lt=2**63)

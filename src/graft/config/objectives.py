@@ -1,4 +1,4 @@
-"""The objectives for pairs of a preferred and a rejected answer: one section each, with `kind` to tell them apart.
+"""The objectives for preferred and rejected answers, in pairs or (kto) one by one: one section each, with `kind` to tell them apart.
 
 A name alone stands for the objective with its defaults: `objective: dpo` is `objective: {kind: dpo}`.
 """
@@ -82,14 +82,30 @@ class SimPOConfig(Section):
     """Assumed share of pairs with the two answers swapped."""
 
 
+class KTOConfig(Section):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306): answers that are marked good or bad one by one."""
+
+    kind: Literal["kto"] = "kto"
+    """kto"""
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly the reference holds the adapter: with a larger value it stays closer."""
+    desirable_weight: float = Field(default=1.0, ge=0)
+    """The paper's lambda_D: weight of good answers."""
+    undesirable_weight: float = Field(default=1.0, ge=0)
+    """The paper's lambda_U: weight of bad answers."""
+    reference: Reference = "base"
+    """The reference that answers are compared with: the base without adapters, or the adapter of train.init_from as it was at the start."""
+
+
 OBJECTIVES: dict[str, type[Section]] = {
     "dpo": DPOConfig,
     "ipo": IPOConfig,
     "cpo": CPOConfig,
     "orpo": ORPOConfig,
     "simpo": SimPOConfig,
+    "kto": KTOConfig,
 }
 
 
-ObjectiveConfig = DPOConfig | IPOConfig | CPOConfig | ORPOConfig | SimPOConfig
+ObjectiveConfig = DPOConfig | IPOConfig | CPOConfig | ORPOConfig | SimPOConfig | KTOConfig
 AnyObjective = Annotated[Annotated[ObjectiveConfig, Discriminator("kind")] | None, BeforeValidator(named(OBJECTIVES))]

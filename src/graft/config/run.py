@@ -94,11 +94,11 @@ class RunConfig(Section):
         objective = self.train.objective
         if self.data.task == "preference" and objective is None:
             raise ValueError(
-                "data.task is preference but train.objective is not set: choose one, e.g. train.objective: dpo (or ipo, cpo, orpo, simpo)"
+                "data.task is preference but train.objective is not set: choose one of dpo, ipo, cpo, orpo, simpo and kto"
             )
         if self.data.task != "preference" and objective is not None:
             raise ValueError(
-                f"train.objective {objective.kind} learns from pairs of answers, but data.task is {self.data.task}: set data.task: "
+                f"train.objective {objective.kind} learns from preferences, but data.task is {self.data.task}: set data.task: "
                 "preference, or remove the objective"
             )
         return self

@@ -19,7 +19,7 @@ class TrainConfig(Section):
     """How the adapter is trained."""
 
     objective: AnyObjective = None
-    """The objective for pairs of answers (data.task preference): dpo, ipo, cpo, orpo or simpo, or a mapping with this kind and its
+    """The objective for pairs of answers (data.task preference): dpo, ipo, cpo, orpo, simpo or kto, or a mapping with this kind and its
     settings; null trains the model to write the answers."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training data."""

@@ -51,6 +51,8 @@ class TokenDataset:
     """[R]"""
     rejected_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """[N + 1]: like `starts`, for `rejected_ids`."""
+    desirable: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """[N]: whether each answer is marked as good; the rejected sequences are then the mismatched ones."""
 
     @classmethod
     def of(cls, examples: Sequence[Example], weights: Sequence[float] | None = None) -> TokenDataset:
@@ -77,6 +79,7 @@ class TokenDataset:
             rejected_ids=np.concatenate([e.input_ids for e in rejected] or none).astype(np.int32),
             rejected_supervised=np.concatenate([e.supervised for e in rejected] or none).astype(np.bool_),
             rejected_starts=np.cumsum([0, *map(len, rejected)] if rejected else [], dtype=np.int64),
+            desirable=np.array([e.desirable for e in examples if e.desirable is not None], dtype=np.bool_),
         )
 
     def __len__(self) -> int:
@@ -100,12 +103,19 @@ class TokenDataset:
             side = slice(self.rejected_starts[index], self.rejected_starts[index + 1])
             ids, supervised = self.rejected_ids[side], self.rejected_supervised[side]
             example.rejected = Example(ids, supervised, name, example.row, cut)
+        if self.has_marks:
+            example.desirable = bool(self.desirable[index])
         return example
 
     @property
     def has_pairs(self) -> bool:
-        """Whether the samples are pairs of a preferred and a rejected answer."""
+        """Whether each sample has two sequences: a preferred and a rejected answer, or an answer that is marked and a mismatched one."""
         return len(self.rejected_starts) > 0
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether the samples are answers that are marked good or bad one by one."""
+        return len(self.desirable) > 0
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -129,7 +139,8 @@ class TokenDataset:
         if len(self.answer_starts):
             return np.diff(self.answer_starts)
         own = _sums(self.supervised, self.starts)
-        return own + _sums(self.rejected_supervised, self.rejected_starts) if self.has_pairs else own
+        pairs = self.has_pairs and not self.has_marks
+        return own + _sums(self.rejected_supervised, self.rejected_starts) if pairs else own
 
     @cached_property
     def digest(self) -> str:
@@ -137,7 +148,7 @@ class TokenDataset:
         always = (self.input_ids, self.supervised, self.starts, self.weights)
         if_used = (
             *(self.labels, self.answers, self.answer_starts, self.token_types),
-            *(self.rejected_ids, self.rejected_supervised, self.rejected_starts),
+            *(self.rejected_ids, self.rejected_supervised, self.rejected_starts, self.desirable),
         )
         digest = hashlib.sha256()
         for array in (*always, *(array for array in if_used if len(array))):

@@ -86,7 +86,7 @@ def read_rows(file: Path, written: TextFormat | None = None) -> list[Row]:
 def read_lines(file: Path) -> list[str]:
     """Return the lines of a file of text, without their ends. Raises `GraftError` if it cannot be read."""
     try:
-        return _decoded(file, _content(file), "text").splitlines()
+        return _lines(_decoded(file, _content(file), "text"))
     except (OSError, EOFError, zlib.error) as error:
         raise GraftError(f"{file} cannot be read: {error}") from error
 
@@ -117,6 +117,11 @@ def _decoded(file: Path, content: bytes, kind: str, encoding: str | None = None)
         ) from None
     except (LookupError, UnicodeError) as error:
         raise GraftError(f"{file} cannot be read with the encoding '{found}': {error}") from None
+
+
+def _lines(text: str) -> list[str]:
+    """Split text at line ends. Other separators that Unicode knows (U+2028) are part of a line."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _refuse_without_effect(file: Path, kind: str, written: TextFormat) -> None:
@@ -195,7 +200,7 @@ def _text_rows(file: Path, text: str, kind: str, written: TextFormat) -> list[Ro
             f"{file} is not a file of text: line {line} holds a NUL. It may be binary, or have another encoding"
         )
     if kind == ".txt":
-        return [{"text": line} for line in text.splitlines() if line.strip()]
+        return [{"text": line} for line in _lines(text) if line.strip()]
     return table_rows(file, text, kind, written)
 
 

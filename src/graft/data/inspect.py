@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +22,10 @@ def coloured(example: Example, tokenizer: Any, *, marks: bool = False, classes: 
     follows in bold red.
     """
     shown = Text()
+    if example.desirable is not None:
+        own = replace(example, rejected=None, desirable=None)
+        shown.append("good: " if example.desirable else "bad: ", style=READ)
+        return shown.append_text(coloured(own, tokenizer, marks=marks))
     if example.rejected is not None:
         chosen, rejected = example.sequences
         start = int(rejected.supervised.argmax())

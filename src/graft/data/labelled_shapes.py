@@ -24,8 +24,6 @@ LABELS = {
     "classification": ("label", "labels", "class", "category", "gold_label", "is_duplicate", "Quality", "target"),
     "regression": ("score", "label", "value", "target", "labels"),
 }
-HIDDEN = "-1"
-"""Public test sets write this in place of a label that they do not publish."""
 
 
 def labelled_shape(columns: Iterable[str], wanted: str, source: str, task: str, need_label: bool) -> Shape:
@@ -41,8 +39,7 @@ def labelled_shape(columns: Iterable[str], wanted: str, source: str, task: str, 
     if texts is None or missing:
         known = [" and ".join(names) for names in TEXTS] if texts is None else LABELS[task]
         raise GraftError(
-            f"{source}: no column holds the {missing} of a {task}; its columns are {', '.join(found)}. Known are {'; '.join(known)}. Map "
-            "yours with `fields`, e.g. fields: {text: COLUMN, text_pair: COLUMN, label: COLUMN}"
+            f"{source}: no column holds the {missing} of a {task}; its columns are {', '.join(found)}. Known are {'; '.join(known)}."
         )
 
     def convert(row: Row, need_answer: bool) -> list[Message]:
@@ -63,6 +60,4 @@ def _label(row: Row, field: str, task: str) -> str:
     found = text(row, field).strip() if not isinstance(value, int) else str(value)
     if not found:
         raise RowError(field, "is empty: each row needs a label")
-    if found == HIDDEN and task == "classification":
-        raise RowError(field, "is -1, which stands for a label that was not published")
     return found

@@ -26,6 +26,8 @@ from graft.errors import GraftError, did_you_mean
 from graft.utils.files import write_json_atomic
 
 FILE = "task.json"
+HIDDEN = "-1"
+"""Public test sets write this in place of a label that they do not publish."""
 LABELLED = ("classification", "regression")
 
 
@@ -67,10 +69,16 @@ class Labelling:
                     "data.labels names classes, but data.task regression has no classes: remove data.labels"
                 )
             return cls("regression")
-        found = Counter(label_of(sample) for sample in samples)
+        samples = list(samples)
+        found = Counter(map(label_of, samples))
         given = config.labels
-        named = {str(label): name for label, name in given.items()} if isinstance(given, dict) else {}
-        labels = [str(label) for label in given] if given is not None else sorted(found, key=_sort_key)
+        if given is None and (hidden := next((sample for sample in samples if label_of(sample) == HIDDEN), None)):
+            raise GraftError(
+                f"{hidden.where}, field 'label': is -1, which stands for a label that was not published. If it is a class here, list all "
+                "classes in data.labels"
+            )
+        named = {_as_found(label, found): name for label, name in given.items()} if isinstance(given, dict) else {}
+        labels = [_as_found(label, found) for label in given] if given is not None else sorted(found, key=_sort_key)
         missing = [label for label in labels if label not in found]
         if missing:
             raise GraftError(
@@ -215,6 +223,14 @@ def label_of(sample: Sample) -> str:
     """Return the label as the data write it."""
     assert sample.answer is not None
     return sample.answer
+
+
+def _as_found(label: str | int | float, found: Mapping[str, int]) -> str:
+    """Return a label of the settings as the data write it: 1.0 stands for "1.0" or "1"."""
+    written = [str(label)]
+    if isinstance(label, float) and label.is_integer():
+        written.append(str(int(label)))
+    return next((each for each in written if each in found), written[0])
 
 
 def _sort_key(label: str) -> tuple[bool, float, str]:

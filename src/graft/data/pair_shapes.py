@@ -36,9 +36,8 @@ def check_pairs(columns: Iterable[str], wanted: str, source: str) -> None:
     missing = [name for name in SIDES if name not in found]
     if missing:
         raise GraftError(
-            f"{source}: preference rows need the columns prompt, chosen and rejected, but no column is called "
-            f"{' or '.join(missing)}. The columns are {', '.join(found)}. Map yours with `fields`, e.g. "
-            "fields: {chosen: COLUMN, rejected: COLUMN}"
+            f"{source}: preference rows need the columns prompt, chosen and rejected (for kto: prompt, completion and label), but "
+            f"no column is called {' or '.join(missing)}. The columns are {', '.join(found)}"
         )
 
 

@@ -22,7 +22,7 @@ from graft.errors import GraftError
 
 
 @dataclass(frozen=True)
-class _Side:
+class Side:
     """One conversation in tokens, up to its last target."""
 
     ids: NDArray[np.int32]
@@ -44,7 +44,7 @@ def tokenize_pair(
     Raises `GraftError`, naming the row, if the template cannot write a conversation, or if it writes the prompt differently before the
     two answers.
     """
-    sides = [_side(messages, sample, tokenizer, template) for messages in (sample.messages, sample.rejected)]
+    sides = [side_of(messages, sample, tokenizer, template) for messages in (sample.messages, sample.rejected)]
     if any(side is None for side in sides):
         return Rejected("empty_answer", 0)
     chosen, rejected = (side for side in sides if side is not None)
@@ -70,8 +70,8 @@ def tokenize_pair(
     return ours
 
 
-def _side(messages: Sequence[Message], sample: Sample, tokenizer: Any, template: Template) -> _Side | None:
-    """Tokenise one side; None if an answer after the prompt is empty."""
+def side_of(messages: Sequence[Message], sample: Sample, tokenizer: Any, template: Template) -> Side | None:
+    """Tokenise one side; None if an answer after the prompt is empty. Raises `GraftError`, naming the row, as `tokenize_pair` does."""
     written = template.complete(without_end(messages, facts_of(tokenizer).eos))
     # The template may have put a system message first; `first` is the first message after the prompt.
     first = len(written) - len(messages) + sample.asked
@@ -95,7 +95,7 @@ def _side(messages: Sequence[Message], sample: Sample, tokenizer: Any, template:
         if index >= 0 and tokens.whole[position] and (message := spans[index].message) is not None
         if written[message]["role"] == "user"
     )
-    return _Side(
+    return Side(
         np.array(tokens.ids, dtype=np.int32)[:length], targets[:length], tuple(position for _, _, position in removable)
     )
 

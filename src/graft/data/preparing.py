@@ -16,6 +16,8 @@ from graft.data.datasets import TokenDataset
 from graft.data.encoding import facts_of
 from graft.data.folders import content_hash
 from graft.data.labelling import LABELLED, Labelling
+from graft.data.long_texts import shortened
+from graft.data.marked import tokenize_marked, with_mismatched
 from graft.data.pairs import tokenize_pair
 from graft.data.reading import read
 from graft.data.report import DataReport, conversation_key, count_duplicates, count_outcomes
@@ -24,7 +26,7 @@ from graft.data.seq2seq import EncoderTemplate, encoder_template, tokenize_seq2s
 from graft.data.splits import samples_of, train_sources, validation_source
 from graft.data.template import Template
 from graft.data.templates import template_of
-from graft.data.tokenizing import tokenize
+from graft.data.tokenizing import tokenize, tokenize_document
 from graft.data.warnings import data_warnings
 from graft.errors import GraftError
 
@@ -92,6 +94,10 @@ def _check_task(config: DataConfig, tokenizer: Any) -> None:
     for name, tasks in (("template", LABELLED), ("system", LABELLED), ("train_on", answers)):
         if config.task in tasks and getattr(config, name) != DataConfig.model_fields[name].default:
             raise GraftError(f"data.{name} has no effect if data.task is {config.task}: remove it")
+    if config.overlong == "split" and config.task != "causal":
+        raise GraftError(
+            f"data.overlong split cuts rows of plain text; with data.task {config.task}, use drop or truncate_prompt"
+        )
     if config.labels is not None and config.task not in LABELLED:
         raise GraftError(
             f"data.labels has no effect if data.task is {config.task}: set data.task: classification, or remove it"
@@ -143,15 +149,24 @@ def _prepare_anew(
         shared=_count_shared(samples, held_out),
         max_length=config.max_length,
         labels=_classes(known, samples),
-        pairs=config.task == "preference",
+        pairs=any(sample.rejected for some in samples for sample in some),
+        marked=_marks(examples),
         unread=tuple((source, tuple(columns)) for source, columns in unread.items()),
     )
     _check_counts(report, sources, examples)
     report = replace(report, notes=tuple(data_warnings(report, known, tokenizer)))
 
     weights = [source.weight for source, kept in zip(sources, examples, strict=True) for _ in kept]
-    train = TokenDataset.of([example for some in examples for example in some], weights)
-    return Prepared(train, TokenDataset.of(_examples(validation)) if held_out else None, known, report)
+    trained, checked = [example for some in examples for example in some], _examples(validation)
+    if report.marked:
+        trained, checked = with_mismatched(trained), with_mismatched(checked) if held_out else []
+    return Prepared(TokenDataset.of(trained, weights), TokenDataset.of(checked) if held_out else None, known, report)
+
+
+def _marks(examples: Sequence[Sequence[Example]]) -> tuple[int, int] | None:
+    """Count the answers that are marked good, and those that are marked bad; None if they are not marked."""
+    marks = Counter(example.desirable for some in examples for example in some if example.desirable is not None)
+    return (marks[True], marks[False]) if marks else None
 
 
 def _tokenize_all(
@@ -167,7 +182,7 @@ def _tokenize_all(
     for samples in groups:
         outcomes.append([])
         for sample in samples:
-            outcomes[-1].append(_tokenized(sample, config, tokenizer, template))
+            outcomes[-1] += _tokenized(sample, config, tokenizer, template)
             done += 1
             if progress is not None and (done % 100 == 0 or done == total):
                 progress(done, total)
@@ -186,12 +201,26 @@ def _classes(known: Template | Labelling, samples: Sequence[Sequence[Sample]]) -
     return tuple((*pair, found[number]) for number, pair in enumerate(zip(known.labels, known.names, strict=True)))
 
 
-def _tokenized(sample: Sample, config: DataConfig, tokenizer: Any, template: Template | Labelling) -> Outcome:
-    """Tokenise a sample the way its task needs."""
+def _tokenized(sample: Sample, config: DataConfig, tokenizer: Any, template: Template | Labelling) -> list[Outcome]:
+    """Tokenise a sample the way its task needs; a document that is split gives several examples."""
+    keep_start = isinstance(template, Labelling | EncoderTemplate)
+    short = shortened(sample, tokenizer, config.max_length, config.overlong, keep_start=keep_start)
+    if isinstance(short, Rejected):
+        return [short]
+    sample, gone = short
+    if config.overlong == "split":
+        return tokenize_document(sample, tokenizer, template, config.max_length, config.train_on)  # type: ignore[arg-type]
+    found = _whole(sample, config, tokenizer, template)
+    return [replace(found, cut=found.cut + gone) if gone and isinstance(found, Example) else found]
+
+
+def _whole(sample: Sample, config: DataConfig, tokenizer: Any, template: Template | Labelling) -> Outcome:
     if isinstance(template, Labelling):
         return template.example(sample, tokenizer, config.max_length, config.overlong)
     if isinstance(template, EncoderTemplate):
         return tokenize_seq2seq(sample, tokenizer, template, config.max_length, config.overlong)
+    if sample.desirable is not None:
+        return tokenize_marked(sample, tokenizer, template, max_length=config.max_length, overlong=config.overlong)
     if config.task == "preference":
         return tokenize_pair(sample, tokenizer, template, max_length=config.max_length, overlong=config.overlong)
     return tokenize(
@@ -205,7 +234,7 @@ def _tokenized(sample: Sample, config: DataConfig, tokenizer: Any, template: Tem
 
 
 def _check_lengths(config: DataConfig, parts: Sequence[tuple[Sequence[Sample], Sequence[Outcome]]]) -> None:
-    """Raise `GraftError` for overlong samples if `overlong` is error. The message offers the three ways out."""
+    """Raise `GraftError` for overlong samples if `overlong` is error. The message offers the ways out."""
     if config.overlong != "error":
         return
     pairs = [pair for samples, found in parts for pair in zip(samples, found, strict=True)]
@@ -219,6 +248,7 @@ def _check_lengths(config: DataConfig, parts: Sequence[tuple[Sequence[Sample], S
         f"  data.max_length={-(-longest // 8) * 8:<13} keeps every sample whole\n"
         "  data.overlong=drop            leaves these samples out\n"
         "  data.overlong=truncate_prompt shortens their questions, never an answer"
+        + ("\n  data.overlong=split           cuts documents into pieces" if config.task == "causal" else "")
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from graft.config.data import SourceConfig
+from graft.config.data import GivenSource, SourceConfig
 from graft.data.cells import RowError
 from graft.data.columns import MASKING, Seen, TrackedRow, check_unread
 from graft.data.delimited import hint_for
 from graft.data.file_readers import Row, file_type, read_rows
 from graft.data.folders import local_files, near
 from graft.data.labelled_shapes import LABELS, labelled_shape
+from graft.data.marked import LABEL, marked_sample
 from graft.data.pair_shapes import SIDES, check_pairs, pair
 from graft.data.samples import Sample
 from graft.data.shapes import conversation, detect
@@ -58,6 +59,11 @@ def read_as_found(source: SourceConfig) -> tuple[list[Sample], bool]:
     return _samples(itertools.chain([first], tables), source, True, task), pairs
 
 
+def text_format(source: SourceConfig) -> TextFormat:
+    """Return how the source's files of text are written."""
+    return TextFormat(source.encoding, source.delimiter, source.quotes, tuple(source.columns))
+
+
 class Table(NamedTuple):
     """The rows of one file or of a data set on the hub."""
 
@@ -68,7 +74,7 @@ class Table(NamedTuple):
 def _tables(source: SourceConfig, task: str, left_out: list[str] | None = None) -> Iterator[Table]:
     """Yield the tables of a source one by one, up to the source's limit of rows."""
     files, left = local_files(source, left_out), source.limit
-    written = TextFormat(source.encoding, source.delimiter, source.quotes, tuple(source.columns))
+    written = text_format(source)
     if files is None and written != TextFormat():
         raise GraftError(
             f"{source.path} is no file, so encoding, delimiter, quotes and columns have no effect: remove them"
@@ -124,15 +130,17 @@ def _of_table(
             raise GraftError(
                 f"{name}: `fields` names the column '{theirs}', but the data have no such column; they have {', '.join(columns)}"
             )
-    columns = list(dict.fromkeys([*columns, *source.fields]))
+    fields = source.renames(columns) if isinstance(source, GivenSource) else source.fields
+    columns = list(dict.fromkeys([*columns, *fields]))
     try:
         shape, to_sample = _converter(columns, source, name, need_answers, task)
     except GraftError as error:
-        hint = hint_for(name, columns) if file_type(Path(name)) in (".csv", ".tsv") else ""
-        raise GraftError(f"{error}{hint}") from None
-    samples, seen = [], Seen(set(source.fields.values()))
+        settable = not isinstance(source, GivenSource)
+        hint = hint_for(name, columns) if settable and file_type(Path(name)) in (".csv", ".tsv") else ""
+        raise GraftError(f"{error}{_renaming(source, columns, task)}{hint}") from None
+    samples, seen = [], Seen(set(fields.values()))
     for number, row in enumerate(rows, start=1):
-        renamed = {**row, **{ours: row.get(theirs) for ours, theirs in source.fields.items()}}
+        renamed = {**row, **{ours: row.get(theirs) for ours, theirs in fields.items()}}
         try:
             samples.append(to_sample(TrackedRow(renamed, seen), number))
         except RowError as error:
@@ -140,10 +148,29 @@ def _of_table(
     return shape, samples, check_unread(name, rows, seen, source.ignore, () if need_answers else MASKING)
 
 
+def _renaming(source: SourceConfig, columns: list[str], task: str) -> str:
+    """Return how columns are renamed where the source was named; nothing where they cannot be."""
+    theirs = columns[0] if columns else "COLUMN"
+    ours = {"preference": "chosen", "classification": "text", "regression": "text"}.get(task, "instruction")
+    if not isinstance(source, GivenSource):
+        return (
+            "\nRename columns with `fields`, from the expected name to the name in the data, e.g. "
+            f"fields: {{{ours}: {theirs}}}"
+        )
+    return (
+        f"\nRename columns with {source.option} EXPECTED=COLUMN, e.g. {source.option} {ours}={theirs}"
+        if source.option
+        else ""
+    )
+
+
 def _converter(
     columns: list[str], source: SourceConfig, name: str, need_answers: bool, task: str
 ) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any], int], Sample]]:
     """Return the columns that tell the shape, and the function that turns a row and its number into a sample."""
+    if task == "preference" and LABEL in columns and not all(name in columns for name in SIDES):
+        marked = detect(columns, source.format, name, need_answers)
+        return (*marked.columns[0], LABEL), lambda row, number: marked_sample(row, marked, name, number)
     if task == "preference":
         check_pairs(columns, source.format, name)
 

@@ -48,6 +48,8 @@ class Counts:
     """Pairs left out because the preferred answer equals the rejected one."""
     masked: int = 0
     """Samples left out because the data say not to train on any of their answers."""
+    split: int = 0
+    """Documents that were cut into several samples."""
 
     @property
     def supervised_share(self) -> float:
@@ -75,6 +77,8 @@ class DataReport:
     """For classification: each class as the data write it, its name, and its number of training samples."""
     pairs: bool = False
     """Whether the samples are pairs of a preferred and a rejected answer."""
+    marked: tuple[int, int] | None = None
+    """For answers that are marked: how many are good, and how many are bad."""
     unread: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Each source with columns that nothing reads, and these columns (or keys of turns, as `messages[].id`)."""
 
@@ -85,6 +89,8 @@ class DataReport:
             return f"of {len(self.labels)} classes"
         if self.train.targets == self.train.samples:
             return "each with a value"
+        if self.marked:
+            return f"answers ({self.marked[0]:,} good, {self.marked[1]:,} bad), {self.train.supervised_share:.0%} of their tokens"
         if self.pairs:
             return f"pairs of answers, {self.train.supervised_share:.0%} of their tokens"
         return f"{self.train.supervised_share:.0%} of their tokens supervised"
@@ -99,6 +105,7 @@ class DataReport:
         counts = {"train": Counts(**values["train"]), "sources": tuple(Counts(**one) for one in values["sources"])}
         validation = values["validation"] and Counts(**values["validation"])
         lists = {"notes": tuple(values["notes"]), "labels": tuple(tuple(label) for label in values["labels"])}
+        lists["marked"] = values["marked"] and tuple(values["marked"])
         lists["unread"] = tuple((source, tuple(columns)) for source, columns in values["unread"])
         return cls(**{**values, **counts, **lists, "validation": validation})
 
@@ -124,6 +131,8 @@ class DataReport:
         }
         if self.train.targets == self.train.samples:  # each sample has one label: a share of tokens would mean nothing
             del lines["trained on"]
+        if any(counts.split for counts in columns):
+            lines["  cut into pieces"] = [f"{counts.split:,}" for counts in columns]
         if any(counts.masked for counts in columns):
             lines["not to be trained on"] = [f"{counts.masked:,}" for counts in columns]
         if self.pairs:
@@ -146,7 +155,7 @@ def count_outcomes(name: str, outcomes: Sequence[Example | Rejected], max_length
     p50, p95, longest = (round(float(q)) for q in np.percentile(lengths or [0], [50, 95, 100]))
     return Counts(
         name=name,
-        rows=len(outcomes),
+        rows=len(outcomes) - sum(one.piece > 0 for one in examples),
         samples=len(examples),
         tokens=sum(map(len, examples)),
         targets=sum(one.num_targets for one in examples),
@@ -160,6 +169,7 @@ def count_outcomes(name: str, outcomes: Sequence[Example | Rejected], max_length
         unanswered=reasons["no_answer"],
         same=reasons["same_answers"],
         masked=reasons["masked"],
+        split=sum(one.piece == 1 for one in examples),
     )
 
 
@@ -171,6 +181,8 @@ def _length(outcome: Example | Rejected) -> int:
 def conversation_key(sample: Sample) -> tuple[tuple[str, str, str], ...]:
     """Return a key that is equal for equal conversations, or for equal pairs of conversations."""
     own, rejected = (tuple(map(_message_key, messages)) for messages in (sample.messages, sample.rejected))
+    if sample.desirable is not None:
+        return (*own, ("desirable", str(sample.desirable), ""))
     return (*own, ("rejected", "", ""), *rejected) if rejected else own
 
 

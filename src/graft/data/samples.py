@@ -41,7 +41,9 @@ class Sample:
     rejected: tuple[Message, ...] = ()
     """For a pair: the whole conversation with the rejected answer; `messages` then holds the one with the preferred answer."""
     asked: int = 0
-    """For a pair: the number of messages at the start of both conversations that are the prompt."""
+    """For a pair, or an answer that is marked: the number of messages at the start that are the prompt."""
+    desirable: bool | None = None
+    """For an answer that is marked: whether it is good."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -68,7 +70,8 @@ class Example:
     - tokens of the sample itself (`supervised`);
     - a class or a value for the whole sample (`label`);
     - an answer that a decoder writes (`answer`);
-    - to prefer its supervised tokens to those of another sequence (`rejected`).
+    - to prefer its supervised tokens to those of another sequence (`rejected`);
+    - that its supervised tokens are good or bad (`desirable`).
     """
 
     input_ids: NDArray[np.int32]
@@ -85,7 +88,11 @@ class Example:
     token_types: NDArray[np.int8] | None = None
     """The text of a pair that each token belongs to (0 or 1), for models that take token types."""
     rejected: Example | None = None
-    """The same prompt with the rejected answer."""
+    """The same prompt with the rejected answer; of an answer that is marked, the same prompt with the answer of another sample."""
+    desirable: bool | None = None
+    """Of an answer that is marked: whether it is good."""
+    piece: int = 0
+    """Of a document that was split: the number of the piece, from 0."""
 
     def __len__(self) -> int:
         """Count the tokens of all its sequences."""
@@ -117,7 +124,8 @@ class Example:
         if self.label is not None:
             return 1
         own = int(self.supervised.sum()) if self.answer is None else len(self.answer)
-        return own if self.rejected is None else own + self.rejected.num_targets
+        pair = self.rejected is not None and self.desirable is None
+        return own + self.rejected.num_targets if pair and self.rejected is not None else own
 
 
 @dataclass(frozen=True)

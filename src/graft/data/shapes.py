@@ -109,11 +109,7 @@ def detect(columns: Iterable[str], wanted: str, source: str, need_answer: bool) 
             if wanted in ("auto", name) and all(column in found for column in needed):
                 return replace(shape, columns=(columns_of_shape,))
     expected = "fit no known format" if wanted == "auto" else f"do not fit the format '{wanted}'"
-    raise GraftError(
-        f"{source}: the columns {_listed(found)} {expected}. The formats are:\n{KNOWN}\n"
-        "Rename columns with `fields`, from the expected name to the name in the data, e.g. fields: {instruction: "
-        f"{found[0] if found else 'question'}}}"
-    )
+    raise GraftError(f"{source}: the columns {_listed(found)} {expected}. The formats are:\n{KNOWN}")
 
 
 def _answer(row: Row, field: str, need_answer: bool) -> list[Message]:

@@ -41,8 +41,8 @@ def validation_source(config: DataConfig) -> SourceConfig | None:
 def _split(config: DataConfig, samples: list[list[Sample]]) -> tuple[list[list[Sample]], list[Sample]]:
     """Split off the validation samples. Return the training samples of each source, and the validation samples.
 
-    The samples with the smallest hashes of (seed, conversation) are held out. So the split does not depend on the order of rows, and
-    samples that repeat each other fall on the same side (except at the cut-off).
+    The samples with the smallest hashes of (seed, conversation) are held out. So the split does not depend on the order of rows. Samples
+    that repeat each other have one hash and fall on the same side: where they are more than are still to be held out, they stay.
     """
     source = validation_source(config)
     if source is not None:
@@ -54,12 +54,18 @@ def _split(config: DataConfig, samples: list[list[Sample]]) -> tuple[list[list[S
     wanted = max(1, round(share * total)) if isinstance(share, float) else share
     if not isinstance(wanted, int) or wanted >= total:
         raise GraftError(f"data.validation is {share}, but there are only {total} samples to hold out from")
-    ranked = sorted(
-        (_rank(config.seed, sample), source_index, index)
-        for source_index, some in enumerate(samples)
-        for index, sample in enumerate(some)
-    )
-    chosen = {(source_index, index) for _, source_index, index in ranked[:wanted]}
+    alike: dict[str, list[tuple[int, int]]] = {}
+    for source_index, some in enumerate(samples):
+        for index, sample in enumerate(some):
+            alike.setdefault(_rank(config.seed, sample), []).append((source_index, index))
+    chosen: set[tuple[int, int]] = set()
+    for rank in sorted(alike):
+        if len(chosen) + len(alike[rank]) <= wanted:
+            chosen |= set(alike[rank])
+    if not chosen:
+        raise GraftError(
+            f"data.validation is {share}, but every sample is there more than {wanted} times: repeats are held out together or not at all"
+        )
     kept = [
         [sample for index, sample in enumerate(some) if (source_index, index) not in chosen]
         for source_index, some in enumerate(samples)

@@ -27,7 +27,7 @@ from graft.data.template import Template
 from graft.errors import GraftError
 
 TrainOn = Literal["completion", "last", "all"]
-Overlong = Literal["error", "drop", "truncate_prompt"]
+Overlong = Literal["error", "drop", "truncate_prompt", "split"]
 
 
 def tokenize(
@@ -73,6 +73,43 @@ def tokenize(
         keep = np.delete(keep, removable[: length - max_length])
     ids = np.array(tokens.ids, dtype=np.int32)
     return Example(ids[keep], targets[keep], sample.source, sample.row, cut=length - len(keep))
+
+
+def tokenize_document(
+    sample: Sample, tokenizer: Any, template: Template, max_length: int, train_on: TrainOn
+) -> list[Example | Rejected]:
+    """Tokenise a row of plain text; one that is longer than `max_length` becomes pieces of at most this many tokens.
+
+    Every token after the first is a target once. Each piece begins with the tokens that the tokenizer puts first, or else with the last
+    token of the piece before it, which is no target there. Raises `GraftError` for a row that is no plain text and too long.
+    """
+    whole = tokenize(sample, tokenizer, template, max_length=2**62, train_on=train_on)
+    if isinstance(whole, Rejected) or len(whole.input_ids) <= max_length:
+        return [whole]
+    if [message["role"] for message in sample.messages] != ["assistant"]:
+        raise GraftError(
+            f"{sample.where}: the row has {len(whole.input_ids):,} tokens, but data.overlong split cuts rows of plain text alone; use "
+            "drop or truncate_prompt for conversations"
+        )
+    start = facts_of(tokenizer).start_ids
+    if len(start) + 1 >= max_length:
+        raise GraftError(
+            f"data.max_length {max_length} leaves no room for text after the {len(start)} tokens that come first"
+        )
+    given = len(start) if whole.input_ids[: len(start)].tolist() == start else 0
+    ids, targets = whole.input_ids[given:], whole.supervised[given:]
+    before = 0 if start else 1
+    pieces: list[Example | Rejected] = []
+    for at in range(0, len(ids) - before, max_length - len(start) - before):
+        piece, on = ids[at : at + max_length - len(start)], targets[at : at + max_length - len(start)].copy()
+        on[:before] = False
+        first = np.zeros(len(start), np.bool_)
+        made = Example(
+            np.concatenate([np.array(start, np.int32), piece]), np.concatenate([first, on]), sample.source, sample.row
+        )
+        made.piece = len(pieces)
+        pieces.append(made)
+    return pieces
 
 
 def _targets(tokens: Tokens, spans: Sequence[Span], train_on: TrainOn) -> NDArray[np.bool_]:

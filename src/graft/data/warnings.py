@@ -28,6 +28,11 @@ def data_warnings(report: DataReport, template: Template | Labelling, tokenizer:
         warnings.append(
             f"{report.train.masked:,} training rows say not to train on any of their answers and are left out."
         )
+    if report.marked:
+        good, bad = report.marked
+        warnings.append(
+            f"{good:,} answers are marked good and {bad:,} bad." + ("" if good and bad else " KTO needs both.")
+        )
     if report.train.same:
         warnings.append(f"{report.train.same:,} training pairs have two equal answers and are left out.")
     if isinstance(template, ChatTemplate):

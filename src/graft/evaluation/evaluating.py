@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from graft.config.data import SourceConfig
+from graft.config.data import GivenSource, SourceConfig
 from graft.config.eval import EvalConfig
 from graft.config.run import RunConfig
 from graft.data.file_readers import read_rows
 from graft.data.folders import local_files
 from graft.data.labelling import LABELLED
 from graft.data.overlap import questions_of
-from graft.data.reading import read, read_as_found
+from graft.data.reading import read, read_as_found, text_format
 from graft.data.samples import Sample
-from graft.data.splits import samples_of, validation_source
+from graft.data.splits import samples_of, train_sources, validation_source
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
 from graft.evaluation.answering import Progress, result_folder
@@ -80,6 +80,11 @@ def evaluate_on(
     settings = settings or (config.eval if config is not None else EvalConfig())
     task, samples, golds = _rows(loaded, data, settings.limit)
     samples = samples[: settings.limit]
+    if samples[0].desirable is not None:
+        raise GraftError(
+            f"{task} holds answers that are marked good or bad one by one; graft eval compares pairs, or answers to questions: name such "
+            "data with --data (the run's metrics.jsonl has the scores of kto)"
+        )
     has_labels, has_pairs = loaded.base.task in LABELLED, bool(samples[0].rejected)
     if beams > 1 and (has_labels or has_pairs):
         what = f"a base for {loaded.base.task}" if has_labels else f"{task}, which holds pairs of answers"
@@ -184,7 +189,7 @@ def _rows(
     """Return the name of the data, its rows, and the right answers if the file has a column of its own for them."""
     config = loaded.config
     if data is not None:
-        source = data if isinstance(data, SourceConfig) else SourceConfig(path=str(data), limit=limit)
+        source = data if isinstance(data, SourceConfig) else given_source(data, config, limit=limit)
     elif config is None:
         raise GraftError("name the data to evaluate on: --data FILE")
     else:
@@ -201,10 +206,24 @@ def _rows(
     return "validation", held_out, None
 
 
+def given_source(
+    path: str | Path, run: RunConfig | None, fields: Mapping[str, str] | None = None, limit: int | None = None
+) -> GivenSource:
+    """Return data that are named on the command line, read with the `fields` and `ignore` of the run's own training data.
+
+    fields: further columns to rename, which the data must have.
+    """
+    own = [] if run is None else train_sources(run.data)
+    renamed = {ours: theirs for source in own for ours, theirs in source.fields.items()}
+    ignored = [column for source in own for column in source.ignore]
+    given = {"path": str(path), "limit": limit, "fields": dict(fields or {})}
+    return GivenSource.model_validate({**given, "own_fields": renamed, "ignore": ignored})
+
+
 def _gold_answers(source: SourceConfig, samples: Sequence[Sample]) -> list[str] | None:
     """Return the column `answer` of files that also have a worked answer (see WORKED_COLUMNS); None for other files."""
     files = local_files(source)
-    tables = {str(file): read_rows(file) for file in files} if files is not None else {}
+    tables = {str(file): read_rows(file, text_format(source)) for file in files} if files is not None else {}
     rows = [tables[sample.source][sample.row - 1] for sample in samples if sample.source in tables]
     if not rows or not any("answer" in row and any(name in row for name in WORKED_COLUMNS) for row in rows):
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.config.data import DataConfig
+from graft.config.data import DataConfig, GivenSource
 from graft.data.file_readers import file_type
 from graft.data.overlap import Question, overlap_reports, questions_of
 from graft.data.preparing import samples_of
@@ -29,7 +29,7 @@ def questions_against(names: Iterable[str], data: str | Path | None = None) -> d
     found = {}
     for name in names:
         if Path(name).is_file() or file_type(Path(name)) is not None:
-            found[name] = questions_of(read(name, need_answers=False))
+            found[name] = questions_of(read(GivenSource(path=name, option=None), need_answers=False))
         else:
             found |= {task.name: questions_of_records(task.load(data)) for task in select(name)}
     return found

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from graft.adapters.base import AdapterModule
 from graft.attaching.parameters import adapter_modules, lr_factors, parameter_groups, parameters, summed_penalty
+from graft.config.objectives import KTOConfig
 from graft.config.train import TrainConfig
 from graft.data.batches import samples_of_step, steps_per_epoch
 from graft.data.datasets import TokenDataset
@@ -100,6 +101,12 @@ class Job:
         if train.has_pairs != (config.objective is not None):
             raise GraftError(
                 f"'{name}' has {'pairs of answers but no' if train.has_pairs else 'no pairs of answers for its'} train.objective"
+            )
+        if train.has_marks != isinstance(config.objective, KTOConfig):
+            said = "answers that are marked by a label" if train.has_marks else "pairs of answers"
+            raise GraftError(
+                f"'{name}' has {said}, which is not what its train.objective learns from: kto takes prompt, completion and label, the "
+                "others prompt, chosen and rejected"
             )
         size = sum(parameter.numel() * parameter.element_size() for parameter in params.values())
         own_bytes = 2 * size + state_bytes(params.values(), config)

@@ -42,6 +42,8 @@ def _supervised(part: JobParts) -> str:
     """How many targets the job's data have, in words."""
     if len(part.data.train.labels):
         return "one label each"
+    if part.data.report.marked:
+        return f"{part.data.report.train.targets:,} of answers that are marked good or bad"
     if part.data.report.pairs:
         return f"{part.data.report.train.targets:,} of answers, preferred and rejected"
     return f"{part.data.report.train.targets:,} supervised ({part.config.data.train_on})"

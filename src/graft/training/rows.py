@@ -33,7 +33,7 @@ class Row:
     position: int
     """Index of the sample in the job's step."""
     part: int
-    """0 for the chosen answer of a pair and for everything that is not a pair, 1 for the rejected answer."""
+    """0 for the chosen answer of a pair and for everything that is not a pair, 1 for the rejected answer or a mismatched sequence."""
     view: View
     seed: int
     """Dropout seed of this sequence: the same in any layout, in any micro-batch and next to any other jobs."""

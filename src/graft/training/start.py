@@ -12,6 +12,7 @@ from graft.attaching.summary import summary
 from graft.bases import pad_id
 from graft.config import AnyRun, RunConfig, local_paths
 from graft.data.inspect import LEARNT, coloured, learnt_text
+from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.runs.folder import RunFolder
 from graft.training.assembly import JobParts, RunParts, build, build_job
@@ -166,6 +167,13 @@ def reference_note(config: RunConfig) -> str | None:
     )
 
 
+def _second_answer(example: Example, tokenizer: Any) -> dict[str, Any]:
+    """The rejected answer of a pair, or the mark of an answer that has one."""
+    if example.desirable is not None:
+        return {"desirable": example.desirable}
+    return {} if example.rejected is None else {"rejected": learnt_text(example.rejected, tokenizer)}
+
+
 def _write_samples(folder: RunFolder, part: JobParts, tokenizer: Any) -> None:
     """Write the first three samples of a job to samples.jsonl, as the model sees them and with what is trained on."""
     folder.samples.keep(lambda line: line["job"] != part.job.name)  # of the same job, before the run was resumed
@@ -180,6 +188,6 @@ def _write_samples(folder: RunFolder, part: JobParts, tokenizer: Any) -> None:
                 "trained_on": learnt_text(example, tokenizer, part.data.classes),
                 "tokens": len(example),
                 "targets": example.num_targets,
-                **({"rejected": learnt_text(example.rejected, tokenizer)} if example.rejected is not None else {}),
+                **_second_answer(example, tokenizer),
             }
         )

@@ -24,7 +24,7 @@ from graft.errors import GraftError, listed
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
-from graft.training.objectives import Scores, Size
+from graft.training.objectives import Marked, Scores, Size
 from graft.training.rows import Row
 
 NAMED = 8
@@ -111,9 +111,9 @@ def accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> Accum
     sizes = {job.name: job.objective.size(rows[job.name]) for job in jobs}
     for job in jobs:
         job.optimizer.zero_grad(set_to_none=True)
-    ran: list[Row] = []
-    sums: list[Tensor] = []
-    for micro in batcher.cut([row for own in rows.values() for row in own]):
+    ran, sums = _run_first(forward, jobs, batcher, rows, sizes)
+    ahead = set(ran)
+    for micro in batcher.cut([row for own in rows.values() for row in own if row not in ahead]):
         losses_N = forward.losses(*batcher.inputs(micro, forward.device))
         sums_R = sums_by_row(losses_N, micro)
         loss_of(jobs, micro, sums_R, sizes).backward()
@@ -123,6 +123,24 @@ def accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> Accum
         if penalty is not None:
             penalty.backward()
     return Accumulated(rows, sizes, ran, torch.cat(sums).cpu())
+
+
+def _run_first(
+    forward: Forward, jobs: Sequence[Job], batcher: Batcher, rows: Mapping[str, list[Row]], sizes: dict[str, Size]
+) -> tuple[list[Row], list[Tensor]]:
+    """Run what objectives measure before the losses of a step, without gradients, and put it into `sizes`."""
+    measuring = {job.name: job.objective for job in jobs if isinstance(job.objective, Marked)}
+    first = [row for name, objective in measuring.items() for row in objective.first(rows[name])]
+    ran: list[Row] = []
+    sums: list[Tensor] = []
+    with torch.no_grad():
+        for micro in batcher.cut(first) if first else ():
+            ran += micro
+            sums.append(sums_by_row(forward.losses(*batcher.inputs(micro, forward.device)), micro))
+    for name, objective in measuring.items():
+        own = [at for at, row in enumerate(ran) if row.job == name]
+        sizes[name] = objective.measured(sizes[name], [ran[at] for at in own], torch.cat(sums)[own])
+    return ran, sums
 
 
 def sums_by_row(losses_N: Tensor, rows: Sequence[Row]) -> Tensor:
