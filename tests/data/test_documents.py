@@ -56,13 +56,13 @@ def test_a_long_row_gives_what_it_gave_when_tokenised_whole(tmp_path, tokenizer,
     other = {"classification": {"text": "x", "label": "b"}, "preference": {"prompt": "a", "chosen": "b", "rejected": "c"}}.get(
         task, {"instruction": "a", "output": "b"}
     )  # fmt: skip
-    settings = {"task": task, "max_length": 60, "overlong": "truncate_prompt"}
+    settings = {"task": task, "max_length": 200, "overlong": "truncate_prompt"}
     settings |= {} if task == "classification" else {"template": "alpaca"}
     settings |= {"template": "auto"} if task == "classification" else {}
     whole = prepared(tmp_path, tokenizer, [row, other], **settings)
     monkeypatch.setattr(long_texts, "LONG", 1000)
     monkeypatch.setattr(long_texts, "PIECE", 480)
-    assert len(long) > 32 * 60
+    assert len(long) > 32 * 200
     pieces = prepared(tmp_path, tokenizer, [row, other], **settings)
     assert pieces.train.digest == whole.train.digest
     dropped = prepared(tmp_path, tokenizer, [row, other], **{**settings, "overlong": "drop"})
@@ -73,7 +73,7 @@ def test_a_long_row_gives_what_it_gave_when_tokenised_whole(tmp_path, tokenizer,
 @pytest.mark.parametrize("validation", [1, 3, 10, 0.3])
 def test_repeats_never_fall_on_both_sides_of_a_split(tmp_path, validation):
     rng = np.random.default_rng(0)
-    rows = [{"prompt": f"q{rng.integers(12)}", "completion": "x"} for _ in range(60)]
+    rows = [{"prompt": f"q{rng.integers(40)}", "completion": "x"} for _ in range(60)]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
     for seed in range(5):

@@ -212,7 +212,9 @@ def test_a_folder_of_held_out_files_alone_is_no_training_data(tmp_path):
 
 
 @pytest.mark.parametrize("other", [".ipynb_checkpoints/train-checkpoint.jsonl", "._train.jsonl", "dataset_info.json", "state.json",
-                                   "cache/a.jsonl", ".hidden/b.csv", "__pycache__/c.json"])  # fmt: skip
+                                   "cache/a.jsonl", ".hidden/b.csv", "__pycache__/c.json",
+                                   "train (copy).jsonl", "train - Copy (2).jsonl", "Copy of train.jsonl", "train (1).jsonl",
+                                   "train~.jsonl"])  # fmt: skip
 def test_what_is_no_data_is_left_out_by_name(tmp_path, other):
     folder = folder_of(tmp_path, {"train.jsonl": rows_of("train"), other: "{}", "README.md": "#"})
     unread: dict[str, list[str]] = {}

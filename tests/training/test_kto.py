@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import graft
+from graft.attaching.active import set_trainable
 from graft.config.data import DataConfig
 from graft.data.datasets import TokenDataset
 from graft.data.inspect import coloured
@@ -23,6 +24,7 @@ from graft.data.preparing import prepare
 from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.training.forward.causal import Forward
+from graft.training.forward.modes import set_training
 from tests.small import small_tokenizer
 from tests.training.conftest import VOCABULARY, attach, data, exact_norm, job_on, pairs, take_step, tiny
 from tests.training.test_objectives import ALONE, Scored, compare, sides, step_of, token_logps
@@ -123,6 +125,8 @@ def test_however_a_step_is_cut_and_in_any_company_it_is_the_same_step() -> None:
         job_on(model, "b", pairs(6), objective="dpo", batch_size=6),
         job_on(model, "c", data(6), batch_size=6),
     ]
+    set_trainable(model, ["a", "b", "c"])
+    set_training(model, ["a", "b", "c"])
     together = take_step(Forward(model), jobs, "padded", 100)
     assert together["a"].loss == pytest.approx(scores["loss"], rel=1e-9)
     assert together["a"].scores["kl"] == pytest.approx(scores["kl"], rel=1e-9, abs=1e-12)

@@ -18,6 +18,7 @@ from pydantic import (
 from graft.config.base import BaseConfig
 from graft.config.data import DataConfig
 from graft.config.eval import EvalConfig
+from graft.config.objectives import KTOConfig
 from graft.config.scheduling import SchedulerConfig
 from graft.config.section import Section
 from graft.config.train import TrainConfig
@@ -119,6 +120,8 @@ def compile_obstacle(config: RunConfig) -> str | None:
         return "train.gradient_checkpointing: use one of the two"
     if config.train.kernels == "liger":
         return "train.kernels liger: a compiled graph fuses these operations itself. Use kernels: auto or off"
+    if isinstance(config.train.objective, KTOConfig):
+        return "train.objective kto: its mismatched sequences run without gradients"
     if config.base.dropout:
         return "base.dropout: a compiled graph draws other random numbers than eager code"
     adapter = config.adapter.resolve(frozenset()) if isinstance(config.adapter, Preset) else config.adapter

@@ -34,6 +34,10 @@ CARDS = {
 }
 """Files that describe data sets."""
 CACHES = {"__pycache__", "__macosx", "cache", "caches", "node_modules"}
+COPY = re.compile(
+    r"^copy of (?=.)|(?<=.)(?: ?- copy| copy|[ _]?\(copy\)| ?\(\d+\)|-checkpoint|~)(?: \d+)?$", re.IGNORECASE
+)
+"""What editors, browsers and desktops add to the name of a copy; it is one only beside a file of the name without it."""
 MOST = 20_000
 """Most entries that a folder is searched for."""
 
@@ -120,13 +124,23 @@ def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
             file = inside / name
             if file_type(file) is not None:
                 relative = file.relative_to(folder)
-                (others.append(str(relative)) if _is_no_data(relative) or not file.is_file() else found.append(file))
+                no_data = _is_no_data(relative) or _is_copy(file, files) or not file.is_file()
+                (others.append(str(relative)) if no_data else found.append(file))
     return sorted(found), sorted(others)
 
 
 def _is_no_data(file: Path) -> bool:
     hidden = any(part.startswith((".", "~")) for part in file.parts)
     return hidden or file.name.lower() in CARDS or any(part.lower() in CACHES for part in file.parts[:-1])
+
+
+def _is_copy(file: Path, names: Sequence[str]) -> bool:
+    stem, _, suffixes = file.name.partition(".")
+    while (shorter := COPY.sub("", stem)) != stem:
+        stem = shorter
+        if f"{stem}.{suffixes}" in names:
+            return True
+    return False
 
 
 def _of_split(folder: Path, files: Sequence[Path], split: str | None, left_out: Sequence[str]) -> list[Path]:

@@ -16,6 +16,7 @@ from graft.data.datasets import TokenDataset
 from graft.data.encoding import facts_of
 from graft.data.folders import content_hash
 from graft.data.labelling import LABELLED, Labelling
+from graft.data.left_out import check_counts, check_lengths
 from graft.data.long_texts import shortened
 from graft.data.marked import tokenize_marked, with_mismatched
 from graft.data.pairs import tokenize_pair
@@ -135,7 +136,7 @@ def _prepare_anew(
 
     outcomes = _tokenize_all([*samples, held_out], config, tokenizer, known, progress)
     by_source, validation = outcomes[:-1], outcomes[-1]
-    _check_lengths(config, [*zip(samples, by_source, strict=True), (held_out, validation)])
+    check_lengths(config, [*zip(samples, by_source, strict=True), (held_out, validation)])
     examples = [_examples(found) for found in by_source]
 
     report = DataReport(
@@ -153,7 +154,7 @@ def _prepare_anew(
         marked=_marks(examples),
         unread=tuple((source, tuple(columns)) for source, columns in unread.items()),
     )
-    _check_counts(report, sources, examples)
+    check_counts(report, sources, examples)
     report = replace(report, notes=tuple(data_warnings(report, known, tokenizer)))
 
     weights = [source.weight for source, kept in zip(sources, examples, strict=True) for _ in kept]
@@ -231,42 +232,6 @@ def _whole(sample: Sample, config: DataConfig, tokenizer: Any, template: Templat
         overlong=config.overlong,
         train_on=config.train_on,
     )
-
-
-def _check_lengths(config: DataConfig, parts: Sequence[tuple[Sequence[Sample], Sequence[Outcome]]]) -> None:
-    """Raise `GraftError` for overlong samples if `overlong` is error. The message offers the ways out."""
-    if config.overlong != "error":
-        return
-    pairs = [pair for samples, found in parts for pair in zip(samples, found, strict=True)]
-    long = [(one.length, sample) for sample, one in pairs if isinstance(one, Rejected) and one.reason == "overlong"]
-    if not long:
-        return
-    longest, sample = max(long, key=lambda pair: pair[0])
-    raise GraftError(
-        f"{len(long):,} of {len(pairs):,} samples are longer than data.max_length={config.max_length} tokens; the longest "
-        f"has {longest:,} ({sample.where}). Choose one:\n"
-        f"  data.max_length={-(-longest // 8) * 8:<13} keeps every sample whole\n"
-        "  data.overlong=drop            leaves these samples out\n"
-        "  data.overlong=truncate_prompt shortens their questions, never an answer"
-        + ("\n  data.overlong=split           cuts documents into pieces" if config.task == "causal" else "")
-    )
-
-
-def _check_counts(report: DataReport, sources: Sequence[SourceConfig], examples: Sequence[Sequence[Example]]) -> None:
-    """Raise `GraftError` if nothing is left to train or to validate on, or if a source's weight gives it no sample per epoch."""
-    for counts in (report.train, *([report.validation] if report.validation else [])):
-        if not counts.targets:
-            raise GraftError(
-                f"{counts.name}: no token is left to train on. Of {counts.rows:,} rows, {counts.dropped:,} are longer than "
-                f"data.max_length={report.max_length}, {counts.empty:,} have an empty answer, {counts.unanswered:,} no answer"
-                + (f", {counts.masked:,} say not to train on any" if counts.masked else "")
-                + (f", {counts.same:,} have two equal answers" if report.pairs else "")
-            )
-    for source, kept in zip(sources, examples, strict=True):
-        if kept and round(source.weight * len(kept)) < 1:
-            raise GraftError(
-                f"{source.path}: with weight {source.weight}, {len(kept)} samples give less than one per epoch: raise the weight"
-            )
 
 
 def _count_shared(samples: Sequence[Sequence[Sample]], held_out: Sequence[Sample]) -> int:

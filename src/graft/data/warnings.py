@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from graft.data.chat import ChatTemplate
@@ -24,6 +26,7 @@ def data_warnings(report: DataReport, template: Template | Labelling, tokenizer:
         warnings.append(
             f"{report.train.empty + report.train.unanswered:,} training rows have no {missing} and are left out."
         )
+    warnings += _equal_numbers([label for label, _, _ in report.labels])
     if report.train.masked:
         warnings.append(
             f"{report.train.masked:,} training rows say not to train on any of their answers and are left out."
@@ -47,6 +50,19 @@ def data_warnings(report: DataReport, template: Template | Labelling, tokenizer:
         if "strftime_now" in template.jinja:
             warnings.append("The chat template prints today's date; Graft fixes it at 26 July 2024.")
     return warnings
+
+
+def _equal_numbers(labels: Sequence[str]) -> list[str]:
+    """Return a warning for each number that the data write in several ways, so that it is several classes."""
+    written: dict[float, list[str]] = {}
+    for label in labels:
+        with suppress(ValueError):
+            written.setdefault(float(label), []).append(label)
+    return [
+        f"{' and '.join(map(repr, same))} are one number and {len(same)} classes: write them alike if they are one class."
+        for same in written.values()
+        if len(same) > 1
+    ]
 
 
 def _writes_start(template: Template, facts: TokenizerFacts) -> bool:

@@ -221,7 +221,8 @@ class Marked:
         """What these rows add to the step's loss; mismatched sequences among them add nothing."""
         gains_P, good_P = self._gains(rows, sums_R, part=0), self._good(rows, sums_R)
         margin_P = torch.where(good_P, gains_P - size.distance, size.distance - gains_P)
-        weight_P = torch.where(good_P, self.config.desirable_weight, self.config.undesirable_weight)
+        weights = sums_R.new_tensor([self.config.undesirable_weight, self.config.desirable_weight])
+        weight_P = weights[good_P.long()]
         return (weight_P * torch.sigmoid(-self.config.beta * margin_P)).sum() / size.pairs
 
     def scores(self, rows: Sequence[Row], sums_R: Tensor) -> Scores:
