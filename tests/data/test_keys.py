@@ -166,6 +166,13 @@ def test_row_weights_and_masks_reach_the_mask(handed, template):
         ({"prompt": "a", "completion": "b", "label": False}, "nothing reads the column 'label'.*kto"),
         ({"messages": [user("a"), answer("b")], "images": ["cat.png"]}, "nothing reads the column 'images'"),
         ({"messages": [user("a"), answer("b", tool_calls=[3])]}, "must be a call"),
+        ({"messages": [user("a"), answer("b", loss_mask=[0, 1])]}, r"messages\[1\].loss_mask': changes what this turn"),
+        (
+            {"messages": [{**user("a"), "images": ["x.png"]}, answer("b")]},
+            r"messages\[0\].images': changes what this turn",
+        ),
+        ({"prompt": "a", "completion": "b", "kto_tag": True}, "nothing reads the column 'kto_tag'"),
+        ({"prompt": "a", "completion": "b", "sample_weight": 0.3}, "nothing reads the column 'sample_weight'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_row(handed, row, said):
@@ -180,6 +187,7 @@ def test_system_history_and_passages_are_read(handed):
     assert found.startswith("<system\nBe brief.>")
     (found,) = handed({"instruction": "c", "input": "", "output": "d", "history": [["a", "b"]]})
     assert "<user\na>\n<assistant\n[[b>]]\n<user\nc>\n<assistant\n[[d>]]" in found
+    assert handed({"instruction": "c", "output": "d", "history": [user("a"), answer("b")]}) == [found]
     (found,) = handed({"question": "who won?", "context": "Ann beat Bob.", "answer": "Ann"}, template="alpaca")
     assert "### Input:\nAnn beat Bob." in found
 

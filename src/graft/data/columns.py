@@ -62,25 +62,32 @@ def _always(value: Any) -> bool:
     return True
 
 
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 MEANINGFUL: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("tools", "functions"), (_always, "the model would not see the tools that it may call")),
-    **dict.fromkeys(
-        ("image", "images", "audio", "audios", "video", "videos"), (_always, "the model reads text alone")
-    ),
+    **dict.fromkeys(MEDIA, (_always, "the model reads text alone")),
     "documents": (_always, "the model would not see the documents"),
     "history": (_always, "the earlier turns would be missing"),
     "chat_template_kwargs": (_always, "arguments of the chat template are the same for all rows"),
     **dict.fromkeys(
-        ("weight", "train", "loss_mask"), (_trains_less, "what it leaves out of the loss would be trained on")
+        ("weight", "train", "loss_mask", "mask", "loss_weight", "sample_weight", "loss_scale", "completion_mask"),
+        (_trains_less, "what it leaves out of the loss would be trained on")
     ),
-    "label": (
-        lambda value: as_flag(value) is not None,
-        "bad answers would be learnt; labels of single answers are for data.task: preference with train.objective: kto",
+    **dict.fromkeys(
+        ("label", "kto_tag"),
+        (
+            lambda value: as_flag(value) is not None,
+            "bad answers would be learnt; a `label` of single answers is for data.task: preference with train.objective: kto",
+        ),
     ),
 }  # fmt: skip
 """Columns that change what a sample means, whether a value of them does, and what would be wrong if nothing read them."""
 
-MASKING = ("weight", "train", "loss_mask", "label")
+MASKING = tuple(
+    name
+    for name in MEANINGFUL
+    if name not in (*MEDIA, "tools", "functions", "documents", "history", "chat_template_kwargs")
+)
 """Those that say what is trained on, so that prompts alone do not need them."""
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from graft.data.cells import Row, RowError, kind_of, parsed, text
-from graft.data.columns import TrackedRow, as_flag, is_empty
+from graft.data.columns import MEDIA, TrackedRow, as_flag, is_empty
 from graft.data.samples import ROLES, THOUGHTS, Message
 
 SPEAKERS = {
@@ -43,6 +43,8 @@ HANDED = ("tool_calls", *THOUGHTS, "name", "tool_call_id", "tool_plan")
 """Keys of a turn that the chat template gets as they are."""
 MASKS = ("weight", "train", "trainable", "loss")
 """Keys of a turn that say whether it is trained on."""
+REFUSED = ("mask", "loss_mask", "loss_scale", "loss_weight", "train_detail", *MEDIA)
+"""Keys of a turn that change what it means or how much of it is trained on, and that nothing can read."""
 
 
 def turns_of(row: Row, field: str, value: Any = None) -> list[Message]:
@@ -99,10 +101,12 @@ def with_row_masks(row: Row, turns: Sequence[Message]) -> list[Message]:
 
 
 def history_of(row: Row) -> list[Message]:
-    """Return the earlier turns of LLaMA-Factory's column `history`: a list of [question, answer]."""
+    """Return the earlier turns of the column `history`: a list of [question, answer], as LLaMA-Factory has it, or of turns."""
     if is_empty(row.get("history")):
         return []
     value = parsed(row["history"])
+    if isinstance(value, list) and isinstance(value[0], Mapping):
+        return turns_of(row, "history", value)
     turns: list[Message] = []
     for number, pair in enumerate(value if isinstance(value, list) else [None]):
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
@@ -151,6 +155,11 @@ def _turn(turn: Mapping[str, Any], role: Literal["system", "user", "assistant", 
     made: Message = {"role": role, "content": _content(turn, what, at) if says else ""}
     if extra:
         made["extra"] = extra
+    for key in REFUSED:
+        if not is_empty(turn.get(key)):
+            raise RowError(
+                f"{at}.{key}", "changes what this turn teaches, and nothing reads it: leave it out of the data"
+            )
     marks = [_masked_by(role, turn[key], f"{at}.{key}") for key in MASKS if not is_empty(turn.get(key))]
     if any(marks):
         made["masked"] = True
