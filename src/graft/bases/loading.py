@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from graft.attaching.fingerprint import fingerprint
 from graft.bases.heads import draw_head, fresh_modules, head_modules
+from graft.bases.vocabulary import add_tokens, fit_tables
 from graft.config.base import BaseConfig
 from graft.errors import GraftError, MissingExtra, listed, nearest
 
@@ -55,6 +56,8 @@ class Base:
     task: str = "causal"
     fresh: tuple[str, ...] = ()
     """Layers of the head that the model's files lack: their weights are random, and the adapter learns them."""
+    added: tuple[int, ...] = ()
+    """Ids of tokens that the run added: the base never learnt their rows, and the adapter trains them."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,7 +78,8 @@ def load_base(config: BaseConfig | str, task: str = "causal", classes: Sequence[
     if task in LABELLED:
         padding = pad_id(tokenizer, model)  # a decoder finds the last token of a row by the padding id
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = padding
-    return Base(model, tokenizer, config.model, model.device, model.dtype, task, fresh)
+    added = fit_tables(model, tokenizer, config)
+    return Base(model, tokenizer, config.model, model.device, model.dtype, task, fresh, added)
 
 
 def load_model(config: BaseConfig, task: str = "causal", classes: Sequence[str] = ()) -> Any:
@@ -185,13 +189,27 @@ def _without_missing_table(task: str) -> Iterator[None]:
 
 
 def load_tokenizer(config: BaseConfig) -> Any:
-    """Load the tokenizer without its model. Raises `GraftError` if there is none."""
-    source, options = _source(config)
+    """Load the tokenizer without its model, with the tokens that the config adds. Raises `GraftError` if there is none."""
+    source, options = _tokenizer_source(config)
     if Path(source).is_dir() and not any((Path(source) / name).exists() for name in _TOKENIZER_FILES):
         # transformers would build an empty tokenizer of the model's type, which turns every text into no tokens at all
         raise GraftError(f"{source} holds no tokenizer (looked for {', '.join(_TOKENIZER_FILES)})")
     with _explained(config, source):
-        return AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    add_tokens(tokenizer, config)
+    return tokenizer
+
+
+def _tokenizer_source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
+    """Return the folder or hub name of the tokenizer, which may lie in a folder without a model, and the options to load it with."""
+    if config.tokenizer is None:
+        return _source(config)
+    path = Path(config.tokenizer).expanduser()
+    if path.is_dir():
+        return str(path), {"trust_remote_code": config.trust_remote_code}
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.tokenizer):
+        raise GraftError(f"base.tokenizer: there is no folder {path}.{_near(path)}")
+    return config.tokenizer, {"trust_remote_code": config.trust_remote_code}
 
 
 def check_device(name: str) -> torch.device:

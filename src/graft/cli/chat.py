@@ -16,6 +16,7 @@ from graft.cli.loading import (
     Dtype,
     MaxNewTokens,
     Only,
+    Resize,
     RunFolderArgument,
     Seed,
     Temperature,
@@ -50,13 +51,14 @@ def command(
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
+    resize: Resize = False,
 ) -> None:
     """Chat with an adapter or the bare base.
 
     Commands in the conversation: /base and /adapter NAME switch who answers, /reset forgets the conversation, /help lists the
     commands, /quit ends. If stdin is not a terminal, every line of it is a turn.
     """
-    loaded = load_model(run, base, adapter, template, device, dtype, any_base)
+    loaded = load_model(run, base, adapter, template, device, dtype, any_base, resize)
     from graft.generation.conversation import Conversation
     from graft.generation.requests import Decoding
 

@@ -18,6 +18,7 @@ from graft.cli.loading import (
     Device,
     Dtype,
     Fields,
+    Resize,
     RunFolderArgument,
     TemplateName,
     bar,
@@ -124,6 +125,7 @@ def command(
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
+    resize: Resize = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard earlier answers and start again, instead of continuing.")
     ] = False,
@@ -172,7 +174,7 @@ def command(
     elif harness is not None and cache != "dynamic":
         raise GraftError("--cache has no effect with --harness, because lm-eval generates by itself: leave it out")
 
-    loaded = _with_engine(load_model(run, base, adapter, template, device, dtype, any_base), engine, cache)
+    loaded = _with_engine(load_model(run, base, adapter, template, device, dtype, any_base, resize), engine, cache)
     folder = out or (run / "eval" if run is not None else Path("eval"))
     if harness is not None:
         names = [name.strip() for name in harness.split(",")]

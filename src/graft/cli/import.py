@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.loading import Device, Dtype, load_plain_base
+from graft.cli.loading import Device, Dtype, Resize, load_plain_base
 from graft.errors import GraftError
 
 
@@ -31,6 +31,7 @@ def command(
         float | None,
         typer.Option("--alpha", help="LoRA's alpha; loralib files do not store it.", show_default=False),
     ] = None,
+    resize: Resize = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -45,7 +46,7 @@ def command(
     # What the importer warns about is useful to the user, but not as Python warnings with file and line.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        load(model, source, name=name, alpha=alpha)
+        load(model, source, name=name, alpha=alpha, resize=resize)
     for warning in caught:
         typer.secho(f"note: {warning.message}", err=True)
     save(model, name, to)

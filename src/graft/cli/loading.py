@@ -41,6 +41,10 @@ Dtype = Annotated[
     typer.Option("--dtype", help="Number format of the base's weights.", show_default=False),
 ]
 AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept an adapter that was trained on other base weights.")]
+Resize = Annotated[
+    bool,
+    typer.Option("--resize", help="Give the base the rows, and the tokenizer, of an adapter with added tokens."),
+]
 Only = Annotated[
     str | None,
     typer.Option("--use", help="Name of the adapter to use; 'base' is the bare base.", show_default=False),
@@ -73,15 +77,18 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
     any_base: bool = False,
+    resize: bool = False,
 ) -> LoadedModel:
     """Load the base and the adapters that the arguments name. With a run, the options change the run's own base."""
     quiet()
     from graft.generation.loaded import load_candidates
 
-    return load_candidates(run, base_of(run, base, device, dtype), adapters or (), template, any_base=any_base)
+    return load_candidates(run, base_of(run, base, device, dtype, resize), adapters or (), template, any_base=any_base)
 
 
-def base_of(run: Path | None, base: str | None, device: str | None, dtype: str | None) -> BaseConfig | None:
+def base_of(
+    run: Path | None, base: str | None, device: str | None, dtype: str | None, resize: bool = False
+) -> BaseConfig | None:
     """Return the configuration of the base: that of the run, changed by the options. Raises `GraftError` for a wrong option."""
     from pydantic import ValidationError
 
@@ -91,7 +98,7 @@ def base_of(run: Path | None, base: str | None, device: str | None, dtype: str |
     if run is None and base is None:
         raise GraftError("name a run folder, or a base with --base")
     settings = {} if run is None else RunFolder(run).existing().config.base.model_dump()
-    given = {"model": base, "device": device, "dtype": dtype}
+    given = {"model": base, "device": device, "dtype": dtype, "resize": "auto" if resize else None}
     try:
         return BaseConfig.model_validate(
             {**settings, **{key: value for key, value in given.items() if value is not None}}

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graft.cli.common import AsJson, print_json
-from graft.cli.loading import Adapters, AnyBase, BaseName, Device, Dtype, Only, RunFolderArgument, load_model, one_of
+from graft.cli.loading import (
+    Adapters,
+    AnyBase,
+    BaseName,
+    Device,
+    Dtype,
+    Only,
+    Resize,
+    RunFolderArgument,
+    load_model,
+    one_of,
+)
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
@@ -39,6 +50,7 @@ def command(
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
+    resize: Resize = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base and write a plain Hugging Face model.
@@ -47,7 +59,7 @@ def command(
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise GraftError(f"{to} is not an empty folder: name a new folder for the merged model")
-    loaded = load_model(run, base, adapter, None, device, dtype, any_base)
+    loaded = load_model(run, base, adapter, None, device, dtype, any_base, resize)
     candidate = one_of(loaded, use)
     if candidate.adapter is None:
         raise GraftError("there is no adapter to merge: name one with --adapter FOLDER")

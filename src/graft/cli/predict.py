@@ -16,6 +16,7 @@ from graft.cli.loading import (
     Fields,
     MaxNewTokens,
     Only,
+    Resize,
     Seed,
     Temperature,
     TemplateName,
@@ -71,6 +72,7 @@ def command(
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
+    resize: Resize = False,
 ) -> None:
     """Answer every prompt in a file and write one JSON object per line, in the file's order.
 
@@ -85,7 +87,7 @@ def command(
         raise GraftError(f"{out} is a folder: name a file for --out")
     if out is not None and out.exists() and not overwrite:
         raise GraftError(f"{out} exists already: name another file, or replace it with --overwrite")
-    loaded = load_model(run, base, adapter, template, device, dtype, any_base)
+    loaded = load_model(run, base, adapter, template, device, dtype, any_base, resize)
     candidate = one_of(loaded, use)
     if loaded.base.task in ("classification", "regression"):
         _refuse({"--beams": beams > 1, "--temperature": temperature > 0, "--top-p": top_p < 1})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from graft.config.section import Place, Section
 
@@ -17,6 +17,13 @@ class BaseConfig(Section):
 
     model: Place
     """Folder or hub name of a transformers model that suits data.task; "seedling" is the small base that comes with Graft."""
+    tokenizer: Place | None = None
+    """Folder or hub name of another tokenizer; null is the model's own. An adapter's folder may hold one with added tokens."""
+    new_tokens: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Tokens to add to the tokenizer, such as "<tool>". The base's tables get a row for each, which the adapter trains and holds."""
+    resize: Literal["off", "auto"] = "off"
+    """auto gives the base's tables the rows that the tokenizer and the adapters need, for adapters with added tokens of other libraries;
+    off leaves them as they are. Tokens of new_tokens get rows in any case."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the default branch."""
     dtype: DTYPES = "auto"

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from graft.attaching.attach import Model
+from graft.attaching.resizing import resized
 from graft.errors import GraftError
 from graft.formats import adapterhub, loralib, peft
 from graft.formats.filling import attach_filled
 from graft.formats.guarding import named_errors
 from graft.formats.llm_adapters import reading as llm_adapters
 from graft.formats.own import load_own, read_header
+from graft.formats.rows import needed_rows
 from graft.injection.state import unwrapped
 
 FORMATS: tuple[Any, ...] = (loralib, llm_adapters, peft, adapterhub)
@@ -24,17 +26,24 @@ DEFAULT_NAME = "default"
 
 
 def load(
-    model: Model, folder: str | Path, *, name: str | None = None, any_base: bool = False, alpha: float | None = None
+    model: Model,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    any_base: bool = False,
+    alpha: float | None = None,
+    resize: bool = False,
 ) -> Model:
     """Attach the adapter that a folder holds, in place. The file's tensors must match the adapter's exactly.
 
     folder: what `graft.save` wrote, a checkpoint of transformers' Trainer or TRL, a folder of PEFT, AdapterHub or LLM-Adapters, or a
     loralib file. name: the name to attach it under (default: the saved one). any_base: accept a base whose weights differ from those the
-    adapter was trained on. alpha: LoRA's alpha, for a loralib file, which does not hold it.
+    adapter was trained on. alpha: LoRA's alpha, for a loralib file, which does not hold it. resize: give the base's tables the rows that
+    an adapter with added tokens needs; new rows that the adapter does not hold are the mean of the others.
     Raises `GraftError` for a missing or damaged file, another base, and missing or extra tensors; the model is then unchanged.
     """
     folder = Path(folder)
-    with named_errors(folder):
+    with named_errors(folder), resized(unwrapped(model), needed_rows(unwrapped(model), [folder]) if resize else None):
         header = {} if folder.is_file() else read_header(folder)
         if header.get("format") != "graft":
             return load_foreign(model, folder, name, alpha)

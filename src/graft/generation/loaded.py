@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from graft.attaching.resizing import resize_tables
 from graft.bases import Base, load_base, own_classes, own_task
 from graft.bases.heads import brings_head
 from graft.config.base import BaseConfig
@@ -24,6 +25,7 @@ from graft.data.template import FILE, Template
 from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.formats.loading import load
+from graft.formats.rows import has_tokenizer, needed_rows
 from graft.generation.engines import Engine, LocalEngine
 from graft.injection.state import state_of
 from graft.runs.folder import RunFolder
@@ -125,7 +127,11 @@ def load_candidates(
         *(pair for text in adapters for pair in _parse(text)),
     ]
     _check_names([name for name, _ in found])
-    loaded = _base_for(base or config.base, [path for _, path in found])  # pyright: ignore[reportOptionalMemberAccess]
+    paths = [path for _, path in found]
+    wanted = _with_tokenizer(base or config.base, paths)  # pyright: ignore[reportOptionalMemberAccess]
+    loaded = _base_for(wanted, paths)
+    if wanted.resize == "auto" and (rows := needed_rows(loaded.model, paths)) is not None:
+        resize_tables(loaded.model, rows)
     for name, path in found:
         load(loaded.model, path, name=name, any_base=any_base)
     chosen = _named_template(template, loaded) if template is not None else None
@@ -143,6 +149,14 @@ def load_candidates(
             f"{loaded.name} has no head for {loaded.task}: name an adapter that has one with --adapter FOLDER"
         )
     return LoadedModel(loaded, tuple(candidates), config, jobs=jobs if len(jobs) > 1 else {})
+
+
+def _with_tokenizer(config: BaseConfig, folders: Sequence[Path]) -> BaseConfig:
+    """With `resize: auto`, take the tokenizer beside the first adapter that has one, unless another is named: it knows the added tokens."""
+    own = next((folder for folder in folders if has_tokenizer(folder)), None)
+    if config.resize == "off" or config.tokenizer is not None or config.new_tokens or own is None:
+        return config
+    return config.model_copy(update={"tokenizer": str(own)})
 
 
 def _base_for(base: BaseConfig, folders: Sequence[Path]) -> Base:

@@ -23,6 +23,7 @@ from graft.bases import Base, load_base, load_tokenizer, own_classes
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
 from graft.bases.loading import own_task
+from graft.bases.vocabulary import with_tokens
 from graft.config import AnyRun, RunConfig, resolve_job
 from graft.config.jobs import REFERENCE
 from graft.data.preparing import Prepared, prepare
@@ -207,7 +208,7 @@ def _attach(base: Base, name: str, config: RunConfig) -> None:
     """
     model = base.model
     draw_head(model, base.fresh, config.train.seed)
-    adapter = with_head(model, config.adapter, base.fresh)
+    adapter = with_tokens(model, with_head(model, config.adapter, base.fresh), base.added)
     if isinstance(adapter, AdapterConfig):
         adapter = adapter.tokenised(base.tokenizer)
     if config.train.init_from is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.attaching.saving import save
+from graft.bases.vocabulary import tokenizer_files
 from graft.data.batches import Layout
 from graft.runs.folder import RunFolder
 from graft.training.assembly import JobParts, RunParts
@@ -34,6 +35,8 @@ def publish(parts: RunParts, folder: RunFolder, job: Job, last_loss: float | Non
     with tempfile.TemporaryDirectory() as scratch:  # a template saves itself to a folder; `save` takes texts by name
         template.save(scratch)
         files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(scratch).iterdir())}
+    if parts.base.added:
+        files |= tokenizer_files(parts.base.tokenizer)
     files["README.md"] = model_card(part.config, job, losses, facts, len(part.data.classes))
     save(parts.base.model, job.name, folder.adapter_dir(job.name), extra_files=files)
 
