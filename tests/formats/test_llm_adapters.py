@@ -21,8 +21,16 @@ from tests.small import small_model
 
 Hook = Callable[[nn.Module, Tensor, Tensor], Tensor]
 BOTTLENECK = {"peft_type": "BOTTLENECK", "bottleneck_size": 3, "non_linearity": "tanh", "scaling": 0.5, "bias": "none"}
-LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "lora_dropout": 0.05, "bias": "none"}
-PREFIX = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}
+LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "lora_dropout": 0.05, "bias": "none", "enable_lora": None}
+ABOUT = {"base_model_name_or_path": "b", "inference_mode": True, "task_type": "CAUSAL_LM", "num_attention_heads": 4, "num_layers": 2,
+         "num_transformer_submodules": 1, "token_dim": 32, "num_virtual_tokens": 3}  # fmt: skip
+PREFIX = {**ABOUT, "peft_type": "PREFIX_TUNING", "encoder_hidden_size": 32, "prefix_projection": False}
+PROMPTS: dict[str, dict[str, Any]] = {
+    "PROMPT_TUNING": dict.fromkeys(("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path")),
+    "P_TUNING": dict.fromkeys(
+        ("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout")
+    ),
+}
 
 
 def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], safetensors: bool = False) -> Path:
@@ -260,14 +268,15 @@ def test_a_prefix_for_another_number_of_heads_names_both_shapes(tmp_path: Path) 
         graft.load(small_model("llama"), folder)
 
 
-@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING"])
+@pytest.mark.parametrize("kind", PROMPTS)
 def test_virtual_tokens_in_the_embedding_are_a_prompt(tmp_path: Path, kind: str) -> None:
-    stored = _random(3, 32)
-    folder = _write(tmp_path / "a", {"peft_type": kind, "num_virtual_tokens": 3}, {"prompt_embeddings": stored})
+    stored, config = _random(3, 32), {**ABOUT, **PROMPTS[kind], "peft_type": kind}
+    folder = _write(tmp_path / "a", config, {"prompt_embeddings": stored})
+    assert llm_adapters.detect(folder)
     model = graft.load(small_model("llama"), folder)
     ((name, vectors),) = graft.parameters(model, "default")
     assert name == "model.embed_tokens.embedding.vectors" and torch.equal(vectors, stored)
-    folder = _write(tmp_path / "b", {"peft_type": kind, "num_virtual_tokens": 3}, {"prompt_embeddings": _random(3, 64)})
+    folder = _write(tmp_path / "b", config, {"prompt_embeddings": _random(3, 64)})
     with pytest.raises(graft.GraftError, match=r"\(3, 64\).*need \(3, 32\)"):
         graft.load(small_model("llama"), folder)
 
@@ -314,7 +323,7 @@ def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     folder = _write(tmp_path / "a", PREFIX, {"prompt_embeddings": nn.Linear(2, 2)})  # pyright: ignore
-    with pytest.raises(graft.GraftError, match="not plain tensors"):
+    with pytest.raises(graft.GraftError, match="holds no plain tensors"):
         graft.load(small_model("llama"), folder)
 
 

@@ -38,6 +38,8 @@ class Piece:
     """What follows the module's path in Graft's tensor names: the site's type, or attn and mlp for sublayers."""
     shared: dict[str, Tensor] = field(default_factory=dict)
     """The tensors that all sites of the config share; equal for all of its pieces."""
+    apart: str = ""
+    """Pieces with another text here get another config, even if theirs is equal."""
 
     @property
     def place(self) -> str:
@@ -81,7 +83,7 @@ def _grouped(pieces: Sequence[Piece]) -> list[Group]:
         plain = piece.config
         if patterned(plain):
             plain = plain.model_copy(update=dict.fromkeys(PATTERNED, 1))
-        key = f"{plain.kind} {plain.model_dump_json()}"
+        key = f"{plain.kind} {plain.model_dump_json()} {piece.apart}"
         groups.setdefault(key, Group(piece.config)).pieces.append(piece)
     for group in groups.values():
         if patterned(group.config):

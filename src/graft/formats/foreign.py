@@ -5,6 +5,7 @@ Pickles are read with torch's `weights_only`, which runs no code from the file.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from graft.errors import GraftError, listed
 from graft.utils.strict_json import read_object
 
 CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.bin", "adapter_model.safetensors")
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The names of the weights file. Where both are there, PEFT and servers read the first."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -92,8 +94,27 @@ class AdapterFile:
 
 
 def load_weights(folder: Path, files: Sequence[str] = WEIGHTS) -> dict[str, Tensor]:
-    """Load all tensors of a folder by name, on the CPU. Raises `GraftError` for a missing or damaged file."""
-    path = next((folder / name for name in files if (folder / name).is_file()), None)
-    if path is None:
+    """Load all tensors of a folder by name, on the CPU: of the first of these files that it has.
+
+    Warns if another of them is there and holds something else. Raises `GraftError` for a missing or damaged file.
+    """
+    paths = [folder / name for name in files if (folder / name).is_file()]
+    if not paths:
         raise GraftError(f"{folder} has no weights: expected {' or '.join(files)}")
-    return load_tensors(path)
+    tensors = load_tensors(paths[0])
+    for other in paths[1:]:
+        if not _same(other, tensors):
+            warnings.warn(
+                f"{folder} holds two files of weights that differ: {paths[0].name} is read, {other.name} is not. Remove one of them",
+                stacklevel=2,
+            )
+    return tensors
+
+
+def _same(path: Path, tensors: dict[str, Tensor]) -> bool:
+    """Whether a file holds exactly these tensors."""
+    try:
+        others = load_tensors(path)
+    except GraftError:
+        return False
+    return others.keys() == tensors.keys() and all(torch.equal(others[name], tensors[name]) for name in tensors)

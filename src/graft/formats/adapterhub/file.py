@@ -21,7 +21,7 @@ class HubFile(AdapterFile):
     """The tensors of a folder, under the base's own module names, and the sites that they belong to."""
 
     def __init__(self, folder: Path, config: dict[str, Any], model: nn.Module) -> None:
-        super().__init__(folder, config, "", ("pytorch_adapter.bin", "adapter.safetensors"))
+        super().__init__(folder, config, "", ("adapter.safetensors", "pytorch_adapter.bin"))
         self.name, self.model, self.site_table = str(config["name"]), model, site_table_of(model)
         # Rename from a model with a head to a plain one, or the other way round, as the base needs.
         outer, inner = f"{getattr(model, 'base_model_prefix', '') or '-'}.", dict(model.named_children())

@@ -24,7 +24,7 @@ from graft.formats.folder import Folder, SiteAdapter
 from graft.formats.foreign import load_weights
 from graft.utils.strict_json import read_object
 
-WEIGHTS = ("pytorch_model_head.bin", "model_head.safetensors")
+WEIGHTS = ("model_head.safetensors", "pytorch_model_head.bin")
 NUMBERS = (1, 4)
 """Indices of the two layers in the library's sequence of dropout, layer, activation, dropout, layer."""
 FLEXIBLE = {"bert": "BertAdapterModel", "roberta": "RobertaAdapterModel", "xlm-roberta": "XLMRobertaAdapterModel"}

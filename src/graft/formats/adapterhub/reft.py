@@ -30,12 +30,12 @@ def read_reft(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
     if config.get("non_linearity") is not None:
         raise GraftError(f"{file.folder}: ReFT with a non-linearity has no equal in Graft")
     form = "loreft" if config["orthogonality"] else "noreft"
-    if config.get("subtract_projection", True) is False:
+    if config.get("subtract_projection") is False:
         form = "direft"
     like = ReFT(
         form=form, rank=config["r"], prefix=prefix, suffix=suffix, tied=tied, dropout=config.get("dropout") or 0.0
     )
-    if form == "noreft" and "subtract_projection" not in config:
+    if form == "noreft" and config.get("subtract_projection") is None:
         warnings.warn(
             f"{file.folder} may be DiReFT or NoReFT: the library does not write which. It is read as NoReFT, as the library itself does",
             stacklevel=2,

@@ -39,13 +39,13 @@ from graft.architectures.layers import is_linear, widths
 from graft.architectures.walk import base_submodules
 from graft.errors import GraftError
 from graft.formats.composing import Piece, composed, difference
+from graft.formats.fields import known
 from graft.formats.foreign import CONFIG, AdapterFile, read_config
+from graft.formats.llm_adapters.fields import FIELDS, written_by_llm_adapters
 from graft.formats.peft.naming import ROOT
 from graft.injection.state import site_table_of, sites_of
 from graft.utils.patterns import pattern
 
-LATER_KEYS = {"auto_mapping", "revision", "peft_version"}
-"""Keys of PEFT's configs that this fork lacks, because it was made from an older PEFT."""
 SERIES_POSITIONS = {
     "gate_proj": "before", "up_proj": "before", "dense_h_to_4h": "before", "fc_in": "before", "c_fc": "before", "fc1": "before",
     "down_proj": "after", "dense_4h_to_h": "after", "fc_out": "after", "c_proj": "after", "fc2": "after",
@@ -57,8 +57,7 @@ def detect(folder: str | Path) -> bool:
     """Whether LLM-Adapters wrote the folder's config."""
     if not (Path(folder) / CONFIG).is_file():
         return False
-    config = read_config(Path(folder))
-    return config.get("peft_type") in READERS and not LATER_KEYS & set(config)
+    return written_by_llm_adapters(read_config(Path(folder)))
 
 
 def read(folder: str | Path, model: nn.Module) -> tuple[AdapterConfig, dict[str, Tensor]]:
@@ -71,6 +70,7 @@ def read(folder: str | Path, model: nn.Module) -> tuple[AdapterConfig, dict[str,
     kind = config.get("peft_type")
     if kind not in READERS:
         raise GraftError(f"{folder}: unknown peft_type {kind!r}; LLM-Adapters has {', '.join(READERS)}")
+    config = known(FIELDS[kind], config, str(folder / CONFIG), f"LLM-Adapters' {kind}")
     file = AdapterFile(folder, config, ROOT)
     pieces = READERS[kind](file, model)
     file.finish()

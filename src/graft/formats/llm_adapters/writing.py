@@ -26,8 +26,9 @@ def write(root: nn.Module, state: State, name: str) -> Folder:
     """Return the folder that LLM-Adapters reads. Raises `GraftError` for kinds, combinations and settings that it cannot hold."""
     adapters = site_adapters(root, state, name)
     kinds = {adapter.config.kind for adapter in adapters}
-    folder = Folder({"base_model_name_or_path": base_name(root),
-                     "inference_mode": True, "task_type": "CAUSAL_LM", "modules_to_save": None, "bias": "none"})  # fmt: skip
+    folder = Folder({"base_model_name_or_path": base_name(root), "inference_mode": True, "task_type": "CAUSAL_LM"})
+    if kinds != {"prefix"}:
+        folder.config |= {"modules_to_save": None, "bias": "none"}
     if kinds == {"lora"}:
         _lora(root, adapters, folder)
     elif kinds in ({"series"}, {"parallel"}):

@@ -13,39 +13,43 @@ from torch import Tensor, nn
 
 from graft.adapters.kinds.adalora import AdaLoRA
 from graft.architectures.layers import is_transposed
-from graft.errors import GraftError
+from graft.errors import GraftError, listed
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
+from graft.formats.peft.file import PeftFile
 from graft.formats.peft.naming import shortest_names
 from graft.formats.peft.targets import targets
 
 
-def read_adalora(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_adalora(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read AdaLoRA: P, E and Q at their initial rank, with zeros where triplets were pruned."""
     config = file.config
-    pattern = config.get("rank_pattern") or {}
+    pattern = {key.partition(".lora_E")[0]: kept for key, kept in (config.get("rank_pattern") or {}).items()}
+    if file.field("lora_alpha") <= 0:
+        raise GraftError(
+            f"{file.folder}: PEFT's ADALORA with lora_alpha {config['lora_alpha']:g} has no equal in Graft; it must be above 0"
+        )
     like = AdaLoRA(init_rank=file.field("init_r"), target_rank=None, alpha=float(file.field("lora_alpha")),
                    dropout=config.get("lora_dropout") or 0.0)  # fmt: skip
     pieces = []
     for path, _ in targets(file, model, (".lora_E",)):
         Q, P, E = (file.take(f"{path}.lora_{letter}") for letter in "ABE")
-        kept = torch.tensor(pattern.get(f"{path}.lora_E", [True] * like.init_rank))
-        if (
-            P.numel()
-            and Q.numel()
-            and not (int(kept.sum()) == len(Q) == P.shape[1] == len(E) and len(kept) == like.init_rank)
+        kept = torch.tensor(pattern.pop(path, [True] * like.init_rank))
+        if P.dim() == Q.dim() == 2 and not (
+            int(kept.sum()) == len(Q) == P.shape[1] == len(E) and len(kept) == like.init_rank
         ):
             raise GraftError(
                 f"{file.folder}: '{path}' has {len(Q)} triplets, but rank_pattern keeps {int(kept.sum())} of {len(kept)}"
             )
         pieces.append(Piece(path, like, _spread(P, E.flatten(), Q, kept)))
+    if pattern:
+        raise GraftError(f"{file.folder}: rank_pattern names {listed(sorted(pattern))}, which target_modules does not")
     return pieces
 
 
 def _spread(P: Tensor, E: Tensor, Q: Tensor, kept: Tensor) -> dict[str, Tensor]:
     """Put P [O, K], E [K] and Q [K, I] at the places of the kept triplets: kept [R] is true K times, and the others get zeros."""
-    if not (P.numel() and Q.numel()):
+    if not P.dim() == Q.dim() == 2:  # they are missing; `finish` reports it
         return {"P": P, "E": E, "Q": Q, "kept": kept}
     whole = {"P": torch.zeros(len(P), len(kept)), "E": torch.zeros(len(kept)), "Q": torch.zeros(len(kept), Q.shape[1])}
     whole["P"][:, kept], whole["E"][kept], whole["Q"][kept] = P, E, Q

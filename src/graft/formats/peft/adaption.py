@@ -18,7 +18,7 @@ from graft.adapters.kinds.llama_adapter import LLaMAAdapter
 from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
+from graft.formats.peft.file import PeftFile
 from graft.injection.state import site_table_of
 
 TARGETS = {"llama": "self_attn", "mistral": "self_attn", "gpt2": "attn"}
@@ -30,7 +30,7 @@ def _adds(model_type: str) -> Any:
     return "after_o" if model_type == "gpt2" else "before_o"
 
 
-def read_adaption(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_adaption(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read one piece for each attention module with prompts."""
     config = LLaMAAdapter(tokens=file.field("adapter_len"), gate="layer", squash="none", adds=_adds(_type_of(model)))
     paths = [name.removesuffix(PROMPT) for name in file.left if name.endswith(PROMPT)]

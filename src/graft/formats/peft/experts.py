@@ -34,12 +34,12 @@ from graft.architectures.walk import base_submodules
 from graft.errors import GraftError, did_you_mean
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
+from graft.formats.peft.file import PeftFile
 from graft.formats.peft.targets import by_pattern
 from graft.injection.state import site_table_of
 
 
-def parameter_pieces(file: AdapterFile, model: nn.Module, settings: dict[str, Any]) -> list[Piece]:
+def parameter_pieces(file: PeftFile, model: nn.Module, settings: dict[str, Any]) -> list[Piece]:
     """Read the LoRAs of `target_parameters`. settings: the fields that they share with LoRAs at modules.
 
     Raises `GraftError` for names that match nothing, and for parameters that are weights of neither experts nor linear layers.
@@ -69,7 +69,7 @@ def matches(key: str, name: str) -> bool:
 
 
 def _piece(
-    file: AdapterFile, site_table: SiteTable, module: nn.Module, key: str, prefix: str, settings: dict[str, Any]
+    file: PeftFile, site_table: SiteTable, module: nn.Module, key: str, prefix: str, settings: dict[str, Any]
 ) -> Piece:
     path, _, parameter = key.rpartition(".")
     A, B = (file.take(f"{prefix}.lora_{side}.weight") for side in "AB")
@@ -98,7 +98,7 @@ def expert_site(site_table: SiteTable, path: str, part: str) -> Site | None:
 
 
 def _experts_tensors(
-    file: AdapterFile, module: nn.Module, key: str, site: Site, A: Tensor, B: Tensor
+    file: PeftFile, module: nn.Module, key: str, site: Site, A: Tensor, B: Tensor
 ) -> dict[str, Tensor]:
     """Turn PEFT's pair into A [E, R, I] and B [E, O, R]."""
     experts, first, second = module.get_parameter(key.rpartition(".")[2]).shape
@@ -118,7 +118,7 @@ def _experts_tensors(
     return {"A": A_E.contiguous(), "B": B_E.contiguous()}
 
 
-def _reads_first(file: AdapterFile, module: nn.Module) -> bool:
+def _reads_first(file: PeftFile, module: nn.Module) -> bool:
     """Whether lora_A reads the first size of a square weight, judged by the PEFT version that wrote the file and by the module."""
     version = re.match(r"(\d+)\.(\d+)", str(file.config.get("peft_version") or "0.0"))  # PEFT up to 0.17 writes none
     old = version is not None and (int(version[1]), int(version[2])) < (0, 19)

@@ -17,14 +17,13 @@ from graft.adapters.kinds.hira import HiRA
 from graft.architectures.layers import is_transposed
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
-from graft.formats.peft.allowed import check_fields, linear_targets, whole_layers
+from graft.formats.peft.allowed import linear_targets, whole_layers
+from graft.formats.peft.file import PeftFile
 from graft.formats.peft.naming import shortest_names
 
 
-def read_hira(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_hira(file: PeftFile, model: nn.Module) -> list[Piece]:
     """A [R, I] and B [O, R] of each linear layer."""
-    check_fields(file, "r", "hira_dropout", "init_weights", "rank_pattern")
     pieces = []
     for path, _ in linear_targets(file, model, ".hira_"):
         A, B = file.take(f"{path}.hira_A"), file.take(f"{path}.hira_B")

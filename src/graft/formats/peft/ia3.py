@@ -12,18 +12,19 @@ from graft.architectures.layers import is_transposed
 from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
+from graft.formats.peft.file import PeftFile
 from graft.formats.peft.naming import shortest_names
 from graft.formats.peft.targets import matches, targets
 
 
-def read_ia3(file: AdapterFile, model: nn.Module) -> list[Piece]:
-    """Read (IA)3. A module scales its input if `feedforward_modules` matches it, else its output."""
-    inner = file.config.get("feedforward_modules") or []
+def read_ia3(file: PeftFile, model: nn.Module) -> list[Piece]:
+    """Read (IA)3. A module scales its input if `feedforward_modules` matches it, else its output; without the field the shapes tell."""
+    inner = file.config["feedforward_modules"]
     pieces = []
     for path, _ in targets(file, model, (".ia3_l",)):
-        scale = file.take(f"{path}.ia3_l").flatten()
-        pieces.append(Piece(path, IA3(inputs=(".*",) if matches(path, inner) else ()), {"scale": scale}))
+        scale = file.take(f"{path}.ia3_l")
+        scales_input = scale.shape[:1] == (1,) if inner is None else matches(path, inner)
+        pieces.append(Piece(path, IA3(inputs=(".*",) if scales_input else ()), {"scale": scale.flatten()}))
     return pieces
 
 

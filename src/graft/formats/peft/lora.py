@@ -19,31 +19,23 @@ from graft.architectures.layers import is_linear, is_transposed, widths
 from graft.errors import GraftError
 from graft.formats.composing import Piece, difference
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
 from graft.formats.peft.experts import parameter_pieces, write_parameters
+from graft.formats.peft.file import PeftFile
 from graft.formats.peft.naming import patterns, shortest_names
+from graft.formats.peft.old_experts import old_expert_pieces
 from graft.formats.peft.residuals import as_pissa, init_of
 from graft.formats.peft.targets import by_pattern, targets
 
-UNKNOWN = (
-    "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
-    "layer_replication", "megatron_config",
-)  # fmt: skip
-"""Fields of variants of PEFT's LoRA that Graft has no equal of."""
 
-
-def read_lora(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_lora(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read LoRA or DoRA. Raises `GraftError` for variants without an equal."""
     config = file.config
-    for name in UNKNOWN:
-        if config.get(name):
-            raise GraftError(f"{file.folder}: PEFT's LoRA with {name} has no equal in Graft")
     start = init_of(file)
     settings = {"dropout": config.get("lora_dropout") or 0.0, "rslora": bool(config.get("use_rslora"))}
-    pieces = parameter_pieces(file, model, settings)
+    pieces = parameter_pieces(file, model, settings) + old_expert_pieces(file, model, settings)
     if start is not None and (pieces or config.get("use_dora")):
         raise GraftError(
-            f"{file.folder}: init_lora_weights '{start}' together with DoRA or target_parameters has no equal in Graft"
+            f"{file.folder}: init_lora_weights '{start}' together with DoRA or LoRAs on experts has no equal in Graft"
         )
     if pieces and not _at_modules(file):
         return pieces
@@ -52,13 +44,13 @@ def read_lora(file: AdapterFile, model: nn.Module) -> list[Piece]:
     return [piece if start is None else as_pissa(file, piece, module, start) for piece, module in read] + pieces
 
 
-def _at_modules(file: AdapterFile) -> bool:
+def _at_modules(file: PeftFile) -> bool:
     """Whether a file with LoRAs at parameters has others at modules."""
     wanted = file.config.get("target_modules")
     return any(".lora_" in name for name in file.left) if wanted is None else bool(wanted)
 
 
-def _piece(file: AdapterFile, path: str, module: nn.Module, settings: dict[str, Any]) -> Piece:
+def _piece(file: PeftFile, path: str, module: nn.Module, settings: dict[str, Any]) -> Piece:
     """Read the LoRA of one module. settings: the fields that all of the file's LoRAs share."""
     config = file.config
     fields: dict[str, Any] = {
@@ -88,7 +80,7 @@ def _piece(file: AdapterFile, path: str, module: nn.Module, settings: dict[str, 
     return Piece(path, DoRA(**fields), {**tensors, "magnitude": file.take(f"{path}.lora_magnitude_vector")})
 
 
-def _bias_name(file: AdapterFile, path: str) -> str:
+def _bias_name(file: PeftFile, path: str) -> str:
     inner = f"{path}.base_layer.bias"
     return inner if inner in file.left else f"{path}.bias"
 

@@ -14,14 +14,13 @@ from graft.adapters.kinds.miss import MiSS
 from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
-from graft.formats.peft.allowed import check_fields, linear_targets, trained_biases, whole_layers
+from graft.formats.peft.allowed import linear_targets, whole_layers
+from graft.formats.peft.file import PeftFile
 from graft.formats.peft.naming import shortest_names
 
 
-def read_miss(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_miss(file: PeftFile, model: nn.Module) -> list[Piece]:
     """One matrix per layer: [R, O], mini [R, M], bat [O / R, R, R]. `init_weights: false` is a plain one with a random start."""
-    check_fields(file, "r", "mini_r", "miss_dropout", "init_weights")
     start = file.config.get("init_weights")
     if isinstance(start, str) and start not in ("bat", "mini"):
         raise GraftError(
@@ -32,11 +31,10 @@ def read_miss(file: AdapterFile, model: nn.Module) -> list[Piece]:
     config = MiSS(
         rank=file.field("r"), variant=variant, mini_rank=mini_rank, dropout=file.config.get("miss_dropout") or 0.0
     )
-    pieces = [
+    return [
         Piece(path, config, {"D": file.take(f"{path}.miss_block")})
         for path, _ in linear_targets(file, model, ".miss_block")
     ]
-    return pieces + trained_biases(file, model, pieces)
 
 
 def write_miss(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder) -> None:

@@ -18,15 +18,13 @@ from graft.adapters.kinds.oft import OFT
 from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
-from graft.formats.peft.allowed import check_fields, linear_targets, trained_biases, whole_layers
+from graft.formats.peft.allowed import linear_targets, whole_layers
+from graft.formats.peft.file import PeftFile
 from graft.formats.peft.naming import shortest_names
 
 
-def read_oft(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_oft(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Angles [N, C (C - 1) / 2] of each linear layer, [1, ...] where its blocks share them."""
-    check_fields(file, "r", "oft_block_size", "module_dropout", "init_weights", "coft", "eps", "block_share", "use_cayley_neumann",
-                 "num_cayley_neumann_terms")  # fmt: skip
     config = OFT(
         block_size=file.field("oft_block_size") or None,
         blocks=file.field("r") or None,
@@ -35,14 +33,13 @@ def read_oft(file: AdapterFile, model: nn.Module) -> list[Piece]:
         coft=file.field("eps") if file.config.get("coft") else None,
         dropout=file.config.get("module_dropout") or 0.0,
     )
-    pieces = [
+    return [
         Piece(path, config, {"angles": file.take(f"{path}.oft_R.weight")})
         for path, _ in linear_targets(file, model, ".oft_R.")
     ]
-    return pieces + trained_biases(file, model, pieces)
 
 
-def _terms(file: AdapterFile) -> int:
+def _terms(file: PeftFile) -> int:
     terms, version = file.field("num_cayley_neumann_terms"), str(file.config.get("peft_version") or "")
     if terms < 3:
         raise GraftError(

@@ -16,13 +16,13 @@ from torch import nn
 from graft.architectures.walk import base_parameters, base_submodules
 from graft.errors import GraftError, did_you_mean
 from graft.formats.composing import Piece
-from graft.formats.foreign import AdapterFile
+from graft.formats.peft.file import PeftFile
 
 INNER = ("", "base_layer.", "original_module.", "modules_to_save.")
 """What PEFT may put between a module's path and the name of its parameter."""
 
 
-def note_broken_promises(file: AdapterFile, model: nn.Module, pieces: Sequence[Piece]) -> None:
+def note_broken_promises(file: PeftFile, model: nn.Module, pieces: Sequence[Piece]) -> None:
     """Note for `finish` every tensor that the config promises and the file lacks. pieces: what was read.
 
     Raises `GraftError` for trained tokens of a module that the base does not have.
@@ -49,7 +49,7 @@ def _sharing(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
     return found
 
 
-def _holds(file: AdapterFile, path: str, name: str) -> bool:
+def _holds(file: PeftFile, path: str, name: str) -> bool:
     """Whether the file has a parameter of a module, or of a module in it that was saved as a whole."""
     parts = path.split(".")
     outer = [(".".join(parts[:end]), ".".join([*parts[end:], name])) for end in range(len(parts), 0, -1)]
@@ -57,7 +57,7 @@ def _holds(file: AdapterFile, path: str, name: str) -> bool:
 
 
 def _promised(
-    file: AdapterFile, model: nn.Module, pieces: Sequence[Piece]
+    file: PeftFile, model: nn.Module, pieces: Sequence[Piece]
 ) -> Iterator[tuple[str, list[tuple[str, nn.Parameter]]]]:
     """Yield (path, parameters) of the modules that the file says it holds, wholly or in part."""
     bias, saved = file.config.get("bias") or "none", tuple(file.config.get("modules_to_save") or ())
@@ -70,7 +70,7 @@ def _promised(
             yield path, [("bias", own)]
 
 
-def _tables(file: AdapterFile, model: nn.Module) -> list[str]:
+def _tables(file: PeftFile, model: nn.Module) -> list[str]:
     """Return the paths of the modules with trained tokens. A list of tokens means the input embedding."""
     given = file.config.get("trainable_token_indices") or {}
     paths = [path for path, _ in base_submodules(model)]

@@ -16,11 +16,11 @@ from graft.adapters.kinds.prompt import PromptTuning
 from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
+from graft.formats.peft.file import PeftFile
 from graft.injection.state import site_table_of, sites_of
 
 
-def read_prompt(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_prompt(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read prompt tuning, and P-tuning, of which PEFT stores the prompt that the encoder computed."""
     vectors, tokens = file.take("prompt_embeddings"), file.field("num_virtual_tokens")
     embedding = site_table_of(model).end("embed")
@@ -32,7 +32,7 @@ def read_prompt(file: AdapterFile, model: nn.Module) -> list[Piece]:
     ]
 
 
-def read_prefix(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_prefix(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read prefix tuning: one tensor [P, 2 L K D] for all layers, and positions of the sequence that start after the prefix.
 
     Viewed as [P, 2 L, K, D], it has the keys of layer l in slot 2 l and its values in slot 2 l + 1. In an encoder-decoder PEFT adapts the

@@ -11,24 +11,24 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from graft.adapters.base import AdapterConfig
-from graft.errors import GraftError
 from graft.formats.composing import Piece, composed
-from graft.formats.foreign import CONFIG, AdapterFile, read_config
+from graft.formats.foreign import CONFIG, read_config
 from graft.formats.peft.adalora import read_adalora
 from graft.formats.peft.adaption import read_adaption
+from graft.formats.peft.file import PeftFile
 from graft.formats.peft.hira import read_hira
 from graft.formats.peft.ia3 import read_ia3
 from graft.formats.peft.lora import read_lora
 from graft.formats.peft.miss import read_miss
-from graft.formats.peft.naming import ROOT
 from graft.formats.peft.oft import read_oft
 from graft.formats.peft.promises import note_broken_promises
 from graft.formats.peft.prompts import read_prefix, read_prompt
 from graft.formats.peft.relatives import read_loha, read_lokr, read_vera
 from graft.formats.peft.shira import read_shira
-from graft.formats.peft.wholes import read_norms, read_tokens, read_wholes
+from graft.formats.peft.tables import read_tokens
+from graft.formats.peft.wholes import read_norms, read_wholes
 
-READERS: dict[str, Callable[[AdapterFile, nn.Module], list[Piece]]] = {
+READERS: dict[str, Callable[[PeftFile, nn.Module], list[Piece]]] = {
     "LORA": read_lora,
     "IA3": read_ia3,
     "LN_TUNING": read_norms,
@@ -58,17 +58,8 @@ def read(folder: str | Path, model: nn.Module) -> tuple[AdapterConfig, dict[str,
 
     Raises `GraftError` for a kind that Graft lacks, a damaged file, and missing or unexpected tensors (all are listed).
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    kind = str(config["peft_type"])
-    if kind not in READERS:
-        raise GraftError(
-            f"{folder} holds an adapter of PEFT's kind {kind}, which Graft lacks. It reads: {', '.join(READERS)}"
-        )
-    file = AdapterFile(folder, config, ROOT)
-    # Virtual tokens and VeRA's shared matrices have a shorter prefix, `base_model.`.
-    file.left = {name.removeprefix("base_model."): tensor for name, tensor in file.left.items()}
-    pieces = READERS[kind](file, model) + read_wholes(file, model)
+    file = PeftFile(Path(folder), model)
+    pieces = READERS[file.kind](file, model) + read_wholes(file, model)
     note_broken_promises(file, model, pieces)
     file.finish()
     return composed(model, pieces)

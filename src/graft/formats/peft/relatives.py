@@ -17,15 +17,15 @@ from graft.architectures.layers import is_transposed
 from graft.errors import GraftError
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
 from graft.formats.peft.allowed import whole_layers
+from graft.formats.peft.file import PeftFile
 from graft.formats.peft.naming import patterns, shortest_names
 from graft.formats.peft.targets import by_pattern, targets
 
 VERA = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
 
 
-def read_vera(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_vera(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read VeRA: two vectors per module, and the shared matrices if the file has them. If not, they are drawn again from the seed."""
     config = file.config
     saved = bool(config.get("save_projection", True))
@@ -55,7 +55,7 @@ def write_vera(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder)
         folder.unprefixed |= {f"base_model.vera_{name}": getattr(shared, name) for name in "AB"}
 
 
-def read_loha(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_loha(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read LoHa at linear layers."""
     names = ("w1_a", "w1_b", "w2_a", "w2_b")
     return [
@@ -64,7 +64,7 @@ def read_loha(file: AdapterFile, model: nn.Module) -> list[Piece]:
     ]
 
 
-def read_lokr(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_lokr(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read LoKr at linear layers. The names of the tensors tell which of the two factors are low-rank products."""
     factor = file.config.get("decompose_factor", -1)
     more = {
@@ -81,7 +81,7 @@ def read_lokr(file: AdapterFile, model: nn.Module) -> list[Piece]:
     return pieces
 
 
-def _fields(file: AdapterFile, path: str) -> dict[str, Any]:
+def _fields(file: PeftFile, path: str) -> dict[str, Any]:
     """Return the rank and alpha of a module. Raises `GraftError` for the kinds of dropout that Graft lacks."""
     config = file.config
     for field in ("rank_dropout", "module_dropout"):

@@ -25,7 +25,7 @@ from graft.adapters.kinds.pissa import PiSSA, split
 from graft.architectures.layers import is_linear, is_transposed
 from graft.errors import GraftError
 from graft.formats.composing import Piece
-from graft.formats.foreign import AdapterFile
+from graft.formats.peft.file import PeftFile
 
 SMALLEST_GAP = 1e-6
 """The smallest gap between singular values at the cut, and the smallest entry of R's diagonal, that float32 resolves; relative to the
@@ -39,7 +39,7 @@ OTHERS = {
 """Initialisations that the base does not determine, and why."""
 
 
-def init_of(file: AdapterFile) -> str | None:
+def init_of(file: PeftFile) -> str | None:
     """Return the initialisation that changed the base, or None if it did not. Raises `GraftError` if it cannot be computed again."""
     start = str(file.config.get("init_lora_weights")).lower()
     for name, why in OTHERS.items():
@@ -53,7 +53,7 @@ def init_of(file: AdapterFile) -> str | None:
 
 
 @torch.no_grad()
-def as_pissa(file: AdapterFile, piece: Piece, module: nn.Module, start: str) -> Piece:
+def as_pissa(file: PeftFile, piece: Piece, module: nn.Module, start: str) -> Piece:
     """Turn a LoRA for the changed base into a PiSSA for the given base. Raises `GraftError` if the base does not determine A0 and B0."""
     config: Any = piece.config
     weight = getattr(module, "weight", None)

@@ -15,13 +15,12 @@ from torch import nn
 from graft.adapters.kinds.shira import SHiRA
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
-from graft.formats.peft.allowed import check_fields, linear_targets, whole_layers, whole_names
+from graft.formats.peft.allowed import linear_targets, whole_layers, whole_names
+from graft.formats.peft.file import PeftFile
 
 
-def read_shira(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_shira(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Values and positions of each layer."""
-    check_fields(file, "r", "mask_type", "random_seed", "init_weights")
     config = SHiRA(rank=file.field("r"), seed=file.config.get("random_seed") or 0, mask_per="shape")
     return [
         Piece(

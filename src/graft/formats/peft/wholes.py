@@ -1,13 +1,11 @@
-"""What PEFT stores as a whole and not as an update, beside any kind: modules, norms, biases, and the vectors of trained tokens.
+"""What PEFT stores as a whole and not as an update, beside any kind: modules, norms and biases.
 
 Graft holds each as a difference to the base.
-
-Legend: O output features, V tokens of a table, N trained tokens, D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,98 +15,101 @@ from graft.adapters.base import Adapter
 from graft.adapters.kinds.bitfit import BitFit
 from graft.adapters.kinds.full import Full
 from graft.adapters.surroundings import Surroundings
-from graft.architectures.layers import is_linear, is_transposed
+from graft.architectures.layers import is_linear, is_norm, is_transposed
 from graft.architectures.walk import base_parameters, base_submodules
 from graft.errors import GraftError
 from graft.formats.composing import Piece, difference
 from graft.formats.folder import Folder, SiteAdapter
-from graft.formats.foreign import AdapterFile
+from graft.formats.peft.file import PeftFile
+from graft.formats.peft.tables import as_tied, table_pieces, token_pieces
 from graft.formats.peft.targets import targets
+from graft.formats.peft.tied import tied_with
 
 
-def read_wholes(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_wholes(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read what a file of any kind may also hold: saved modules, whole embeddings, trained tokens, biases of other modules."""
-    pieces = _saved_modules(file, model)
-    for path, module in base_submodules(model):
-        table = f"{path}.base_layer.weight"
-        if table in file.left:  # PEFT adds the embedding itself to a LoRA on it, in case it was resized
-            weight: Any = module.weight
-            delta = difference(file.take(table), weight)
-            if delta.shape != weight.shape or delta.any():
-                pieces.append(Piece(path, Full(), {"weight": delta}, "embedding"))
-        vectors = f"{path}.token_adapter.trainable_tokens_delta"
-        if vectors in file.left:
-            pieces += _token_pieces(model, path, file.take(vectors), _token_ids(file, path))
-        if file.config.get("bias") == "all" and f"{path}.bias" in file.left:
-            pieces.append(_bias_piece(file, path, module))
-    return pieces
+    tokens = token_pieces(file, model)
+    pieces = _saved_modules(file, model) + tokens
+    trained = {piece.path: list(piece.config.tokens) for piece in tokens}  # pyright: ignore[reportAttributeAccessIssue]
+    return pieces + table_pieces(file, model, trained) + _biases(file, model)
 
 
-def _saved_modules(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def _saved_modules(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read the modules that `modules_to_save` matches; as in PEFT, a name matches every path that ends in it."""
-    wanted = tuple(file.config.get("modules_to_save") or ())
+    wanted = tuple(_saved_names(file, model))
+    named = [(path, module) for path, module in base_submodules(model) if wanted and path.endswith(wanted)]
+    saved = [path for path, module in named if next(module.parameters(), None) is not None]
     pieces = []
-    for path, module in base_submodules(model) if wanted else ():
-        if not path.endswith(wanted):
-            continue
-        own = dict(base_parameters(module))
-        if not any(f"{path}.{name}" in file.left for name in own):
-            continue
-        tensors = {name: difference(_saved(file, path, name), parameter) for name, parameter in own.items()}
-        part = "linear" if is_linear(module) else "embedding" if isinstance(module, nn.Embedding) else "norm"
-        pieces.append(Piece(path, Full(train_bias=part == "linear" and "bias" in tensors), tensors, part))
-    return pieces
+    for path in saved:
+        if outer := next((other for other in saved if path.startswith(f"{other}.")), None):
+            raise GraftError(f"{file.folder}: modules_to_save names '{outer}' and '{path}', which is a part of it")
+        for inner, module in _holders(path, model.get_submodule(path)):
+            own = dict(base_parameters(module))
+            tensors = {name: difference(_saved(file, path, f"{inner}.{name}"), each) for name, each in own.items()}
+            if is_transposed(module):
+                tensors["weight"] = tensors["weight"].t().contiguous()
+            part = _part(module)
+            pieces.append(Piece(inner, Full(train_bias=part == "linear" and "bias" in tensors), tensors, part))
+    return _as_saved(file, model, pieces)
 
 
-def _saved(file: AdapterFile, path: str, name: str) -> Tensor:
-    """Take a tensor of a saved module. With `bias: all` PEFT writes the module's bias three times, and all copies are taken."""
-    whole = file.take(f"{path}.{name}")
-    if file.left.pop(f"{path}.modules_to_save.{name}", whole).ne(whole).any():
-        raise GraftError(f"{file.folder} holds two different tensors for '{path}.{name}'")
-    file.left.pop(f"{path}.original_module.{name}", None)
+def _saved_names(file: PeftFile, model: nn.Module) -> list[str]:
+    """Return the names in `modules_to_save`. `ensure_weight_tying` adds the embedding and what is tied to it if one of them is named."""
+    names: list[str] = file.config.get("modules_to_save") or []
+    return names + (tied_with(model, names) if file.config.get("ensure_weight_tying") else [])
+
+
+def _as_saved(file: PeftFile, model: nn.Module, pieces: list[Piece]) -> list[Piece]:
+    """Tie a head to the embedding where they hold the same. `ensure_weight_tying` says that they do."""
+    tied = as_tied(model, pieces)
+    if file.config.get("ensure_weight_tying") and (
+        wrong := [piece.path for piece in tied if piece.apart == piece.path]
+    ):
+        raise GraftError(
+            f"{file.folder}: ensure_weight_tying says that '{wrong[0]}' holds what the embedding holds, but the file differs"
+        )
+    return tied
+
+
+def _holders(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what can be trained one by one: the module itself, if it has parameters of its own, or those of its children that have."""
+    if next(module.parameters(recurse=False), None) is not None:
+        yield path, module
+        return
+    for name, child in module.named_children():
+        if name != "graft":
+            yield from _holders(f"{path}.{name}", child)
+
+
+def _part(module: nn.Module) -> str:
+    kinds = {"linear": is_linear, "embedding": lambda each: isinstance(each, nn.Embedding), "norm": is_norm}
+    return next((part for part, fits in kinds.items() if fits(module)), "other")
+
+
+def _saved(file: PeftFile, path: str, name: str) -> Tensor:
+    """Take a tensor of a saved module. With `bias: all`, and where it saves tables by itself, PEFT writes the module up to three times."""
+    inner = name.removeprefix(path)
+    whole = file.take(name)
+    if file.left.pop(f"{path}.modules_to_save{inner}", whole).ne(whole).any():
+        raise GraftError(f"{file.folder} holds two different tensors for '{name}'")
+    file.left.pop(f"{path}.original_module{inner}", None)
     return whole
 
 
-def _bias_piece(file: AdapterFile, path: str, module: Any) -> Piece:
-    part = "linear" if is_linear(module) else "norm"
-    return Piece(path, BitFit(), {"bias": difference(file.take(f"{path}.bias"), module.bias)}, part)
-
-
-def _token_ids(file: AdapterFile, path: str) -> list[int]:
-    """Return the ids of the trained tokens of a table: the config has one list, or a list for each module."""
-    given = file.config.get("trainable_token_indices") or file.field("token_indices")
-    if isinstance(given, dict):
-        given = next(ids for name, ids in given.items() if path == name or path.endswith(f".{name}"))
-    return list(given)
-
-
-def _token_pieces(model: nn.Module, path: str, vectors: Tensor, ids: list[int]) -> list[Piece]:
-    """Return the pieces for trained tokens [N, D] of a table [V, D]; an output head tied to the table gets a piece that follows it."""
-    table: Any = model.get_submodule(path)
-    start = table.weight.detach().float()[ids]
-    tensors = {"weight": difference(vectors, start), "start": start}
-    config = Full(tokens=tuple(ids))
-    pieces = [Piece(path, config, tensors, "embedding" if isinstance(table, nn.Embedding) else "linear")]
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if head is not None and head.weight is table.weight and head is not table:
-        pieces.append(Piece(next(p for p, m in model.named_modules() if m is head), config, {}, "linear"))
-    return pieces
-
-
-def read_tokens(file: AdapterFile, model: nn.Module) -> list[Piece]:
-    """Read trainable tokens as a kind of their own: the vectors of one table."""
+def _biases(file: PeftFile, model: nn.Module) -> list[Piece]:
+    """Read the biases that `bias` says were trained too: of the adapted layers, and of all others if it is `all`."""
     pieces = []
-    for path, _ in targets(file, model, (".trainable_tokens_delta",)):
-        vectors = file.take(f"{path}.trainable_tokens_delta")
-        # The file repeats them for a tied head.
-        for again in [name for name in file.left if name.endswith(".trainable_tokens_delta")]:
-            if torch.equal(file.left[again].float(), vectors):
-                file.left.pop(again)
-        pieces += _token_pieces(model, path, vectors, list(file.field("token_indices")))
+    for path, module in base_submodules(model) if (file.config.get("bias") or "none") != "none" else ():
+        name = next((each for each in (f"{path}.base_layer.bias", f"{path}.bias") if each in file.left), None)
+        own = getattr(module, "bias", None)
+        if name is not None and isinstance(own, Tensor):
+            delta = difference(file.take(name), own)
+            if delta.any() or delta.shape != own.shape:
+                pieces.append(Piece(path, BitFit(), {"bias": delta}, "linear" if is_linear(module) else "norm"))
     return pieces
 
 
-def read_norms(file: AdapterFile, model: nn.Module) -> list[Piece]:
+def read_norms(file: PeftFile, model: nn.Module) -> list[Piece]:
     """Read LN tuning, which stores each norm whole."""
     pieces = []
     for path, module in targets(file, model, (".ln_tuning_layers.",)):
