@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch import nn
 
 CONTAINER = "graft"
 """The name of the submodule in which a module holds its adapters."""
+
+
+def public_name(name: str) -> str:
+    """Return a base's name as files for others carry it: a hub name or relative folder as it is, of an absolute folder its last part.
+
+    An absolute path leads nowhere on another machine, and tells where its owner keeps things.
+    """
+    path = Path(name)
+    return path.name if path.is_absolute() or name.startswith("~") else name
 
 
 def base_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

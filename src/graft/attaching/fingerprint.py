@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.architectures.walk import base_parameters
+from graft.architectures.walk import base_parameters, public_name
 from graft.attaching.digest import weight_digest
 from graft.errors import GraftError
 from graft.injection.state import State
@@ -40,7 +40,7 @@ def fingerprint(root: nn.Module, state: State | None = None, like: Mapping[str, 
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     shape = {key: getattr(text, key) for key in _SHAPE if getattr(text, key, None) is not None}
     found = {
-        "model": getattr(root, "name_or_path", "") or type(root).__name__,
+        "model": public_name(getattr(root, "name_or_path", "")) or type(root).__name__,
         "class": type(root).__name__,
         "shape": shape,
         **({"without": list(without)} if without else {}),

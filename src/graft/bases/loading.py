@@ -32,7 +32,7 @@ from graft.config.base import BaseConfig
 from graft.errors import GraftError, MissingExtra, listed, nearest
 
 SEEDLING = "seedling"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 LABELLED = ("classification", "regression")
 """Tasks for which the model has a head over labels."""
 _CLASSES: dict[str, Any] = {
@@ -191,9 +191,9 @@ def _without_missing_table(task: str) -> Iterator[None]:
 def load_tokenizer(config: BaseConfig) -> Any:
     """Load the tokenizer without its model, with the tokens that the config adds. Raises `GraftError` if there is none."""
     source, options = _tokenizer_source(config)
-    if Path(source).is_dir() and not any((Path(source) / name).exists() for name in _TOKENIZER_FILES):
+    if Path(source).is_dir() and not any((Path(source) / name).exists() for name in TOKENIZER_FILES):
         # transformers would build an empty tokenizer of the model's type, which turns every text into no tokens at all
-        raise GraftError(f"{source} holds no tokenizer (looked for {', '.join(_TOKENIZER_FILES)})")
+        raise GraftError(f"{source} holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)})")
     with _explained(config, source):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     add_tokens(tokenizer, config)

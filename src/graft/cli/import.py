@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,7 @@ def command(
     from graft.attaching.saving import save
     from graft.attaching.summary import summary
     from graft.formats.loading import load
+    from graft.generation.beside import BELONGING, template_source
 
     # What the importer warns about is useful to the user, but not as Python warnings with file and line.
     with warnings.catch_warnings(record=True) as caught:
@@ -50,5 +52,12 @@ def command(
     for warning in caught:
         typer.secho(f"note: {warning.message}", err=True)
     save(model, name, to)
+    taken = [file for file in BELONGING if (source / file).is_file()]
+    for file in taken:
+        shutil.copyfile(source / file, to / file)
     typer.echo(summary(model))
     typer.echo(f"{source} -> {to}")
+    template = template_source(to)
+    typer.echo(
+        f"template: {'none beside the adapter' if template is None else template} ({len(taken)} files of template and tokenizer)"
+    )

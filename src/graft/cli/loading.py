@@ -81,9 +81,20 @@ def load_model(
 ) -> LoadedModel:
     """Load the base and the adapters that the arguments name. With a run, the options change the run's own base."""
     quiet()
+    from graft.data.template import FILE as TEMPLATE
     from graft.generation.loaded import load_candidates
 
-    return load_candidates(run, base_of(run, base, device, dtype, resize), adapters or (), template, any_base=any_base)
+    loaded = load_candidates(
+        run, base_of(run, base, device, dtype, resize), adapters or (), template, any_base=any_base
+    )
+    for each in loaded.adapters:
+        if each.template_file not in (None, TEMPLATE):  # what Graft saved itself needs no word
+            typer.echo(
+                f"note: {each.name} is asked with the template that lies beside it ({each.template_file} in {each.folder}). "
+                "eval, predict and chat take another with --template",
+                err=True,
+            )
+    return loaded
 
 
 def base_of(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graft.architectures.walk import public_name
 from graft.injection.state import Installed, State
 
 
@@ -41,8 +42,9 @@ def site_adapters(root: nn.Module, state: State, name: str) -> list[SiteAdapter]
 
 
 def base_name(root: nn.Module) -> str | None:
-    """The folder or hub name that the base was loaded from, None if it was built in memory."""
-    return getattr(getattr(root, "config", None), "_name_or_path", None) or None
+    """The hub name or folder that the base was loaded from, as `public_name` gives it, None if it was built in memory."""
+    name = getattr(getattr(root, "config", None), "_name_or_path", None)
+    return public_name(str(name)) if name else None
 
 
 @dataclass

@@ -26,6 +26,7 @@ from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.formats.loading import load
 from graft.formats.rows import has_tokenizer, needed_rows
+from graft.generation.beside import template_beside, template_source, tokenizer_for
 from graft.generation.engines import Engine, LocalEngine
 from graft.injection.state import state_of
 from graft.runs.folder import RunFolder
@@ -49,6 +50,8 @@ class Candidate:
     """The adapter's configuration: its kind, its sites, its other fields."""
     trained: RunConfig | None = None
     """Configuration of the run that trained the adapter, if its folder lies in a run folder."""
+    template_file: str | None = None
+    """The file beside the adapter that the template comes from; None if it comes from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,13 @@ def load_candidates(
     ]
     _check_names([name for name, _ in found])
     paths = [path for _, path in found]
-    wanted = _with_tokenizer(base or config.base, paths)  # pyright: ignore[reportOptionalMemberAccess]
+    named: BaseConfig = base or config.base  # pyright: ignore[reportOptionalMemberAccess]
+    wanted = _with_tokenizer(named, paths)
     loaded = _base_for(wanted, paths)
     if wanted.resize == "auto" and (rows := needed_rows(loaded.model, paths)) is not None:
         resize_tables(loaded.model, rows)
+    if named.tokenizer is None and not named.new_tokens:  # another one was not named
+        loaded = replace(loaded, tokenizer=tokenizer_for(paths, loaded.tokenizer, loaded.model))
     for name, path in found:
         load(loaded.model, path, name=name, any_base=any_base)
     chosen = _named_template(template, loaded) if template is not None else None
@@ -141,7 +147,16 @@ def load_candidates(
     # A fresh head is noise without the adapter that trained it, so such a base is no candidate.
     candidates = [Candidate("base", None, base_template)] if not loaded.fresh else []
     candidates += [
-        Candidate(name, name, its, path, _digest(path), _settings(loaded, name), _trained_by(path))
+        Candidate(
+            name,
+            name,
+            its,
+            path,
+            _digest(path),
+            _settings(loaded, name),
+            _trained_by(path),
+            None if chosen else template_source(path),
+        )
         for (name, path), its in zip(found, templates, strict=True)
     ]
     if not candidates:
@@ -224,12 +239,12 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _template(folder: Path, config: RunConfig | None, base: Base) -> Template:
-    """Return the adapter's own template. An adapter of another library has none: take the run's, else choose automatically."""
+    """Return the adapter's own template, which lies beside it. Without one, take the run's, else choose automatically."""
     if base.task in LABELLED:
         return LabelTemplate.of(load_labelling(folder))
     if base.task == "seq2seq":
         return EncoderTemplate.of(template_of(folder, base.tokenizer))
-    return template_of(folder, base.tokenizer) if (folder / FILE).is_file() else _run_template(config, base)
+    return template_beside(folder, base.tokenizer) or _run_template(config, base)
 
 
 def _run_template(config: RunConfig | None, base: Base) -> Template:

@@ -18,7 +18,7 @@ from graft.formats.adapterhub.lora import write_dora, write_ia3, write_lora
 from graft.formats.adapterhub.places import model_type
 from graft.formats.adapterhub.prompts import write_prefix, write_prompt
 from graft.formats.adapterhub.reft import write_reft
-from graft.formats.folder import Folder, SiteAdapter, site_adapters
+from graft.formats.folder import Folder, SiteAdapter, base_name, site_adapters
 from graft.injection.state import State
 
 NOTE = "load it in AdapterHub with load_adapter(FOLDER, use_safetensors=True)"
@@ -39,7 +39,7 @@ def write(root: nn.Module, state: State, name: str) -> Folder:
     config: Any = root.config
     folder, kind = Folder(notes=[NOTE]), model_type(root)
     configs = [WRITERS[each](root, adapters, folder, name) for each, adapters in by_kind.items()]
-    about = {"hidden_size": config.hidden_size, "model_class": type(root).__name__, "model_name": getattr(config, "_name_or_path", None),
+    about = {"hidden_size": config.hidden_size, "model_class": type(root).__name__, "model_name": base_name(root),
              "model_type": kind, "name": name, "version": "adapters.1.3.0"}  # fmt: skip
     whole = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
     folder.config = {"config": whole, **about}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from graft.architectures.walk import public_name
 from graft.version import __version__
 
 if TYPE_CHECKING:
@@ -22,9 +24,10 @@ def model_card(
     losses: by name; None leaves one out. facts: further lines of the table (data, template, hardware). classes: their number.
     """
     model, options = CLASSES[config.data.task]
+    base = public_name(config.base.model)
     adapter = config.adapter.model_dump(mode="json") if isinstance(config.adapter, BaseModel) else config.adapter
     rows = {
-        "Base": f"{config.base.model}" + (f" @ {config.base.revision}" if config.base.revision else ""),
+        "Base": base + (f" @ {config.base.revision}" if config.base.revision else ""),
         "Adapter": ", ".join(
             f"{key} {_short(value)}" for key, value in _plain(adapter).items() if value not in ({}, [], None, False)
         ),
@@ -37,15 +40,16 @@ def model_card(
         f"transformers {importlib.metadata.version('transformers')}",
     }
     table = "\n".join(f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items())
+    table = table.replace(f"{Path.home()}/", "~/")  # the card is for others
     return f"""---
 library_name: graft
-base_model: {config.base.model}
+base_model: {base}
 tags: [adapter, {_plain(adapter).get("kind", "adapter")}]
 ---
 
 # {job.name}
 
-An adapter for `{config.base.model}`, trained with Graft.
+An adapter for `{base}`, trained with Graft.
 
 | | |
 |---|---|
@@ -55,7 +59,7 @@ An adapter for `{config.base.model}`, trained with Graft.
 import graft
 from transformers import {model}
 
-model = {model}.from_pretrained("{config.base.model}"{options.format(count=classes)})
+model = {model}.from_pretrained("{base}"{options.format(count=classes)})
 graft.load(model, "path/to/this/folder")
 ```
 
