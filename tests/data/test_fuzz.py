@@ -184,12 +184,8 @@ def one(seed: int, folder: Path, tokenizer: Any) -> str:
     suffix = ".jsonl" if kind == "folder" else kind
     try:
         content = content_of(rows, suffix, SHAPES[shape])
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-    ):  # what the writer refuses (a column of several types in Parquet) is no file
-        return "refused"
+    except (ValueError, TypeError, OSError, NotImplementedError):
+        return "refused"  # what the writer refuses (a column of several types in Parquet) is no file
     content = content if whole else damaged(rng, content)
     content = gzip.compress(content) if suffix.endswith(".gz") else content
     path = folder / f"{seed}{suffix}"
