@@ -268,3 +268,9 @@ def test_one_of_several_adapters_that_fails_leaves_none(tmp_path: Path) -> None:
     for broken in (without(".graft.b.linear.A")(whole), whole | {"model.graft.c.linear.A": torch.ones(2)}):
         save_file(broken, tmp_path / "both" / "model.safetensors", metadata={"format": "pt"})
         refused(tmp_path / "both", "missing|none of its adapters")
+
+
+def test_no_file_makes_a_base_of_any_size(own: Path) -> None:
+    change(own, base=json.loads((own / CONFIG).read_text())["base"] | {"shape": {"vocab_size": 10**9}})
+    with pytest.raises(graft.GraftError, match="resized to 1000000000, which no added tokens explain"):
+        graft.load(base("llama"), own, resize=True)

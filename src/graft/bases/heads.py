@@ -6,7 +6,6 @@ drawn from a seed and is never saved.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from graft.architectures.layers import is_linear
 from graft.architectures.transformers_internals import initialise
 from graft.errors import GraftError
 from graft.injection.state import site_table_of, sites_of, unwrapped
+from graft.utils.strict_json import read_object
 
 COLLECTIVE = ("bias", "norm", "linear")
 """Site names that cover modules all over the model, and so may include the head without asking for it."""
@@ -95,5 +95,5 @@ def with_head(model: nn.Module, adapter: AdapterConfig | Preset, fresh: Sequence
 def brings_head(folder: Path) -> bool:
     """Whether a saved adapter holds a whole head, so that it does not depend on the base's own."""
     path = folder / "adapter_config.json"
-    header = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return bool((header.get("base") or {}).get("without"))
+    made_for = read_object(path).get("base") if path.is_file() else None
+    return isinstance(made_for, dict) and bool(made_for.get("without"))
