@@ -53,6 +53,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note_text": {"num_key_value_heads": 4},
     "ernie4_5_moe": {"moe_k": 2},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
     "gemma3n_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 64, "intermediate_size": 48},
     "gemma4_text": {"vocab_size_per_layer_input": 64, "num_kv_shared_layers": 0},
     "kimi_linear": {"num_experts_per_token": 2},

@@ -32,6 +32,8 @@ class SiteSpec:
     num_kv_heads: int = 0
     head_dim: int = 0
     num_experts: int = 0
+    value_dim: int = 0
+    """The size of a value, where it differs from that of a key, `head_dim` (multi-head latent attention)."""
 
 
 class SiteRequest(Protocol):
@@ -93,3 +95,4 @@ class Site:
     num_kv_heads: int = 0
     head_dim: int = 0
     num_experts: int = 0
+    value_dim: int = 0

@@ -13,7 +13,7 @@ from graft.architectures.experts import expert_parts, expert_sizes
 from graft.architectures.family import fused_features
 from graft.architectures.layers import CONVOLUTIONS, is_linear, is_norm, widths
 from graft.architectures.site import Site, SiteRequest, SiteType
-from graft.architectures.sizes import head_sizes, hidden_width, sublayer_widths
+from graft.architectures.sizes import head_sizes, hidden_width, latent_sizes, sublayer_widths
 from graft.architectures.source import bypassed
 from graft.architectures.walk import base_modules
 from graft.errors import GraftError
@@ -160,9 +160,13 @@ class SiteTable:
 
     def _attention(self, block: Block, name: str) -> Site:
         heads, kv_heads, head_dim = head_sizes(block, name, self.text_config)
-        width = sublayer_widths(block, name)
+        width, latent = (
+            sublayer_widths(block, name),
+            latent_sizes(self.model.get_submodule(block.at(block.family.attentions[name]))),
+        )
+        value_dim = head_dim if latent is None else latent[2]
         return Site(name, "attention", block.at(block.family.attentions[name]), "prefix", *width, block.number,
-                    num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)  # fmt: skip
+                    num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim)  # fmt: skip
 
     def end(self, name: str) -> Site | None:
         """Return the input embedding ("embed") or the output head ("head"), None if the model has none that fits."""

@@ -29,9 +29,23 @@ def hidden_width(block: Block) -> int:
     )
 
 
+def latent_sizes(attention: Any) -> tuple[int, int, int] | None:
+    """Return the heads, key size and value size of multi-head latent attention (DeepSeek), None for any other.
+
+    Its keys and values are made of one small vector, and each head gets its own: a key of two parts (one rotated), and a value.
+    """
+    value_dim, key_dim = _first(attention, "v_head_dim"), _first(attention, "qk_head_dim", "q_head_dim")
+    parts = [_first(attention, f"qk_{part}_head_dim") for part in ("nope", "rope")]
+    key_dim = key_dim or (sum(parts) if all(parts) else None)  # pyright: ignore[reportArgumentType]
+    heads = _first(attention, "num_heads", "num_attention_heads", "n_heads")
+    return (heads, key_dim, value_dim) if heads and key_dim and value_dim else None
+
+
 def head_sizes(block: Block, name: str, config: Any) -> tuple[int, int, int]:
     """Return the query heads, key-value heads and head size of an attention, from its module, or else from the config."""
     attention: Any = block.module.get_submodule(block.family.attentions[name])
+    if (latent := latent_sizes(attention)) is not None:
+        return latent[0], latent[0], latent[1]
     heads = _first(attention, "num_heads", "num_attention_heads", "n_heads") or config.num_attention_heads
     head_dim = (
         _first(attention, "head_dim", "attention_head_size", "key_value_proj_dim")

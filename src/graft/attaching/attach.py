@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +28,7 @@ from graft.architectures.walk import CONTAINER, base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.attaching.install import install_adapter, spec_of
 from graft.attaching.parameters import tensors
-from graft.attaching.probe import probe
+from graft.attaching.probe import explained, probe
 from graft.attaching.trainer import SavesAdapter
 from graft.attention.cached_text import start_from_text
 from graft.attention.install import ShiftsPositions, uninstall
@@ -69,8 +70,10 @@ def attach(
         _prepare_base(root, state)
     try:
         for name, (config, parts) in planned.items():
-            _install(root, state, name, config, parts)
-        prove_forwards(root, state)
+            with explained(root, state, config, "putting it into the model"):
+                _install(root, state, name, config, parts)
+        with explained(root, state, next(iter(planned.values()))[0], "a trial pass") if planned else nullcontext():
+            prove_forwards(root, state)
         probe(root, state, tuple(planned))
     except BaseException:
         for name in planned:
@@ -233,7 +236,15 @@ def _restore_base(root: nn.Module, state: State) -> None:
     for path, module in base_modules(root):
         uninstall(module, path)
         restore(module, path)
-        for key in ("graft_state", "graft_shifts", "graft_positions", "graft_feeds_decoder", GATED):
+        for key in (
+            "graft_state",
+            "graft_shifts",
+            "graft_positions",
+            "graft_feeds_decoder",
+            "graft_company",
+            "graft_masks",
+            GATED,
+        ):
             module.__dict__.pop(key, None)
     for name, parameter in root.named_parameters():
         parameter.requires_grad_(name in state.base_trainable)

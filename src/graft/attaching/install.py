@@ -26,7 +26,7 @@ def spec_of(root: nn.Module, site: Site, index: int) -> SiteSpec:
     weight = next(host.parameters(), None)
     dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
     return SiteSpec(site.name, site.type, site.module, site.in_features, site.out_features, site.layer, index, dtype, device_of(host),
-                 site.num_heads, site.num_kv_heads, site.head_dim, site.num_experts)  # fmt: skip
+                 site.num_heads, site.num_kv_heads, site.head_dim, site.num_experts, site.value_dim)  # fmt: skip
 
 
 def install_adapter(root: nn.Module, state: State, name: str, installed: Installed) -> None:

@@ -6,12 +6,14 @@ An adapter would have no effect, without an error, at a module that is never cal
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from graft.adapters.base import AdapterConfig
 from graft.architectures.blocks import TOWERS, stack_of
 from graft.architectures.transformers_internals import device_of
 from graft.architectures.walk import CONTAINER, base_modules
@@ -36,13 +38,17 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
     }
     roles = {name: _roles(hosts, name) for name in names}
     new = [name for name in names if not roles[name] <= state.proved]
-    inputs = _inputs(root) if new else None
+    if not new:
+        return
+    with explained(root, state, state.adapter(new[0]).config, "making a trial input"):
+        inputs = _inputs(root)
     if inputs is None:
         return
     text = isinstance(inputs, dict) and "input_ids" in inputs  # towers for images and sound do not run on these
     with evaluation_mode(root):
         for name in new:
-            reached = _reached(root, state, name, inputs)
+            with explained(root, state, state.adapter(name).config, "a trial pass"):
+                reached = _reached(root, state, name, inputs)
             paths = dict.fromkeys(path for path, *_ in sorted(roles[name], key=lambda role: role[0]))
             silent = [
                 path
@@ -56,6 +62,41 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
                     f"({type(root.get_submodule(silent[0])).__name__}): its parent uses the weight directly. Choose other sites."
                 )
             state.proved |= roles[name]
+
+
+@contextmanager
+def explained(root: nn.Module, state: State, config: AdapterConfig, doing: str) -> Iterator[None]:
+    """Turn any exception of attaching an adapter into a `GraftError` that names kind, model and cause.
+
+    If the bare base fails on the trial input too, the message says so.
+    """
+    try:
+        yield
+    except (GraftError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the code of any model runs here
+        cause = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+        kinds = " and ".join(dict.fromkeys(part.kind for part in config.parts()))
+        own = _own_failure(root, state)
+        if own is not None:
+            raise GraftError(
+                f"{type(root).__name__} fails on a few tokens without any adapter ({own}), so no adapter can be tried on it"
+            ) from error
+        raise GraftError(
+            f"kind '{kinds}' does not work on {type(root).__name__}: {doing} fails ({cause}). Choose another kind or other sites"
+        ) from error
+
+
+def _own_failure(root: Any, state: State) -> str | None:
+    """Return how the bare base fails on the trial input, None if it runs."""
+    try:
+        inputs = _inputs(root)
+        with evaluation_mode(root), torch.no_grad(), state.carrying(ForwardContext()):
+            if inputs is not None:
+                root(**inputs) if isinstance(inputs, dict) else root(inputs)
+    except Exception as error:  # as above
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
 
 
 def _reached(root: nn.Module, state: State, name: str, inputs: Any) -> set[int]:

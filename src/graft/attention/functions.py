@@ -158,9 +158,14 @@ def _with_virtual_tokens(
         seen = rows.seen(kwargs.get("position_ids"), kwargs.get("sliding_window"))
         mask = _with_prefix(_explicit(module, mask, query, key, kwargs), rows, seen, query.dtype, alibi)
         kwargs["is_causal"] = False
-    key, value = torch.cat([rows.keys.to(key), key], 2), torch.cat([rows.values.to(value), value], 2)
+    key, value = torch.cat([rows.keys.to(key), key], 2), torch.cat([_as_wide(rows.values, value), value], 2)
     output, weights = function(module, query, key, value, mask, **kwargs)
     return output, None if weights is None else weights[..., rows.count :]
+
+
+def _as_wide(values: Tensor, like: Tensor) -> Tensor:
+    """Return values in the dtype and width of others, which latent attention pads to the width of keys for flash attention."""
+    return nn.functional.pad(values.to(like), (0, like.shape[-1] - values.shape[-1]))
 
 
 def _explicit(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -225,12 +230,13 @@ def _by_segments(
         if not name.startswith(("cu_seq_lens", "max_length", "position_ids"))
     }
     window, outputs = kwargs.get("sliding_window"), []
+    chunk = _chunk_of(module) or max(context.lengths)
+    pieces = [(row, min(chunk, n - at)) for row, n in enumerate(context.lengths) for at in range(0, n, chunk)]
+    lengths = [length for _, length in pieces]
     if virtual is None and alibi is None and backend == "sdpa" and serves(query, kwargs):
-        return by_varlen(query, key, value, context.lengths, kwargs.get("scaling"), window)
+        return by_varlen(query, key, value, lengths, kwargs.get("scaling"), window)
     rows = None if virtual is None else virtual.of_rows(len(context.lengths), key.shape[1])
-    for row, (q, k, v) in enumerate(
-        zip(*(part.split(list(context.lengths), 2) for part in (query, key, value)), strict=True)
-    ):
+    for (row, _), q, k, v in zip(pieces, *(part.split(lengths, 2) for part in (query, key, value)), strict=True):
         length = q.shape[2]
         one = None if rows is None else rows.row(row)
         # A plain segment: the backend knows that no mask means causal.
@@ -247,13 +253,21 @@ def _by_segments(
         if one is not None:
             places = torch.arange(length, device=q.device)[None]
             mask = _with_prefix(mask, one, one.seen(places - one.offsets.amin(), window), q.dtype, alibi)
-            k, v = torch.cat([one.keys.to(k), k], 2), torch.cat([one.values.to(v), v], 2)
+            k, v = torch.cat([one.keys.to(k), k], 2), torch.cat([_as_wide(one.values, v), v], 2)
         if backend.startswith("flash"):
             raise GraftError(
                 "virtual tokens, ALiBi and sliding windows in padding-free batches need attention sdpa or eager"
             )
         outputs.append(function(module, q, k, v, mask, **{**kwargs, "is_causal": False})[0])
     return torch.cat(outputs, 1)
+
+
+def _chunk_of(module: Any) -> int | None:
+    """Return how many tokens a chunk of a layer with chunked attention has: tokens see only those of their chunk. None elsewhere."""
+    config, layer = module.config if hasattr(module, "config") else None, getattr(module, "layer_idx", None)
+    types = getattr(config, "layer_types", None)
+    chunked = types is not None and isinstance(layer, int) and types[layer] == "chunked_attention"
+    return getattr(config, "attention_chunk_size", None) if chunked else None
 
 
 def plain_attention(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graft.architectures.positions import first_position
 from graft.architectures.sites import SiteTable
 from graft.architectures.source import forward_names
 from graft.attention.bloom import BloomForward
@@ -83,7 +84,7 @@ def install(module: nn.Module, state: State, path: str) -> None:
     if "graft_attention" in module.__dict__:
         return
     name, config = type(module).__name__, getattr(module, "config", None)
-    own = OWN_FORWARDS.get((type(module).__module__.rpartition(".modeling_")[2], name))
+    own = _own_forward(module)
     if config is not None and _uses_interface(module):
         backend = getattr(config, "_attn_implementation", None) or "eager"
         if backend not in BACKENDS:
@@ -101,6 +102,16 @@ def install(module: nn.Module, state: State, path: str) -> None:
         )
     module.__dict__["graft_state"] = state
     module.__dict__["graft_attention"] = True
+
+
+def can_call(module: nn.Module) -> bool:
+    """Whether an attention module can be made to call the attention function."""
+    return getattr(module, "config", None) is not None and _uses_interface(module) or _own_forward(module) is not None
+
+
+def _own_forward(module: nn.Module) -> type | None:
+    cls = own_class(module)
+    return OWN_FORWARDS.get((cls.__module__.rpartition(".modeling_")[2], cls.__name__))
 
 
 def _uses_interface(module: nn.Module) -> bool:
@@ -146,7 +157,8 @@ def shift_positions(root: nn.Module, site_table: SiteTable, state: State, name: 
     owner = _owner_of_positions(root, block.path)
     shifts = owner.__dict__.setdefault("graft_shifts", {})
     shifts[name] = max(shift, shifts.get(name, 0))
-    owner.__dict__["graft_state"], owner.__dict__["graft_positions"] = state, block.family.positions
+    owner.__dict__["graft_state"] = state
+    owner.__dict__["graft_positions"] = "padding" if first_position(root) else block.family.positions
     substitute(owner, ShiftsPositions)
 
 

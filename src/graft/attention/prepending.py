@@ -201,9 +201,12 @@ class SeesLongerEncoder:
 
 
 def _longer(context: ForwardContext, placement: Placement) -> ForwardContext:
-    """Return the context as the blocks must see it: rows are longer by their virtual tokens."""
+    return longer(context, placement.counts, None if context.mask is None else placement.mask(context.mask))
+
+
+def longer(context: ForwardContext, counts: Tensor, mask: Tensor | None) -> ForwardContext:
+    """Return the context as the blocks must see it: rows are longer by their virtual tokens. counts: [B] of them. mask: [B, S]."""
     lengths = context.lengths
     if lengths is not None:
-        lengths = tuple(length + count for length, count in zip(lengths, placement.counts.tolist(), strict=True))
-    mask = None if context.mask is None else placement.mask(context.mask)
+        lengths = tuple(length + count for length, count in zip(lengths, counts.tolist(), strict=True))
     return replace(context, lengths=lengths, mask=mask, _groups={})

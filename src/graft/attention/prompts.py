@@ -24,16 +24,22 @@ from torch import Tensor, nn
 
 from graft.adapters.hooks import EmbeddingAdapter
 from graft.architectures.blocks import Block
+from graft.architectures.rope import Company, company_of
 from graft.architectures.sites import SiteTable
-from graft.attention.install import ShiftsPositions, install, shift_positions
+from graft.attention.install import ShiftsPositions, can_call, install, shift_positions
+from graft.attention.leading import LeadsWithPrompts, masks_padding
 from graft.attention.prepending import PrependsPrompts, SeesLongerEncoder
 from graft.attention.virtual import CachedPrompt
 from graft.errors import GraftError
+from graft.injection.arguments import cached_tokens, given_to
 from graft.injection.container import AdapterContainer, container_of
+from graft.injection.modes import evaluation_mode
 from graft.injection.state import State
 from graft.injection.substitution import ORDER, Substituted, substitute
 from graft.routing.context import ForwardContext, PromptCache
 
+LINEAR_ATTENTION = ("LightningAttention", "LinearAttention", "DeltaAttention", "GatedDeltaNet")
+"""Words in the names of classes of attention that keeps a state."""
 KEY = "cached_kv"
 """The name of the `CachedPrompt` in an attention module's container."""
 
@@ -51,6 +57,8 @@ class CachesPrompts:
             return super().forward(*args, **kwargs)  # pyright: ignore
         if state.reached is not None:
             state.reached.add(id(container))
+        if company := self.__dict__["graft_company"]:
+            _refuse_other_frequencies(self, company, names, given_to(self, args, kwargs))
         cached_kv: PromptCache = {}
         for name in names:
             cached_kv |= self._cached(container, state, name, context)
@@ -110,6 +118,20 @@ class CachesPrompts:
 ORDER.insert(ORDER.index(ShiftsPositions), CachesPrompts)
 
 
+def _refuse_other_frequencies(owner: Any, company: Company, names: Sequence[str], given: dict[str, Any]) -> None:
+    """Raise `GraftError` if rows are so long that the model turns their keys by other frequencies than those of the prompt."""
+    tokens = next(each for each in (given.get("input_ids"), given.get("inputs_embeds")) if each is not None)
+    positions = given.get("position_ids")
+    length = cached_tokens(given) + tokens.shape[1] if positions is None else int(positions.max()) + 1
+    taken = max(owner.__dict__.get("graft_shifts", {}).get(name, 0) for name in names)
+    if company.of(length + taken) != company.of(0):
+        limit = min((*company.switches, *company.grows)) - taken
+        raise GraftError(
+            f"virtual tokens in the embedding have the rotary frequencies of short rows, and this model (LongRoPE or dynamic NTK) has "
+            f"others for rows of more than {limit} tokens; this one has {length}. Keep rows shorter, or use kind prefix or lora"
+        )
+
+
 def _prompt_inputs(owner: Any, prompts: Sequence[EmbeddingAdapter]) -> dict[str, Any]:
     """Return the arguments with which the owner of the blocks runs on the prompt alone.
 
@@ -117,6 +139,13 @@ def _prompt_inputs(owner: Any, prompts: Sequence[EmbeddingAdapter]) -> dict[str,
     """
     embeddings_PD = torch.cat([each.prompt().to(_weight_of(each)) for each in prompts])
     inputs = {"inputs_embeds": embeddings_PD[None], "use_cache": False}
+    if (
+        getattr(owner, "hidden_size_per_layer_input", 0)
+        and "inputs_embeds" in inspect.signature(owner.get_per_layer_inputs).parameters
+    ):
+        # Gemma 4 adds something of each token's id to every layer. Virtual tokens have that of padding, as its images do.
+        padding = torch.full((1, len(embeddings_PD)), owner.config.pad_token_id or 0, device=embeddings_PD.device)
+        inputs["per_layer_inputs"] = owner.get_per_layer_inputs(padding)
     if isinstance(owner, ShiftsPositions):
         inputs["position_ids"] = torch.arange(-len(embeddings_PD), 0, device=embeddings_PD.device)[None]
     return inputs
@@ -161,8 +190,12 @@ def install_prompt(root: nn.Module, site_table: SiteTable, state: State, name: s
                 "cross" in block.family.attentions for block in site_table.blocks
             )
             substitute(owner, PrependsPrompts)
+        elif _keeps_state(root, blocks):
+            owner.__dict__["graft_masks"] = _masks_padding(root, state, owner)
+            substitute(owner, LeadsWithPrompts)
         else:
             _install_cached(root, site_table, state, name, adapter, blocks)
+            owner.__dict__["graft_company"] = company_of(owner)
             substitute(owner, CachesPrompts)
     if not found:
         raise GraftError(
@@ -191,8 +224,33 @@ def _owner_of(root: nn.Module, path: str) -> Any:
     return None
 
 
+def _keeps_state(root: nn.Module, blocks: Sequence[Block]) -> bool:
+    """Whether some block of a stack carries what it knows of earlier tokens in a state, and not in keys and values alone.
+
+    Such blocks have no attention, or an attention of another kind than others, or beside it a convolution or decay rates (Falcon-H1).
+    """
+    paths = [block.family.attentions.get("attn") for block in blocks]
+    if any(path is None for path in paths):
+        return True
+    callable_ = {can_call(root.get_submodule(block.at(str(path)))) for block, path in zip(blocks, paths, strict=True)}
+    modules = [module for block in blocks for module in block.module.modules()]
+    named = any(word in type(module).__name__ for module in modules for word in LINEAR_ATTENTION)
+    return (
+        len(callable_) > 1
+        or named
+        or any(isinstance(each, nn.Conv1d) or "A_log" in each._parameters for each in modules)
+    )
+
+
+def _masks_padding(root: nn.Module, state: State, owner: nn.Module) -> bool:
+    with evaluation_mode(root), state.carrying(ForwardContext()):
+        return masks_padding(root, owner)
+
+
 def _bidirectional(root: nn.Module, block: Block) -> bool:
     """Whether the tokens of a block see those after them too."""
+    if "attn" not in block.family.attentions:
+        return False
     attention = root.get_submodule(block.at(block.family.attentions["attn"]))
     causal = getattr(attention, "is_causal", None)
     return not (getattr(attention, "is_decoder", True) if causal is None else causal)
@@ -203,11 +261,6 @@ def _install_cached(
 ) -> None:
     """Install a `CachedPrompt` in the attention of every block. Several prompts of one adapter share it."""
     for block in blocks:
-        if "attn" not in block.family.attentions:
-            raise GraftError(
-                f"'{block.path}' ({type(block.module).__name__}) has no attention that Graft knows: virtual tokens in the embedding cannot "
-                "reach the sequence through it. Use lora or a bottleneck"
-            )
         path = block.at(block.family.attentions["attn"])
         host = root.get_submodule(path)
         container = container_of(host, state)

@@ -18,7 +18,7 @@ Legend: B samples, L the longest of them, M the longest answer, T tokens in all,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -176,7 +176,11 @@ def steps_per_epoch(dataset: TokenDataset, batch_size: int) -> int:
 
 
 def micro_batches(
-    lengths: np.ndarray, indices: np.ndarray | Sequence[int], token_budget: int, layout: Layout = "flat"
+    lengths: np.ndarray,
+    indices: np.ndarray | Sequence[int],
+    token_budget: int,
+    layout: Layout = "flat",
+    classes: Sequence[Hashable] | None = None,
 ) -> list[list[int]]:
     """Cut samples into groups of at most `token_budget` tokens, longest first, so that too large a batch fails at once.
 
@@ -184,9 +188,15 @@ def micro_batches(
 
     lengths: [N]; or [N, 2] if each sample has two parts that are padded apart (encoder input and decoder answer); or [N, S, 2] if a
     sample consists of up to S sequences that stay together (zeros if it has fewer), like the two sides of a pair.
+    classes: of each sample; a group holds samples of one class. None: they are all of one.
 
     Example: lengths 9 5 4 2 with a budget of 9 give [9] [5 4] [2] flat, and [9] [5] [4 2] padded, since 5 and 4 would cost 2 x 5.
     """
+    if classes is not None and len({classes[index] for index in indices}) > 1:
+        by_class: dict[Hashable, list[int]] = {}
+        for index in indices:
+            by_class.setdefault(classes[index], []).append(int(index))
+        return [group for own in by_class.values() for group in micro_batches(lengths, own, token_budget, layout)]
     parts = lengths[:, None, None] if lengths.ndim == 1 else lengths[:, None] if lengths.ndim == 2 else lengths
     # [N] tokens; [N, 2] the longest sequence of a sample, part by part; [N] the rows that it takes in the padded layout.
     totals, widths, rows = parts.sum((1, 2)), parts.max(1), (parts.sum(2) > 0).sum(1).clip(min=1)

@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from graft.architectures.rope import forget_lengths
 from graft.bases import pad_id
-from graft.bases.context import context_length
+from graft.bases.context import classes_of, context_length
 from graft.bases.inputs import inputs_of
 from graft.data.batches import micro_batches, padded
 from graft.data.labelling import Labelling, LabelTemplate, label_of, texts_of
@@ -134,7 +135,9 @@ def predict_outputs(
     found: list[NDArray[np.float64]] = [np.zeros(0)] * len(examples)
     widths = np.array([example.widths for example in examples]).reshape(-1, 2)
     done = 0
-    for group in micro_batches(widths, range(len(examples)), token_budget, "padded"):
+    classes = classes_of(model, [len(example) for example in examples], adapters)
+    for group in micro_batches(widths, range(len(examples)), token_budget, "padded", classes):
+        forget_lengths(root)
         # Rows of one adapter next to each other are a slice of the batch and need not be gathered.
         group.sort(key=lambda row: (adapters[row] is not None, adapters[row] or ""))
         batch = padded([examples[row] for row in group], group, padding).to(root.device)

@@ -13,13 +13,16 @@ Legend: B rows, L padded length of the prompts, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
+from graft.architectures.positions import first_position
+from graft.architectures.rope import company_of, forget_lengths
+from graft.bases.context import positions_taken
 from graft.errors import GraftError, did_you_mean
 from graft.generation.batching import pad_left, routed
 from graft.generation.requests import Request
@@ -51,18 +54,25 @@ class CausalBatch:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
         config = root.config.get_text_config()
         if cache == "dynamic":
-            self.cache: Any = DynamicCache(config=config)
+            self._new_cache: Callable[[], Any] = lambda: DynamicCache(config=config)
         else:
             check_cache(model, cache)
             length = -(-(self.prompts.shape[1] + room) // STEP) * STEP  # rounded up
-            self.cache = StaticCache(config=config, max_cache_len=length)
+            self._new_cache = lambda: StaticCache(config=config, max_cache_len=length)
             self.mask = torch.nn.functional.pad(self.mask, (0, length - self.mask.shape[1]))
+        self.cache = self._new_cache()
         self._seen = 0
+        self._first_position = first_position(root)
+        self._company = company_of(root)
+        self._taken = max((positions_taken(root, name) for name in set(self.adapters) if name), default=0)
+        self._text = self.prompts
+        """All tokens so far, where the model may have to read them again."""
+        forget_lengths(root)
 
     def forward(self, tokens_B: Tensor | None = None) -> Tensor:
         """Feed each row its newest token and return the logits [B, V] of the next one. None: feed the prompts."""
         first = tokens_B is None
-        if first:
+        if tokens_B is None:
             # Positions count from the first real token: the mask [0, 0, 1, 1, 1] gives the positions [0, 0, 0, 1, 2].
             ids_BL, positions_BL = self.prompts, (self.mask[:, : self.prompts.shape[1]].cumsum(1) - 1).clamp(min=0)
         else:
@@ -71,8 +81,14 @@ class CausalBatch:
             ids_BL, positions_BL = torch.cat([tokens_B, copies])[:, None], self.read_B[:, None]
             self.read_B = self.read_B + 1
             self._extend_mask()
+            if self._company:
+                self._text = torch.cat([self._text, ids_BL], 1)
+                first = self._company.restarts(int(self.read_B.max()) + self._taken)
+            if first:  # LongRoPE takes other factors from here on, so the keys of all tokens so far are made anew
+                self.cache, self._seen, ids_BL = self._new_cache(), 0, self._text
+                positions_BL = (self.mask[:, : ids_BL.shape[1]].cumsum(1) - 1).clamp(min=0)
         self._seen += ids_BL.shape[1]
-        placed = {"position_ids": positions_BL} if "position_ids" in self._takes else {}
+        placed = {"position_ids": positions_BL + self._first_position} if "position_ids" in self._takes else {}
         run = self.model if first else self._step  # prompts have a new length in every batch: not worth compiling
         with torch.no_grad(), routed(self.model, self.adapters, self.mask[:, : ids_BL.shape[1]] if first else None):
             more: dict[str, Any] = {self._cache_name: self.cache, **placed, **self._last_only}
@@ -89,6 +105,7 @@ class CausalBatch:
         else:
             self.cache.reorder_cache(index)
         self.mask, self.read_B = self.mask[index], self.read_B[index]
+        self._text = self._text[index] if self._company else self._text
         self.adapters = [self.adapters[row] for row in index.tolist()]
 
     def _extend_mask(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graft.generation.beams import beam_search
 from graft.generation.causal import CacheKind, check_cache
-from graft.generation.requests import Decoding, Generated, Request, limits, plan
+from graft.generation.requests import Decoding, Generated, Request, apart, limits, plan
 from graft.generation.seq2seq import start_batch
 from graft.injection.modes import evaluation_mode
 
@@ -39,7 +39,7 @@ def generate(
     limit = limits(model, requests, decoding)
     for number in (number for number in range(len(requests)) if not limit[number]):
         yield number, Generated((), "no_room")
-    for batch in plan(requests, limit, decoding, token_budget):
+    for batch in plan(requests, limit, decoding, token_budget, apart(model, requests, limit)):
         chosen, allowed = [requests[number] for number in batch], [limit[number] for number in batch]
         with evaluation_mode(model):
             if decoding.beams > 1:

@@ -16,6 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from graft.architectures.positions import first_position
+from graft.architectures.rope import forget_lengths
+from graft.bases.context import classes_of
 from graft.bases.inputs import inputs_of
 from graft.data.batches import micro_batches, padded
 from graft.data.samples import Example
@@ -36,13 +39,15 @@ def sample_losses(
     padding = root.config.get_text_config().pad_token_id or 0
     losses = [0.0] * len(examples)
     widths = np.array([example.widths for example in examples]).reshape(-1, 2)
-    for group in micro_batches(widths, range(len(examples)), token_budget, "padded"):
+    classes = classes_of(model, [len(example) for example in examples], adapters)
+    for group in micro_batches(widths, range(len(examples)), token_budget, "padded", classes):
+        forget_lengths(root)
         # Rows of one adapter next to each other are a slice of the batch and need not be gathered.
         group.sort(key=lambda row: (adapters[row] is not None, adapters[row] or ""))
         batch = padded([examples[row] for row in group], group, padding).to(root.device)
         inputs = inputs_of(root, batch)
         if batch.answer_ids is None and "position_ids" in takes:
-            inputs["position_ids"] = batch.position_ids
+            inputs["position_ids"] = batch.position_ids + first_position(root)
         who = [adapters[row] for row in group]
         # The mask of an encoder-decoder's batch is the encoder's and would not fit the decoder's tokens.
         mask = batch.attention_mask if batch.answer_ids is None else None

@@ -5,18 +5,18 @@ Prompts are never truncated. A prompt that leaves no room for an answer in the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
-from graft.bases.context import context_length
+from graft.bases.context import classes_of, context_length
 from graft.errors import GraftError
 from graft.generation.decoding import Decoding
 from graft.injection.state import unwrapped
 
-__all__ = ["Decoding", "Generated", "Request", "limits", "plan"]
+__all__ = ["Decoding", "Generated", "Request", "apart", "limits", "plan"]
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,43 @@ def limits(model: nn.Module, requests: Sequence[Request], decoding: Decoding) ->
     return found
 
 
-def plan(requests: Sequence[Request], limit: Sequence[int], decoding: Decoding, token_budget: int) -> list[list[int]]:
+def apart(model: nn.Module, requests: Sequence[Request], limit: Sequence[int]) -> list[Hashable] | None:
+    """Return a class for each request, so that only requests of one class may share a batch; None if all may.
+
+    A request whose answer may take it from one class to another has a batch of its own (`Company`).
+    """
+    adapters = [request.adapter for request in requests]
+    first, last = (
+        classes_of(model, [len(request.ids) + more for request, more in zip(requests, added, strict=True)], adapters)
+        for added in ([0] * len(requests), limit)
+    )
+    if first is None or last is None:
+        return None
+    return [one if one == other else number for number, (one, other) in enumerate(zip(first, last, strict=True))]
+
+
+def plan(
+    requests: Sequence[Request],
+    limit: Sequence[int],
+    decoding: Decoding,
+    token_budget: int,
+    classes: Sequence[Hashable] | None = None,
+) -> list[list[int]]:
     """Split request numbers into batches of at most `token_budget` tokens, counting padding, beams and answers; longest first.
 
     Requests are ordered by adapter and then by length. Requests of one adapter therefore share batches, which spares splitting
     rows by adapter; a few requests for several adapters still fit into one batch. A request above the budget has a batch of
     its own. For example, with a budget of 40, one beam and a limit of 10 new tokens each, prompts of 10, 9 and 3 tokens
     become [10, 9] and [3]: two rows take 2 * (10 + 10) = 40 tokens, three would take 60.
+
+    classes: of each request; a batch holds requests of one class.
     """
+    if classes is not None and len(set(classes)) > 1:
+        own = [
+            [limit[number] * (classes[number] == each) for number in range(len(requests))]
+            for each in dict.fromkeys(classes)
+        ]
+        return [batch for each in own for batch in plan(requests, each, decoding, token_budget)]
 
     def adapter_order(number: int) -> tuple[bool, str]:
         return requests[number].adapter is not None, requests[number].adapter or ""

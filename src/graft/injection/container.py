@@ -84,6 +84,10 @@ class AdapterContainer(nn.Module):
             return output
         self._check(call, output, rows)
         h = by_rows(call.first(output), rows.context, self.is_expert)
+        if (
+            h.dim() == 2 < x.dim() and len(h) == x.shape[:-1].numel()
+        ):  # Llama 4's experts flatten batch and length themselves
+            h = h.view(*x.shape[:-1], h.shape[-1])
         if not linear:  # groups of rows are made from h, because x may have no features (an embedding reads token ids)
             updates, done = self.low_rank(h, rows)
         if updates:  # fast path: all low-rank updates in one operation

@@ -103,7 +103,7 @@ class PrefixProjection(Shared):
         assert config.projection is not None
         like = {"dtype": specs[0].dtype, "device": specs[0].device}
         width = specs[0].in_features
-        sizes = [2 * spec.num_kv_heads * spec.head_dim for spec in specs]
+        sizes = [spec.num_kv_heads * (spec.head_dim + spec.value_dim) for spec in specs]
         self.ends = {
             spec.index: sum(sizes[: i + 1]) for i, spec in enumerate(specs)
         }  # where each layer's slice of `up` ends
@@ -119,18 +119,19 @@ class PrefixProjection(Shared):
 
 
 class PrefixAdapter(AttentionAdapter):
-    """keys and values [P, K, D] of one layer. With a projection the shared MLP produces them, and this module has no parameters."""
+    """keys [P, K, D] and values of one layer (of another size in latent attention). With a projection, the shared MLP produces them."""
 
     def __init__(self, config: Prefix, spec: SiteSpec) -> None:
         super().__init__(spec)
         self.shape = (config.tokens, spec.num_kv_heads, spec.head_dim)
+        self.value_shape = (config.tokens, spec.num_kv_heads, spec.value_dim)
         self.position_shift = {"zero": 0, "after_prefix": config.tokens, "moved_keys": -config.tokens}[config.positions]
         self.windowed = config.window == "hides"
         self.keys = self.values = None
         if config.projection is None:
             like = {"dtype": spec.dtype, "device": spec.device}
             self.keys = nn.Parameter(torch.empty(self.shape, **like).normal_(std=config.init_std))
-            self.values = nn.Parameter(torch.empty(self.shape, **like).normal_(std=config.init_std))
+            self.values = nn.Parameter(torch.empty(self.value_shape, **like).normal_(std=config.init_std))
 
     def start_at(self, keys: Tensor, values: Tensor) -> None:
         assert self.keys is not None and self.values is not None
@@ -143,11 +144,12 @@ class PrefixAdapter(AttentionAdapter):
     def keys_values(self) -> tuple[Tensor, Tensor]:
         if self.keys is not None and self.values is not None:
             return self.keys, self.values
-        tokens, heads, head_dim = self.shape
+        _, heads, head_dim = self.shape
         (shared,) = self._shared
         assert isinstance(shared, PrefixProjection)
-        both = shared.layer(self.site_index, 2 * heads * head_dim).view(tokens, 2, heads, head_dim)  # [P, 2, K, D]
-        return both[:, 0], both[:, 1]
+        both = shared.layer(self.site_index, heads * (head_dim + self.value_shape[-1]))
+        keys, values = both.split([heads * head_dim, heads * self.value_shape[-1]], 1)
+        return keys.view(self.shape), values.view(self.value_shape)
 
     def to_save(self) -> dict[str, Tensor]:
         keys, values = self.keys_values()

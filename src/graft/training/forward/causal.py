@@ -24,12 +24,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.positions import first_position
 from graft.attaching.active import running
 from graft.data.batches import Batch
 from graft.errors import GraftError
 from graft.injection.state import unwrapped
 from graft.ops.cross_entropy import LogitTransform, cross_entropy, linear_cross_entropy
 from graft.routing.context import ForwardContext
+from graft.training.forward.company import in_passes
 
 HeadMode = Literal["chunks", "kept", "whole"]
 BUILD_OWN_MASK = frozenset({"bloom", "falcon"})
@@ -56,6 +58,7 @@ class Forward:
         self.takes = {
             name for name in ("position_ids", "attention_mask", "use_cache", "logits_to_keep") if name in taken
         }
+        self.first_position = first_position(self.root)
         # Adapters at the head group tokens by row, so they need whole rows.
         self.head_mode: HeadMode = "whole" if "graft" in self.head._modules else "kept"
         self.logit_transform = LogitTransform()
@@ -71,6 +74,10 @@ class Forward:
 
     def losses(self, batch: Batch, context: ForwardContext) -> Tensor:
         """The loss of each target: [N] in the batch's order of targets, in float32 or wider."""
+        return in_passes(self._losses, self.root, batch, context)
+
+    def _losses(self, batch: Batch, context: ForwardContext) -> Tensor:
+        """The loss of each target of a batch whose rows share one pass."""
         with self._running(batch, context):
             if self.head_mode == "chunks":
                 hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.target_index)
@@ -94,7 +101,7 @@ class Forward:
         """The arguments of the model's forward, those that it takes."""
         inputs: dict[str, Any] = {"input_ids": batch.input_ids}
         if "position_ids" in self.takes:
-            inputs["position_ids"] = batch.position_ids
+            inputs["position_ids"] = batch.position_ids + self.first_position
         if "use_cache" in self.takes:
             inputs["use_cache"] = False
         if "attention_mask" in self.takes:

@@ -23,7 +23,7 @@ from graft.training.job import Job
 from graft.training.rows import Row
 
 PROOF_ROWS = 4
-"""Most rows that a proof runs."""
+"""Most short rows that a proof runs."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,14 @@ def decide(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher)
     padded = replace(batcher, layout="padded")
     with evaluating(forward.model):
         forward.prove_head(*padded.inputs(rows[:1], forward.device, seeded=False))
+        _prove_padding(forward, rows, padded)
         if wanted == "padded" or (wanted == "auto" and not forward.runs_flat):
             return Decision("padded")
         if not forward.runs_flat:
             raise GraftError(
                 "train.layout is flat, but samples with labels and answers of a decoder run padded: set train.layout to auto or padded"
             )
-        decision = _compare(forward, rows, padded)
+        decision = _compare(forward, rows, longest_row(jobs), padded)
     if wanted == "flat" and decision.layout != "flat":
         raise GraftError(
             f"train.layout is flat, but this model cannot run flat: {decision.reason}. Set train.layout to auto or padded"
@@ -78,22 +79,57 @@ def proof_rows(jobs: Sequence[Job]) -> list[Row]:
     return sorted(rows, key=lambda row: names.index(row.job))
 
 
-def _compare(forward: Forward, rows: Sequence[Row], batcher: Batcher) -> Decision:
-    """Flat where its token losses are those of the padded layout, else padded with the reason. `batcher`: the padded one."""
-    padded = token_losses(forward, rows, batcher)
+def _prove_padding(forward: Forward, rows: Sequence[Row], batcher: Batcher) -> None:
+    """Raise `GraftError` if rows have other losses in a padded batch than alone, as on models that do not take padding on the right.
+
+    Only batches that the budget allows are tried: a budget of 1 takes one row at a time.
+    """
+    for group in batcher.cut(rows):
+        if len(group) < 2:
+            continue
+        together = token_losses(forward, group, batcher)
+        alone = torch.cat([token_losses(forward, [row], batcher) for row in group])
+        difference, allowed = float((together - alone).abs().mean()), _tolerance(forward) * (1.0 + float(alone.mean()))
+        if difference > allowed:
+            raise GraftError(
+                f"{type(forward.root).__name__} gives rows other losses in a padded batch than alone (by {difference:.2g} on average, "
+                f"allowed {allowed:.2g}): set train.token_budget to 1, which takes one row at a time"
+            )
+
+
+def _tolerance(forward: Forward) -> float:
+    """How much token losses may differ, relative to 1 + their mean: rounding alone moves them in half precision."""
+    return 1e-4 if forward.root.dtype in (torch.float32, torch.float64) else 3e-2
+
+
+def longest_row(jobs: Sequence[Job]) -> Row:
+    """The longest row of all that these jobs train on. Windows and chunks of attention show in long rows only."""
+    tops = {job.name: int(job.train.lengths.argmax()) for job in jobs}
+    rows = [row for job in jobs for row in job.rows_of(job.train[tops[job.name]], tops[job.name], 0)]
+    return max((row for row in rows if row.view == "adapter"), key=lambda row: row.tokens)
+
+
+def _compare(forward: Forward, rows: Sequence[Row], longest: Row, batcher: Batcher) -> Decision:
+    """Flat where its token losses are those of the padded layout, else padded with the reason. `batcher`: the padded one.
+
+    The short rows are one batch of each layout. The longest one comes after a short one in a flat batch, and is alone in a padded one.
+    """
+    flat_batcher, short = replace(batcher, layout="flat"), rows[0]
+    padded = [token_losses(forward, each, batcher) for each in (rows, [short], [longest])]
     try:
         with laid_out(forward.model, "flat"):
-            flat = token_losses(forward, rows, replace(batcher, layout="flat"))
+            flat = [token_losses(forward, each, flat_batcher) for each in (rows, [short, longest])]
     except torch.OutOfMemoryError:
         raise
     except GraftError as error:
         return Decision("padded", None, str(error))
     except (ValueError, RuntimeError, TypeError, IndexError) as error:  # whatever the model's own code makes of it
         return Decision("padded", None, f"its forward fails on a token-flat batch ({type(error).__name__}: {error})")
-    difference = float((flat - padded).abs().mean())
-    exact = forward.root.dtype in (torch.float32, torch.float64)
-    allowed = (1e-4 if exact else 3e-2) * (1.0 + float(padded.mean()))
-    if difference <= allowed:
+    pairs = [(flat[0], padded[0]), (flat[1][: short.targets], padded[1]), (flat[1][short.targets :], padded[2])]
+    found = [(float((one - other).abs().mean()), float(other.mean())) for one, other in pairs]
+    difference, size = max(found)
+    allowed = _tolerance(forward) * (1.0 + size)
+    if all(each <= _tolerance(forward) * (1.0 + own) for each, own in found):
         return Decision("flat", difference)
     return Decision(
         "padded",

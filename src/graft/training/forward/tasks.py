@@ -21,6 +21,7 @@ from graft.injection.state import unwrapped
 from graft.ops.cross_entropy import LogitTransform, cross_entropy
 from graft.routing.context import ForwardContext
 from graft.training.forward.causal import Forward, HeadMode
+from graft.training.forward.company import in_passes
 
 
 class LabelForward(Forward):
@@ -36,6 +37,9 @@ class LabelForward(Forward):
 
     def logits(self, batch: Batch, context: ForwardContext) -> Tensor:
         """The model's logits: [B, C] for classes, [B, 1] for values."""
+        return in_passes(self._logits, self.root, batch, context, by_row=True)
+
+    def _logits(self, batch: Batch, context: ForwardContext) -> Tensor:
         with running(self.model, context):
             return self.model(**inputs_of(self.root, batch)).logits
 
