@@ -38,7 +38,7 @@ WORKS = [
             "zamba2",
         )
     ),
-    *(("prefix", name) for name in ("deepseek_v2", "deepseek_v3", "gemma4_text", "qwen3_5_text")),
+    *(("prefix", name) for name in ("deepseek_v2", "deepseek_v3", "gemma4_text")),
     ("parallel", "llama4_text"),
     ("series", "llama4_text"),
 ]

@@ -29,6 +29,10 @@ class MissingExtra(GraftError):
         return type(self), (self.module, self.extra)
 
 
+class DoesNotWork(GraftError):
+    """A kind, or the base itself, fails in a trial pass. `__cause__` is the exception."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name that is most similar to `name`, or None if none is close."""
     found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)

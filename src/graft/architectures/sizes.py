@@ -6,6 +6,7 @@ from typing import Any
 
 from graft.architectures.blocks import Block
 from graft.architectures.layers import is_linear, is_norm, widths
+from graft.errors import GraftError
 
 
 def sublayer_widths(block: Block, name: str) -> tuple[int, int]:
@@ -46,7 +47,13 @@ def head_sizes(block: Block, name: str, config: Any) -> tuple[int, int, int]:
     attention: Any = block.module.get_submodule(block.family.attentions[name])
     if (latent := latent_sizes(attention)) is not None:
         return latent[0], latent[0], latent[1]
-    heads = _first(attention, "num_heads", "num_attention_heads", "n_heads") or config.num_attention_heads
+    heads = _first(attention, "num_heads", "num_attention_heads", "n_heads") or getattr(
+        config, "num_attention_heads", None
+    )
+    if heads is None:
+        raise GraftError(
+            f"'{block.at(block.family.attentions[name])}' ({type(attention).__name__}) has no heads that Graft knows"
+        )
     head_dim = (
         _first(attention, "head_dim", "attention_head_size", "key_value_proj_dim")
         or getattr(config, "head_dim", None)

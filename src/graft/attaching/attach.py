@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -65,14 +64,17 @@ def attach(
     _refuse_foreign(root)
     site_table = state.sites(root)
     planned = {name: _plan(site_table, state, name, spec) for name, spec in adapters.items()}
-    first = not state.adapters
+    first, configs = not state.adapters, [config for config, _ in planned.values()]
     if first:
-        _prepare_base(root, state)
+        _refuse_adapted_parts(root)
     try:
+        with explained(root, state, configs, "a trial pass of the base's parts"):
+            if first:
+                _prepare_base(root, state)
         for name, (config, parts) in planned.items():
-            with explained(root, state, config, "putting it into the model"):
+            with explained(root, state, [config], "putting it into the model"):
                 _install(root, state, name, config, parts)
-        with explained(root, state, next(iter(planned.values()))[0], "a trial pass") if planned else nullcontext():
+        with explained(root, state, configs, "a trial pass"):
             prove_forwards(root, state)
         probe(root, state, tuple(planned))
     except BaseException:
@@ -116,7 +118,8 @@ def _plan(
     config = parse(spec)
     if isinstance(config, Preset):
         config = config.resolve(site_table.names())
-    parts = [(part, resolve_sites(site_table, part)) for part in config.parts()]
+    with explained(site_table.model, state, [config], "looking for its sites"):
+        parts = [(part, resolve_sites(site_table, part)) for part in config.parts()]
     for part, sites in parts:
         part.check_sites(sites)
         for site in sites:
@@ -127,15 +130,18 @@ def _plan(
     return config, parts
 
 
-def _prepare_base(root: nn.Module, state: State) -> None:
-    """Freeze the base, remember which of its parameters required gradients, and put in the mixins that every model with adapters has."""
+def _refuse_adapted_parts(root: nn.Module) -> None:
     for _, module in base_modules(root):
         if "graft_state" in module.__dict__:
             raise GraftError(
                 "a submodule of this model has adapters of its own: detach those first, or attach to that submodule"
             )
-    forbid_packing(root)
+
+
+def _prepare_base(root: nn.Module, state: State) -> None:
+    """Freeze the base, remember which of its parameters required gradients, and put in the mixins that every model with adapters has."""
     state.base_trainable = tuple(name for name, p in root.named_parameters() if p.requires_grad)
+    forbid_packing(root)
     root.__dict__["graft_state"] = state
     for parameter in root.parameters():
         parameter.requires_grad_(False)

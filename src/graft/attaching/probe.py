@@ -6,7 +6,7 @@ An adapter would have no effect, without an error, at a module that is never cal
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from graft.adapters.base import AdapterConfig
 from graft.architectures.blocks import TOWERS, stack_of
 from graft.architectures.transformers_internals import device_of
 from graft.architectures.walk import CONTAINER, base_modules
-from graft.errors import GraftError
+from graft.errors import DoesNotWork, GraftError
 from graft.injection.container import AdapterContainer
 from graft.injection.modes import evaluation_mode
 from graft.injection.state import State, site_table_of
@@ -40,14 +40,14 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
     new = [name for name in names if not roles[name] <= state.proved]
     if not new:
         return
-    with explained(root, state, state.adapter(new[0]).config, "making a trial input"):
+    with explained(root, state, [state.adapter(new[0]).config], "making a trial input"):
         inputs = _inputs(root)
     if inputs is None:
         return
     text = isinstance(inputs, dict) and "input_ids" in inputs  # towers for images and sound do not run on these
     with evaluation_mode(root):
         for name in new:
-            with explained(root, state, state.adapter(name).config, "a trial pass"):
+            with explained(root, state, [state.adapter(name).config], "a trial pass"):
                 reached = _reached(root, state, name, inputs)
             paths = dict.fromkeys(path for path, *_ in sorted(roles[name], key=lambda role: role[0]))
             silent = [
@@ -65,7 +65,7 @@ def probe(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def explained(root: nn.Module, state: State, config: AdapterConfig, doing: str) -> Iterator[None]:
+def explained(root: nn.Module, state: State, configs: Iterable[AdapterConfig], doing: str) -> Iterator[None]:
     """Turn any exception of attaching an adapter into a `GraftError` that names kind, model and cause.
 
     If the bare base fails on the trial input too, the message says so.
@@ -76,13 +76,13 @@ def explained(root: nn.Module, state: State, config: AdapterConfig, doing: str) 
         raise
     except Exception as error:  # the code of any model runs here
         cause = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
-        kinds = " and ".join(dict.fromkeys(part.kind for part in config.parts()))
+        kinds = " and ".join(dict.fromkeys(part.kind for config in configs for part in config.parts()))
         own = _own_failure(root, state)
         if own is not None:
-            raise GraftError(
+            raise DoesNotWork(
                 f"{type(root).__name__} fails on a few tokens without any adapter ({own}), so no adapter can be tried on it"
             ) from error
-        raise GraftError(
+        raise DoesNotWork(
             f"kind '{kinds}' does not work on {type(root).__name__}: {doing} fails ({cause}). Choose another kind or other sites"
         ) from error
 

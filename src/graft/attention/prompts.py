@@ -40,6 +40,8 @@ from graft.routing.context import ForwardContext, PromptCache
 
 LINEAR_ATTENTION = ("LightningAttention", "LinearAttention", "DeltaAttention", "GatedDeltaNet")
 """Words in the names of classes of attention that keeps a state."""
+DECAYS = {"A_log", "time_decay"}
+"""Parameters of recurrences."""
 KEY = "cached_kv"
 """The name of the `CachedPrompt` in an attention module's container."""
 
@@ -235,11 +237,8 @@ def _keeps_state(root: nn.Module, blocks: Sequence[Block]) -> bool:
     callable_ = {can_call(root.get_submodule(block.at(str(path)))) for block, path in zip(blocks, paths, strict=True)}
     modules = [module for block in blocks for module in block.module.modules()]
     named = any(word in type(module).__name__ for module in modules for word in LINEAR_ATTENTION)
-    return (
-        len(callable_) > 1
-        or named
-        or any(isinstance(each, nn.Conv1d) or "A_log" in each._parameters for each in modules)
-    )
+    recurs = any(isinstance(each, nn.Conv1d) or DECAYS & set(each._parameters) for each in modules)
+    return len(callable_) > 1 or named or recurs
 
 
 def _masks_padding(root: nn.Module, state: State, owner: nn.Module) -> bool:

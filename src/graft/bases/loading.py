@@ -109,7 +109,7 @@ def own_task(config: BaseConfig) -> str:
 
 def pad_id(tokenizer: Any, model: Any = None) -> int:
     """Return the id to pad with: the model's own, which encoders that count positions by ids need, or else the tokenizer's, or else 0."""
-    own = None if model is None else model.config.get_text_config().pad_token_id
+    own = None if model is None else getattr(model.config.get_text_config(), "pad_token_id", None)
     return next((each for each in (own, tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
 
 

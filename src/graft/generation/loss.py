@@ -36,7 +36,7 @@ def sample_losses(
     """
     root: Any = unwrapped(model)
     takes = inspect.signature(root.forward).parameters
-    padding = root.config.get_text_config().pad_token_id or 0
+    padding = getattr(root.config.get_text_config(), "pad_token_id", None) or 0
     losses = [0.0] * len(examples)
     widths = np.array([example.widths for example in examples]).reshape(-1, 2)
     classes = classes_of(model, [len(example) for example in examples], adapters)

@@ -82,6 +82,7 @@ def write_prefix(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folde
         f"positions: {config.positions} (on this base it computes positions: {positions})": config.positions != positions,
         "some layers only": any(own and own != sites[part] for part, own in present.items()) or len(paths) != len(set(paths)),
         "an encoder-decoder without a prefix in its decoder": not present["self_prefix"],
+        "keys and values of several sizes": len({half.shape for each in adapters for half in each.module.keys_values()}) > 1,
     })  # fmt: skip
     by_path = {adapter.path: adapter for adapter in adapters}
     for part, own in present.items():

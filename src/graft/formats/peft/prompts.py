@@ -102,6 +102,10 @@ def write_prefix(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folde
             "PEFT's prefix tuning needs every layer of a decoder-only or encoder-only model; this adapter names other sites"
         )
     slots = [part.detach() for adapter in adapters for part in adapter.module.keys_values()]
+    if len({part.shape for part in slots}) > 1:
+        raise GraftError(
+            "PEFT keeps keys and values of one size, and this base has several (latent attention, or layers with other heads)"
+        )
     flat = torch.stack(slots, 1).flatten(1)
     kv_width = slots[0].shape[1] * slots[0].shape[2]
     folder.config |= {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": len(flat), "token_dim": kv_width,

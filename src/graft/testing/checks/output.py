@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from graft.attaching.active import route, use
 from graft.attaching.attach import attach, detach
 from graft.attaching.parameters import adapter_modules
-from graft.errors import GraftError
+from graft.errors import DoesNotWork, GraftError
 from graft.injection.container import AdapterContainer
 from graft.testing.bases import base_tensors, changed_tensors, ids, logits, loss, same_base, tiny_base
 from graft.testing.case import Case, DoesNotApply, active
@@ -35,6 +35,8 @@ def check_attaches(case: Case) -> None:
     before = type(model)
     try:
         attach(model, {"a": case.spec})
+    except DoesNotWork as error:
+        raise error.__cause__ or error from None  # the report says where the kind itself failed
     except GraftError as error:
         holds(
             same_base(model, case.family) and type(model) is before,
