@@ -98,8 +98,9 @@ class RunConfig(Section):
                 "data.task is preference but train.objective is not set: choose one of dpo, ipo, cpo, orpo, simpo and kto"
             )
         if self.data.task != "preference" and objective is not None:
+            what = "answers that are marked good or bad" if isinstance(objective, KTOConfig) else "pairs of answers"
             raise ValueError(
-                f"train.objective {objective.kind} learns from preferences, but data.task is {self.data.task}: set data.task: "
+                f"train.objective {objective.kind} learns from {what}, but data.task is {self.data.task}: set data.task: "
                 "preference, or remove the objective"
             )
         return self
