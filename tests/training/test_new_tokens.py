@@ -80,3 +80,12 @@ def test_another_tokenizer_brings_its_tokens(made: tuple[Path, Any, Any], tmp_pa
     )
     again = train(config.model_copy(update={"base": base}), tmp_path / "run", quiet=True)
     assert load_candidates(again).base.added == (258, 259)
+
+
+def test_a_run_goes_on_from_an_adapter_with_added_tokens(made: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    _, run, config = made
+    folder = run.adapter_dir("lora")
+    base = config.base.model_copy(update={"new_tokens": (), "resize": "auto", "tokenizer": str(folder)})
+    start = config.train.model_copy(update={"init_from": str(folder)})
+    again = train(config.model_copy(update={"base": base, "train": start}), tmp_path / "run", quiet=True)
+    assert load_candidates(again).base.added == (258, 259)

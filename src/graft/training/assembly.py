@@ -215,7 +215,7 @@ def _attach(base: Base, name: str, config: RunConfig) -> None:
         attach(model, {name: adapter})
         return
     wanted = adapter.resolve(site_table_of(model).names()) if isinstance(adapter, Preset) else adapter
-    load(model, config.train.init_from, name=name)
+    load(model, config.train.init_from, name=name, resize=config.base.resize == "auto")
     found, given = (each.collapsed().model_dump() for each in (state_of(model).adapter(name).config, wanted))
     differing = [
         f"{key} {found.get(key)} there, {given.get(key)} here"

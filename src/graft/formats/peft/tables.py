@@ -5,7 +5,7 @@ PEFT saves the tables of a base whose vocabulary was extended. What it calls a t
     <embedding>.weight                                    nothing
     <embedding>.base_layer.weight                         LoRA or trained tokens as a kind of their own
     <embedding>.token_adapter.base_layer.weight           trained tokens beside another kind
-    <embedding>.original_module.weight                    the embedding is saved as a module; nothing reads this one
+    <embedding>.original_module.weight                    the embedding is saved as a module, which takes its place
 
 Legend: V tokens of a table, N trained tokens, D features.
 """
@@ -34,8 +34,6 @@ def table_pieces(file: PeftFile, model: nn.Module, trained: Mapping[str, list[in
     """Read the tables that PEFT saved by itself. trained: the rows of each that another piece holds, which the table leaves alone."""
     pieces: list[Piece] = []
     for path, module in base_submodules(model):
-        for name in ("weight", "bias"):
-            file.left.pop(f"{path}.original_module.{name}", None)
         inner = next((each for each in INNER if f"{path}.{each}weight" in file.left), None)
         if inner is None or not isinstance(module, nn.Embedding | nn.Linear):
             continue
