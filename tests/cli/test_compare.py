@@ -79,6 +79,12 @@ def test_an_adapter_is_compared_with_its_base(compare: Any, tmp_path: Path) -> N
     assert "settings are the same" in compare(run, f"{run}:math")
 
 
+def test_unlike_models_are_no_seeds_of_one(compare: Any, tmp_path: Path) -> None:
+    runs = [evaluation(tmp_path / f"{rank}", "110", rank=rank) for rank in (4, 8, 16)]
+    found = compare(f"{runs[0]},{runs[1]}", f"{runs[1]},{runs[2]}")
+    assert found["code"] == 2 and "differ in adapter.rank (4, 8): only seeds of the same adapter" in found["error"]
+
+
 def test_seeds_are_pooled_and_the_seed_itself_is_no_difference(compare: Any, tmp_path: Path) -> None:
     first = [evaluation(tmp_path / f"a{seed}", right) for seed, right in enumerate(("100100", "000110"))]
     second = [evaluation(tmp_path / f"b{seed}", right) for seed, right in enumerate(("111100", "110110"))]

@@ -60,14 +60,82 @@ def test_one_run_is_shown_with_status_metrics_and_adapters(run: RunFolder, capsy
     assert all(word in text for word in ("default", "finished", "1.25", "some/base"))
 
 
+def test_the_losses_of_a_run_are_drawn_and_written(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run.metrics.append({"step": 2, "job": "", "validation_loss": 1.5}, {"step": 3, "loss": float("nan")})
+    text = printed(capsys, "show", str(run.path))
+    top, *_, bottom = [line for line in text.splitlines() if " | " in line]
+    assert top.startswith("2.5") and top.rstrip().endswith("| .") and bottom.startswith("1.25")
+    assert ". loss" in text and "o validation loss" in text
+    pytest.importorskip("matplotlib", reason="matplotlib comes with graft-llm[report]")
+    printed(capsys, "show", str(run.path), "--curve", str(tmp_path / "loss.png"))
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"), [(["kinds", "--curve", "a.png"], "--curve is for"), (["kinds", "--csv", "a"], "--csv and")]
+)
+def test_a_file_of_what_is_not_there_is_an_error(
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["show", *arguments])
+    assert end.value.code == 2 and error in capsys.readouterr().err
+
+
+def test_numbers_are_rounded_for_people_only(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    run.metrics.append({"step": 3, "loss": 1.23456789, "lr": 0.00012345678})
+    text = printed(capsys, "show", str(run.path))
+    assert "1.235" in text and "0.0001235" in text and "1.23456789" not in text
+    assert parsed(capsys, "show", str(run.path))["last_metrics"]["loss"] == 1.23456789
+
+
+def test_results_of_every_kind_are_shown(run: RunFolder, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Protocols of labels and of pairs have no version."""
+    kinds = {
+        "classification": {"accuracy": 0.75, "interval": [0.5, 0.9]},
+        "regression": {"pearson": 0.5, "pearson_interval": [-0.35, 0.25]},
+        "preference": {"accuracy": 0.5, "interval": [0.25, 0.75]},
+    }
+    for name, scores in kinds.items():
+        (run.path / "eval" / f"{name}.ab").mkdir(parents=True)
+        result = {
+            "task": name,
+            "protocol": {"name": name},
+            "protocol_hash": "ab",
+            "results": [{"name": "base", "total": 4, **scores}],
+        }
+        (run.path / "eval" / f"{name}.ab" / "result.json").write_text(json.dumps(result))
+    text = printed(
+        capsys, "show", str(run.path), "--csv", str(tmp_path / "all.csv"), "--latex", str(tmp_path / "all.tex")
+    )
+    assert "75.0% (from 50.0% to 90.0%)" in text and "0.50 Pearson (from -0.35 to 0.25)" in text
+    lines = (tmp_path / "all.csv").read_text().splitlines()
+    assert lines[0] == "protocol,task,questions,candidate,score,value,low,high"
+    assert sorted(lines[1:]) == [
+        "classification ab,classification,4,base,accuracy,0.75,0.5,0.9",
+        "preference ab,preference,4,base,accuracy,0.5,0.25,0.75",
+        "regression ab,regression,4,base,Pearson,0.5,-0.35,0.25",
+    ]
+    assert r"75.0\% (from 50.0\% to 90.0\%) \\" in (tmp_path / "all.tex").read_text()
+
+
 def test_an_empty_folder_has_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "show", str(tmp_path)) == f"No runs in {tmp_path}.\n"
     assert parsed(capsys, "show", str(tmp_path)) == []
 
 
 def test_presets_kinds_and_schema_are_those_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parsed(capsys, "show", "presets") == list(graft.presets())
-    assert printed(capsys, "show", "presets").splitlines() == list(graft.presets())
+    shown = parsed(capsys, "show", "presets")
+    assert list(shown) == list(graft.presets()) and shown["llm-adapters/lora"][0]["rank"] == 32
+    names = [line for line in printed(capsys, "show", "presets").splitlines() if not line.startswith(" ")]
+    assert names == list(graft.presets())
+    one = printed(capsys, "show", "papers/mam")
+    assert one.splitlines()[1:] == [
+        "  kind prefix, tokens 30, projection 800",
+        "kind parallel, bottleneck 512, scale 4.0, init mam, sites mlp",
+    ]
     assert list(parsed(capsys, "show", "kinds")) == list(graft.kinds())
     assert "rank=8" in printed(capsys, "show", "kinds")
     assert parsed(capsys, "show", "schema") == json.loads(json.dumps(schema()))

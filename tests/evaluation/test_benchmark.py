@@ -101,7 +101,9 @@ def test_base_and_adapters_of_several_folders_answer_tasks_under_limits_of_their
     for each in result["tasks"]:
         assert [(report["of"], report["exact"]) for report in each["overlap"]] == [(["one", "two"], 1), (["three"], 1)]
     printed = graft_command("eval", *base, "--tasks", "SVAMP", *where[:-1], "1").stdout
-    assert "the first 1 questions" in printed and "1 of 1 questions are in the training data of one, two" in printed
+    assert (
+        "the first question;" in printed and "1 of 1 question word for word in the training data of one, two" in printed
+    )
     with pytest.raises(GraftError, match="a limit is given for 'gsm8k', which is not evaluated; the tasks are SVAMP"):
         graft_command("eval", *base, "--tasks", "SVAMP", *where)
     (other.parent / "other.jsonl").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,14 @@ def test_samples_longer_than_the_context_are_counted_and_not_cut(tmp_path: Path)
         assert found["loss_samples"] == 2
 
 
+def test_free_text_is_scored_by_bleu_rouge_and_perplexity(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rouge_score", reason="rouge-score comes with graft-llm[eval]")
+    result = evaluate(run, write_rows(tmp_path / "a.jsonl"), settings=EvalConfig(max_new_tokens=2, metric="text"))
+    for found in result["results"]:
+        assert {"text_bleu", "rouge1", "rouge2", "rougeL", "accuracy"} <= set(found)
+        assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+
+
 def test_the_protocol_changes_with_all_that_changes_scores(run: Path, tmp_path: Path) -> None:
     data, other = write_rows(tmp_path / "a.jsonl"), write_rows(tmp_path / "b.jsonl", ROWS[:2])
     loaded = load_candidates(run)
@@ -201,6 +210,7 @@ def test_the_protocol_changes_with_all_that_changes_scores(run: Path, tmp_path: 
         name(other),
         name(data, max_new_tokens=3),
         name(data, metric="exact"),
+        name(data, metric="text"),
         name(data, beams=2),
         name(data, template="alpaca"),
     ]

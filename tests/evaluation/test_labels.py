@@ -15,11 +15,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import graft
 from graft.bases.heads import draw_head, with_head
+from graft.cli import main
 from graft.config import load_run
 from graft.config.base import BaseConfig
 from graft.data.labelling import Labelling
 from graft.errors import GraftError
-from graft.evaluation import evaluate, evaluate_on
+from graft.evaluation import evaluate, evaluate_on, evaluate_tasks
 from graft.generation.loaded import load_candidates
 from graft.runs.folder import RunFolder
 from graft.training import check, train
@@ -80,11 +81,27 @@ def test_a_trained_adapter_tells_the_classes_apart_and_the_scores_are_the_librar
     assert found["correct"] == sum(a == b for a, b in zip(gold, given, strict=True)) >= 20
     assert found["f1"] == pytest.approx(f1_score(gold, given, pos_label="pos"))
     assert found["matthews"] == pytest.approx(matthews_corrcoef(gold, given))
+    most = max(gold.count("neg"), gold.count("pos"))
+    assert result["majority"] == {"label": max(gold, key=gold.count), "accuracy": most / len(gold)}
     table = confusion_matrix(gold, given, labels=["neg", "pos"])
     assert [[found["confusion"][a][b] for b in ("neg", "pos")] for a in ("neg", "pos")] == table.tolist()
     assert found["interval"][0] < found["accuracy"] < found["interval"][1] and found["f1_interval"] is not None
     right = [-np.log(line["probabilities"][row["label"]]) for line, row in zip(lines, rows, strict=True)]
     assert found["loss"] == pytest.approx(np.mean(right), abs=1e-4)
+
+
+def test_benchmarks_are_evaluated_on_the_labels_of_their_rows(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "sentiment.jsonl", labelled_rows(8))
+    found = evaluate_tasks(load_candidates(run), "classification", "strict", data, None)
+    alone = evaluate(run, data)
+    assert found["tasks"][0]["results"][0]["accuracy"] == alone["results"][0]["accuracy"]
+    assert found["tasks"][0]["protocol"]["classes"] == ["neg", "pos"] and found["absent"] == []
+    with pytest.raises(SystemExit) as end:
+        main(["eval", str(run.path), "--tasks", "classification", "--data", str(data), "--protocol", "strict"])
+    assert end.value.code == 2
+    assert "--protocol has no effect on adapters for classification" in capsys.readouterr().err
 
 
 def test_what_plain_transformers_says_of_the_loaded_adapter_is_what_eval_says(run: RunFolder, tmp_path: Path) -> None:

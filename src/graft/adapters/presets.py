@@ -113,3 +113,12 @@ def _fields_of(kind: str) -> set[str]:
 def presets() -> tuple[str, ...]:
     """Return the names of all presets."""
     return tuple(_PRESETS)
+
+
+def parts_of(name: str) -> list[dict[str, Any]]:
+    """Return what a preset contains: the settings of an adapter, or of each part of a stack.
+
+    In `sites`, {qkv} stands for attn.q attn.k attn.v or attn.qkv, and {into_mlp} for mlp.gate and mlp.up as far as a base has them.
+    """
+    entry = _PRESETS[name]
+    return [dict(part) for part in (entry if isinstance(entry, list) else [entry])]

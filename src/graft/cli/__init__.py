@@ -7,6 +7,7 @@ verbs share, such as how a mistake is reported, is in frame.py.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -23,6 +24,8 @@ _PANELS = {
     "Look up": ("show", "kinds", "env"),
 }
 """The verbs under the headings of `graft --help`."""
+_LISTS = ("--tasks", "--harness")
+"""Options whose value is a list."""
 VERBS = tuple(verb for verbs in _PANELS.values() for verb in verbs)
 
 
@@ -74,4 +77,16 @@ def _print_version(wanted: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (of this process, unless arguments are given) and exit. A reader that goes away (`| head`) ends nothing."""
-    run(typer.main.get_command(build()), arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    run(typer.main.get_command(build()), _with_lists(given))
+
+
+def _with_lists(arguments: list[str]) -> list[str]:
+    """Join the parts of a list that is written with spaces: --tasks rte, mrpc is --tasks rte,mrpc."""
+    found: list[str] = []
+    for word in arguments:
+        if len(found) > 1 and found[-2] in _LISTS and found[-1].endswith(","):
+            found[-1] += word
+        else:
+            found.append(word)
+    return found

@@ -61,19 +61,65 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """Print a table on stdout. None makes an empty cell."""
+    """Print a table on stdout. None makes an empty cell.
+
+    Nothing is cut off: a table that is wider than the terminal is printed as a list, one line per cell.
+    """
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    cells = [["" if cell is None else visible(str(cell)) for cell in row] for row in rows]
     # `Text`, because rich reads markup such as [bold] in plain strings, and names may hold it.
     table = Table(title=None if title is None else Text(visible(title)), title_justify="left")
-    for name in columns:
-        table.add_column(Text(visible(name)))
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else visible(str(cell))) for cell in row))
-    terminal = sys.stdout.isatty()
+    columns = [visible(name) for name in columns]
+    natural = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    frame = 3 * len(columns) + 1
     # A pipe has no width: keep rows on one line there, so that scripts can read them.
-    console(width=None if terminal else 400).print(table)
+    screen = console(width=None if sys.stdout.isatty() else max(400, sum(natural) + frame))
+    widths = _fitted(
+        natural, [_longest_word(column) for column in zip(columns, *cells, strict=True)], screen.width - frame
+    )
+    if widths is None:
+        _print_list(columns, cells, title)
+        return
+    for name, width in zip(columns, widths, strict=True):
+        table.add_column(Text(name), width=width)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    screen.print(table)
+
+
+def _longest_word(column: Sequence[str]) -> int:
+    """Return the width of the longest part of a column that must stay on one line: a word, or a cell of digits."""
+    from rich.cells import cell_len
+
+    return max(
+        cell_len(word) for cell in column for word in (cell.split() if any(map(str.isalpha, cell)) else [cell]) or [""]
+    )
+
+
+def _fitted(natural: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
+    """Share the room among columns: each gets its least width, and what is left goes to those that need more. None: no room."""
+    widths = list(least)
+    if sum(widths) > room:
+        return None
+    while sum(widths) < min(room, sum(natural)):
+        narrow = min((at for at in range(len(widths)) if widths[at] < natural[at]), key=widths.__getitem__)
+        widths[narrow] += 1
+    return widths
+
+
+def _print_list(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str | None) -> None:
+    """Print each row of a table as its first cell, and below it a line for each other cell that is not empty."""
+    if title is not None:
+        typer.echo(visible(title))
+    width = max(map(len, columns))
+    for first, *others in cells:
+        typer.echo(f"{columns[0]} {first}".strip())
+        for name, cell in zip(columns[1:], others, strict=True):
+            if cell:
+                typer.echo(f"  {visible(name):<{width}}  {cell}")
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.common import AsJson, print_json, print_table
+from graft.cli.wording import between
 
 _SIDE = "Run or folder of results. FOLDER:NAME picks one of several adapters. Separate several seeds by commas."
 
@@ -63,7 +64,7 @@ def _row(each: Mapping[str, Any], seeds: bool) -> list[Any]:
         form.format(each["first"]),
         form.format(each["second"]),
         signed.format(each["difference"]),
-        None if interval is None else " to ".join(signed.format(bound) for bound in interval),
+        between(interval, signed),
         None if p_value is None else f"{p_value:.3g}",
         each.get("only_first"),
         each.get("only_second"),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from graft.cli.common import AsJson, print_json
-from graft.cli.evaluations import show, show_absent, show_all
+from graft.cli.eval_options import refuse_for_labels, refuse_for_vllm, refuse_settings, refuse_template
+from graft.cli.evaluations import CsvFile, LatexFile, show, show_absent, show_all, write_files
 from graft.cli.harness import ask_lm_eval
 from graft.cli.loading import (
     Adapters,
@@ -80,10 +80,11 @@ def command(
         ),
     ] = None,
     metric: Annotated[
-        Literal["auto", "exact", "numeric"] | None,
+        Literal["auto", "exact", "numeric", "text"] | None,
         typer.Option(
             "--metric",
-            help="For data files: compare whole texts (exact) or the numbers they give (numeric).",
+            help="For data files: compare whole texts (exact), the numbers they give (numeric), or free text (text: BLEU, ROUGE and "
+            "perplexity).",
             show_default=False,
         ),
     ] = None,
@@ -122,6 +123,8 @@ def command(
         Path | None,
         typer.Option("--out", help="Folder of results. Default: eval/ in the run folder, or here.", show_default=False),
     ] = None,
+    csv: CsvFile = None,
+    latex: LatexFile = None,
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
@@ -163,12 +166,12 @@ def command(
         limits.plain("lm-eval" if harness is not None else "a data file")
     settings = own.model_copy(update={**changes, "limit": limits.default})
     if wanted or harness is not None:
-        _refuse_settings({**changes, "beams": beams})
-        _refuse_template(template, protocol or own.protocol if wanted else "lm-eval")
+        refuse_settings({**changes, "beams": beams})
+        refuse_template(template, protocol or own.protocol if wanted else "lm-eval")
     elif protocol is not None:
         raise GraftError("--protocol is for benchmarks: name them with --tasks, or in the run's eval.tasks")
     if engine == "vllm":
-        _refuse_for_vllm(bool(wanted), protocol or own.protocol, cache, device)
+        refuse_for_vllm(bool(wanted), protocol or own.protocol, cache, device)
         # vLLM takes the GPU. Our copy of the base only provides its name, context and adapters, and generates nothing.
         device, dtype = "cpu", _dtype_for_vllm(run, dtype)
     elif harness is not None and cache != "dynamic":
@@ -178,12 +181,17 @@ def command(
     folder = out or (run / "eval" if run is not None else Path("eval"))
     if harness is not None:
         names = [name.strip() for name in harness.split(",")]
-        ask_lm_eval(loaded, names, data or own.data, folder, limit=settings.limit, overwrite=overwrite, as_json=as_json)
+        found = ask_lm_eval(
+            loaded, names, data or own.data, folder, limit=settings.limit, overwrite=overwrite, as_json=as_json
+        )
+        write_files(found, csv, latex)
         return
     if wanted:
-        _benchmarks(
+        refuse_for_labels(loaded, protocol)
+        found = _benchmarks(
             loaded, wanted, protocol or own.protocol, data or own.data, folder, settings, limits, overwrite, as_json
         )
+        write_files(found, csv, latex)
         return
     from graft.evaluation import evaluate_jobs
     from graft.evaluation.evaluating import given_source
@@ -193,6 +201,7 @@ def command(
         found = evaluate_jobs(
             loaded, rows, folder, settings=settings, beams=beams or 1, progress=progress, overwrite=overwrite
         )
+    write_files(found, csv, latex)
     if as_json:
         print_json(found[0] if len(found) == 1 else {"evaluations": found})
         return
@@ -209,33 +218,6 @@ def _own_settings(run: Path | None) -> EvalConfig:
 
 def _is_file(data: str | None) -> bool:
     return data is not None and Path(data).is_file()
-
-
-def _refuse_settings(given: Mapping[str, Any]) -> None:
-    """Raise `GraftError` for options that a benchmark's protocol fixes, so that they would have no effect."""
-    from graft.errors import GraftError
-
-    for name in ("metric", "max_new_tokens", "beams"):
-        if given.get(name) is not None:
-            raise GraftError(
-                f"--{name.replace('_', '-')} is for data files only, because the protocol of a benchmark fixes it: leave it out"
-            )
-
-
-def _refuse_for_vllm(benchmarks: bool, protocol: str, cache: str, device: str | None) -> None:
-    """Raise `GraftError` for what vLLM cannot do and for options that would have no effect with it."""
-    from graft.errors import GraftError, require
-
-    require("vllm", "vllm")
-    if not benchmarks or protocol == "rank":
-        raise GraftError(
-            "--engine vllm generates answers to benchmarks only: name them with --tasks, under a protocol other than rank "
-            "(Graft itself computes likelihoods and losses)"
-        )
-    if cache != "dynamic" or device is not None:
-        raise GraftError(
-            "--cache and --device have no effect with --engine vllm, which chooses its own cache and GPU: leave them out"
-        )
 
 
 def _dtype_for_vllm(run: Path | None, dtype: Dtype) -> Dtype:
@@ -261,17 +243,6 @@ def _with_engine(loaded: LoadedModel, engine: str, cache: CacheKind) -> LoadedMo
     return replace(loaded, engine=LocalEngine(loaded.base.model, cache))
 
 
-def _refuse_template(template: str | None, protocol: str) -> None:
-    """Raise `GraftError` for a template if the protocol has its own prompts, so that the template would have no effect."""
-    from graft.errors import GraftError
-    from graft.evaluation.protocols import PROTOCOLS, OutputProtocol
-
-    rules = PROTOCOLS.get(protocol)
-    asks_by_template = isinstance(rules, OutputProtocol) and rules.prompt is None
-    if template is not None and not asks_by_template and (rules is not None or protocol == "lm-eval"):
-        raise GraftError(f"--template has no effect, because {protocol} has its own prompts: leave it out")
-
-
 def _benchmarks(
     loaded: LoadedModel,
     names: list[str],
@@ -282,7 +253,7 @@ def _benchmarks(
     limits: Limits,
     overwrite: bool,
     as_json: bool,
-) -> None:
+) -> list[dict[str, Any]]:
     from graft.evaluation import evaluate_tasks
 
     found = evaluate_tasks(
@@ -291,6 +262,7 @@ def _benchmarks(
     )  # fmt: skip
     if as_json:
         print_json(found)
-        return
-    show_all(found["tasks"])
-    show_absent(found["absent"])
+    else:
+        show_all(found["tasks"])
+        show_absent(found["absent"])
+    return found["tasks"]

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from graft.cli.common import print_table
+from graft.cli.wording import between, counted, rounded
 
 COUNTS = {
     "wrong": "wrong", "unextractable": "unextractable", "no_room": "no room", "truncated": "truncated", "f1": "F1",
     "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman", "stop_rate": "stopped", "tokens": "tokens",
-    "text_bleu": "BLEU", "loss": "loss", "gained": "gained", "margin": "margin",
+    "text_bleu": "BLEU",
+    "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "perplexity": "perplexity",
+    "loss": "loss", "gained": "gained", "margin": "margin",
 }  # fmt: skip
 """Key of a score in a result -> the heading of its column. Only the columns that a result has are printed."""
 SHOWN_CLASSES = 12
 """Most classes of a confusion matrix that is printed."""
+
+
+CsvFile = Annotated[
+    Path | None,
+    typer.Option("--csv", help="Also write the table of scores and intervals to this CSV file.", show_default=False),
+]
+LatexFile = Annotated[
+    Path | None,
+    typer.Option("--latex", help="Also write the table to this file, in LaTeX for booktabs.", show_default=False),
+]
+
+
+def write_files(results: Sequence[Mapping[str, Any]], csv: Path | None, latex: Path | None) -> None:
+    """Write the results side by side to the files that are named."""
+    from graft.evaluation.table_files import write_tables
+    from graft.evaluation.tables import group_tables
+
+    write_tables(group_tables(results), csv, latex)
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -32,12 +54,13 @@ def show(result: Mapping[str, Any]) -> None:
     typer.echo(f"{result['task']}: {_how(result)}")
     for each in found:
         if each.get("loss_samples", each["total"]) < each["total"]:
-            missing = each["total"] - each["loss_samples"]
-            typer.echo(
-                f"{each['name']}: {missing} of {each['total']} samples do not fit into the context and are not in the loss"
-            )
+            missing, total = each["total"] - each["loss_samples"], counted(each["total"], "sample")
+            typer.echo(f"{each['name']}: {missing} of {total} too long for the context and left out of the loss")
     for each in found:
         _show_confusion(each)
+    if "majority" in result:
+        majority = result["majority"]
+        typer.echo(f"always {majority['label']!r}, the most frequent class: accuracy {majority['accuracy']:.1%}")
     show_overlap(result)
     if result.get("folder"):
         typer.echo(f"{result['folder']}/result.json, answers.jsonl")
@@ -48,7 +71,7 @@ def _show_confusion(each: Mapping[str, Any]) -> None:
     table = each.get("confusion")
     if table and len(table) <= SHOWN_CLASSES:
         rows = [[right, *(f"{count:,}" for count in given.values())] for right, given in table.items()]
-        print_table(["right \\ given", *table], rows, title=each["name"])
+        print_table(["true / predicted", *table], rows, title=each["name"])
 
 
 def show_all(results: Sequence[Mapping[str, Any]]) -> None:
@@ -68,9 +91,9 @@ def show_absent(absent: Sequence[Mapping[str, str]]) -> None:
 
 def _row(each: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     if "bleu" in each:
-        score = [each["total"], f"{each['bleu']:.2f}", _range(each["interval"], "{:.2f}")]
+        score = [each["total"], f"{each['bleu']:.2f}", between(each["interval"], "{:.2f}")]
     elif "accuracy" in each:
-        score = [f"{each['correct']}/{each['total']}", f"{each['accuracy']:.1%}", _range(each["interval"], "{:.1%}")]
+        score = [f"{each['correct']}/{each['total']}", f"{each['accuracy']:.1%}", between(each["interval"], "{:.1%}")]
     else:
         score = [each["total"]]
     normalised = [f"{each['normalised']['accuracy']:.1%}"] if "normalised" in each else []
@@ -81,12 +104,8 @@ def _count(name: str, each: Mapping[str, Any]) -> str | None:
     value, interval = each.get(name), each.get(f"{name}_interval")
     if value is None:
         return None
-    text = f"{value:.0%}" if name == "stop_rate" else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
-    return text if interval is None else f"{text} ({_range(interval, '{:.2f}')})"
-
-
-def _range(interval: Sequence[float] | None, form: str) -> str | None:
-    return None if interval is None else " - ".join(form.format(each) for each in interval)
+    text = f"{value:.0%}" if name == "stop_rate" else rounded(value) if isinstance(value, float) else f"{value:,}"
+    return text if interval is None else f"{text} ({between(interval, '{:.2f}')})"
 
 
 def _how(result: Mapping[str, Any]) -> str:
@@ -96,7 +115,7 @@ def _how(result: Mapping[str, Any]) -> str:
     parts = [f"{protocol['metric']} match" if "metric" in protocol else f"protocol {protocol['name']}"]
     if decoding is not None:
         parts.append("greedy" if decoding["beams"] == 1 else f"{decoding['beams']} beams")
-        parts.append(f"at most {decoding['max_new_tokens']} tokens")
+        parts.append(f"at most {counted(decoding['max_new_tokens'], 'token')}")
     elif "classes" in protocol:
         parts.append("the likeliest class" if protocol["classes"] else "values")
     else:
@@ -106,15 +125,14 @@ def _how(result: Mapping[str, Any]) -> str:
     check = (
         ""
         if checked is None
-        else f"self-check on {checked} {'prompts' if decoding is not None else 'questions'}; "
+        else f"self-check on {counted(checked, 'prompt' if decoding is not None else 'question')}; "
         if checked
         else f"no self-check in {result['dtype']}; "
     )
-    made = "" if "classes" in protocol else f"{tokens:,} tokens in "
-    first = f"the first {result['limit']:,} questions; " if result.get("limit") else ""
-    kept = (
-        f", {result['continued_from']} answers were kept from an earlier call" if result.get("continued_from") else ""
-    )
+    made = "" if "classes" in protocol else f"{counted(tokens, 'token')} in "
+    limit = result.get("limit")
+    first = f"the first {'question' if limit == 1 else f'{limit:,} questions'}; " if limit else ""
+    kept = f", {counted(result['continued_from'], 'answer')} reused" if result.get("continued_from") else ""
     return f"{', '.join(parts)}; {result['protocol_hash']}; {first}{check}{made}{result['seconds']:.1f} s{kept}"
 
 
@@ -126,8 +144,8 @@ def show_overlap(result: Mapping[str, Any]) -> None:
             typer.echo(f"overlap with {place} is unknown: {each['unknown']}")
         elif each["exact"] + each["near"]:
             typer.echo(
-                f"overlap: {each['exact']:,} of {each['questions']:,} questions are in {place} word for word, and {each['near']:,} "
-                f"more are similar to one there (similarity at least {each['threshold']:g})"
+                f"overlap: {each['exact']:,} of {counted(each['questions'], 'question')} word for word in {place}, and {each['near']:,} "
+                f"more similar to one there (similarity at least {each['threshold']:g})"
             )
         else:
-            typer.echo(f"overlap: none of the {each['questions']:,} questions is in {place}")
+            typer.echo(f"overlap: none of {counted(each['questions'], 'question')} in {place}")

@@ -10,6 +10,7 @@ import typer
 
 from graft.cli.common import print_json, print_table
 from graft.cli.evaluations import show_all, show_overlap
+from graft.cli.wording import counted
 
 if TYPE_CHECKING:
     from graft.generation.loaded import LoadedModel
@@ -24,7 +25,7 @@ def ask_lm_eval(
     limit: int | None,
     overwrite: bool,
     as_json: bool,
-) -> None:
+) -> list[dict[str, Any]]:
     """Evaluate all candidates, task by task. Each result is printed as soon as it is known, and all side by side at the end."""
     from graft.errors import require
 
@@ -37,6 +38,7 @@ def ask_lm_eval(
         print_json(found)
     else:
         show_all(found["tasks"])
+    return found["tasks"]
 
 
 def _show(result: Mapping[str, Any]) -> None:
@@ -47,16 +49,15 @@ def _show(result: Mapping[str, Any]) -> None:
         ["metric", *(each["name"] for each in found)], [[key, *(_cell(each, key) for each in found)] for key in metrics]
     )
     protocol = result["protocol"]
-    kept = f", {result['continued_from']} answers were kept from an earlier call" if result["continued_from"] else ""
+    examples = counted(protocol["num_fewshot"], "example")
+    kept = f", {counted(result['continued_from'], 'answer')} reused" if result["continued_from"] else ""
     typer.echo(
-        f"{result['task']}: {found[0]['total']:,} questions, lm-eval {protocol['version']}, {protocol['num_fewshot']} examples before "
-        f"each; {result['protocol_hash']}; {result['seconds']:.1f} s{kept}"
+        f"{result['task']}: {counted(found[0]['total'], 'question')}, lm-eval {protocol['version']}, {examples} before each; "
+        f"{result['protocol_hash']}; {result['seconds']:.1f} s{kept}"
     )
     for each in found:
         if each["cut"]:
-            typer.echo(
-                f"{each['name']}: lm-eval truncated {each['cut']:,} prompts that do not fit into the base's context"
-            )
+            typer.echo(f"{each['name']}: lm-eval truncated {counted(each['cut'], 'prompt')} to the base's context")
     show_overlap(result)
     if result["folder"]:
         typer.echo(f"{result['folder']}/result.json, answers.jsonl")

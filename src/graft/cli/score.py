@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.common import AsJson, print_facts, print_json
+from graft.cli.wording import between
 
 
 def command(
@@ -61,5 +62,5 @@ def command(
 def _shown(value: Any) -> Any:
     """Format a score with four digits, and an interval as two of them."""
     if isinstance(value, list):
-        return " - ".join(str(_shown(each)) for each in value)
+        return between(value, "{:.4f}")
     return f"{value:.4f}" if isinstance(value, float) else value

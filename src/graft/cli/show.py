@@ -8,7 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from graft.cli.common import AsJson, print_facts, print_json, print_table
+from graft.cli.evaluations import CsvFile, LatexFile, write_files
+from graft.cli.wording import rounded
 from graft.utils.clock import describe_times
+from graft.utils.terminal import visible
 
 
 def command(
@@ -16,9 +19,17 @@ def command(
         str,
         typer.Argument(
             metavar="[WHAT]",
-            help="A folder of runs, a run folder, a folder of results, or one of: presets, kinds, tasks, schema.",
+            help="A folder of runs, a run folder, a folder of results, a preset, or one of: presets, kinds, tasks, schema.",
         ),
     ] = "runs",
+    curve: Annotated[
+        Path | None,
+        typer.Option(
+            "--curve", help="Also write the loss curve of a run to this file (png, svg or pdf).", show_default=False
+        ),
+    ] = None,
+    csv: CsvFile = None,
+    latex: LatexFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the runs in a folder, one run with its results, or a list.
@@ -27,18 +38,41 @@ def command(
     protocols) and schema (the JSON schema of a run's YAML).
     """
     lists = {"presets": _presets, "kinds": _kinds, "tasks": _tasks, "schema": _schema}
+    is_run, is_result = (Path(what) / "config.yaml").is_file(), Path(what).is_dir() and _holds_results(Path(what))
+    _refuse_files(what, None if is_run else curve, None if is_run or is_result else csv or latex)
     if what in lists and not Path(what).exists():
         lists[what](as_json)
-    elif (Path(what) / "config.yaml").is_file():
-        _one_run(Path(what), as_json)
+    elif not Path(what).exists() and what in _preset_names():
+        _presets(as_json, what)
+    elif is_run:
+        _one_run(Path(what), as_json, curve)
+        write_files(_saved(Path(what) / "eval"), csv, latex)
     elif not Path(what).is_dir():
         from graft.errors import GraftError, did_you_mean
 
-        raise GraftError(f"there is no folder {what}.{did_you_mean(what, lists)} The lists are: {', '.join(lists)}")
-    elif _holds_results(Path(what)):
+        near = did_you_mean(what, (*lists, *_preset_names()))
+        raise GraftError(f"there is no folder {what}.{near} The lists are: {', '.join(lists)}")
+    elif is_result:
         _results(Path(what), as_json)
+        write_files(_saved(Path(what)), csv, latex)
     else:
         _runs(Path(what), as_json)
+
+
+def _refuse_files(what: str, curve: Path | None, table: Path | None) -> None:
+    """Raise `GraftError` for a file of something that WHAT does not have."""
+    from graft.errors import GraftError
+
+    if curve is not None:
+        raise GraftError(f"--curve is for the losses of one run, and {what} is none: graft show RUN --curve {curve}")
+    if table is not None:
+        raise GraftError(f"--csv and --latex are for results of evaluations, and {what} holds none")
+
+
+def _saved(folder: Path) -> list[Any]:
+    from graft.evaluation.tables import saved_results
+
+    return saved_results(folder)
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -95,8 +129,14 @@ def _minute(run: dict[str, Any]) -> str:
     return str(run["status"].get("updated", ""))[:16].replace("T", " ")
 
 
-def _one_run(folder: Path, as_json: bool) -> None:
+def _one_run(folder: Path, as_json: bool, curve: Path | None) -> None:
+    from graft.cli.curve import draw, loss_curves, save
+    from graft.runs.folder import RunFolder
+
     run = summary(folder)
+    curves = loss_curves(RunFolder(folder).metrics.read())
+    if curve is not None:
+        save(curves, curve)
     if as_json:
         print_json(run)
         return
@@ -107,11 +147,13 @@ def _one_run(folder: Path, as_json: bool) -> None:
         facts = {key: value for key, value in run[title].items() if key != "jobs"}
         if "time" in facts:
             facts["time"] = describe_times(facts["time"])
-        print_facts({f"  {key}": value for key, value in facts.items()})
+        print_facts({f"  {key}": rounded(value) for key, value in facts.items()})
         if len(run[title].get("jobs", ())) > 1:
             from graft.cli.jobs import show_jobs
 
             show_jobs(run[title])
+    if drawn := draw(curves):
+        typer.echo(f"\nLoss\n{visible(drawn)}")
     if _holds_results(folder / "eval"):
         typer.echo("\nEvaluations")
         _results(folder / "eval", as_json)
@@ -149,13 +191,23 @@ def _tasks(as_json: bool) -> None:
     print_facts({name: ", ".join(members) for name, members in GROUPS.items()})
 
 
-def _presets(as_json: bool) -> None:
+def _preset_names() -> tuple[str, ...]:
     from graft.adapters.presets import presets
 
+    return presets()
+
+
+def _presets(as_json: bool, name: str | None = None) -> None:
+    from graft.adapters.presets import parts_of, presets
+
+    found = {each: parts_of(each) for each in ([name] if name is not None else presets())}
     if as_json:
-        print_json(list(presets()))
-    else:
-        typer.echo("\n".join(presets()))
+        print_json(found)
+        return
+    for each, parts in found.items():
+        typer.echo(each)
+        for part in parts:
+            typer.echo("  " + ", ".join(f"{key} {value}" for key, value in part.items()))
 
 
 def _kinds(as_json: bool) -> None:

@@ -22,7 +22,8 @@ class EvalConfig(Section):
     """Number of samples to evaluate, from the start; null evaluates all."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Maximum length of an answer on data files, in tokens; for benchmarks the protocol sets it."""
-    metric: Literal["auto", "exact", "numeric"] = "auto"
-    """How answers on data files are compared: as text, or by the number they give; auto is numeric if every reference is a number."""
+    metric: Literal["auto", "exact", "numeric", "text"] = "auto"
+    """How answers on data files are compared: exact, as text; numeric, by the number they give; text, as free text, by BLEU, ROUGE and
+    perplexity too; auto is numeric if every reference is a number, else exact."""
     token_budget: int = Field(default=8192, ge=1)
     """Tokens per generation batch: the prompts and the room for their answers together."""

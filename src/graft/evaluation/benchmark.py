@@ -26,7 +26,7 @@ from graft.evaluation.answering import (
 from graft.evaluation.journal import Journal
 from graft.evaluation.protocols import Judgement, OutputProtocol, RankProtocol
 from graft.evaluation.ranking import rank_choices
-from graft.evaluation.scoring import Output, require_libraries, score_rankings, summary
+from graft.evaluation.scoring import Output, majority, require_libraries, score_rankings, summary
 from graft.evaluation.tasks import Record, Task
 from graft.generation.loaded import Candidate, LoadedModel
 
@@ -73,6 +73,8 @@ def evaluate_task(
                 loaded, items, judge, protocol.decoding(task), journal,
                 prompt=prompt, token_budget=token_budget, progress=progress,
             )  # fmt: skip
+        if task.answer == "class":
+            facts["majority"] = majority([record.gold for record in records])
         return write_result(
             loaded, items, header, journal, score, source=records[0].source, self_checked=checked, **facts
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,11 +31,10 @@ from graft.evaluation.answering import (
     write_result,
 )
 from graft.evaluation.answers import VERSION, Metric, choose_metric, extract
+from graft.evaluation.free_text import bleu_scores, require_text_libraries, rouge_scores
 from graft.evaluation.journal import Journal
-from graft.evaluation.metrics import bleu, bleu_metric
 from graft.evaluation.protocols.base import Judgement, digest_of
 from graft.evaluation.scoring import count_outcomes
-from graft.evaluation.statistics import score_interval
 from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.loss import sample_losses
 from graft.generation.requests import Decoding
@@ -132,9 +132,12 @@ def evaluate_data_file(
     Returns the content of result.json and, under `folder`, its folder.
     """
     header = describe_evaluation(loaded, evaluation.task, evaluation.protocol(loaded.candidates))
+    free = evaluation.metric == "text"
     # Encoder-decoders often write free text (translations, summaries), where BLEU says more than exact matches.
-    with_bleu = loaded.base.task == "seq2seq" and evaluation.metric == "exact"
-    if with_bleu:
+    with_bleu = free or (loaded.base.task == "seq2seq" and evaluation.metric == "exact")
+    if free:
+        require_text_libraries()
+    elif with_bleu:
         require("sacrebleu", "eval")
 
     def judge(item: Item, text: str) -> Judgement:
@@ -151,18 +154,18 @@ def evaluate_data_file(
         losses = _losses(loaded, evaluation)
 
         def score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
-            shares = count_outcomes([judgement(line) for line in lines])
-            return {**shares, **(_bleu(lines) if with_bleu else {}), **losses[candidate.name]}
+            found = {**count_outcomes([judgement(line) for line in lines]), **losses[candidate.name]}
+            texts, right = [line["answer"] for line in lines], [line["reference"] for line in lines]
+            found |= bleu_scores(texts, right) if with_bleu else {}
+            if free:
+                loss = found["loss"]
+                found |= {
+                    **rouge_scores(texts, right),
+                    "perplexity": None if loss is None else math.exp(min(loss, 700)),
+                }
+            return found
 
         return write_result(loaded, evaluation.items, header, journal, score, self_checked=checked, **facts)
-
-
-def _bleu(lines: Sequence[Line]) -> dict[str, Any]:
-    """Return the BLEU of all answers together, with the settings of the protocol `bleu`, and its interval."""
-    texts, right = [line["answer"].strip() for line in lines], [line["reference"] for line in lines]
-    interval = score_interval(bleu(texts, [(each,) for each in right]), len(texts)) if len(texts) > 1 else None
-    score = bleu_metric().corpus_score(texts, [right]).score
-    return {"text_bleu": score, "text_bleu_interval": None if interval is None else list(interval)}
 
 
 def _losses(loaded: LoadedModel, evaluation: Evaluation) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from graft.errors import GraftError
+from graft.evaluation.answers import value_of
 from graft.evaluation.comparison import paired, pooled, pooled_scores, resampled
 from graft.evaluation.metrics import CLASS_METRICS, CORRELATIONS, Statistic, accuracy, all_places, bleu
 from graft.evaluation.results import NO_ADAPTER, CandidateAnswers, Question, read_answers
@@ -37,6 +38,8 @@ def compare(first: str, second: str) -> dict[str, Any]:
         raise GraftError(
             f"seeds are compared in pairs, but {first} names {len(sides[0])} and {second} {len(sides[1])}: give equally many of both"
         )
+    for text, side in zip((first, second), sides, strict=True):
+        _check_seeds(text, side)
     # An evaluation (task, protocol hash) is compared if every seed of both sides has it.
     keys = [set.intersection(*({one.key for one in seed} for seed in side)) for side in sides]
     shared = sorted(keys[0] & keys[1])
@@ -59,6 +62,22 @@ def compare(first: str, second: str) -> dict[str, Any]:
         "settings": differing_settings(*([one for pair in chosen for one in pair[side]] for side in (0, 1))),
         "skipped": skipped,
     }
+
+
+def _check_seeds(text: str, side: Sequence[Side]) -> None:
+    """Raise `GraftError` if the seeds of one side have other adapters or bases, because their mean would be of unlike models."""
+    found: dict[str, list[str]] = {}
+    for seed in side:
+        for name, value in seed[0].settings.items():
+            if name.startswith(("adapter.", "base.", "evaluated.base")) and not name.endswith("seed"):
+                found.setdefault(name, []).append(repr(value))
+    for name, values in found.items():
+        if len(values) < len(side) or len(set(values)) > 1:
+            given = ", ".join(dict.fromkeys([*values, *(["none"] if len(values) < len(side) else [])]))
+            raise GraftError(
+                f"{text} names several models as seeds of one, but they differ in {name} ({given}): only seeds of the same adapter on "
+                "the same base can be averaged. Compare the others one by one"
+            )
 
 
 def differing_settings(first: Side, second: Side) -> dict[str, list[Any]]:
@@ -138,7 +157,7 @@ def statistic(metric: str, answers: CandidateAnswers, questions: Sequence[Questi
         return CLASS_METRICS[metric](
             gold, given, answers.protocol.get("labels") or answers.protocol.get("classes") or ()
         )
-    numbers = [None if each is None else float(each) for each in given]
+    numbers = [None if each is None else value_of(each) for each in given]
     return CORRELATIONS[metric]([float(each) for each in gold], numbers)
 
 

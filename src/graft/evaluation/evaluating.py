@@ -22,6 +22,7 @@ from graft.evaluation import protocols, tasks
 from graft.evaluation.answering import Progress, result_folder
 from graft.evaluation.benchmark import evaluate_task
 from graft.evaluation.datafile import evaluate_data_file, make_evaluation
+from graft.evaluation.labelled_tasks import fitted, labelled_rows
 from graft.evaluation.labels import evaluate_labels
 from graft.evaluation.limits import Limits
 from graft.evaluation.overlaps import known_overlaps, questions_of_records
@@ -130,7 +131,7 @@ def evaluate_tasks(
 
     data: the folder of the benchmarks' files, a file if there is only one task, or None for the hub. settings: its limit and
     token_budget are used. limits: replace that limit, if tasks have limits of their own. bars: opens the progress bar of a
-    task. each: called with every result.
+    task. each: called with every result. Adapters that label texts are evaluated on the labels of the rows, without a protocol.
     Returns the results, the tasks of groups that the folder does not hold, and the averages over tasks.
     Raises `GraftError` before any question is asked: for unknown names, for a protocol that is not defined for a task, for a
     task that was named itself but has no file, for a limit of a task that is not evaluated, and for a row without an answer.
@@ -141,6 +142,9 @@ def evaluate_tasks(
     limits.check(tasks.select(wanted))
     # Load everything first, so that a mistake in the last task does not show after hours of evaluation.
     chosen, absent = _available_tasks(wanted, data)
+    if loaded.base.task in LABELLED:
+        found, left = _labelled(loaded, chosen, data, out, settings.token_budget, limits, overwrite, bars, each)
+        return {"protocol": loaded.base.task, "tasks": found, "absent": [*absent, *left], "averages": averages(found)}
     rules = [protocols.get(protocol, task) for task in chosen]
     samples = [task.load(data, limits.of(task)) for task in chosen]
     overlaps = known_overlaps(
@@ -157,6 +161,35 @@ def evaluate_tasks(
         if each is not None:
             each(result)
     return {"protocol": protocol, "tasks": results, "absent": absent, "averages": averages(results)}
+
+
+def _labelled(
+    loaded: LoadedModel,
+    chosen: Sequence[Task],
+    data: str | Path | None,
+    out: Path | None,
+    token_budget: int,
+    limits: Limits,
+    overwrite: bool,
+    bars: Bars | None,
+    each: Callable[[dict[str, Any]], None] | None,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Evaluate adapters that label texts. Returns the results, and which adapters have other classes than a task."""
+    kind = str(loaded.base.task)
+    read = [fitted(loaded, task, labelled_rows(task, kind, data, limits.of(task))) for task in chosen]
+    results, left = [], []
+    for number, (task, (own, samples, others)) in enumerate(zip(chosen, read, strict=True), start=1):
+        left += [{"task": task.name, "reason": f"{name} was trained with other classes"} for name in others]
+        overlap = known_overlaps(own, {task.name: questions_of(samples)})[task.name]
+        with bars(f"{task.name} ({number} of {len(chosen)})") if bars is not None else nullcontext() as progress:
+            result = evaluate_labels(
+                own, task.name, samples, out, token_budget=token_budget, progress=progress, overwrite=overwrite,
+                limit=limits.of(task), overlap=overlap,
+            )  # fmt: skip
+        results.append(result)
+        if each is not None:
+            each(result)
+    return results, left
 
 
 def _available_tasks(names: Sequence[str], data: str | Path | None) -> tuple[list[Task], list[dict[str, str]]]:

@@ -42,7 +42,7 @@ from graft.evaluation.answering import (
 )
 from graft.evaluation.journal import Journal
 from graft.evaluation.protocols.base import Judgement
-from graft.evaluation.scoring import Output, summary
+from graft.evaluation.scoring import Output, majority, summary
 from graft.evaluation.tasks import Task
 from graft.evaluation.tasks.wording import FixedChoices
 from graft.generation.batching import routed
@@ -102,6 +102,8 @@ def evaluate_labels(
         def score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
             return _score(labelling_of(candidate), task, items, lines)
 
+        if labelling_of(loaded.candidates[0]).task == "classification":
+            facts["majority"] = majority([item.expected for item in items])
         return write_result(loaded, items, header, journal, score, self_checked=None, **facts)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from graft.errors import GraftError, require
 from graft.evaluation import protocols
+from graft.evaluation.answers import value_of
 from graft.evaluation.metrics import (
     CLASS_METRICS,
     CORRELATIONS,
@@ -116,6 +117,12 @@ def _accuracy_scores(judgements: Sequence[Judgement]) -> dict[str, Any]:
     return {**count_outcomes(judgements), "bootstrap_interval": list(bootstrap_interval(right))}
 
 
+def majority(golds: Sequence[str]) -> dict[str, Any]:
+    """Return the most frequent right answer and the accuracy of always giving it, to compare a classifier with."""
+    label, count = Counter(golds).most_common(1)[0]
+    return {"label": label, "accuracy": count / len(golds)}
+
+
 def score_rankings(rankings: Sequence[Ranking]) -> dict[str, Any]:
     """Score choices that were ranked by likelihood: by their summed log-likelihood and, as `normalised`, by length."""
     return {
@@ -127,7 +134,7 @@ def score_rankings(rankings: Sequence[Ranking]) -> dict[str, Any]:
 def score_correlations(task: Task, outputs: Sequence[Output], judgements: Sequence[Judgement]) -> dict[str, Any]:
     """Correlate the outputs that hold a number with the right ones; None if there are too few. Also count those without one."""
     gold = [float(output.gold) for output in outputs]
-    given = [None if judgement.extracted is None else float(judgement.extracted) for judgement in judgements]
+    given = [None if judgement.extracted is None else value_of(judgement.extracted) for judgement in judgements]
     pairs = [pair for pair in zip(gold, given, strict=True) if pair[1] is not None]
     varied = len(pairs) > 1 and all(len(set(side)) > 1 for side in zip(*pairs, strict=True))
     library = require("scipy.stats", "eval")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from graft.config import AnyRun, EvalConfig
 from graft.errors import GraftError, require
 from graft.evaluation import protocols, tasks
+from graft.evaluation.free_text import require_text_libraries
 from graft.evaluation.scoring import require_libraries
 
 
@@ -25,6 +26,8 @@ def refuse_unusable(run: AnyRun) -> None:
     """
     refuse_names(run)
     for job in run.each().values():
+        if job.eval.metric == "text":
+            require_text_libraries()
         for task in tasks.select(job.eval.tasks):
             require_libraries(task)
             if job.eval.protocol == "math-verify":

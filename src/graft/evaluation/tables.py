@@ -1,13 +1,17 @@
 """Put results side by side: one table per protocol, with a row per task, a column per candidate, and the average below.
 
+A score stands with its 95 % interval. That of the average follows from the intervals of the tasks (MOVER: Zou and Donner 2008,
+Stat. Med. 27:1693).
+
 The average is the unweighted mean over tasks, as in the tables of papers: each task counts once, whatever its number of
 questions. A table holds results of one protocol only, so scores of different protocols never share a column.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,20 @@ SCORES = {"accuracy": "accuracy", "bleu": "BLEU", "pearson": "Pearson"}
 """The score that a table shows, and its name there. It is the first of these that a result has."""
 
 Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of one candidate, as a table shows it."""
+
+    task: str
+    total: int | None
+    """Number of questions; None for an average."""
+    candidate: str
+    name: str
+    """accuracy, BLEU, Pearson, or the name of a metric of lm-eval."""
+    value: float | None
+    interval: Sequence[float] | None
 
 
 @dataclass(frozen=True)
@@ -39,21 +57,50 @@ class Table:
         means = averages(self.results)
         most = max((mean["tasks"] for mean in means.values()), default=0)
         if most > 1:
-            cells = [f"{means[name]['accuracy']:.1%}" if name in means else None for name in self.candidates]
+            cells = [_shown(_mean_score(means[name])) if name in means else None for name in self.candidates]
             found.append([f"average of {most} tasks", None, *cells])
+        return found
+
+    def scores(self) -> list[Score]:
+        """Return the same as a list of scores, in the order of the rows, with the average last."""
+        found = [score for result in self.results for score in _scores(result)]
+        means = averages(self.results)
+        if max((mean["tasks"] for mean in means.values()), default=0) > 1:
+            found += [replace(_mean_score(mean), candidate=name) for name, mean in means.items()]
         return found
 
 
 def averages(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """Return candidate -> mean accuracy over the tasks that have one, and the number of these tasks."""
-    found: dict[str, list[float]] = {}
+    """Return candidate -> mean accuracy over the tasks that have one, the number of these tasks, and the interval of the mean.
+
+    The interval is None if a task has none.
+    """
+    found: dict[str, list[Result]] = {}
     for result in results:
         for each in result["results"]:
             if "accuracy" in each:
-                found.setdefault(each["name"], []).append(each["accuracy"])
+                found.setdefault(each["name"], []).append(each)
     most = max(map(len, found.values()), default=0)
     # A mean over fewer tasks than another candidate's would look comparable without being so. It is left out.
-    return {name: {"accuracy": sum(a) / len(a), "tasks": len(a)} for name, a in found.items() if len(a) == most}
+    return {
+        name: {"accuracy": sum(each["accuracy"] for each in own) / most, "tasks": most, "interval": _mean_interval(own)}
+        for name, own in found.items()
+        if len(own) == most
+    }
+
+
+def _mean_interval(own: Sequence[Result]) -> list[float] | None:
+    """Return the interval of a mean of independent accuracies: its distances to the mean are those of the tasks, added in squares."""
+    intervals = [each["interval"] for each in own if each.get("interval") is not None]
+    if len(intervals) < len(own):
+        return None
+    mean = sum(each["accuracy"] for each in own) / len(own)
+    low, high = (
+        math.hypot(*(each["accuracy"] - interval[side] for each, interval in zip(own, intervals, strict=True)))
+        / len(own)
+        for side in (0, 1)
+    )
+    return [mean - low, mean + high]
 
 
 def group_tables(results: Sequence[Result]) -> list[Table]:
@@ -84,27 +131,52 @@ def _in(folder: Path, name: str) -> list[Path]:
 
 
 def _together(table: Sequence[Result], result: Result) -> bool:
-    if "metric" in result["protocol"]:  # each data file has a protocol of its own
+    if _is_data_file(result):
         return False
     return _protocol(table[0]) == _protocol(result) and all(each["task"] != result["task"] for each in table)
 
 
 def _protocol(result: Result) -> str:
     protocol = result["protocol"]
-    if "metric" in protocol:
-        return f"{protocol['metric']} match {result['protocol_hash']}"
+    if _is_data_file(result):
+        what = f"{protocol['metric']} match" if "metric" in protocol else protocol["name"]
+        return f"{what} {result['protocol_hash']}"
     return f"{protocol['name']}, version {protocol['version']}"
 
 
+def _is_data_file(result: Result) -> bool:
+    """Whether the questions come from a data file. Each has a protocol of its own; that of labels or pairs has no version."""
+    return "metric" in result["protocol"] or "version" not in result["protocol"]
+
+
 def _rows(result: Result, names: Sequence[str]) -> list[list[Any]]:
-    total, metrics = result["results"][0]["total"], _metrics(result)
-    if not metrics:
-        return [[result["task"], total, *(_cell(result, name) for name in names)]]
-    of_name = {each["name"]: each["metrics"] for each in result["results"]}
-    return [
-        [f"{result['task']} {key}", total, *(_number(of_name.get(name, {}).get(key)) for name in names)]
-        for key in metrics
-    ]
+    total, scores = result["results"][0]["total"], _scores(result)
+    kinds = list(dict.fromkeys(score.name for score in scores)) if _metrics(result) else [None]
+    rows = []
+    for kind in kinds:
+        own = {score.candidate: _shown(score) for score in scores if kind in (None, score.name)}
+        rows.append([f"{result['task']} {kind}" if kind else result["task"], total, *(own.get(name) for name in names)])
+    return rows
+
+
+def _scores(result: Result) -> list[Score]:
+    """Return the scores of a result that tables show: one per candidate, and of lm-eval one per metric too."""
+    found = []
+    for each in result["results"]:
+        for key in _metrics(result):
+            found.append(
+                Score(result["task"], each["total"], each["name"], key, each.get("metrics", {}).get(key), None)
+            )
+        if not _metrics(result):
+            kind = next((kind for kind in SCORES if each.get(kind) is not None), None)
+            interval = each.get("interval", each.get(f"{kind}_interval"))
+            name, value = (SCORES[kind], each[kind]) if kind is not None else ("", None)
+            found.append(Score(result["task"], each["total"], each["name"], name, value, interval))
+    return found
+
+
+def _mean_score(mean: Mapping[str, Any]) -> Score:
+    return Score(f"average of {mean['tasks']} tasks", None, "", "accuracy", mean["accuracy"], mean["interval"])
 
 
 def _metrics(result: Result) -> list[str]:
@@ -113,16 +185,14 @@ def _metrics(result: Result) -> list[str]:
     return [key for key in keys if not key.partition(",")[0].endswith("_stderr")]
 
 
-def _number(value: Any) -> str | None:
-    return f"{value:.4f}" if isinstance(value, float) else None if value is None else str(value)
-
-
-def _cell(result: Result, name: str) -> str | None:
-    found = next((each for each in result["results"] if each["name"] == name), None)
-    if found is None:
-        return None
-    kind = next((kind for kind in SCORES if found.get(kind) is not None), None)
-    if kind is None:
-        return "-"
-    value = found[kind]
-    return f"{value:.1%}" if kind == "accuracy" else f"{value:.2f} {SCORES[kind]}"
+def _shown(score: Score) -> str | None:
+    """Write a score with its interval."""
+    if score.value is None:
+        return "-" if score.name == "" else None
+    if score.name not in SCORES.values():  # of lm-eval, with its number of digits
+        return f"{score.value:.4f}" if isinstance(score.value, float) else str(score.value)
+    form, unit = ("{:.1%}", "") if score.name == "accuracy" else ("{:.2f}", f" {score.name}")
+    text = form.format(score.value) + unit
+    if score.interval is None:
+        return text
+    return f"{text} (from {form.format(score.interval[0])} to {form.format(score.interval[1])})"

@@ -79,7 +79,7 @@ class _Reader:
         self._at = re.compile(_OPENING + _ADVERB + _OPENING + self._label)
         self._before = re.compile(
             rf"(?P<word>\b\w+[ ]+)??{_OPENING}{self._label}[\"')\]{BOX_CLOSE}]*[ ]{_BE}[ ]+(?i:therefore|thus|indeed|clearly|also)?[ ]*"
-            rf"(?i:the[ ]+)?(?:(?:{_QUALITY}[ ]+)*(?i:answer|option|choice)\b|"
+            rf"(?i:(?:the|my)[ ]+)?(?:(?:{_QUALITY}[ ]+)*(?i:answer|option|choice)\b|"
             r"(?i:correct|right)(?i:[ ]one)?(?=\s*(?:[.,;!\n]|$|(?i:because|since|as)\b)))"
         )
         self._chosen = re.compile(
@@ -87,6 +87,7 @@ class _Reader:
             rf"\b(?i:matches|match|is|be|gives|to|with)[ ]+(?={_NAMED}[ ]))[ ]*:?{_OPENING}{self._label}"
         )
         self._line = re.compile(rf"(?m)^[\"'(\[>#\- \t]*{self._label}(?:[\"'(]*[)\].:,](?!\w)|[\"')\].]*[ \t]*$)")
+        self._bare = re.compile(rf"[>#\-]*{_OPENING}{self._label}[\"')\].!{BOX_CLOSE}\s]*")
         self._bracketed = re.compile(rf"(?<!\w)\(?{self._label}\)")
 
     def stated(self, segment: str) -> list[str]:
@@ -125,7 +126,7 @@ class _Reader:
         )
 
     def alone(self, segment: str) -> list[str]:
-        """Return the label that the first line begins with, or that is the whole last line."""
+        """Return the label that the first line begins with, or that is the whole last line; two if both lines are labels."""
         lines = [line for line in segment.splitlines() if line.strip()]
         if not lines:
             return []
@@ -137,8 +138,10 @@ class _Reader:
             found = self._taken(lines[0], first)
             if len(found) == 1:
                 return found
-        last = re.fullmatch(rf"[>#\-]*{_OPENING}{self._label}[\"')\].!{BOX_CLOSE}\s]*", lines[-1])
-        return [self._known[last["label"].casefold()]] if last is not None else []
+        bare = [self._bare.fullmatch(line) for line in (lines[0], lines[-1])]
+        if bare[1] is None:
+            return []
+        return list(dict.fromkeys(self._known[match["label"].casefold()] for match in bare if match is not None))
 
     def _is_heading(self, match: re.Match[str]) -> bool:
         """Whether the line begins with "A:", which stands for "Answer:"."""

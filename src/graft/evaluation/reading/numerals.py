@@ -52,10 +52,12 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _PART_OF_MORE = re.compile(
-    rf"[ ]?{OPAQUE}|[abcdeinpqrtuvwxyz](?![A-Za-z])|[ ][xyzn](?![A-Za-z'])(?![ ]*\d)|\((?=[\dA-Za-z])|[\^_#]|/[ ]?[\d({OPAQUE}]|\.\(?\d|'\d"
+    rf"\.?[ ]?{OPAQUE}|[abcdeinpqrtuvwxyz](?![A-Za-z])|[ ][xyzn](?![A-Za-z'])(?![ ]*\d)|\((?=[\dA-Za-z])|[\^_#]|"
+    rf"/[ ]?[\d({OPAQUE}]|\.\(?\d|'\d"
 )
 """What follows a number that is only a part of an expression."""
 _WORDED = re.compile(r"(?i)[ ]*(?:[A-Za-z]+[ ]+)?and[ ]+(a|one|three)[ -]+(half|quarter|quarters|fourth|fourths)\b")
+_FUNCTION = re.compile(r"(?i)\b(?:log|ln|sin|cos|tan|sqrt|exp)[ ]*\(?[ ]*$")
 _LABELLED = re.compile(
     r"(?i)\b(?:steps?|equation|eq\.|figure|fig\.|case|method|option|choice|question|problem|example)[ ]*[(#]?$"
 )
@@ -95,6 +97,8 @@ def numerals(text: str) -> Iterator[Numeral]:
 def _is_part(text: str, start: int, end: int) -> bool:
     """Whether the number at these places is only a part of an expression, such as 2x or x/2."""
     before = text[max(0, start - 2) : start]
+    if _FUNCTION.search(text[max(0, start - 8) : start]):
+        return True
     pair = re.fullmatch(r"-?\d+,\d+", text[start:end]) is not None
     return (
         _PART_OF_MORE.match(text, end) is not None

@@ -75,6 +75,8 @@ def statements(segment: str) -> Iterator[Statement]:
     for found in re.finditer(f"{BOX_OPEN}([^{BOX_OPEN}{BOX_CLOSE}]*)({BOX_CLOSE}|$)", segment):
         # A box that is not closed was cut off, and its content with it.
         content = found[1].strip() if found[2] else ""
+        if found[2] and not content:
+            continue
         joined = end > 0 and before != content and _BETWEEN_BOXES.fullmatch(segment, end, found.start()) is not None
         yield Statement("box", True, found.start(), found.end(), content, joined)
         end, before = found.end(), content

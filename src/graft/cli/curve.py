@@ -1,0 +1,77 @@
+"""The losses of a run as a curve: in characters for the terminal, and as a file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Points = list[tuple[int, float]]
+"""(step of the job, loss)"""
+
+MARKS = ".ox+*#%@"
+"""The signs of the curves, in their order; with more curves they repeat."""
+_LOSSES = ("loss", "validation_loss")
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Points]:
+    """Collect the losses of the lines of metrics.jsonl: name of a curve -> its points. Losses that are not finite are left out."""
+    found: dict[tuple[str, str], Points] = {}
+    for line in metrics:
+        for name in _LOSSES:
+            loss, step = line.get(name), line.get("job_step", line.get("step"))
+            if isinstance(loss, (int, float)) and math.isfinite(loss) and isinstance(step, int):
+                found.setdefault((str(line.get("job", "")), name), []).append((step, float(loss)))
+    several = len({job for job, _ in found}) > 1
+    return {
+        f"{job}: {name}" if several else name: points
+        for (job, raw), points in found.items()
+        for name in [raw.replace("_", " ")]
+    }
+
+
+def draw(curves: Mapping[str, Points], width: int = 64, height: int = 12) -> str:
+    """Return the curves in characters, with the range of losses and steps at the axes; an empty text for fewer than two points."""
+    points = [point for own in curves.values() for point in own]
+    if len(points) < 2:
+        return ""
+    (left, right), (low, high) = ((min(side), max(side)) for side in zip(*points, strict=True))
+    grid = [[" "] * width for _ in range(height)]
+    for mark, own in zip(_marks(curves), curves.values(), strict=True):
+        for step, loss in own:
+            column = round((step - left) / ((right - left) or 1) * (width - 1))
+            row = round((high - loss) / ((high - low) or 1) * (height - 1))
+            grid[row][column] = mark
+    labels = [f"{high:.4g}", *[""] * (height - 2), f"{low:.4g}"]
+    margin = max(map(len, labels))
+    lines = [f"{label:>{margin}} | {''.join(row).rstrip()}" for label, row in zip(labels, grid, strict=True)]
+    steps = f"{left}{right:>{width - len(str(left))}}"
+    named = "   ".join(f"{mark} {name}" for mark, name in zip(_marks(curves), curves, strict=True))
+    return "\n".join([*lines, f"{' ' * margin} +{'-' * (width + 1)}", f"{' ' * margin}   {steps}", f"step; {named}"])
+
+
+def save(curves: Mapping[str, Points], path: Path) -> None:
+    """Write the curves as a picture. Raises `GraftError` for another kind of file, for no losses, and without matplotlib."""
+    from graft.errors import GraftError, require
+    from graft.utils.files import explain_write_errors
+
+    if path.suffix.lower() not in _FORMATS:
+        raise GraftError(f"a loss curve is written as {', '.join(_FORMATS)}; given {path}")
+    if not curves:
+        raise GraftError("the run has no losses to draw yet")
+    require("matplotlib", "report").use("Agg")
+    pyplot = require("matplotlib.pyplot", "report")
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), label=name, marker="o" if "validation" in name else None, markersize=3)
+    axes.set(xlabel="step", ylabel="loss per supervised token")
+    axes.legend()
+    with explain_write_errors(path):
+        figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _marks(curves: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    return [MARKS[at % len(MARKS)] for at in range(len(curves))]
