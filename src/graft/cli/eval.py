@@ -114,7 +114,8 @@ def command(
         Literal["dynamic", "static", "compiled"],
         typer.Option(
             "--cache",
-            help="KV cache of Graft's generation: grows with each token, allocated in full, or in full with torch.compile.",
+            help="Key-value cache: dynamic grows per token, static has its full length at once, compiled is static under "
+            "torch.compile.",
         ),
     ] = "dynamic",
     fields: Fields = None,
