@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from graft.cli import build
 from graft.errors import GraftError
 from graft.evaluation import protocols, tasks
-from graft.evaluation.tables import averages, group_tables
+from graft.evaluation.tables import average_intervals, averages, group_tables
 from graft.run import Run
 from graft.utils.jsonl import JsonLines
 from tests.runs_at_hand import make_run
@@ -158,6 +158,19 @@ def test_the_run_says_what_is_evaluated_and_show_prints_it_again(run: Path, data
     assert f"not finished: {folder}; give the same command again" in graft_command("show", run).stdout
     with pytest.raises(GraftError, match="there is no folder task. Did you mean 'tasks'?"):
         graft_command("show", "task")
+
+
+def test_the_interval_of_an_average_follows_from_those_of_its_tasks() -> None:
+    """Two equal tasks: the interval of the mean is narrower by the root of 2."""
+    score = {"name": "base", "total": 9, "accuracy": 0.5, "interval": [0.4, 0.7]}
+    some = [
+        {"task": task, "protocol": {"name": "strict", "version": 2}, "protocol_hash": task, "results": [score]}
+        for task in "ab"
+    ]
+    assert average_intervals(some) == {"base": pytest.approx([0.5 - 0.1 / 2**0.5, 0.5 + 0.2 / 2**0.5])}
+    assert average_intervals([*some, {**some[0], "results": [{**score, "interval": None}]}]) == {}
+    (table,) = group_tables(some)
+    assert table.rows()[-1] == ["average of 2 tasks", None, "50.0% (from 42.9% to 64.1%)"]
 
 
 def test_a_table_holds_one_protocol_and_averages_count_tasks_once() -> None:

@@ -27,7 +27,7 @@ from graft.evaluation.labels import evaluate_labels
 from graft.evaluation.limits import Limits
 from graft.evaluation.overlaps import known_overlaps, questions_of_records
 from graft.evaluation.preferences import evaluate_preferences
-from graft.evaluation.tables import averages
+from graft.evaluation.tables import average_intervals, averages
 from graft.evaluation.tasks import Task
 from graft.generation.loaded import LoadedModel, load_candidates
 from graft.runs.folder import RunFolder
@@ -144,7 +144,7 @@ def evaluate_tasks(
     chosen, absent = _available_tasks(wanted, data)
     if loaded.base.task in LABELLED:
         found, left = _labelled(loaded, chosen, data, out, settings.token_budget, limits, overwrite, bars, each)
-        return {"protocol": loaded.base.task, "tasks": found, "absent": [*absent, *left], "averages": averages(found)}
+        return _summary(str(loaded.base.task), found, [*absent, *left])
     rules = [protocols.get(protocol, task) for task in chosen]
     samples = [task.load(data, limits.of(task)) for task in chosen]
     overlaps = known_overlaps(
@@ -160,7 +160,17 @@ def evaluate_tasks(
         results.append(result)
         if each is not None:
             each(result)
-    return {"protocol": protocol, "tasks": results, "absent": absent, "averages": averages(results)}
+    return _summary(protocol, results, absent)
+
+
+def _summary(protocol: str, results: list[dict[str, Any]], absent: list[dict[str, str]]) -> dict[str, Any]:
+    return {
+        "protocol": protocol,
+        "tasks": results,
+        "absent": absent,
+        "averages": averages(results),
+        "average_intervals": average_intervals(results),
+    }
 
 
 def _labelled(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +54,49 @@ class Table:
         Results of lm-eval have a row for each metric of a task, with lm-eval's number of digits; the average is of the accuracy.
         """
         found = [row for result in self.results for row in _rows(result, self.candidates)]
-        means = averages(self.results)
-        most = max((mean["tasks"] for mean in means.values()), default=0)
-        if most > 1:
-            cells = [_shown(_mean_score(means[name])) if name in means else None for name in self.candidates]
-            found.append([f"average of {most} tasks", None, *cells])
+        if means := self._averages():
+            shown = {mean.candidate: _shown(mean) for mean in means}
+            found.append([means[0].task, None, *(shown.get(name) for name in self.candidates)])
         return found
 
     def scores(self) -> list[Score]:
         """Return the same as a list of scores, in the order of the rows, with the average last."""
-        found = [score for result in self.results for score in _scores(result)]
-        means = averages(self.results)
-        if max((mean["tasks"] for mean in means.values()), default=0) > 1:
-            found += [replace(_mean_score(mean), candidate=name) for name, mean in means.items()]
-        return found
+        return [*(score for result in self.results for score in _scores(result)), *self._averages()]
+
+    def _averages(self) -> list[Score]:
+        """Return the averages of the candidates, if there are several tasks."""
+        intervals = average_intervals(self.results)
+        return [
+            Score(f"average of {mean['tasks']} tasks", None, name, "accuracy", mean["accuracy"], intervals.get(name))
+            for name, mean in averages(self.results).items()
+            if mean["tasks"] > 1
+        ]
 
 
 def averages(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """Return candidate -> mean accuracy over the tasks that have one, the number of these tasks, and the interval of the mean.
+    """Return candidate -> mean accuracy over the tasks that have one, and the number of these tasks."""
+    return {name: {"accuracy": _mean(own), "tasks": len(own)} for name, own in _averaged(results).items()}
 
-    The interval is None if a task has none.
+
+def average_intervals(results: Sequence[Result]) -> dict[str, list[float]]:
+    """Return candidate -> interval of its average. Candidates with a task that has no interval are left out.
+
+    The tasks are independent, so the distances of their bounds to their accuracies add in squares.
     """
+    found = {}
+    for name, own in _averaged(results).items():
+        intervals = [each["interval"] for each in own if each.get("interval") is not None]
+        if len(intervals) == len(own):
+            low, high = (
+                math.hypot(*(each["accuracy"] - bounds[side] for each, bounds in zip(own, intervals, strict=True)))
+                for side in (0, 1)
+            )
+            found[name] = [_mean(own) - low / len(own), _mean(own) + high / len(own)]
+    return found
+
+
+def _averaged(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return candidate -> its entries with an accuracy, for the candidates that are averaged."""
     found: dict[str, list[Result]] = {}
     for result in results:
         for each in result["results"]:
@@ -82,25 +104,11 @@ def averages(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
                 found.setdefault(each["name"], []).append(each)
     most = max(map(len, found.values()), default=0)
     # A mean over fewer tasks than another candidate's would look comparable without being so. It is left out.
-    return {
-        name: {"accuracy": sum(each["accuracy"] for each in own) / most, "tasks": most, "interval": _mean_interval(own)}
-        for name, own in found.items()
-        if len(own) == most
-    }
+    return {name: own for name, own in found.items() if len(own) == most}
 
 
-def _mean_interval(own: Sequence[Result]) -> list[float] | None:
-    """Return the interval of a mean of independent accuracies: its distances to the mean are those of the tasks, added in squares."""
-    intervals = [each["interval"] for each in own if each.get("interval") is not None]
-    if len(intervals) < len(own):
-        return None
-    mean = sum(each["accuracy"] for each in own) / len(own)
-    low, high = (
-        math.hypot(*(each["accuracy"] - interval[side] for each, interval in zip(own, intervals, strict=True)))
-        / len(own)
-        for side in (0, 1)
-    )
-    return [mean - low, mean + high]
+def _mean(own: Sequence[Result]) -> float:
+    return sum(each["accuracy"] for each in own) / len(own)
 
 
 def group_tables(results: Sequence[Result]) -> list[Table]:
@@ -173,10 +181,6 @@ def _scores(result: Result) -> list[Score]:
             name, value = (SCORES[kind], each[kind]) if kind is not None else ("", None)
             found.append(Score(result["task"], each["total"], each["name"], name, value, interval))
     return found
-
-
-def _mean_score(mean: Mapping[str, Any]) -> Score:
-    return Score(f"average of {mean['tasks']} tasks", None, "", "accuracy", mean["accuracy"], mean["interval"])
 
 
 def _metrics(result: Result) -> list[str]:
