@@ -41,7 +41,7 @@ def read_outputs(
     """
     if not file.is_file():
         raise GraftError(f"there is no file {file}")
-    if file_type(file) is None:
+    if file_type(file) in (None, ".txt"):
         texts = file.read_text(encoding="utf-8").splitlines()
         return _with_gold(
             file, [(text, number) for number, text in enumerate(texts, start=1)], _load_records(task, data, file)
