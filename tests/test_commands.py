@@ -47,6 +47,8 @@ def test_a_file_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     run.put("cancel", "a")
     (run.inbox / ".half.json.123.tmp").write_text("{")
     assert len(run.pending()) == 1 and len(run.take(0)) == 1
+    run.put("cancel", "b")  # the one who wrote it was killed
+    assert [path.name[0] for path in run.inbox.iterdir()] != ["."] and len(list(run.inbox.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,16 @@ def test_a_file_that_is_no_order_is_taken_with_what_is_wrong_and_those_around_it
     assert [(order["do"], order["job"]) for order in taken] == [("cancel", "a"), ("unknown", "by-hand.json")]
     assert taken[1]["reason"] and orders.pending() == [] and not orders.due(4)
     assert [order["do"] for order in CommandQueue(tmp_path).take(3)] == ["cancel", "unknown"]
+
+
+def test_orders_keep_their_order_when_the_clock_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([5_000, 3_000, 1_000, 9_000])
+    monkeypatch.setattr("graft.runs.commands.time.time_ns", lambda: next(clock))
+    orders = CommandQueue(tmp_path)
+    orders.put("cancel", "a")
+    orders.put("cancel", "b")
+    assert [order["job"] for order in orders.take(0)] == ["a", "b"]
+    orders.put("cancel", "c")
+    orders.put("cancel", "d")
+    assert [order["job"] for order in orders.take(1)] == ["c", "d"]
+    assert [order["id"][:20].lstrip("0") for order in orders.journal.read()] == ["5000", "5001", "5002", "9000"]

@@ -61,6 +61,9 @@ def test_a_run_goes_on_from_another_folder(project: Path, tmp_path: Path, monkey
     assert losses(project / "runs/a") == wanted and len(wanted) == 4
     assert RunFolder(project / "runs/a").config.data.validation == "../project/held.json"
     assert main_code("eval", project / "runs/a", "--max-new-tokens", "2") == 0
+    with monkeypatch.context() as other:  # answers that are there are used again, wherever the command is given
+        other.chdir(project)
+        assert main_code("eval", "runs/a", "--max-new-tokens", "2") == 0
     text = (project / "runs/a/config.yaml").read_text()
     assert "model: bases/small" in text and str(tmp_path) not in text
     run = graft.Run.load(project / "runs/a", "train.steps=1")

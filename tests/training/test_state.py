@@ -60,7 +60,7 @@ def test_a_checkpoint_that_does_not_hold_what_was_written_is_found_out(tmp_path:
 def test_a_full_disk_is_the_users_to_mend_and_the_checkpoint_before_still_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, plain, count = fresh(tmp_path / "run", settings={"save_every": 2}), state_module.save_file, [0]
+    engine, plain, count = fresh(tmp_path / "run", settings={"save_every": 2}), state_module.save_tensors, [0]
 
     def full(tensors: Any, path: Any) -> None:
         count[0] += 1
@@ -68,12 +68,12 @@ def test_a_full_disk_is_the_users_to_mend_and_the_checkpoint_before_still_stands
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         plain(tensors, path)
 
-    monkeypatch.setattr(state_module, "save_file", full)
+    monkeypatch.setattr(state_module, "save_tensors", full)
     with pytest.raises(GraftError, match="the disk is full"):
         engine.run()
     assert [path.name for path in sorted((tmp_path / "run/checkpoints").iterdir())] == ["000001", "last.json"]
     assert engine.folder.read_status()["state"] == "failed"
-    monkeypatch.setattr(state_module, "save_file", plain)
+    monkeypatch.setattr(state_module, "save_tensors", plain)
     assert fresh(tmp_path / "run").run(checkpoint=1) == "finished"
 
 

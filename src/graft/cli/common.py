@@ -140,11 +140,16 @@ def finish(folder: RunFolder, as_json: bool) -> None:
         print_json({"run": str(folder.path), **status, "adapters": adapters})
     else:
         for name, job in status["jobs"].items():
-            typer.echo(f"{name}: {job['ended'] or 'stopped'} at step {job['step']}/{job['steps']}{_losses(job)}")
+            unit = "job step" if len(status["jobs"]) > 1 else "step"
+            typer.echo(
+                f"{name}: {job['ended'] or 'stopped'} at {unit} {job['step']}/{job['steps']}{_losses(job, unit)}"
+            )
             if "error" in job:
                 typer.echo(f"{name}: {job['error']}", err=True)
         for path in adapters.values():
             typer.echo(f"adapter: {path}")
+        for line in _next(folder, status["state"]):
+            typer.echo(f"next: {line}")
     if status["state"] == "stopped":
         raise typer.Exit(STOPPED)
     failed = [job for job in status["jobs"].values() if job["ended"] == "failed"]
@@ -152,8 +157,19 @@ def finish(folder: RunFolder, as_json: bool) -> None:
         raise typer.Exit(2 if all(job["mistake"] for job in failed) else 1)
 
 
-def _losses(job: dict[str, Any]) -> str:
+def _next(folder: RunFolder, state: str) -> list[str]:
+    """The commands that usually follow a run."""
+    if state == "stopped":
+        return [f"graft resume {folder.path}"]
+    if not folder.adapters():
+        return []
+    data = next(iter(folder.jobs().values())).data
+    use = f"graft chat {folder.path}" if data.task in ("causal", "preference") else f"graft predict {folder.path} FILE"
+    return [f"graft eval {folder.path}{'' if data.validation else ' --data FILE'}", use, f"graft show {folder.path}"]
+
+
+def _losses(job: dict[str, Any], unit: str) -> str:
     loss, best = job["loss"], job["best"]
     return (f", loss {loss:.4f}" if loss is not None else "") + (
-        f", best validation loss {best['loss']:.4f} at step {best['step']}" if best else ""
+        f", best validation loss {best['loss']:.4f} at {unit} {best['step']}" if best else ""
     )

@@ -26,23 +26,36 @@ app = typer.Typer(
 @app.command("list")
 def list_jobs(run: Folder, as_json: AsJson = False) -> None:
     """List the jobs in the order of their submission, and the commands that the run has not carried out yet."""
-    status, placed = _known(run)[1:]
+    folder, status, placed = _known(run)
+    if not status.get("jobs"):  # before its first step a run says nothing about them
+        begun = {
+            "state": status.get("state", "waiting"),
+            "step": 0,
+            "steps": None,
+            "loss": None,
+            "best": None,
+            "ended": None,
+        }
+        status["jobs"] = {name: {**begun, "priority": folder.config.priority(name)} for name in folder.config.each()}
     if as_json:
         print_json({"run": str(run), "state": status.get("state"), "jobs": status.get("jobs", {}), "orders": placed})
         return
     show_jobs(status)
     for order in placed:
         typer.echo(f"waiting: {order['do']} {order['job']}")
+    if (state := status.get("state")) in ("killed", "stopped", "failed"):
+        how = f"failed: {status.get('error')}" if state == "failed" else f"was {state}"
+        typer.echo(f"The run {how}. Continue it with: graft resume {run}")
 
 
 def show_jobs(status: Mapping[str, Any]) -> None:
     """Print the jobs of a status.json as a table."""
     rows = [
-        [name, job.get("state"), job.get("priority"), f"{job['step']}/{job['steps']}", _digits(job["loss"]),
+        [name, job.get("state"), job.get("priority"), f"{job['step']}/{job['steps'] or '?'}", _digits(job["loss"]),
          _digits((job["best"] or {}).get("loss")), job.get("error")]
         for name, job in status.get("jobs", {}).items()
     ]  # fmt: skip
-    print_table(("job", "state", "priority", "step", "loss", "best validation", "error"), rows)
+    print_table(("job", "state", "priority", "job step", "loss", "best validation", "error"), rows)
 
 
 @app.command()
@@ -111,7 +124,7 @@ def _names(folder: RunFolder, status: dict[str, Any], placed: list[dict[str, Any
 
     taken = CommandQueue(folder.path).journal.read()  # a run writes its status every few seconds only
     submitted = [order["job"] for order in (*taken, *placed) if order["do"] == "submit"]
-    return list(dict.fromkeys([*status.get("jobs", folder.config.each()), *submitted]))
+    return list(dict.fromkeys([*(status.get("jobs") or folder.config.each()), *submitted]))
 
 
 def _of_live(run: Path, job: str) -> tuple[RunFolder, dict[str, Any]]:

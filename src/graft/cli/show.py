@@ -78,6 +78,7 @@ def _saved(folder: Path) -> list[Any]:
 def summary(folder: Path) -> dict[str, Any]:
     """Collect what the files of one run say, without importing anything heavy."""
     from graft.config.document import read_document
+    from graft.errors import GraftError
     from graft.runs.folder import RunFolder
 
     run = RunFolder(folder)
@@ -85,10 +86,12 @@ def summary(folder: Path) -> dict[str, Any]:
     adapter, jobs = config.get("adapter"), config.get("jobs")
     last: dict[str, Any] = {}
     for record in metrics:
+        if not isinstance(record, dict):
+            raise GraftError(f"{run.metrics.path} holds a line that is not a JSON object: {record!r}")
         last.update(record)
     return {
         "run": str(folder),
-        "base": (config.get("base") or {}).get("model"),
+        "base": base.get("model") if isinstance(base := config.get("base"), dict) else base,
         "adapter": f"{len(jobs)} jobs"
         if jobs
         else adapter.get("kind") or adapter.get("preset")
@@ -105,7 +108,7 @@ def summary(folder: Path) -> dict[str, Any]:
 def _runs(folder: Path, as_json: bool) -> None:
     from graft.runs.folder import find_runs
 
-    found = [summary(run.path) for run in find_runs(folder)]
+    found = [_summary_or_damage(run.path) for run in find_runs(folder)]
     if as_json:
         print_json(found)
     elif not found:
@@ -117,6 +120,18 @@ def _runs(folder: Path, as_json: bool) -> None:
             for run in found
         ]
         print_table(columns, rows)
+
+
+def _summary_or_damage(folder: Path) -> dict[str, Any]:
+    """The summary of a run or, of one whose files cannot be read, what is wrong; the other runs are shown all the same."""
+    from graft.errors import GraftError
+
+    try:
+        return summary(folder)
+    except (GraftError, OSError, UnicodeDecodeError) as error:
+        typer.echo(f"damaged: {folder}: {error}", err=True)
+        damaged = {"state": "damaged", "error": str(error)}
+        return {"run": str(folder), "base": None, "adapter": None, "status": damaged, "last_metrics": {}}
 
 
 def _progress(run: dict[str, Any]) -> tuple[Any, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 
 _FIELDS = (("base", "model"), ("base", "tokenizer"), ("data", "template"), ("train", "init_from"), ("eval", "data"))
 _SOURCES = (("data", "train"), ("data", "validation"))
+_BEYOND_TRAINING = ("init_from", "data")
+"""Fields that a run does without when it goes on: it has a copy of its first adapter, and evaluates nothing."""
 _NAMES = ("seedling", "auto", "chat", "plain", "alpaca", "llm-adapters")
 """Values of these fields that are never paths."""
 
@@ -24,10 +26,9 @@ def local_paths(data: Mapping[str, Any]) -> list[str]:
 
 
 def lost_paths(data: Mapping[str, Any], known: Sequence[str]) -> list[str]:
-    """Return the paths in a run's plain values that are among `known` and lead to nothing from the working directory."""
-    return sorted(
-        {value for node, key in _places(data) if (value := node[key]) in known and not _is_there(Path(), value)}
-    )
+    """Return the paths that a run needs to go on, are among `known`, and lead to nothing from the working directory."""
+    needed = {node[key] for node, key in _places(data) if key not in _BEYOND_TRAINING}
+    return sorted(value for value in needed & set(known) if not _is_there(Path(), value))
 
 
 def relocate(data: dict[str, Any], started_in: Sequence[Path]) -> None:

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from graft.data.datasets import TokenDataset
 from graft.data.report import DataReport
+from graft.errors import GraftError
 from graft.utils.files import explain_write_errors
 from graft.utils.temporary import temporary
 
@@ -57,7 +58,7 @@ def _code() -> str:
 
 
 def store(folder: Path, key: str, stored: Stored) -> None:
-    """Write data to the cache, atomically. Raises `GraftError` if the disk is full."""
+    """Write data to the cache, atomically. Raises `GraftError` if the disk is full, or if there can be no such folder."""
     train, validation, report = stored
     path = _path(folder, key)
     arrays = {f"train.{name}": array for name, array in _arrays(train).items()}
@@ -69,11 +70,16 @@ def store(folder: Path, key: str, stored: Stored) -> None:
         "validation": json.dumps(None if validation is None else validation.sources),
         "sha256": _checksum(arrays),
     }
-    with explain_write_errors(path):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary(path) as fresh:
-            save_file(arrays, fresh, metadata=about)
-            os.replace(fresh, path)
+    except OSError as error:
+        raise GraftError(
+            f"the cache of tokenised data cannot be kept in {folder} ({error.strerror}): set the variable GRAFT_CACHE to a folder that can "
+            "be written, or data.cache to false"
+        ) from error
+    with explain_write_errors(path), temporary(path) as fresh:
+        save_file(arrays, fresh, metadata=about)
+        os.replace(fresh, path)
 
 
 def fetch(folder: Path, key: str) -> tuple[Stored | None, str | None]:

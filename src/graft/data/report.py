@@ -95,6 +95,28 @@ class DataReport:
             return f"pairs of answers, {self.train.supervised_share:.0%} of their tokens"
         return f"{self.train.supervised_share:.0%} of their tokens supervised"
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A sentence for training and for validation data of which rows were left out or shortened: how many, and why."""
+        return tuple(
+            said for counts in (self.train, self.validation) if counts is not None and (said := self._left_out(counts))
+        )
+
+    def _left_out(self, counts: Counts) -> str:
+        reasons = {
+            f"longer than {self.max_length:,} tokens": counts.dropped,
+            "with an empty answer": counts.empty,
+            "without an answer": counts.unanswered,
+            "with two equal answers": counts.same,
+            "not to be trained on": counts.masked,
+        }
+        why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items() if number)
+        rows, out = ("validation rows" if counts is self.validation else "rows"), sum(reasons.values())
+        said = f"{out:,} of {counts.rows:,} {rows} are left out: {why}." if out else ""
+        cut = f"{counts.cut:,} of {counts.rows:,} {rows} have a shortened prompt." if counts.cut else ""
+        split = f"{counts.split:,} of {counts.rows:,} {rows} are split into several samples." if counts.split else ""
+        return " ".join(filter(None, (said, cut, split)))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         return asdict(self)

@@ -160,7 +160,7 @@ def _check_about(folder: Path, about: Mapping[str, Any]) -> None:
         return
     before = {"engine": "graft", **read_json(path)}  # older files name no engine
     for name in ("task", "protocol_hash", "base", "dtype", "engine"):
-        if before.get(name) != about[name]:
+        if _without_place(before.get(name)) != _without_place(about[name]):
             raise GraftError(
                 f"{folder / ANSWERS} belongs to another {name.replace('_', ' ')}: {before.get(name)}, now {about[name]}. {_WAY_OUT}"
             )
@@ -174,6 +174,11 @@ def _check_about(folder: Path, about: Mapping[str, Any]) -> None:
                 raise GraftError(
                     f"{folder / ANSWERS} holds answers of '{name}' with other {words} ({candidate.get(what)}, now {now[what]}). {_WAY_OUT}"
                 )
+
+
+def _without_place(value: Any) -> Any:
+    """A base without its name, which says where it lies: that may change, and its digest tells it from others."""
+    return {key: each for key, each in value.items() if key != "model"} if isinstance(value, Mapping) else value
 
 
 def _check_line(where: str, line: Any, about: Mapping[str, Any], questions: Questions) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from graft.errors import GraftError
 from graft.utils.files import write_json_atomic
 from graft.utils.jsonl import JsonLines, read_json
+from graft.utils.temporary import remove_if_left
 
 Command = dict[str, Any]
 """{"do": submit, cancel or priority; "job": name}; submit also has "config", and priority has "priority". A file without a valid command
@@ -42,7 +43,11 @@ class CommandQueue:
     def put(self, do: str, job: str, **more: Any) -> None:
         """Give a command. The run takes it before its next step, or when it is resumed."""
         self.inbox.mkdir(parents=True, exist_ok=True)
-        number = f"{time.time_ns():020d}-{os.getpid()}"
+        for left in self.inbox.glob(".*.tmp"):  # of a process that was killed while it gave a command
+            remove_if_left(left)
+        before = [path.stem for path in self._files()] + [command["id"] for command in self.journal.read()]
+        latest = max((int(each[:20]) for each in before if each[:20].isdecimal()), default=0)
+        number = f"{max(time.time_ns(), latest + 1):020d}-{os.getpid()}"  # the clock may have gone back
         write_json_atomic(self.inbox / f"{number}.json", {"id": number, "do": do, "job": job, **more})
 
     def pending(self) -> list[Command]:

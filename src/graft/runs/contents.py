@@ -21,6 +21,7 @@ FOLDERS = ("adapters", "checkpoints", "eval")
 _TOP = ("status.json", "metrics.jsonl", "events.jsonl", "samples.jsonl", "config.yaml", "lock.json")
 _ADAPTER = (
     "adapter_config.json", "adapter_model.safetensors", "template.json", "chat_template.jinja", "task.json", "README.md",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 _FILES = {
     "adapters/*": _ADAPTER,
@@ -50,6 +51,11 @@ _UNFINISHED = (
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run: its configuration, and a lock.json or status.json that Graft wrote."""
     return (folder / "config.yaml").is_file() and _is_marked(folder)
+
+
+def may_be_run(folder: Path) -> bool:
+    """Whether a folder looks like that of a run whose files are damaged."""
+    return all((folder / name).is_dir() for name in FOLDERS)
 
 
 def is_vacant(folder: Path) -> bool:

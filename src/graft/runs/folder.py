@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from graft.errors import GraftError
 from graft.runs.claim import claim, file_system, is_alive, is_claimed
-from graft.runs.contents import FOLDERS, delete_run, is_run, is_vacant
+from graft.runs.contents import FOLDERS, delete_run, is_run, is_vacant, may_be_run
 from graft.runs.surroundings import surroundings
 from graft.utils.files import explain_write_errors, recover_dir, write_json_atomic
 from graft.utils.jsonl import JsonLines, read_json
@@ -130,10 +130,11 @@ class RunFolder:
 
     def check_vacant(self, overwrite: bool = False) -> None:
         """Raise `GraftError`, and touch nothing, unless a new run may begin here: in an empty folder or, with `overwrite`, in a run's."""
-        if self.path.exists() and not self.path.is_dir():
+        if os.path.lexists(self.path) and not self.path.is_dir():
             raise GraftError(f"{self.path} is a file: name a folder for the run")
-        if is_vacant(self.path):
-            return
+        with explain_write_errors(self.path):
+            if is_vacant(self.path):
+                return
         if not is_run(self.path):
             raise GraftError(f"{self.path} holds files that are not a run: name a new or empty folder")
         if not overwrite:
@@ -171,7 +172,10 @@ class RunFolder:
         write_json_atomic(self.path / "status.json", {**made, **record})
 
     def read_status(self) -> dict[str, Any]:
-        """Return the content of status.json (empty if there is none). A run that was running and that nobody trains now is "killed"."""
+        """Return the content of status.json (empty if there is none). A run that was running and that nobody trains now is "killed".
+
+        The jobs of a run that nobody trains have its state, unless they ended before.
+        """
         status = self._status()
         if status.get("state") == "running":
             claimed = is_claimed(self.path)
@@ -179,6 +183,9 @@ class RunFolder:
             free = claimed is False and (here or file_system(self.path) is None)
             if free or (claimed is None and here and not is_alive(status.get("pid"))):
                 status["state"] = "killed"
+        if status.get("state") in ("killed", "stopped", "failed"):
+            for job in status.get("jobs", {}).values():
+                job["state"] = job.get("ended") or status["state"]
         return status
 
     def last_status(self) -> dict[str, Any]:
@@ -225,9 +232,9 @@ class RunFolder:
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
-    """Find the runs in a folder and up to two levels below, sorted by path. Raises `GraftError` if there is no such folder."""
+    """Find the runs, also damaged ones, in a folder and two levels below, by path. Raises `GraftError` if there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise GraftError(f"there is no folder {folder} to look for runs in")
     configs = sorted(path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + "config.yaml"))
-    return [RunFolder(path.parent) for path in configs if is_run(path.parent)]
+    return [RunFolder(path.parent) for path in configs if is_run(path.parent) or may_be_run(path.parent)]

@@ -47,11 +47,11 @@ class Commands:
             elif command["do"] == "cancel":
                 job.ended = "cancelled"
                 self.recorder.event("cancelled", job=job.name, step=step)
-                self.recorder.say(f"step {step}  {job.name} is cancelled")
+                self.recorder.say(f"{self.recorder.at(step)}  {job.name} is cancelled")
             else:
                 job.priority = command["priority"]
                 self.recorder.event("priority", job=job.name, step=step, priority=job.priority)
-                self.recorder.say(f"step {step}  {job.name} has priority {job.priority}")
+                self.recorder.say(f"{self.recorder.at(step)}  {job.name} has priority {job.priority}")
 
     def _ignore(self, command: Command, reason: str) -> None:
         self.recorder.event("ignored", order=command, reason=reason)
@@ -80,4 +80,4 @@ class Commands:
         self.pool.add(job)
         self.recorder.reporter.total += job.steps
         self.recorder.event("submitted", job=name, step=step, steps=job.steps)
-        self.recorder.say(f"step {step}  {name} joins with {job.steps:,} steps")
+        self.recorder.say(f"{self.recorder.at(step)}  {name} joins with {job.steps:,} steps")

@@ -119,6 +119,11 @@ class Engine:
                 return self._end()
         except NonFinite as error:
             self._record_failure(error, batch=str(save_failed_batch(self.folder, error)))
+            if checkpoint is not None and self.step == checkpoint:
+                raise GraftError(
+                    f"the run in {self.folder.path} has diverged and cannot go on from step {checkpoint}: {error}. Train it again with "
+                    "other settings (--overwrite, or in a new folder)"
+                ) from error
             raise
         except BaseException as error:
             self._record_failure(error)
@@ -236,14 +241,16 @@ class Engine:
         self.recorder.validated(self.step, job, scores, best)
         if job.ended == "early":
             self.recorder.event("early_stop", job=job.name, step=self.step, best=job.best)
-            self.recorder.say(f"{job.name}: no improvement in {job.stale} validations, stopped at step {self.step}")
+            self.recorder.say(
+                f"{job.name}: no improvement in {job.stale} validations, stopped at {self.recorder.at(self.step)}"
+            )
         return best
 
     def _end_halved(self) -> None:
         """End the jobs that lose at their rung."""
         for job in self.pool.halving.decide(self.jobs):
             self.recorder.event("halved", job=job.name, step=self.step, best=job.best)
-            self.recorder.say(f"step {self.step}  {job.name}: ended at its rung, step {job.step}")
+            self.recorder.say(f"{self.recorder.at(self.step)}  {job.name}: ended at its rung, job step {job.step}")
 
     def _fail_job(self, job: Job, error: Exception) -> None:
         """Note that a job failed; it leaves when the session ends. The only job of a run raises its error, which ends the run."""
@@ -276,7 +283,7 @@ class Engine:
         self.recorder.ended(self.step, state)
         if state == "stopped":
             self.recorder.say(
-                f"Stopped at step {self.step}; everything is saved. Continue with: graft resume {self.folder.path}"
+                f"Stopped at {self.recorder.at(self.step)}; everything is saved. Continue with: graft resume {self.folder.path}"
             )
         return state
 

@@ -27,6 +27,7 @@ def publish(parts: RunParts, folder: RunFolder, job: Job, last_loss: float | Non
     facts: dict[str, Any] = {
         "Data": f"{', '.join(source.name for source in part.data.report.sources)}: {counts.samples:,} samples, "
         f"{counts.tokens:,} tokens, {_supervised(part)}",
+        **({"Left out": " ".join(part.data.report.left_out)} if part.data.report.left_out else {}),
         "Classes" if part.data.classes else "Template": f"{template.name} ({template.digest[:12]})",
         "Hardware": f"{parts.base.device}, {str(parts.base.dtype).removeprefix('torch.')}, {layout} batches",
     }

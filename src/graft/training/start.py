@@ -145,7 +145,8 @@ def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Repo
     reporter.say(
         f"{folder.path}: '{job.name}' with {count:,} parameters on {parts.base.name} ({parts.base.device}, "
         f"{str(parts.base.dtype).removeprefix('torch.')}); {data.train.samples:,} samples{held}, "
-        f"{data.learnt}; {job.steps:,} steps" + (f", from step {checkpoint}" if checkpoint else "")
+        f"{data.learnt}; {job.steps:,} steps"
+        + (f", from {'run ' * (len(parts.members) > 1)}step {checkpoint}" if checkpoint else "")
     )
     if (note := reference_note(part.config)) is not None:
         reporter.say(note)
@@ -153,7 +154,7 @@ def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Repo
         reporter.show(str(summary(parts.base.model)), data, f"Sample 1, trained on where it is {LEARNT}:")
         reporter.show(coloured(part.data.train[0], parts.base.tokenizer, classes=part.data.classes))
         return
-    for note in data.notes:
+    for note in (*data.left_out, *data.notes):
         reporter.say(note)
 
 

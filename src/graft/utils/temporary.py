@@ -30,7 +30,8 @@ def temporary(final: Path, *, folder: bool = False) -> Iterator[Path]:
     try:
         yield path
     finally:
-        _remove(path)
+        if os.path.lexists(path):  # it was not renamed
+            _remove(path)
         os.close(descriptor)
 
 

@@ -24,6 +24,8 @@ from graft.training.rows import Row
 
 PROOF_ROWS = 4
 """Most short rows that a proof runs."""
+NOT_FINITE = "losses of the first batch are not finite, so the layouts cannot be compared"
+"""The reason where an adapter has diverged, or the base overflows. The step itself will name the job and its samples."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def decide(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher)
                 "train.layout is flat, but samples with labels and answers of a decoder run padded: set train.layout to auto or padded"
             )
         decision = _compare(forward, rows, longest_row(jobs), padded)
-    if wanted == "flat" and decision.layout != "flat":
+    if wanted == "flat" and decision.layout != "flat" and decision.reason != NOT_FINITE:
         raise GraftError(
             f"train.layout is flat, but this model cannot run flat: {decision.reason}. Set train.layout to auto or padded"
         )
@@ -116,6 +118,8 @@ def _compare(forward: Forward, rows: Sequence[Row], longest: Row, batcher: Batch
     """
     flat_batcher, short = replace(batcher, layout="flat"), rows[0]
     padded = [token_losses(forward, each, batcher) for each in (rows, [short], [longest])]
+    if not all(bool(each.isfinite().all()) for each in padded):
+        return Decision("padded", None, NOT_FINITE)
     try:
         with laid_out(forward.model, "flat"):
             flat = [token_losses(forward, each, flat_batcher) for each in (rows, [short, longest])]

@@ -48,7 +48,8 @@ class Reporter:
         return bar
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
-        """Show that `step` optimiser steps were taken, over all jobs. Several jobs show their losses by name."""
+        """Show that `step` optimiser steps were taken, over all jobs. Several jobs show their losses by name, and their steps together."""
+        unit = "job steps" if "losses" in metrics else "step"
         losses = "  ".join(f"{name} {loss:.4f}" for name, loss in metrics.get("losses", {}).items())
         text = (
             (losses or f"loss {metrics['loss']:.4f}{_pairs(metrics)}  lr {metrics['lr']:.2e}")
@@ -57,10 +58,10 @@ class Reporter:
         )
         if self.live:
             self._bar = self._bar or self._start()
-            self._bar.update(self._task, completed=step, description=text)
+            self._bar.update(self._task, completed=step, description=f"{unit}  {text}")
         elif step in (1, self.total) or time.monotonic() - self._shown >= PLAIN_SECONDS:
             self._shown = time.monotonic()
-            self.say(f"step {step}/{self.total}  {text}  {self._left(step)}")
+            self.say(f"{unit} {step}/{self.total}  {text}  {self._left(step)}")
 
     def _left(self, step: int) -> str:
         seconds = (time.monotonic() - self._started) / max(1, step - self.first) * (self.total - step)

@@ -97,10 +97,14 @@ class Recorder:
             f"Kernels: {found.kernels}" if found.reason is None else f"Liger's kernels cannot be used: {found.reason}"
         )
 
+    def at(self, step: int) -> str:
+        """Name a step of the run, as apart from those of its jobs where there are several."""
+        return f"run step {step}" if len(self.pool.jobs) + len(self.pool.failed) > 1 else f"step {step}"
+
     def validated(self, step: int, job: Job, scores: Mapping[str, float], best: bool) -> None:
         """Record a job's validation."""
         self.record(step, job, {"epoch": round(job.epochs_done, 4), **scores})
-        self.say(f"step {step}  {job.name}: {in_words(scores)}{'  (best)' if best else ''}")
+        self.say(f"{self.at(step)}  {job.name}: {in_words(scores)}{'  (best)' if best else ''}")
 
     def job_failed(self, step: int, job: str, error: Exception, **facts: Any) -> str:
         """Record that a job failed: an event with the error and, where it is not the user's mistake, its trace. Returns its message."""
@@ -108,7 +112,7 @@ class Recorder:
         if not isinstance(error, GraftError):
             facts["trace"] = "".join(traceback.format_exception(error))
         self.event("job_failed", job=job, step=step, error=said, **facts)
-        self.say(f"step {step}  {job} failed and is taken out; the others go on: {said}")
+        self.say(f"{self.at(step)}  {job} failed and is taken out; the others go on: {said}")
         return said
 
     @timed("books")
