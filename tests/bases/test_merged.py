@@ -22,8 +22,8 @@ def tied(family: str) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if family == "t5":
-            sizes = {"vocab_size": 258, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-            config = transformers.T5Config(**sizes, decoder_start_token_id=0)
+            sizes: Any = {"vocab_size": 258, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+            config = transformers.T5Config(**sizes, **{"decoder_start_token_id": 0})
             return transformers.T5ForConditionalGeneration(config).eval().requires_grad_(False)
         if family == "gemma2":
             config = transformers.Gemma2Config(
