@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,52 @@ def test_the_report_as_json_keeps_clean_sets(check: Any, world: Path) -> None:
 
 def test_a_folder_of_tasks_without_a_task_is_refused(check: Any, world: Path) -> None:
     assert check("--data", world)[0] == 2
+
+
+def test_the_command_at_the_end_trains_what_was_checked(check: Any, world: Path) -> None:
+    code, out = check("train.lr=1e-3", "data.system=it's")
+    assert code == 0
+    assert out.splitlines()[-1] == (
+        f"No problems found. Start with: graft train {world / 'run.yaml'} train.lr=1e-3 'data.system=it'\"'\"'s'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["train.lr=3"], "train.lr is 3"),
+        (["adapter.rank=33"], "rank 33 is above the width of model.layers.0.self_attn.q_proj (32 to 32 features)"),
+        (["adapter={kind: series, bottleneck: 64}"], "bottleneck 64 is above the width"),
+        (["train.batch_size=13"], "train.batch_size is 13, but there are only 12 training samples"),
+        (["adapter=[{kind: lora, rank: 2}, {kind: ia3}, {kind: lora, rank: 2}]"], "adapters 1 and 3 of the stack are the same"),
+        (["adapter={kind: full, sites: linear embed}"], "of the base's"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_is_seldom_meant_is_asked_about(check: Any, changes: list[str], words: str) -> None:
+    code, out = check(*changes, "--json")
+    assert code == 0
+    (question,) = [each for each in json.loads(out)["questions"] if words in each]
+    assert question
+
+
+def test_a_usual_run_raises_no_question(check: Any) -> None:
+    assert json.loads(check("--json")[1])["questions"] == []
+
+
+@pytest.mark.parametrize(("tokens", "room"), [(0, 256), (8, 248)])
+def test_no_length_is_proposed_that_the_base_cannot_hold(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: int, room: int
+) -> None:
+    adapter = f"{{kind: prefix, tokens: {tokens}, positions: after_prefix}}" if tokens else "{kind: lora, rank: 2}"
+    for length, proposed in (
+        (room - 60, f"data.max_length={room}"),
+        (room + 9, f"The base has room for {room}, so not"),
+    ):
+        (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "x" * length, "completion": "y"}) + "\n")
+        with pytest.raises(SystemExit) as end:
+            main(["check", str(world / "run.yaml"), f"adapter={adapter}", f"data.train={tmp_path / 'long.jsonl'}",
+                  "data.template=plain", "data.max_length=20"])  # fmt: skip
+        said = capsys.readouterr().err
+        assert end.value.code == 2
+        assert proposed in said or f"data.max_length={-(-(length + 2) // 8) * 8}" in said, said
+        assert all(int(n) <= room for n in re.findall(r"data.max_length=(\d+) ", said)), said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
@@ -63,6 +64,9 @@ def command(
     else:
         for name, report in reports.items():
             _show(report, name if many else None)
+        if not any(report.problems for report in reports.values()):
+            typer.secho("No problems found. ", fg=typer.colors.GREEN, bold=True, nl=False)
+            typer.echo(f"Start with: {_start(target, changes or [])}")
     if any(report.problems for report in reports.values()):
         raise typer.Exit(2)
 
@@ -103,8 +107,14 @@ def _show(report: CheckReport, job: str | None) -> None:
         _show_pairs(found, console)
     for problem in report.problems:
         console.print(f"[bold red]Problem[/]   {escape(problem)}")
-    if not report.problems:
-        console.print("[bold green]No problems found.[/] Start with: graft train")
+    for question in report.questions:
+        console.print(f"[bold yellow]Question[/]  {escape(question)}")
+
+
+def _start(target: Path, changes: list[str]) -> str:
+    """Return the command that trains what was checked. A run folder is not trained into again, so it gets a new one."""
+    new = ["--out", f"{target.resolve().with_name(target.resolve().name + '-2')}"] if target.is_dir() else []
+    return shlex.join(["graft", "train", str(target), *changes, *new])
 
 
 def _show_samples(report: CheckReport, console: Console) -> None:

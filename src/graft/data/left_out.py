@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from graft.config.data import DataConfig, SourceConfig
 from graft.data.report import DataReport
@@ -10,8 +10,15 @@ from graft.data.samples import Example, Rejected, Sample
 from graft.errors import GraftError
 
 
-def check_lengths(config: DataConfig, parts: Sequence[tuple[Sequence[Sample], Sequence[Example | Rejected]]]) -> None:
-    """Raise `GraftError` for overlong samples if `overlong` is error. The message offers the ways out."""
+def check_lengths(
+    config: DataConfig,
+    parts: Sequence[tuple[Sequence[Sample], Sequence[Example | Rejected]]],
+    room: Callable[[], int | None],
+) -> None:
+    """Raise `GraftError` for overlong samples if `overlong` is error. The message offers the ways out that the base allows.
+
+    room: returns how many tokens the base holds, None if there is no limit.
+    """
     if config.overlong != "error":
         return
     pairs = [pair for samples, found in parts for pair in zip(samples, found, strict=True)]
@@ -20,13 +27,19 @@ def check_lengths(config: DataConfig, parts: Sequence[tuple[Sequence[Sample], Se
         return
     longest, sample = max(long, key=lambda pair: pair[0])
     documents = config.task == "causal" and all(len(one.messages) == 1 for _, one in long)
+    most, rounded = room(), -(-longest // 8) * 8
+    if most is None or longest <= most:
+        wanted, length = "Choose one", ""
+        whole = f"  data.max_length={min(rounded, most or rounded):<13} keeps every sample whole\n"
+    else:
+        wanted, whole = f"The base has room for {most:,}, so not every sample can stay whole. Choose one", ""
+        length = f" data.max_length={most}" if most != config.max_length else ""
     raise GraftError(
         f"{len(long):,} of {len(pairs):,} samples are longer than data.max_length={config.max_length} tokens; the longest "
-        f"has {longest:,} ({sample.where}). Choose one:\n"
-        f"  data.max_length={-(-longest // 8) * 8:<13} keeps every sample whole\n"
-        "  data.overlong=drop            leaves these samples out\n"
-        "  data.overlong=truncate_prompt shortens their questions, never an answer"
-        + ("\n  data.overlong=split           cuts documents into pieces" if documents else "")
+        f"has {longest:,} ({sample.where}). {wanted}:\n{whole}"
+        f"  data.overlong=drop{length}            leaves these samples out\n"
+        f"  data.overlong=truncate_prompt{length} shortens their questions, never an answer"
+        + (f"\n  data.overlong=split{length}           cuts documents into pieces" if documents else "")
     )
 
 

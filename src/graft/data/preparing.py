@@ -59,11 +59,13 @@ def prepare(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     classes: Sequence[str] | None = None,
+    room: Callable[[], int | None] = lambda: None,
 ) -> Prepared:
     """Read, split, render and tokenise the data of a run.
 
     With a `cache_dir` (and `config.cache`) the tokens are cached there. `progress(done, rows)` is called every 100 rows.
     classes: the class names in the order of the base's own head; the data's classes take this order if their names are the same.
+    room: returns how many tokens the base holds, for the message about samples that are too long.
     Raises `GraftError` for data that cannot be read or rendered, for samples longer than `max_length` if `overlong` is error,
     and if nothing is left to train on.
     """
@@ -77,7 +79,7 @@ def prepare(
         if stored is not None:
             known = template or _labelling_of(config, stored[2])
             return Prepared(stored[0], stored[1], known, stored[2], cached=True)
-    prepared = _prepare_anew(config, tokenizer, template, progress, classes)
+    prepared = _prepare_anew(config, tokenizer, template, progress, classes, room)
     if folder is not None:
         cache.store(folder, key, (prepared.train, prepared.validation, prepared.report))
     if warning:
@@ -127,6 +129,7 @@ def _prepare_anew(
     template: Template | None,
     progress: Progress | None,
     classes: Sequence[str] | None,
+    room: Callable[[], int | None],
 ) -> Prepared:
     """Prepare data that are not in the cache."""
     sources = train_sources(config)
@@ -136,7 +139,7 @@ def _prepare_anew(
 
     outcomes = _tokenize_all([*samples, held_out], config, tokenizer, known, progress)
     by_source, validation = outcomes[:-1], outcomes[-1]
-    check_lengths(config, [*zip(samples, by_source, strict=True), (held_out, validation)])
+    check_lengths(config, [*zip(samples, by_source, strict=True), (held_out, validation)], room)
     examples = [_examples(found) for found in by_source]
 
     report = DataReport(

@@ -22,7 +22,7 @@ from graft.attaching.attach import attach
 from graft.bases import Base, load_base, load_tokenizer, own_classes
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
-from graft.bases.loading import own_task
+from graft.bases.loading import load_skeleton, own_task
 from graft.bases.vocabulary import with_tokens
 from graft.config import AnyRun, RunConfig, resolve_job
 from graft.config.jobs import REFERENCE
@@ -150,12 +150,26 @@ def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: P
             f"data.task is preference, but {own.base.model} is an encoder-decoder: preferences need a causal model"
         )
     classes = own_classes(own.base) if task == "classification" else None
-    data = prepare(own.data, tokenizer, cache_folder(), classes=classes)
+    data = prepare(own.data, tokenizer, cache_folder(), classes=classes, room=lambda: _room(own))
     if first is not None and data.classes != first.classes:
         raise GraftError(f"its classes are {data.classes}, but those of the run's other jobs are {first.classes}")
     if config.scheduler.halving is not None and data.validation is None:
         raise GraftError("scheduler.halving compares validation losses: set data.validation")
     return data
+
+
+def _room(own: RunConfig) -> int | None:
+    """Return how many tokens a sample of a job may have, from the base's config alone; None if there is no limit."""
+    model = load_skeleton(own.base, own.data.base_task)
+    try:
+        attach(model, {"adapter": own.adapter})
+    except (
+        GraftError,
+        NotImplementedError,
+        RuntimeError,
+    ):  # a mistake that shows later, or a start that needs the base's weights
+        return context_length(model)
+    return context_length(model, "adapter")
 
 
 def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None) -> JobParts:

@@ -41,6 +41,7 @@ from graft.training.forward.layout import Decision, decide, laid_out
 from graft.training.forward.modes import evaluating, recomputing, set_training
 from graft.training.forward.tasks import forward_of
 from graft.training.job import Job
+from graft.training.questions import questions
 from graft.training.records.progress import memory_bytes
 from graft.training.step import loss_of, sums_by_row
 from graft.training.updates.optimizers import state_bytes
@@ -81,6 +82,8 @@ class CheckReport:
     overlaps: dict[str, OverlapReport]
     """The questions of each test set that are in the training data, by name of the test set."""
     problems: tuple[str, ...]
+    questions: tuple[str, ...]
+    """Settings that are allowed but seldom meant, a sentence for each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -97,6 +100,7 @@ class CheckReport:
             "reload_difference": self.reload_difference,
             "overlaps": {name: report.to_dict() for name, report in self.overlaps.items()},
             "problems": list(self.problems),
+            "questions": list(self.questions),
         }
 
 
@@ -151,7 +155,17 @@ def _checked(
         active=(job.name,),
         adapter_parameters={job.name: sites.adapter_parameters[job.name]},
     )
-    return CheckReport(parts, memory_report(model), own, decision, trial, difference, overlaps, tuple(problems))
+    return CheckReport(
+        parts,
+        memory_report(model),
+        own,
+        decision,
+        trial,
+        difference,
+        overlaps,
+        tuple(problems),
+        tuple(questions(parts)),
+    )
 
 
 def _trial(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
