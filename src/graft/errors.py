@@ -50,6 +50,11 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun, for a message: "1 sample", "1,200 samples", "0 classes" (with plural="classes")."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional package. Raises `MissingExtra`, with the command that installs it, if it is missing."""
     try:

@@ -39,6 +39,10 @@ def test_every_verb_and_every_option_has_a_help_text() -> None:
     group = typer.main.get_command(build())
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         assert command.help, name
+        for each in getattr(command, "commands", {name: command}).values():
+            assert "Example: graft " in each.help, f"{name} {each.name}"
+            options = [option for parameter in each.params for option in parameter.opts]
+            assert "--json" in options, f"{name} {each.name}"
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 

@@ -160,7 +160,7 @@ def test_special_tokens_in_the_text_stay_text(tmp_path: Path) -> None:
 def test_an_empty_text_is_left_out_and_counted(tmp_path: Path) -> None:
     data = made(tmp_path, [*ROWS, {"text": " ", "label": "pos"}])
     assert len(data.train) == 3 and data.report.train.empty == 1
-    assert "1 training rows have no text" in " ".join(data.report.notes)
+    assert "1 training row has no text" in " ".join(data.report.notes)
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ def test_the_report_counts_what_is_there(tmp_path, gpt):
     assert train.supervised_share == targets / train.tokens
     assert report.duplicates == 1
     assert report.notes == (
-        "1 training samples repeat an earlier one.",
-        "1 training rows have no answer and are left out.",
+        "1 training sample repeats an earlier one.",
+        "1 training row has no answer: left out.",
     )
     assert DataReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 

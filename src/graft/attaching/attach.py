@@ -28,6 +28,7 @@ from graft.attaching.active import set_active, set_trainable
 from graft.attaching.install import install_adapter, spec_of
 from graft.attaching.parameters import tensors
 from graft.attaching.probe import explained, probe
+from graft.attaching.room import refuse_too_large
 from graft.attaching.trainer import SavesAdapter
 from graft.attention.cached_text import start_from_text
 from graft.attention.install import ShiftsPositions, uninstall
@@ -164,6 +165,7 @@ def _install(
     for number, (part, sites) in enumerate(parts):
         # Sites are numbered through all parts of a stack: the number is part of the key of seeded dropout.
         specs = [spec_of(root, site, len(attached.installs) + i) for i, site in enumerate(sites)]
+        refuse_too_large(part, specs)
         shared = part.build_shared(specs)
         if shared is not None:
             key = f"{SHARED}{number}"

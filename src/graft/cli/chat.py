@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graft.cli.common import AsJson, print_json
 from graft.cli.loading import (
     Adapters,
     AnyBase,
@@ -52,11 +53,14 @@ def command(
     dtype: Dtype = None,
     any_base: AnyBase = False,
     resize: Resize = False,
+    as_json: AsJson = False,
 ) -> None:
     """Chat with an adapter or the bare base.
 
     Commands in the conversation: /base and /adapter NAME switch who answers, /reset forgets the conversation, /help lists the
     commands, /quit ends. If stdin is not a terminal, every line of it is a turn.
+
+    Example: graft chat runs/math --prompt 'What is 17 plus 25?'
     """
     loaded = load_model(run, base, adapter, template, device, dtype, any_base, resize)
     from graft.generation.conversation import Conversation
@@ -66,6 +70,12 @@ def command(
     # Without --use the first adapter answers, or the bare base if there is no adapter.
     first = loaded.find(use) if use is not None else loaded.candidates[min(1, len(loaded.adapters))]
     talk = Conversation(loaded, first, decoding, system)
+    if as_json and prompt is None:
+        raise GraftError("--json answers one prompt: give it with --prompt")
+    if as_json and prompt is not None:
+        answer = "".join(talk.ask(prompt))
+        print_json({"adapter": talk.candidate.name, "base": loaded.base.name, "question": prompt, "answer": answer})
+        return
     if prompt is not None:
         _answer(talk, prompt)
         return

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from graft.cli.common import AsJson, Changes, Target, print_json, run_config
+from graft.errors import GraftError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,9 +46,9 @@ def command(
     """Check a run before training: settings, base, template, data, sites and one measured step.
 
     The step runs on the longest batch, and the adapter is saved and loaded again. The exit code is 2 if there is a problem.
-    """
-    from graft.errors import GraftError
 
+    Example: graft check run.yaml adapter.rank=32 --against gsm8k
+    """
     if data is not None and not against:
         raise GraftError("--data needs --against, which names the benchmarks to look for: --against gsm8k")
     config = run_config(target, changes)
@@ -126,7 +127,7 @@ def _show_samples(report: CheckReport, console: Console) -> None:
     for index in range(min(SAMPLES_SHOWN, len(data))):
         example = data[index]
         console.rule(
-            escape(f"{example.source}:{example.row}, {len(example)} tokens")
+            escape(f"{example.source}:{example.row}, {counted(len(example), 'token')}")
             + ("" if example.label is not None else f", {example.num_targets} trained on"),
             style="dim",
         )
@@ -140,7 +141,7 @@ def _show_trial(report: CheckReport, console: Console) -> None:
     why = f" ({layout.reason})" if layout.reason else ""
     console.print(f"\n[bold]Layout[/]    {layout.layout} batches{why}")
     console.print(
-        f"[bold]Trial[/]     longest batch: {trial.tokens:,} tokens (longest sample: {trial.longest:,}), loss {trial.loss:.4f}, "
+        f"[bold]Trial[/]     longest batch: {counted(trial.tokens, 'token')} (longest sample: {trial.longest:,}), loss {trial.loss:.4f}, "
         f"{trial.tokens / trial.seconds:,.0f} tokens/s, peak memory {trial.peak_bytes / 1e9:.2f} GB"
     )
     if trial.compile_seconds is not None:
@@ -149,7 +150,7 @@ def _show_trial(report: CheckReport, console: Console) -> None:
         )
     if trial.kernels != "torch":
         console.print(f"[bold]Kernels[/]   {trial.kernels}")
-    console.print(f"[bold]Run[/]       {job.steps:,} steps, about {_duration(trial.hours * 3600)}")
+    console.print(f"[bold]Run[/]       {counted(job.steps, 'step')}, about {_duration(trial.hours * 3600)}")
     console.print(f"[bold]Reload[/]    a saved and loaded adapter differs by {report.reload_difference:.2g}")
 
 
@@ -168,5 +169,5 @@ def _show_pairs(found: OverlapReport, console: Console) -> None:
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return counted(max(1, round(seconds)), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -21,6 +21,8 @@ def command(
     """Compare two evaluations on the same questions: is B better than A?
 
     The output lists the difference of every score with its 95 % interval and p-value, and the settings that differ.
+
+    Example: graft compare runs/lora runs/series
     """
     from graft.evaluation.differences import compare
 

@@ -14,7 +14,10 @@ from graft.cli.common import AsJson, print_facts, print_json
 
 
 def command(as_json: AsJson = False) -> None:
-    """Show versions, CPU cores, memory, GPUs and optional extras of this installation."""
+    """Show versions, CPU cores, memory, GPUs and optional extras of this installation.
+
+    Example: graft env --json
+    """
     facts = environment()
     if as_json:
         print_json(facts)
@@ -68,12 +71,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+USED = ("eval", "gpu", "quant", "report", "track", "vllm")
+"""The extras that code of this version uses."""
+
+
 def extras() -> dict[str, dict[str, str | None]]:
-    """Return the packages of each extra with their installed versions; None is a missing package."""
+    """Return the packages of each extra that code uses, with their installed versions; None is a missing package."""
     found: dict[str, dict[str, str | None]] = {}
     for requirement in importlib.metadata.requires("graft-llm") or []:
         name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"]([\w-]+)", requirement)
-        if name and extra:
+        if name and extra and extra[1] in USED:
             found.setdefault(extra[1], {})[name[0]] = _version(name[0])
     return found
 

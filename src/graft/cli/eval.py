@@ -139,6 +139,8 @@ def command(
 
     They are evaluated on a data file (--data), on benchmarks (--tasks) or on tasks of lm-eval (--harness). Without any of these, a
     run is evaluated on its eval.tasks or its validation data. An interrupted evaluation continues when the command is given again.
+
+    Example: graft eval runs/math --tasks gsm8k --limit 100
     """
     from graft.errors import GraftError
     from graft.evaluation.limits import Limits

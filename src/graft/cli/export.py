@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from graft.cli.common import AsJson, print_json
 from graft.cli.loading import AnyBase, Device, Dtype, Only, load_model, load_plain_base, one_of
 from graft.errors import GraftError
 
@@ -51,17 +52,24 @@ def command(
     any_base: AnyBase = False,
     device: Device = None,
     dtype: Dtype = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write an adapter in the format of PEFT, AdapterHub or LLM-Adapters.
 
     If the format cannot hold the adapter, nothing is written and the message says why.
+
+    Example: graft export runs/math --to math-peft --format peft
     """
     model, name = _attached(source, base, use, any_base, device, dtype)
     from graft.formats import exporting
 
-    for note in exporting.export(model, name, to, format=format, serving=serving, convert=convert, svd=svd):
-        typer.echo(f"note: {note}")
+    notes = list(exporting.export(model, name, to, format=format, serving=serving, convert=convert, svd=svd))
     written = sorted(path.name for path in to.iterdir())
+    if as_json:
+        print_json({"source": source, "to": to, "format": format, "files": written, "notes": notes})
+        return
+    for note in notes:
+        typer.echo(f"note: {note}")
     typer.echo(f"{source} -> {to} ({format}: {', '.join(written)})")
 
 

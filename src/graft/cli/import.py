@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from graft.cli.common import AsJson, print_json
 from graft.cli.loading import Device, Dtype, Resize, load_plain_base
 from graft.errors import GraftError
 
@@ -35,8 +36,12 @@ def command(
     resize: Resize = False,
     device: Device = None,
     dtype: Dtype = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Convert an adapter of PEFT, AdapterHub, LLM-Adapters or loralib to Graft's format."""
+    """Convert an adapter of PEFT, AdapterHub, LLM-Adapters or loralib to Graft's format.
+
+    Example: graft import peft-adapter --base seedling --to adapters/math
+    """
     if to.exists() and any(to.iterdir()):
         raise GraftError(f"{to} is not empty: name a new folder")
     model = load_plain_base(base, device, dtype)
@@ -48,13 +53,8 @@ def command(
     # What the importer warns about is useful to the user, but not as Python warnings with file and line.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        load(model, source, name=name, alpha=alpha, resize=resize)
-    for warning in caught:
-        typer.secho(f"note: {warning.message}", err=True)
-    save(model, name, to)
-    taken = [file for file in BELONGING if (source / file).is_file()]
-    for file in taken:
-        shutil.copyfile(source / file, to / file)
+from graft.cli.common import AsJson, print_json
+from graft.cli.loading import Device, Dtype, Resize, load_plain_base
     typer.echo(summary(model))
     typer.echo(f"{source} -> {to}")
     template = template_source(to)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from graft.cli.common import AsJson, print_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -18,6 +22,8 @@ SHOWN = {
     "train": ("epochs", "batch_size", "lr", "schedule", "warmup", "seed"),
     "eval": ("max_new_tokens",),
 }
+COLUMNS = 100
+"""Most columns of a line of comment."""
 
 
 def command(
@@ -30,47 +36,79 @@ def command(
         str, typer.Option(help="Adapter kind or preset (graft kinds and graft show presets list them).")
     ] = "lora",
     task: Annotated[
-        Literal["causal", "classification", "regression", "seq2seq", "preference"],
+        Literal["causal", "classification", "regression", "seq2seq", "preference"] | None,
         typer.Option(
             help="What the model learns: to generate answers (causal, or seq2seq with an encoder-decoder), to predict a class "
-            "or a number, or to prefer one answer to another."
+            "or a number, or to prefer one answer to another. Default: what suits the base and the columns of the data.",
+            show_default=False,
         ),
-    ] = "causal",
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a run.yaml with every setting explained, to start from."""
+    """Write a run.yaml with every setting explained, to start from.
+
+    Base and data on this machine are looked at, so that the lengths, the template, the columns and the learning rate fit them.
+
+    Example: graft init run.yaml --data train.jsonl --base seedling --kind lora
+    """
     from graft.errors import GraftError
+    from graft.training.suggesting import suggest
     from graft.utils.files import write_text_atomic
 
     if path.exists():
         raise GraftError(f"{path} exists already: name another file, or remove it first")
-    write_text_atomic(path, run_yaml(base, data, kind, task))
-    typer.echo(f"Wrote {path}. Next: graft check {path}")
+    if not path.parent.is_dir():
+        raise GraftError(f"cannot write {path}: there is no folder {path.parent}")
+    found = suggest(base, data, kind, task)
+    write_text_atomic(path, run_yaml(found.settings))
+    if as_json:
+        print_json({"file": path, "settings": found.settings, "notes": found.notes})
+        return
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"Wrote {path}. Next: {shlex.join(['graft', 'check', str(path)])}")
 
 
-def run_yaml(base: str, data: str, kind: str, task: str = "causal") -> str:
-    """Return the text of a run's YAML with every setting explained. Raises `GraftError` for an unknown kind or preset."""
+def run_yaml(settings: dict[str, Any]) -> str:
+    """Return the text of a run's YAML with every setting explained. settings: those that differ from the defaults."""
     from graft.config import RunConfig, load_run
 
-    objective = {"train": {"objective": "dpo"}} if task == "preference" else {}
-    config = load_run({"base": {"model": base}, "adapter": kind, "data": {"train": data, "task": task}, **objective})
-    lines = ["# A run of Graft. Lines that start with '# ' inside a block are settings with their default values."]
+    config = load_run(settings)
+    lines = [
+        "# A run of Graft. Above each setting stands what it means.",
+        "# Settings after '# ' have the values that count without them.",
+    ]
     for name, field in RunConfig.model_fields.items():
         section: Any = getattr(config, name)
-        lines += ["", f"# {field.description}", f"{name}:"]
+        lines += ["", *_comment(field.description or "", ""), f"{name}:"]
         if hasattr(section, "preset"):
             lines.append(f"  preset: {_scalar(section.preset)}")
         else:
-            shown = (*SHOWN.get(name, tuple(type(section).model_fields)), *objective.get(name, ()))
+            given = settings.get(name, {})
+            shown = (*SHOWN.get(name, tuple(type(section).model_fields)), *(given if isinstance(given, dict) else ()))
             lines += _settings(section, shown)
     return "\n".join(lines) + "\n"
 
 
 def _settings(section: BaseModel, shown: tuple[str, ...]) -> Iterator[str]:
+    values = section.model_dump(mode="json", exclude_defaults=False)
     for name, field in type(section).model_fields.items():
-        value = _scalar(section.model_dump(mode="json")[name])
-        setting = f"  {name}: {value}" if name in shown else f"  # {name}: {value}"
-        meaning = " ".join((field.description or "").split())
-        yield f"{setting:<34}  # {meaning}" if meaning else setting
+        yield from _comment(field.description or "", "  ")
+        yield f"  {'' if name in shown else '# '}{name}: {_scalar(_short(values[name]))}"
+
+
+def _short(value: Any) -> Any:
+    """Return the settings of a data set without those that are empty or have their defaults."""
+    from graft.config.data import SourceConfig
+
+    if not isinstance(value, dict) or "path" not in value:
+        return value
+    return SourceConfig.model_validate(value).model_dump(mode="json", exclude_defaults=True)
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    start = f"{indent}# "
+    return textwrap.wrap(" ".join(text.split()), COLUMNS, initial_indent=start, subsequent_indent=start)
 
 
 def _scalar(value: Any) -> str:

@@ -25,7 +25,10 @@ app = typer.Typer(
 
 @app.command("list")
 def list_jobs(run: Folder, as_json: AsJson = False) -> None:
-    """List the jobs in the order of their submission, and the commands that the run has not carried out yet."""
+    """List the jobs in the order of their submission, and the commands that the run has not carried out yet.
+
+    Example: graft jobs list runs/many
+    """
     folder, status, placed = _known(run)
     if not status.get("jobs"):  # before its first step a run says nothing about them
         begun = {
@@ -72,10 +75,13 @@ def submit(
         str | None,
         typer.Option("--name", help="Name of the job. Default: the name of the file.", show_default=False),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Add a job to a run.
 
     Settings that the file does not have come from the run. Relative paths are relative to the folder where the run was started.
+
+    Example: graft jobs submit runs/many late.yaml train.lr=1e-4
     """
     from graft.config import load_job
     from graft.errors import GraftError
@@ -85,14 +91,17 @@ def submit(
     if called in _names(folder, status, placed):
         raise GraftError(f"{run} already has a job '{called}': choose another name with --name")
     job = load_job(file, called, folder.config, changes or ())
-    _place(folder, status, "submit", called, config=job.model_dump(mode="json"))
+    _place(folder, status, "submit", called, as_json, config=job.model_dump(mode="json"))
 
 
 @app.command()
-def cancel(run: Folder, job: Name) -> None:
-    """Stop training a job. Its adapter is kept, at its best validation loss if the job validates."""
+def cancel(run: Folder, job: Name, as_json: AsJson = False) -> None:
+    """Stop training a job. Its adapter is kept, at its best validation loss if the job validates.
+
+    Example: graft jobs cancel runs/many small
+    """
     folder, status = _of_live(run, job)
-    _place(folder, status, "cancel", job)
+    _place(folder, status, "cancel", job, as_json)
 
 
 @app.command()
@@ -100,13 +109,16 @@ def priority(
     run: Folder,
     job: Name,
     number: Annotated[int, typer.Argument(metavar="N", help="The new priority. Jobs with a higher one go first.")],
+    as_json: AsJson = False,
 ) -> None:
     """Change the priority of a job.
 
     Write a negative number after a double dash: graft jobs priority RUN JOB -- -1.
+
+    Example: graft jobs priority runs/many small 5
     """
     folder, status = _of_live(run, job)
-    _place(folder, status, "priority", job, priority=number)
+    _place(folder, status, "priority", job, as_json, priority=number)
 
 
 def _known(run: Path) -> tuple[RunFolder, dict[str, Any], list[dict[str, Any]]]:
@@ -141,13 +153,16 @@ def _of_live(run: Path, job: str) -> tuple[RunFolder, dict[str, Any]]:
     return folder, status
 
 
-def _place(folder: RunFolder, status: dict[str, Any], do: str, job: str, **more: Any) -> None:
+def _place(folder: RunFolder, status: dict[str, Any], do: str, job: str, as_json: bool, **more: Any) -> None:
     """Queue a command for the run and say when it takes effect."""
     from graft.runs.commands import CommandQueue
 
     CommandQueue(folder.path).put(do, job, **more)
     when = "before the next step" if status.get("state") == "running" else f"with: graft resume {folder.path}"
-    typer.echo(f"{do} {job}: takes effect {when}")
+    if as_json:
+        print_json({"run": folder.path, "do": do, "job": job, "takes_effect": when})
+    else:
+        typer.echo(f"{do} {job}: takes effect {when}")
 
 
 def _digits(value: float | None) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +13,9 @@ import typer
 
 from graft.cli.common import AsJson, print_facts, print_json, print_table
 from graft.errors import GraftError
+
+WIDE = 160
+"""Columns that the table of all kinds needs."""
 
 
 def command(
@@ -50,6 +56,8 @@ def command(
 
     `graft kinds --contract my_kind.py` tests kinds of your own on tiny random models: each kind of the file at its defaults, and
     the configs in the file's constant CONTRACT. The exit code is 1 if a promise is broken.
+
+    Example: graft kinds lora
     """
     from graft.cli.catalogue import cards, pages
     from graft.utils.files import write_text_atomic
@@ -69,8 +77,22 @@ def command(
         if as_json:
             print_json(found)
             return
+        if sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE:
+            for row in found:
+                _show_narrow(row)
+            return
         columns = ["kind", "summary", "sites", "identity", "folds", *(["parameters"] if base else []), "source"]
         print_table(columns, [[_shown(row[column]) for column in columns] for row in found])
+
+
+def _show_narrow(row: dict[str, Any]) -> None:
+    """Print a kind in a few short lines, for a terminal that a table does not fit into."""
+    typer.secho(row["kind"], bold=True)
+    identity, folds = (f"{name}: {row[name]}" for name in ("identity", "folds"))
+    facts = [row["summary"], f"sites: {row['sites']}", f"{identity}; {folds}", row["source"]]
+    counts = [f"parameters: {_shown(row['parameters'])}"] if "parameters" in row else []
+    for text in filter(None, [*facts, *counts]):
+        typer.echo(textwrap.fill(text, shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  "))
 
 
 def _shown(value: Any) -> Any:

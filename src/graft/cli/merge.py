@@ -56,6 +56,8 @@ def command(
     """Merge an adapter into its base and write a plain Hugging Face model.
 
     The written model is loaded again, and the largest difference of its logits from those of the adapter is reported.
+
+    Example: graft merge runs/math --to math-merged
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise GraftError(f"{to} is not an empty folder: name a new folder for the merged model")

@@ -78,6 +78,8 @@ def command(
 
     Each object holds the row, the question, the adapter, the answer and how the answer ended. An adapter for classification
     gives each text its class with the probabilities of all classes; one for regression gives it a value.
+
+    Example: graft predict runs/math questions.jsonl --out answers.jsonl
     """
     if len(paths) > 2:
         raise GraftError(f"give at most a run folder and a file of prompts; given: {' '.join(map(str, paths))}")

@@ -28,6 +28,8 @@ def command(
     """Take a five-minute tour: train four kinds of adapter on the tiny base that ships with Graft, and compare them.
 
     It needs no download and no GPU. The kinds are LoRA, series, parallel and prefix.
+
+    Example: graft quickstart --tiny
     """
     from graft.cli.loading import bar, quiet
     from graft.errors import MissingExtra

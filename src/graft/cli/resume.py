@@ -20,6 +20,8 @@ def command(
 
     A change says where base or data are by now (base.model=..., data.train=...), or what is written (train.save_every=5). The
     other settings stay.
+
+    Example: graft resume runs/math
     """
     from graft.training import resume
 

@@ -45,6 +45,8 @@ def command(
     """Score a file of outputs on a benchmark, without running a model.
 
     The result counts correct, wrong and unextractable outputs and gives the accuracy with its 95 % interval.
+
+    Example: graft score outputs.jsonl --task gsm8k --protocol strict
     """
     from graft.evaluation import tasks
     from graft.evaluation.outputs import read_outputs

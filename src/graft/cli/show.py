@@ -36,6 +36,8 @@ def command(
 
     The lists are: presets (named adapter settings), kinds (adapter kinds with their settings), tasks (benchmarks with their
     protocols) and schema (the JSON schema of a run's YAML).
+
+    Example: graft show runs/math
     """
     lists = {"presets": _presets, "kinds": _kinds, "tasks": _tasks, "schema": _schema}
     is_run, is_result = (Path(what) / "config.yaml").is_file(), Path(what).is_dir() and _holds_results(Path(what))

@@ -26,6 +26,8 @@ def command(
     """Train the adapter, or the jobs, that a YAML file describes, and write a run folder.
 
     Ctrl-C saves a checkpoint and stops; `graft resume` continues from it.
+
+    Example: graft train run.yaml adapter.rank=32 --out runs/rank-32
     """
     config = run_config(target, changes)
     if out is None and target.is_dir():

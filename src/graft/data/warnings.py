@@ -11,25 +11,25 @@ from graft.data.encoding import TokenizerFacts, facts_of
 from graft.data.labelling import Labelling
 from graft.data.report import DataReport
 from graft.data.template import Template
-from graft.errors import listed
+from graft.errors import counted, listed
 
 
 def data_warnings(report: DataReport, template: Template | Labelling, tokenizer: Any) -> list[str]:
     """Return the warnings about the data, one sentence each."""
     warnings = [f"Nothing reads {listed(columns)} of {source}." for source, columns in report.unread]
     if report.duplicates:
-        warnings.append(f"{report.duplicates:,} training samples repeat an earlier one.")
+        warnings.append(f"{_rows(report.duplicates, 'training sample', 'repeats', 'repeat')} an earlier one.")
     if report.shared:
-        warnings.append(f"{report.shared:,} validation samples are in the training data too.")
+        warnings.append(f"{_rows(report.shared, 'validation sample', 'is', 'are')} in the training data too.")
     if report.train.empty or report.train.unanswered:
         missing = "text" if isinstance(template, Labelling) else "answer"
         warnings.append(
-            f"{report.train.empty + report.train.unanswered:,} training rows have no {missing} and are left out."
+            f"{_rows(report.train.empty + report.train.unanswered, 'training row', 'has', 'have')} no {missing}: left out."
         )
     warnings += _equal_numbers([label for label, _, _ in report.labels])
     if report.train.masked:
         warnings.append(
-            f"{report.train.masked:,} training rows say not to train on any of their answers and are left out."
+            f"{_rows(report.train.masked, 'training row', 'says', 'say')} not to train on any answer: left out."
         )
     if report.marked:
         good, bad = report.marked
@@ -37,7 +37,7 @@ def data_warnings(report: DataReport, template: Template | Labelling, tokenizer:
             f"{good:,} answers are marked good and {bad:,} bad." + ("" if good and bad else " KTO needs both.")
         )
     if report.train.same:
-        warnings.append(f"{report.train.same:,} training pairs have two equal answers and are left out.")
+        warnings.append(f"{_rows(report.train.same, 'training pair', 'has', 'have')} two equal answers: left out.")
     if isinstance(template, ChatTemplate):
         facts = facts_of(tokenizer)
         if template.end_token not in (None, facts.eos):
@@ -63,6 +63,11 @@ def _equal_numbers(labels: Sequence[str]) -> list[str]:
         for same in written.values()
         if len(same) > 1
     ]
+
+
+def _rows(number: int, noun: str, one: str, many: str) -> str:
+    """A number of rows with its verb: "1 training row has"."""
+    return f"{counted(number, noun)} {one if number == 1 else many}"
 
 
 def _writes_start(template: Template, facts: TokenizerFacts) -> bool:

@@ -150,7 +150,7 @@ def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: P
             f"data.task is preference, but {own.base.model} is an encoder-decoder: preferences need a causal model"
         )
     classes = own_classes(own.base) if task == "classification" else None
-    data = prepare(own.data, tokenizer, cache_folder(), classes=classes, room=lambda: _room(own))
+    data = prepare(own.data, tokenizer, cache_folder(), classes=classes, room=lambda: room_of(own))
     if first is not None and data.classes != first.classes:
         raise GraftError(f"its classes are {data.classes}, but those of the run's other jobs are {first.classes}")
     if config.scheduler.halving is not None and data.validation is None:
@@ -158,7 +158,7 @@ def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: P
     return data
 
 
-def _room(own: RunConfig) -> int | None:
+def room_of(own: RunConfig) -> int | None:
     """Return how many tokens a sample of a job may have, from the base's config alone; None if there is no limit."""
     model = load_skeleton(own.base, own.data.base_task)
     try:

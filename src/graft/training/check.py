@@ -30,6 +30,7 @@ from graft.config import AnyRun, RunConfig
 from graft.data.batches import padded
 from graft.data.overlap import OverlapReport, Question, overlap_reports
 from graft.data.splits import samples_of
+from graft.errors import counted
 from graft.formats.loading import load
 from graft.injection.state import unwrapped
 from graft.training.assembly import RunParts, build
@@ -147,7 +148,10 @@ def _checked(
     if not trial.loss < float("inf"):
         problems.append(f"the loss of the longest batch is {trial.loss}")
     if parts.data.report.shared:
-        problems.append(f"{parts.data.report.shared} validation samples are in the training data too")
+        shared = parts.data.report.shared
+        problems.append(
+            f"{counted(shared, 'validation sample')} {'is' if shared == 1 else 'are'} in the training data too"
+        )
     sites = summary(model)
     own = replace(
         sites,

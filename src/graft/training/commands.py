@@ -13,7 +13,7 @@ from torch import nn
 from graft.attaching.attach import detach
 from graft.attaching.parameters import names
 from graft.config.jobs import REFERENCE
-from graft.errors import GraftError
+from graft.errors import GraftError, counted
 from graft.runs.commands import Command, CommandQueue
 from graft.training.forward.layout import decide
 from graft.training.forward.tasks import forward_of
@@ -80,4 +80,4 @@ class Commands:
         self.pool.add(job)
         self.recorder.reporter.total += job.steps
         self.recorder.event("submitted", job=name, step=step, steps=job.steps)
-        self.recorder.say(f"{self.recorder.at(step)}  {name} joins with {job.steps:,} steps")
+        self.recorder.say(f"{self.recorder.at(step)}  {name} joins with {counted(job.steps, 'step')}")

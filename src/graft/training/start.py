@@ -13,7 +13,7 @@ from graft.bases import pad_id
 from graft.config import AnyRun, RunConfig, local_paths
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.data.samples import Example
-from graft.errors import GraftError
+from graft.errors import GraftError, counted
 from graft.runs.folder import RunFolder
 from graft.training.assembly import JobParts, RunParts, build, build_job
 from graft.training.engine import Engine
@@ -143,9 +143,9 @@ def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Repo
     count = sum(parameter.numel() for parameter in job.params.values())
     held = f", {data.validation.samples:,} held out" if data.validation else ""
     reporter.say(
-        f"{folder.path}: '{job.name}' with {count:,} parameters on {parts.base.name} ({parts.base.device}, "
-        f"{str(parts.base.dtype).removeprefix('torch.')}); {data.train.samples:,} samples{held}, "
-        f"{data.learnt}; {job.steps:,} steps"
+        f"{folder.path}: '{job.name}' with {counted(count, 'parameter')} on {parts.base.name} ({parts.base.device}, "
+        f"{str(parts.base.dtype).removeprefix('torch.')}); {counted(data.train.samples, 'sample')}{held}, "
+        f"{data.learnt}; {counted(job.steps, 'step')}"
         + (f", from {'run ' * (len(parts.members) > 1)}step {checkpoint}" if checkpoint else "")
     )
     if (note := reference_note(part.config)) is not None:
