@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from graft.bases.heads import draw_head, fresh_modules, head_modules
 from graft.bases.vocabulary import add_tokens, fit_tables
 from graft.config.base import BaseConfig
 from graft.errors import GraftError, MissingExtra, listed, nearest
+from graft.utils.hub import cached_if_silent
 
 SEEDLING = "seedling"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -269,13 +270,13 @@ def _near(path: Path) -> str:
     parent = next((parent for parent in path.parents if parent.is_dir()), None)
     if parent is None:
         return ""
-    folders = [found.name for found in parent.iterdir() if found.is_dir()]
+    folders = [found.name for found in parent.iterdir() if found.is_dir() and not found.name.startswith(".")]
     missing = path.relative_to(parent).parts[0]
     if missing == str(path) and nearest(missing, [SEEDLING]):
         return f" Did you mean '{SEEDLING}'?"
     if found := nearest(missing, folders):
         return f" Did you mean '{parent / found}'?"
-    return f" {parent} holds {listed(sorted(folders)) or 'no folders'}."
+    return f" {'This folder' if parent == Path() else parent} holds {listed(sorted(folders)) or 'no folders'}."
 
 
 @contextmanager
@@ -283,7 +284,8 @@ def _explained(config: BaseConfig, source: str) -> Iterator[None]:
     """Turn transformers' errors into a `GraftError` that says what could not be loaded, and from where."""
     local = Path(source).is_dir()
     try:
-        yield
+        with nullcontext() if local else cached_if_silent():
+            yield
     except ImportError as error:
         if config.attention == "flash_attention_2":
             raise MissingExtra("flash_attn", "gpu") from error

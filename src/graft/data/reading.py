@@ -20,6 +20,7 @@ from graft.data.samples import Sample
 from graft.data.shapes import conversation, detect
 from graft.data.text_format import TextFormat
 from graft.errors import GraftError
+from graft.utils.hub import cached_if_silent
 
 
 def read(
@@ -191,7 +192,8 @@ def _hub_rows(source: SourceConfig, task: str) -> list[Row]:
     from datasets.exceptions import DatasetsError
 
     try:
-        loaded = datasets.load_dataset(source.path, source.name, split=source.split or "train")
+        with cached_if_silent():
+            loaded = datasets.load_dataset(source.path, source.name, split=source.split or "train")
     except (OSError, ValueError, DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = near(Path(source.path))

@@ -14,9 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from graft.config.yaml_values import read_yaml_text, yaml_values
 from graft.data.builtin_templates import ALPACA, BUILTIN_TEMPLATES
 from graft.data.chat import ChatTemplate
 from graft.data.template import FILE, JINJA, Template
@@ -59,13 +57,13 @@ def _from_file(path: Path, tokenizer: Any) -> Template:
     if path.name == FILE:
         return _saved(path.parent)
     if path.suffix == ".jinja":
-        return ChatTemplate.of(path.read_text(encoding="utf-8"), tokenizer, name=path.stem)
+        try:
+            return ChatTemplate.of(path.read_text(encoding="utf-8"), tokenizer, name=path.stem)
+        except UnicodeDecodeError as error:
+            raise GraftError(f"{path} cannot be read: {error}") from error
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise GraftError(f"{path}: a template must be a .jinja, .yaml or .json file; given '{path.suffix}'")
-    try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise GraftError(f"{path} cannot be read: {error}") from error
+    content, _ = yaml_values(read_yaml_text(path), str(path))
     return parse_turn_template(content, name=path.stem, where=str(path))
 
 

@@ -10,6 +10,7 @@ from typing import cast
 from graft.data import file_readers
 from graft.data.file_readers import EXPECTED, Row, file_type
 from graft.errors import GraftError, did_you_mean
+from graft.utils.hub import cached_if_silent
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def _hub_rows(task: str, hub: Hub) -> list[Row]:
     from datasets.exceptions import DatasetsError
 
     try:
-        found = datasets.load_dataset(hub.path, hub.name, split=hub.split, revision=hub.revision)
+        with cached_if_silent():
+            found = datasets.load_dataset(hub.path, hub.name, split=hub.split, revision=hub.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise GraftError(
