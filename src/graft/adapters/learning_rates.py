@@ -15,7 +15,7 @@ LEARNING_RATES = {
     "dora": 3e-4,
     "pissa": 1e-4,
     "vera": 1e-2,
-    "adalora": 1e-3,
+    "adalora": 2e-3,
     "loha": 1e-3,
     "lokr": 1e-3,
     "miss": 3e-4,

@@ -63,7 +63,10 @@ def _from_file(path: Path, tokenizer: Any) -> Template:
             raise GraftError(f"{path} cannot be read: {error}") from error
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise GraftError(f"{path}: a template must be a .jinja, .yaml or .json file; given '{path.suffix}'")
-    content, _ = yaml_values(read_yaml_text(path), str(path))
+    try:
+        content, _ = yaml_values(read_yaml_text(path), str(path))
+    except GraftError as error:
+        raise GraftError(f"{path} cannot be read: {error}") from error
     return parse_turn_template(content, name=path.stem, where=str(path))
 
 
