@@ -288,7 +288,7 @@ BOMB = "k0: &k0 [x, x]\n" + "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (BOMB, "50,000 values"),
+        (BOMB, "100,000 values"),
         ("a: " + "[" * 5000, "more than 40 mappings and lists inside one another"),
         ("a: " + "{b: " * 5000, "more than 40 mappings and lists inside one another"),
         ("\n".join("  " * n + "a:" for n in range(100)), "more than 40 mappings and lists inside one another"),
@@ -316,10 +316,10 @@ def test_only_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "large.yaml").write_text("#" * 1_000_001)
+    (tmp_path / "large.yaml").write_text("#" * 2_000_001)
     for place, words in {
         tmp_path / "pipe": "not a regular file",
-        tmp_path / "large.yaml": "the limit is 1 MB",
+        tmp_path / "large.yaml": "the limit is 2 MB",
         "/dev/zero": "not a regular file",
         "x" * 5000: "File name too long",
         "a\0b": "null byte",

@@ -150,20 +150,17 @@ def parameters_on(model: str) -> dict[str, int | str | None]:
 
     Only the model's config is read: the model is built on torch's meta device, which holds no weights.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     from graft.adapters.registry import kinds
     from graft.attaching.attach import attach, detach
     from graft.attaching.parameters import parameters
+    from graft.bases.loading import load_skeleton, own_task
+    from graft.config.base import BaseConfig
 
     try:
-        config = AutoConfig.from_pretrained(model)
-    except OSError as error:
+        config = BaseConfig(model=model)
+        base = load_skeleton(config, "seq2seq" if own_task(config) == "seq2seq" else "causal")
+    except GraftError as error:
         raise GraftError(f"there is no model '{model}', neither in a folder nor on the hub: {error}") from error
-    cls = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        base = cls.from_config(config)
     found: dict[str, int | str | None] = {}
     for kind, adapter in kinds().items():
         try:

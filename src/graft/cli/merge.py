@@ -21,7 +21,7 @@ from graft.cli.loading import (
     load_model,
     one_of,
 )
-from graft.errors import GraftError
+from graft.errors import GraftError, counted
 
 if TYPE_CHECKING:
     from graft.generation.loaded import Candidate, LoadedModel
@@ -72,10 +72,16 @@ def command(
         print_json(asdict(report))
         return
     typer.echo(f"{report.adapter} is merged into {loaded.base.name}: {to} ({report.dtype})")
+    agreed = {
+        "classification": f"the class is the same for {report.same_next_token:.1%} of the prompts",
+        "regression": "each is one value",
+    }.get(
+        loaded.base.task,
+        f"the next token is the same at {report.same_next_token:.1%} of {counted(report.tokens, 'position')}",
+    )
     typer.echo(
         f"logits of the reloaded model differ by at most {report.max_difference:.2g} (mean {report.mean_difference:.2g}, largest logit "
-        f"{report.largest_logit:.3g}) on {report.prompts} prompts; the next token is the same at {report.same_next_token:.1%} of "
-        f"{report.tokens} positions"
+        f"{report.largest_logit:.3g}) on {counted(report.prompts, 'prompt')}; {agreed}"
     )
     if report.untied:
         typer.echo(f"no longer tied (tie_word_embeddings: false): {', '.join(report.untied)}")

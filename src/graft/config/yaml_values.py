@@ -16,9 +16,9 @@ from graft.errors import GraftError
 
 Key = str | int
 KeyPath = tuple[Key, ...]
-MOST_BYTES = 1_000_000
+MOST_BYTES = 2_000_000
 """Largest YAML file."""
-MOST_VALUES = 50_000
+MOST_VALUES = 100_000
 """Most values in a file, with aliases written out: a few lines of aliases can stand for billions."""
 MOST_DEPTH = 40
 """Most mappings and lists inside one another."""
