@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from graft.adapters.base import AdapterConfig
 from graft.architectures.site import SiteSpec
-from graft.errors import GraftError
+from graft.errors import GraftError, counted
 
 
 def refuse_too_large(config: AdapterConfig, specs: Sequence[SiteSpec]) -> None:
@@ -20,27 +22,37 @@ def refuse_too_large(config: AdapterConfig, specs: Sequence[SiteSpec]) -> None:
     """
     if not specs or specs[0].device.type == "meta":
         return
+    empty = [replace(spec, device=torch.device("meta")) for spec in specs]
     sizes: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]):
-        total = sum(_bytes(config.for_site(spec), spec, sizes) for spec in specs)
+        total = _bytes(config, lambda: config.build_shared(empty))
+        for spec in empty:
+            at_site = config.for_site(spec)
+            shape = repr((at_site, replace(spec, name="", module="", layer=None, index=0)))
+            if shape not in sizes:
+                sizes[shape] = _bytes(config, functools.partial(at_site.build, spec))
+            total += sizes[shape]
     most = _memory(specs[0].device)
     if total > most:
         raise GraftError(
-            f"adapter kind '{config.kind}' would take {total / 1e9:,.1f} GB at {len(specs)} sites, but {specs[0].device} has "
+            f"adapter kind '{config.kind}' would take {total / 1e9:,.1f} GB at {counted(len(specs), 'site')}, but {specs[0].device} has "
             f"{most / 1e9:,.1f} GB: lower its rank, bottleneck or tokens, or name fewer sites"
         )
 
 
-def _bytes(config: AdapterConfig, spec: SiteSpec, sizes: dict[str, int]) -> int:
-    """Return the bytes of the module of one site. sizes: those of the shapes that are known."""
-    shape = repr((config, replace(spec, name="", module="", layer=None, index=0)))
-    if shape not in sizes:
-        try:
-            module = config.build(replace(spec, device=torch.device("meta")))
-        except (RuntimeError, OverflowError, MemoryError) as error:  # a number of entries beyond 64 bits
-            raise GraftError(f"adapter kind '{config.kind}' is too large to build at {spec.module}: {error}") from error
-        sizes[shape] = sum(each.numel() * each.element_size() for each in (*module.parameters(), *module.buffers()))
-    return sizes[shape]
+def _bytes(config: AdapterConfig, build: Callable[[], nn.Module | None]) -> int:
+    """Return the bytes of a module that is built without numbers; 0 if it cannot be built so, and nothing is known."""
+    try:
+        module = build()
+    except Exception as error:  # code of another package may raise anything; the real build reports it
+        if "overflow" in f"{type(error).__name__} {error}".lower():  # a number of entries beyond 64 bits
+            raise GraftError(f"adapter kind '{config.kind}' is too large to build: {error}") from error
+        return 0
+    return (
+        0
+        if module is None
+        else sum(each.numel() * each.element_size() for each in (*module.parameters(), *module.buffers()))
+    )
 
 
 def _memory(device: torch.device) -> int:
