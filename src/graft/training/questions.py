@@ -30,7 +30,7 @@ def questions(parts: RunParts) -> list[str]:
 
 def _of_steps(lr: float, batch_size: int, samples: int) -> Iterator[str]:
     if lr > 1:
-        yield f"train.lr is {lr:g}: AdamW moves every parameter by up to this much in each step. Usual values are 1e-5 to 1e-2."
+        yield f"train.lr is {lr:g}: usual values are 1e-5 to 1e-2. AdamW moves every parameter by up to this much in each step."
     if batch_size > samples:
         there = "there is only 1 training sample" if samples == 1 else f"there are only {samples:,} training samples"
         yield f"train.batch_size is {batch_size:,}, but {there}: each step takes all of them."
