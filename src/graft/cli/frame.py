@@ -102,7 +102,7 @@ def _streams(as_json: bool) -> Iterator[None]:
     before = sys.stdout, sys.stderr
     for stream in before:
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shows escapes
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # a terminal without UTF-8 shows escapes
     sys.stdout, sys.stderr = (None if stream is None else shown(stream) for stream in before)
     if as_json:
         sys.stdout = sys.stderr
