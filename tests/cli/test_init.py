@@ -85,7 +85,7 @@ def test_what_it_writes_passes_its_own_check(
     assert report["problems"] == report["questions"] == []
     assert settings["data"]["task"] == ("preference" if shape == "pairs" else "causal")
     assert settings["data"]["template"] == ("plain" if shape == "text" else "alpaca")
-    assert settings["data"].get("overlong") == ("truncate_prompt" if shape == "long" else None)
+    assert settings["data"].get("overlong") == ("truncate_prompt" if shape in ("long", "alpaca") else None)
     assert settings["data"]["max_length"] <= 256
     if shape == "renamed":
         assert settings["data"]["train"]["fields"] == {"instruction": "mr", "output": "ref"}

@@ -174,7 +174,7 @@ def valid(model: str, data: str) -> str:
     """Return the text of a run that works."""
     return (
         f"base: {{model: {model}, device: cpu}}\nadapter:\n  kind: lora\n  rank: 2\n  sites: attn.q\n"
-        f"data:\n  train: {data}\n  template: alpaca\n  max_length: 128\n  validation: 2\n  cache: false\n"
+        f"data:\n  train: {data}\n  template: plain\n  max_length: 64\n  validation: 2\n  cache: false\n"
         "train:\n  steps: 2\n  batch_size: 2\n  lr: 1e-3\n  seed: 1\n  loggers: []\neval:\n  limit: 2\n"
     )
 

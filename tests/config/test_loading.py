@@ -302,8 +302,9 @@ BOMB = "k0: &k0 [x, x]\n" + "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9
         ("? [a]\n: b", "a key must be text or a whole number"),
         ("{true: b}", "a key must be text or a whole number"),
         ("base: \x07", "not valid YAML"),
+        ('base: {model: "\\ud83d"}', "characters that UTF-8 has"),
     ],
-    ids=range(14),
+    ids=range(15),
 )  # fmt: skip
 def test_hostile_yaml_ends_at_once_with_a_word(run_yaml: Path, text: str, words: str) -> None:
     start = time.monotonic()

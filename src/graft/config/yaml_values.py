@@ -133,6 +133,8 @@ class _Reader:
             )
         if isinstance(value, int):
             check_number(value, self.place(line))
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise GraftError(f"{self.place(line)}: text must be of characters that UTF-8 has; given: {value[:60]!r}")
         for builtin in (int, float, str):
             if isinstance(value, builtin):
                 return builtin(value)
