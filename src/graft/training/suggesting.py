@@ -17,9 +17,10 @@ from graft.config import RunConfig, load_run
 from graft.config.base import BaseConfig
 from graft.config.data import SourceConfig
 from graft.data.file_readers import read_rows
+from graft.data.folders import local_files
 from graft.data.pair_shapes import SIDES
 from graft.data.preparing import prepare
-from graft.data.reading import local_files, read
+from graft.data.reading import read
 from graft.errors import GraftError
 from graft.training.assembly import room_of
 
