@@ -88,13 +88,6 @@ def load_model(config: BaseConfig, task: str = "causal", classes: Sequence[str] 
     return _loaded(config, task, classes)[0]
 
 
-def load_skeleton(config: BaseConfig, task: str = "causal") -> Any:
-    """Build the model without its weights, on torch's meta device: only its config is read."""
-    source, options = _source(config)
-    with _explained(config, source), torch.device("meta"):
-        return _CLASSES[task].from_config(AutoConfig.from_pretrained(source, **options)).requires_grad_(False).eval()
-
-
 def own_classes(config: BaseConfig) -> tuple[str, ...] | None:
     """Return the classes of the base's own head, in order. None if it has no such head, or the config asks for a fresh one."""
     if config.head == "fresh":

@@ -53,11 +53,22 @@ def command(
     # What the importer warns about is useful to the user, but not as Python warnings with file and line.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-from graft.cli.common import AsJson, print_json
-from graft.cli.loading import Device, Dtype, Resize, load_plain_base
+        load(model, source, name=name, alpha=alpha, resize=resize)
+    notes = [str(warning.message) for warning in caught]
+    save(model, name, to)
+    taken = [file for file in BELONGING if (source / file).is_file()]
+    for file in taken:
+        shutil.copyfile(source / file, to / file)
+    template = template_source(to)
+    if as_json:
+        counts = summary(model).adapter_parameters
+        facts = {"source": source, "to": to, "name": name, "parameters": counts[name]}
+        print_json({**facts, "template": template, "files": taken, "notes": notes})
+        return
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     typer.echo(summary(model))
     typer.echo(f"{source} -> {to}")
-    template = template_source(to)
     typer.echo(
         f"template: {'none beside the adapter' if template is None else template} ({len(taken)} files of template and tokenizer)"
     )

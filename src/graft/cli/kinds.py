@@ -153,7 +153,8 @@ def parameters_on(model: str) -> dict[str, int | str | None]:
     from graft.adapters.registry import kinds
     from graft.attaching.attach import attach, detach
     from graft.attaching.parameters import parameters
-    from graft.bases.loading import load_skeleton, own_task
+    from graft.bases.loading import own_task
+    from graft.bases.skeleton import load_skeleton
     from graft.config.base import BaseConfig
 
     try:

@@ -22,7 +22,8 @@ from graft.attaching.attach import attach
 from graft.bases import Base, load_base, load_tokenizer, own_classes
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
-from graft.bases.loading import load_skeleton, own_task
+from graft.bases.loading import own_task
+from graft.bases.skeleton import load_skeleton
 from graft.bases.vocabulary import with_tokens
 from graft.config import AnyRun, RunConfig, resolve_job
 from graft.config.jobs import REFERENCE
