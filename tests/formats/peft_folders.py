@@ -20,16 +20,9 @@ IDS = torch.arange(3, 15).view(2, 6)
 def llama(tied: bool = False, added: int = 0) -> Any:
     """A LLaMA with large weights, so that differences show. added: rows beyond its 64 tokens, the same each time."""
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    model = LlamaForCausalLM(
-        LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=tied, pad_token_id=0)
-    ).eval()  # pyright: ignore
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied, "pad_token_id": 0}
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -37,7 +37,7 @@ def test_the_names_of_a_state_dict_are_read(name: str, wrapper: str, tmp_path: P
     base: Any = llama()
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], modules_to_save=["lm_head"], use_dora=True)
     config.target_modules = ["q_proj"]
-    trained = peft.get_peft_model(base, config, adapter_name=name).eval()
+    trained: Any = peft.get_peft_model(base, config, adapter_name=name).eval()
     for parameter in trained.parameters():
         if parameter.requires_grad:
             parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
@@ -63,7 +63,8 @@ def llava() -> Any:
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=8, patch_size=4
     )
-    return LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_id=1)).eval()
+    kind: Any = LlavaConfig
+    return LlavaForConditionalGeneration(kind(text_config=text, vision_config=vision, image_token_id=1)).eval()
 
 
 def qwen2_vl() -> Any:
@@ -96,7 +97,7 @@ def test_paths_of_an_earlier_transformers_are_found(
 
 def test_an_adalora_may_have_pruned_a_module_whole(tmp_path: Path) -> None:
     config = peft.AdaLoraConfig(init_r=3, target_r=1, total_step=9, target_modules=["q_proj", "v_proj"], lora_alpha=8)
-    model = peft.get_peft_model(llama(), config)
+    model: Any = peft.get_peft_model(llama(), config)
     pattern = {
         f"model.layers.{layer}.self_attn.{name}_proj.lora_E": kept
         for layer in (0, 1)

@@ -42,14 +42,16 @@ RANK, SCALE = 2, 4.0
 def folder_of(name: str, targets: Sequence[str], folder: Path, **fields: Any) -> Tensor:
     """Write a folder as PEFT 0.17 did, and return the logits of the base with each update added by hand."""
     make, block, names = MADE[name]
-    model, generator, tensors = make(), torch.Generator().manual_seed(0), dict[str, Tensor]()
+    model: Any = make()
+    generator, tensors = torch.Generator().manual_seed(0), dict[str, Tensor]()
 
     def update(path: str, into: int, out: int) -> Tensor:
         A, B = torch.randn(RANK, into, generator=generator) * 0.3, torch.randn(out, RANK, generator=generator) * 0.3
         tensors.update({f"base_model.model.{path}.lora_A.weight": A, f"base_model.model.{path}.lora_B.weight": B})
         return SCALE * B @ A
 
-    for path, module in model.named_modules():
+    modules: list[tuple[str, Any]] = list(model.named_modules())
+    for path, module in modules:
         if isinstance(module, nn.Linear) and path.rpartition(".")[2] in targets:
             module.weight += update(path, module.in_features, module.out_features)
         if "gate_up_proj" not in module._parameters:
