@@ -9,6 +9,8 @@ from graft.data.encoding import encode
 from graft.data.templates import template_of
 from graft.errors import GraftError
 
+from .conftest import CHATML
+
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
@@ -63,7 +65,9 @@ def test_ids_are_those_of_transformers_with_one_start_token(chatty, jinja):
     template = load(chatty, jinja)
     theirs = chatty.apply_chat_template(TALK, return_dict=False)
     start = [] if chatty.bos_token_id is None or chatty.bos_token_id in theirs else [chatty.bos_token_id]
-    assert encode(template.render(TALK), chatty).ids == start + theirs
+    assert encode(template.render(TALK, learnt=[3]), chatty).ids == start + theirs
+    if jinja is not THINKING:  # which writes an earlier answer otherwise than it asks for it
+        assert encode(template.render(TALK), chatty).ids == start + theirs
 
 
 def test_marks_that_swallow_the_spaces_after_them_do_so_at_a_border_too(tokenizer):
@@ -90,7 +94,7 @@ def test_the_start_token_comes_once_where_the_template_leaves_it_out(llama):
     [
         (MISTRAL, [" ", "sat", "</s>", " ", "ate", "</s>"]),
         (GEMMA, ["sat", "<|im_end|>", "ate", "<|im_end|>"]),
-        (THINKING, ["sat", "<|im_end|>", "<think>\n\n</think>\n\n", "ate", "<|im_end|>"]),
+        (THINKING, ["<think>\n\n</think>\n\n", "sat", "<|im_end|>", "<think>\n\n</think>\n\n", "ate", "<|im_end|>"]),
         (IGNORES_THE_FLAG, [" ", "sat", "</s>", " ", "ate", "</s>"]),
         (NO_END, ["sat", "<EOS>", "ate", "<EOS>"]),
     ],
@@ -106,7 +110,7 @@ def test_answers_are_found_whatever_the_template_does_around_them(llama, jinja, 
 def test_the_prompt_is_a_strict_prefix_up_to_the_first_token_of_the_answer(llama, jinja, turns):
     llama.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     template = load(llama, jinja)
-    spans = template.render(TALK[:turns])
+    spans = template.render(TALK[:turns], learnt=[turns - 1])
     tokens = encode(spans, llama)
     prompt = template.prompt_ids(TALK[: turns - 1], llama)
     assert tokens.ids[: len(prompt)] == prompt
@@ -142,8 +146,11 @@ def test_thinking_in_the_last_answer_is_trained_on(chatty):
 
 def test_a_template_that_drops_a_part_of_an_answer_is_an_error(chatty):
     talk = [TALK[0], {"role": "assistant", "content": "<think>hm</think>sat"}, *TALK[2:]]
+    drops = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
     with pytest.raises(GraftError, match="omits or changes a part of the answer in message 2"):
-        load(chatty, THINKING).render(talk)
+        load(chatty, drops).render(talk)
+    assert learnt(load(chatty, drops).render(talk, learnt=[3])) == ["sat", "<|im_end|>", "ate", "<|im_end|>"]
+    assert learnt(load(chatty, THINKING).render(talk))[:2] == ["<think>\nhm\n</think>\n\nsat", "<|im_end|>"]
 
 
 @pytest.mark.parametrize(
@@ -217,3 +224,22 @@ def test_a_jinja_file_is_a_chat_template(tmp_path, chatty):
 def test_a_template_that_prints_the_date_reads_the_same_every_day(llama):
     spans = load(llama, "{{ strftime_now('%d %b %Y') }}\n" + NO_END).render(TALK)
     assert spans[0].text.startswith("26 Jul 2024\nuser: ")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set n = namespace(s='ab') %}{% for a in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+        "{{ 'a' * 9999999999 }}",
+        "{% for a in range(99999) %}{{ 'a' * 999 }}{% endfor %}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 9 ** 999999999 }}",
+        "x" * 1_100_000,
+    ],
+    ids=["loops", "doubling", "long", "output", "recursion", "power", "size"],
+)
+def test_a_hostile_template_ends_within_seconds_with_its_name(gpt, monkeypatch, bomb):
+    monkeypatch.setattr("graft.data.rendering.SECONDS", 0.5)
+    with pytest.raises(GraftError, match="chat template 'chat'"):
+        load(gpt, bomb + CHATML)

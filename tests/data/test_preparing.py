@@ -223,3 +223,14 @@ def test_real_alpaca_rows_are_counted_as_they_are(shared, gpt):
     path = str(shared / "data/alpaca/alpaca_random_9k.json")
     report = prepare(config({"path": path, "limit": 1500}, template="alpaca", max_length=4096), gpt).report
     assert (report.train.rows, report.train.empty, report.train.samples) == (1500, 1, 1499)  # row 1462 has no output
+
+
+def test_targets_that_the_tokenizer_cannot_write_are_an_error_with_their_share(llama, tmp_path):
+    llama.backend_tokenizer.model.byte_fallback = False
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "the cat 猫", "completion": "sat"}) + "\n")
+    settings = {"train": str(rows), "template": "plain", "cache": False}
+    assert prepare(DataConfig.model_validate(settings), llama).report.train.samples == 1  # it is only read there
+    rows.write_text(json.dumps({"prompt": "the cat", "completion": "sat 猫"}) + "\n")
+    with pytest.raises(GraftError, match=r"1 of \d+ targets \(\d+\.\d%\) are <unk>: .*'猫'.*row 1"):
+        prepare(DataConfig.model_validate(settings), llama)

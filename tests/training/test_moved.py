@@ -109,7 +109,7 @@ def test_what_is_missing_is_named_and_can_be_said(
 
 
 def test_other_data_and_other_settings_are_refused(project: Path) -> None:
-    for change in ("train.lr=1", "adapter.rank=3", "data.max_length=9", "train.steps=9x", "base.dtype=bfloat16"):
+    for change in ("train.lr=1", "adapter.rank=3", "data.max_length=9", "train.batch_size=9", "base.dtype=bfloat16"):
         with pytest.raises(GraftError, match="a run that goes on keeps its settings"):
             resume("runs/a", [change])
     rows = json.loads((project / "d.json").read_text())

@@ -129,7 +129,8 @@ def check_base(made_for: Mapping[str, Any], root: nn.Module, state: State | None
     difference = other_base(made_for, root, state)
     if difference is not None:
         here = getattr(root, "name_or_path", "") or type(root).__name__
-        hint = " If that is what you want, load with any_base=True." if "other weights" in difference else ""
+        ways = "any_base=True, in the YAML train.any_base: true, on the command line --any-base"
+        hint = f" If that is what you want, load with {ways}." if "other weights" in difference else ""
         raise GraftError(
             f"the adapter in {folder} was made for '{made_for['model']}', not for '{here}': {difference}.{hint}"
         )

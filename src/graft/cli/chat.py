@@ -76,6 +76,11 @@ def command(
         answer = "".join(talk.ask(prompt))
         print_json({"adapter": talk.candidate.name, "base": loaded.base.name, "question": prompt, "answer": answer})
         return
+    if template is None and not loaded.adapters:
+        typer.echo(
+            f"{loaded.base.name} is asked with template {talk.candidate.template.name}; --template names another.",
+            err=True,
+        )
     if prompt is not None:
         _answer(talk, prompt)
         return

@@ -151,6 +151,10 @@ def _show_trial(report: CheckReport, console: Console) -> None:
     if trial.kernels != "torch":
         console.print(f"[bold]Kernels[/]   {trial.kernels}")
     console.print(f"[bold]Run[/]       {counted(job.steps, 'step')}, about {_duration(trial.hours * 3600)}")
+    if report.stop_rate is not None:
+        console.print(
+            f"[bold]Ends[/]      before training, {report.stop_rate:.0%} of answers would end where they end in the data"
+        )
     console.print(f"[bold]Reload[/]    a saved and loaded adapter differs by {report.reload_difference:.2g}")
 
 

@@ -18,8 +18,8 @@ def command(
 ) -> None:
     """Continue a run from its last checkpoint, after it was stopped or killed.
 
-    A change says where base or data are by now (base.model=..., data.train=...), or what is written (train.save_every=5). The
-    other settings stay.
+    A change says where base or data are by now (base.model=..., data.train=...), what is written (train.save_every=5), or how long
+    the run is (train.steps=900, also for a finished run). The other settings stay.
 
     Example: graft resume runs/math
     """

@@ -100,8 +100,13 @@ class DataConfig(Section):
     """Samples to hold out of the training data (a count, or a fraction below 1), or a data set of its own; 0 or null means none."""
     template: Place = "auto"
     """chat (the tokenizer's own), alpaca, llm-adapters, plain, or a file; auto is chat if the tokenizer has one, else alpaca."""
+    template_args: dict[str, Any] = Field(default_factory=dict)
+    """What the chat template reads besides the conversation, e.g. {enable_thinking: false}. It is saved with the adapter."""
     system: str | None = None
     """System prompt for samples that have none."""
+    special_tokens: Literal["text", "tokens"] = "text"
+    """What becomes of special tokens that the data spell, as <|item_1|> in an answer: they stay text, or they are the tokens. Saved with
+    the adapter: its prompts are read alike."""
     max_length: int = Field(default=512, ge=2)
     """Maximum length of a sample in tokens, prompt and answer together."""
     overlong: Literal["error", "drop", "truncate_prompt", "split"] = "error"

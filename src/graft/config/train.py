@@ -68,6 +68,8 @@ class TrainConfig(Section):
     """Number of latest checkpoints to keep; the best one is kept too."""
     init_from: Place | None = None
     """Adapter folder to start from, in place of a fresh adapter."""
+    any_base: bool = False
+    """Accept an adapter in init_from that was trained on other base weights."""
     loggers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     """Trackers that receive the metrics in addition to metrics.jsonl; each needs graft-llm[track]."""
     log_every: int = Field(default=1, ge=1)
@@ -95,6 +97,12 @@ class TrainConfig(Section):
     def _constant_has_no_warmup(self) -> TrainConfig:
         if self.schedule == "constant" and self.warmup:
             raise ValueError("schedule 'constant' has no warm-up: use 'constant_with_warmup', or warmup: 0")
+        return self
+
+    @model_validator(mode="after")
+    def _any_base_is_about_an_initial_adapter(self) -> TrainConfig:
+        if self.any_base and self.init_from is None:
+            raise ValueError("any_base has no effect without train.init_from: remove it")
         return self
 
     @model_validator(mode="after")

@@ -1,44 +1,34 @@
-"""Chat templates (Jinja, as tokenizers carry them). Rendering locates every answer; nothing is searched for in the text.
+"""Chat templates (Jinja, as tokenizers carry them): what is known of one, and what is saved of it.
 
-- An answer starts where the prompt before it ends, when that prompt is rendered with the generation prompt.
-- The content of a message is located by a second rendering in which a single character that occurs nowhere else replaces it. The
-  text before and after this character belongs to the template. For example, with the question "x" and the marker "#":
+Where the messages of a conversation lie in its text is found in `places.py`, the Jinja code runs in `rendering.py`.
 
-      conversation     <|user|>x<|end|><|assistant|>x<|end|>
-      answer marked    <|user|>x<|end|><|assistant|>#<|end|>    before: "<|user|>x<|end|><|assistant|>", after: "<|end|>"
+- The end mark is what the template writes behind the last answer of a conversation: special tokens, or a text up to the first one. If it
+  writes none there (GLM 4.5), the special token that begins the next turn ends the answer. If there is none either, the end-of-sequence
+  token is added. The model learns to write the end mark.
+- Tools, tool calls and thoughts are handed to the template. What it does not write is an error (`shown.py`).
+- `arguments` are what the user gives to the template besides the conversation: `enable_thinking` and the like.
 
-- The end mark is the text after the content up to the first special token. The model learns to write it. If the template writes no
-  special token there, the end-of-sequence token is added.
-- An answer with tool calls goes on behind its content. It is all that the template writes between the prompt and the end mark.
-
-Tools, tool calls and thoughts are handed to the template. What it does not write is an error: without it the rendering is the same.
-
-The special tokens that the Jinja code reads are saved with the template. A template that prints today's date gets a fixed date, so that
-a run renders the same text tomorrow.
+The special tokens that the Jinja code reads are saved with the template, and the arguments.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
-
-from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
+from os.path import commonprefix
+from typing import Any
 
 from graft.data.encoding import Span, facts_of
+from graft.data.places import around, spans_of
+from graft.data.rendering import Rendered, limited, reads, run, settings_of
 from graft.data.samples import THOUGHTS, Message, question
 from graft.data.template import Template
-from graft.errors import GraftError
+from graft.errors import GraftError, did_you_mean
 
-# Llama 3's template falls back to this date. The macro shadows the function `strftime_now` that transformers passes in.
-FIXED_DATE = (
-    "{%- macro strftime_now(format) -%}"
-    "{{ {'%Y-%m-%d': '2024-07-26', '%B %d, %Y': 'July 26, 2024'}.get(format, '26 Jul 2024') }}"
-    "{%- endmacro -%}"
-)
+ASKED: Message = {"role": "user", "content": "x"}
+ANSWERED: Message = {"role": "assistant", "content": "x"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,55 +38,79 @@ class ChatTemplate(Template):
     jinja: str
     special_tokens: Mapping[str, Any] = field(default_factory=dict)
     """The special tokens that the tokenizer passes to Jinja: bos_token, eos_token and others."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the user passes to Jinja."""
     header: str = ""
     """The text before an answer, if the template ignores `add_generation_prompt`; else empty."""
+    unwritten: str = ""
+    """The end of the generation prompt that conversations lack, as DeepSeek-R1's "<think>\\n". Prompts leave it out too."""
     end: str = ""
-    """The end mark: the text after an answer, up to and including a special token; empty if there is no such token."""
+    """The end mark of an answer; empty if it is the end-of-sequence token that the template does not write."""
+    next_end: str = ""
+    """The end mark of an answer that is not the last, where it is another one."""
     end_token: str | None = None
-    """The special token in `end`."""
+    """The first special token in `end`."""
 
     @classmethod
-    def of(cls, jinja: str, tokenizer: Any, name: str = "chat") -> ChatTemplate:
+    def of(
+        cls, jinja: str, tokenizer: Any, name: str = "chat", arguments: Mapping[str, Any] | None = None
+    ) -> ChatTemplate:
         """Probe a template with one question and one answer.
 
-        Raises `GraftError` without a tokenizer, and for a template that omits answers or writes them so that they cannot be located.
+        Raises `GraftError` without a tokenizer, for arguments that the template does not read, and for a template that omits answers
+        or writes them so that they cannot be located.
         """
         if tokenizer is None:
             raise GraftError("a chat template needs its tokenizer, but none was given")
-        facts = facts_of(tokenizer)
-        tokens = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, (str, list))}
-        template = cls(name=name, jinja=jinja, special_tokens=tokens)
-        asked: Message = {"role": "user", "content": "x"}
-        place = template._around([asked, {"role": "assistant", "content": "x"}], 1, False)
+        controls = "|".join(map(re.escape, facts_of(tokenizer).controls))
+        known = {
+            "name": name,
+            "jinja": jinja,
+            "special_tokens": {
+                key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, (str, list))
+            },
+            "arguments": dict(arguments or {}),
+        }
+        probe = cls(**known)
+        with limited(jinja, name):
+            probe._check_arguments()
+            place = around(probe, [ASKED, ANSWERED], 1, False)
+            without, prompt = probe.text([ASKED], False), probe.text([ASKED], True)
+            later = probe._after_answer()
         if place is None:
             raise GraftError(
                 f"chat template '{name}' does not write the answers of a conversation, so they cannot be trained on"
             )
         before, after = place
-        without, prompt = template._text([asked], False), template._text([asked], True)
         # Some templates ignore `add_generation_prompt`. What they write between the question and the answer then is the header.
-        header = ""
+        header = unwritten = ""
         if prompt == without and before.startswith(without) and before[len(without) :].strip():
             header = before[len(without) :].rstrip(" ")
-        if not before.startswith(prompt + header):
+        elif (shared := commonprefix([prompt, before])) != prompt and _ends_a_header(shared, without, before):
+            unwritten = prompt[len(shared) :]
+        if not before.startswith(prompt.removesuffix(unwritten) + header):
             raise GraftError(
                 f"chat template '{name}': answers cannot be told apart from the rest, because the text before an answer "
                 f"does not begin with the prompt for it. Prompt: {prompt[-60:]!r}; before an answer: {before[-60:]!r}"
             )
-        found = re.search("|".join(map(re.escape, facts.controls)), after)
-        end, end_token = (after[: found.end()], found.group()) if found else ("", None)
-        return cls(name=name, jinja=jinja, special_tokens=tokens, header=header, end=end, end_token=end_token)
+        end, next_end = _ends(after, later, controls)
+        token = re.search(controls, end) if end else None
+        marks = {"end": end, "next_end": next_end, "end_token": token.group() if token else None}
+        return cls(**known, header=header, unwritten=unwritten, **marks)
 
     @classmethod
     def saved(cls, name: str, content: Mapping[str, Any], jinja: str) -> ChatTemplate:
         """Rebuild a template from the content of its files."""
         try:
-            return cls(name=name, jinja=jinja, **content)
+            template = cls(name=name, jinja=jinja, **content)
         except TypeError as error:
             raise GraftError(f"cannot read the saved template '{name}': {error}") from error
+        with limited(jinja, name):
+            template.text([ASKED], True)
+        return template
 
     def content(self) -> dict[str, Any]:
-        return {
+        found = {
             "kind": "chat",
             "system_prompt": self.system_prompt,
             "jinja": self.jinja,
@@ -105,6 +119,9 @@ class ChatTemplate(Template):
             "end": self.end,
             "end_token": self.end_token,
         }
+        # Without these keys where they say nothing, the digest is that of templates saved by earlier releases.
+        rare = {"arguments": dict(self.arguments), "unwritten": self.unwritten, "next_end": self.next_end}
+        return found | {key: value for key, value in rare.items() if value}
 
     def stop_ids(self, tokenizer: Any) -> tuple[int, ...]:
         ids = {facts_of(tokenizer).eos_id}
@@ -112,147 +129,48 @@ class ChatTemplate(Template):
             ids.add(tokenizer.convert_tokens_to_ids(self.end_token))
         return tuple(sorted(ids))
 
-    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]:
+    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool, learnt: Container[int]) -> list[Span]:
         turns: list[Message] = [{**m, "content": question(m)} for m in messages]
-        full = self._text(turns, add_generation_prompt)
-        self._check_shown(turns, full, add_generation_prompt)
-        spans: list[Span] = []
-        at = 0  # how much of `full` the spans cover so far
-        for index, turn in enumerate(turns):
-            around = self._around(turns, index, add_generation_prompt)
-            answer = turn["role"] == "assistant"
-            if around is None and not answer and turn["content"].strip() and not self._writes(turns, index, full):
-                raise GraftError(
-                    f"chat template '{self.name}' does not write message {index + 1} (of role '{turn['role']}')"
-                )
-            if answer and "tool_calls" in turn.get("extra", {}):
-                start, inner = self._calling_answer(turns, index, full)
-            else:
-                start, inner = self._answer(turns, index, full, around) if answer else _content(index, full, around)
-            if turn.get("masked"):
-                inner = [replace(span, masked=True) for span in inner]
-            if start < at and answer:
-                raise GraftError(
-                    f"chat template '{self.name}' writes message {index + 1} before the message that precedes it"
-                )
-            # A question whose content cannot be located stays part of the template's own text: it just cannot be shortened.
-            if inner and start >= at:
-                spans += [Span(full[at:start]), *inner]
-                at = start + sum(len(span.text) for span in inner)
-        return [*spans, Span(full[at:])]
+        if [turn["role"] for turn in turns] == ["assistant"]:
+            raise GraftError(
+                f"there is a text without a question, which chat template '{self.name}' would write as an answer to nothing. To train on "
+                "plain text, set data.template to plain"
+            )
+        return spans_of(self, turns, add_generation_prompt, learnt)
 
-    def _answer(
-        self, turns: list[Message], index: int, full: str, around: tuple[str, str] | None
-    ) -> tuple[int, list[Span]]:
-        """Return where an answer starts, and its spans: the template's text before the content, the content, the end mark."""
-        head = self._text(turns[:index], True)
-        if not full.startswith(head) or around is None or not full.endswith(around[1]):
-            raise GraftError(
-                f"chat template '{self.name}' writes the prompt for message {index + 1} differently once the conversation goes on, "
-                "so the answer cannot be located; split the conversation, or use another template"
-            )
-        before, after = around
-        start, stop = len(head), len(full) - len(after)
-        if _without_spaces(turns[index]["content"]) not in _without_spaces(full[start:stop]):
-            raise GraftError(
-                f"chat template '{self.name}' omits or changes a part of the answer in message {index + 1}: "
-                f"{full[start:stop][:60]!r}"
-            )
-        # Some templates write other words before the marker than before the content. The whole answer is then one span that no
-        # message is tied to.
-        located = full.startswith(before) and start <= len(before) <= stop
-        lead = len(before) if located else start
-        body = Span(full[lead:stop], True, index if located else None)
-        ended = bool(self.end) and after.startswith(self.end)
-        spans = [Span(full[start:lead], True), body]
-        spans.append(Span(self.end, True) if ended else Span("", True, ends=True))
-        return start, spans
+    def rendered(self, turns: Sequence[Message], add_generation_prompt: bool) -> Rendered:
+        """Render turns. Raises `GraftError` with the template's own message if it refuses them."""
+        tools = next((turn["tools"] for turn in turns if "tools" in turn), None)
+        values = {**self.special_tokens, **self.arguments}
+        text, passages = run(
+            self.jinja, self.name, [self._as_mapping(turn) for turn in turns], tools, add_generation_prompt, values
+        )
+        return Rendered((text + self.header).removesuffix(self.unwritten) if add_generation_prompt else text, passages)
 
-    def _calling_answer(self, turns: list[Message], index: int, full: str) -> tuple[int, list[Span]]:
-        """Return where an answer with tool calls starts, and its spans: all that the template writes for it, and the end mark."""
-        head, upto = self._text(turns[:index], True), self._text(turns[: index + 1], False)
-        if not (full.startswith(upto) and upto.startswith(head)):
-            raise GraftError(
-                f"chat template '{self.name}' writes the tool calls of message {index + 1} differently once the conversation goes on, "
-                "so the answer cannot be located; split the conversation, or use another template"
-            )
-        answer, tail = upto[len(head) :], self._tail
-        body = answer.removesuffix(tail)
-        if body != answer:
-            ended = bool(self.end) and tail.startswith(self.end)
-            return len(head), [Span(body, True), Span(self.end, True) if ended else Span("", True, ends=True)]
-        # Some templates end calls with a mark of their own: a special token that is the last thing written.
-        token = next((t for t in self._end_tokens if answer.rstrip().endswith(t)), None)
-        body = answer.rstrip() if token else answer
-        return len(head), [Span(body, True, ends=token is None)]
+    def text(self, turns: Sequence[Message], add_generation_prompt: bool) -> str:
+        """Render turns to text alone."""
+        return self.rendered(turns, add_generation_prompt).text
 
     @cached_property
-    def _tail(self) -> str:
-        """What the template writes behind the content of an answer."""
-        place = self._around([{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}], 1, False)
+    def tail(self) -> str:
+        """What the template writes behind the content of the last answer."""
+        place = around(self, [ASKED, ANSWERED], 1, False)
         return place[1] if place is not None else ""
 
-    @property
-    def _end_tokens(self) -> list[str]:
-        """The texts in the template that look like special tokens, as <|eom_id|>."""
-        return re.findall(r"<\|?[\w./-]+\|?>", self.jinja)
-
-    def _check_shown(self, turns: list[Message], full: str, add_generation_prompt: bool) -> None:
-        """Raise `GraftError` for tools, tool calls and thoughts that the template does not write."""
-        for index, turn in enumerate(turns):
-            extra = turn.get("extra", {})
-            must = [("tools", {key: value for key, value in turn.items() if key != "tools"})] if "tools" in turn else []
-            for key in ("tool_calls", *THOUGHTS):
-                if key in extra:
-                    must.append((key, {**turn, "extra": {k: v for k, v in extra.items() if k != key}}))
-            for key, without in must:
-                changed = [*turns[:index], cast(Message, without), *turns[index + 1 :]]
-                try:
-                    shown = self._text(changed, add_generation_prompt) != full
-                except GraftError:  # the template cannot do without it
-                    continue
-                if not shown:
-                    where = "of the conversation" if key == "tools" else f"of message {index + 1}"
-                    raise GraftError(
-                        f"chat template '{self.name}' does not write `{key}` {where}, so the model would not see it: use another "
-                        f"template, or leave `{key}` out of the data"
-                    )
-
-    def _writes(self, turns: list[Message], index: int, full: str) -> bool:
-        """Whether the rendering depends on the content of a message."""
-        changed: list[Message] = [
-            *turns[:index],
-            {**turns[index], "content": "x" + turns[index]["content"]},
-            *turns[index + 1 :],
-        ]
+    @cached_property
+    def rewrites(self) -> bool:
+        """Whether an answer reads differently once the conversation goes on: Qwen 3 writes an empty thought before the last one only."""
         try:
-            return self._text(changed, False) != full
+            asked, later = (around(self, [ASKED, ANSWERED, *more], 1, False) for more in ([], [ASKED, ANSWERED]))
         except GraftError:
-            return True
+            return False
+        return asked is not None and later is not None and asked[0] != later[0]
 
-    def _around(self, turns: list[Message], index: int, add_generation_prompt: bool) -> tuple[str, str] | None:
-        """Return the text before and after a message's content; None if the template does not write the content exactly once."""
-        private_use = map(chr, range(0xE000, 0xF8FF))  # Unicode's private use area
-        mark = next(mark for mark in private_use if not any(mark in turn["content"] for turn in turns))
-        marked: list[Message] = [*turns[:index], {**turns[index], "content": mark}, *turns[index + 1 :]]
-        parts = self._text(marked, add_generation_prompt).split(mark)
-        return (parts[0], parts[1]) if len(parts) == 2 else None
-
-    def _text(self, turns: list[Message], add_generation_prompt: bool) -> str:
-        """Render turns to text. Raises `GraftError` with the template's own message if it refuses them."""
-        date = FIXED_DATE if "strftime_now" in self.jinja else ""
-        tools = next((turn["tools"] for turn in turns if "tools" in turn), None)
-        try:
-            rendered = render_jinja_template(
-                [[self._as_mapping(turn) for turn in turns]],
-                tools=tools,
-                chat_template=date + self.jinja,
-                add_generation_prompt=add_generation_prompt,
-                **self.special_tokens,
-            )[0][0]
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise GraftError(f"chat template '{self.name}' refuses this conversation: {error}") from error
-        return rendered + (self.header if add_generation_prompt else "")
+    @cached_property
+    def marked_header(self) -> int:
+        """How many characters at the end of a prompt the template marks as generated."""
+        passages = self.rendered([ASKED, ANSWERED], False).generated
+        return max(0, len(self.text([ASKED], True)) - passages[0][0]) if passages else 0
 
     def _as_mapping(self, turn: Message) -> dict[str, Any]:
         """Return a message as the template takes it: with the thoughts under the name that the template reads."""
@@ -262,14 +180,36 @@ class ChatTemplate(Template):
                 made |= {other: made[name] for other in THOUGHTS if other in self.jinja and other not in made}
         return made
 
+    def _check_arguments(self) -> None:
+        """Raise `GraftError` for arguments that the template does not read."""
+        for key in self.arguments:
+            if not reads(self.jinja, key) or key in self.special_tokens:
+                names = [name for name in settings_of(self.jinja) if name not in self.special_tokens]
+                what = f"it reads {', '.join(names)}" if names else "it reads nothing besides the conversation"
+                raise GraftError(
+                    f"data.template_args: chat template '{self.name}' does not read '{key}'; {what}."
+                    f"{did_you_mean(key, names)}"
+                )
 
-def _content(index: int, full: str, around: tuple[str, str] | None) -> tuple[int, list[Span]]:
-    """Return where the content of a message starts, and its span; no span if the template rewrites the content."""
-    if around is None or not full.startswith(around[0]) or not full.endswith(around[1]):
-        return 0, []
-    start, stop = len(around[0]), len(full) - len(around[1])
-    return start, ([Span(full[start:stop], message=index)] if start < stop else [])
+    def _after_answer(self) -> str:
+        """Return what follows the content of an answer where another question comes; empty if the template refuses that."""
+        try:
+            place = around(self, [ASKED, ANSWERED, ASKED], 1, False)
+        except GraftError:
+            return ""
+        return place[1] if place is not None else ""
 
 
-def _without_spaces(text: str) -> str:
-    return "".join(text.split())
+def _ends_a_header(shared: str, without: str, before: str) -> bool:
+    """Whether a prompt and the text before an answer are equal up to a border behind the question."""
+    return len(shared) > len(without) and (shared == before or shared.endswith((">", "]", "\n")))
+
+
+def _ends(last: str, later: str, controls: str) -> tuple[str, str]:
+    """Return the end marks of the last answer and of an earlier one, given what follows the content of each."""
+    only_marks = re.fullmatch(rf"(?:\s*(?:{controls}))+\s*", last)
+    upto_mark = re.search(controls, last)
+    next_turn = re.match(rf"\s*(?:{controls})", later)
+    following = next_turn.group() if next_turn else ""
+    end = last.rstrip() if only_marks else last[: upto_mark.end()] if upto_mark else following
+    return end, "" if later.startswith(end) else following

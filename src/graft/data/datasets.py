@@ -108,6 +108,16 @@ class TokenDataset:
         return example
 
     @property
+    def largest_id(self) -> int:
+        """The largest token id that the model reads or learns to write; -1 if there is none."""
+        return int(max(part.max(initial=-1) for part in (self.input_ids, self.answers, self.rejected_ids)))
+
+    @property
+    def ids_written(self) -> set[int]:
+        """The token ids that are targets on a preferred side."""
+        return set(np.unique(self.input_ids[self.supervised]).tolist()) | set(np.unique(self.answers).tolist())
+
+    @property
     def has_pairs(self) -> bool:
         """Whether each sample has two sequences: a preferred and a rejected answer, or an answer that is marked and a mismatched one."""
         return len(self.rejected_starts) > 0

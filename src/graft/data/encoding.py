@@ -6,7 +6,7 @@ preceded the answer in training, and generation starts from them.
 
 - The tokens that the tokenizer puts at the start of a text (BOS) come first, once, unless the text already begins with them.
   The tokens that it puts at the end are omitted: the end-of-sequence token is written where the template says so.
-- Text from the data never turns into control tokens: "</s>" in an answer stays five characters.
+- Text from the data does not turn into control tokens, unless the user says so: "</s>" in an answer stays four characters.
 - Some tokenizers mark the start of a text like a space (LLaMA's "▁"). A piece that continues a text must not have this mark, so it is
   tokenised after an anchor that is cut off again: "sat" becomes the tokens of "\\nsat" without those of the line end.
 """
@@ -34,13 +34,10 @@ class Span:
     """Index of the message that this content belongs to; None for the template's own words."""
     ends: bool = False
     """Whether the end-of-sequence token follows, as part of this span."""
-    masked: bool = False
-    """Whether the data say not to train on the answer that this is a part of."""
-
-    @property
-    def target(self) -> bool:
-        """Whether the model learns to write it."""
-        return self.supervised and not self.masked
+    answer: int | None = None
+    """Index of the answer (a message) that this is a part of: its content, what stands before it, or its end mark."""
+    asked: bool = False
+    """Whether this part of an answer is already in the prompt for it, as where a template marks its own header as generated."""
 
 
 @dataclass
@@ -54,16 +51,20 @@ class Tokens:
     """False if the token also holds characters of a neighbouring span."""
 
 
-def encode(spans: Sequence[Span], tokenizer: Any) -> Tokens:
-    """Tokenise spans. Raises `GraftError` for a tokenizer that is not fast or has no end-of-sequence token."""
+def encode(spans: Sequence[Span], tokenizer: Any, reads_tokens: bool = False) -> Tokens:
+    """Tokenise spans. reads_tokens: special tokens that content spells become these tokens, instead of text.
+
+    Raises `GraftError` for a tokenizer that is not fast or has no end-of-sequence token.
+    """
     facts = facts_of(tokenizer)
     tokens = Tokens()
     before = ""  # the piece before, which the next one continues
-    for piece in _pieces(spans, facts):
+    for piece in _pieces(spans, facts, reads_tokens):
         text = "".join(spans[index].text for index in piece)
         if text:
             # Content that spells out a special token is a piece of its own (see _pieces), and is tokenised as plain text.
-            as_text = facts.holds_control(text) and all(spans[index].message is not None for index in piece)
+            content = not reads_tokens and all(spans[index].message is not None for index in piece)
+            as_text = content and facts.holds_control(text)
             _append(tokens, spans, piece, facts.encode(text, before, as_text))
             before = text
         if spans[piece[-1]].ends:
@@ -75,16 +76,17 @@ def encode(spans: Sequence[Span], tokenizer: Any) -> Tokens:
     return tokens
 
 
-def _pieces(spans: Sequence[Span], facts: TokenizerFacts) -> list[list[int]]:
+def _pieces(spans: Sequence[Span], facts: TokenizerFacts, reads_tokens: bool) -> list[list[int]]:
     """Group the indices of spans that are tokenised together.
 
-    A new piece begins at each border of an answer, and around content that spells out a special token.
+    A new piece begins at each border of an answer, where the prompt for it ends, and around content that spells out a special token.
     """
     pieces: list[list[int]] = []
     closed = True
     for index, span in enumerate(spans):
-        alone = span.message is not None and facts.holds_control(span.text)
-        if not alone and not closed and spans[index - 1].supervised == span.supervised:
+        alone = span.message is not None and not reads_tokens and facts.holds_control(span.text)
+        joins = index and (spans[index - 1].supervised, spans[index - 1].asked) == (span.supervised, span.asked)
+        if joins and not alone and not closed:
             pieces[-1].append(index)
         else:
             pieces.append([index])

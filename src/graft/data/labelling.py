@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,14 +160,14 @@ class LabelTemplate(Template):
         """Return the template for these labels."""
         return cls(labelling.name, None, labelling)
 
-    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]:
+    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool, learnt: Container[int]) -> list[Span]:
         raise GraftError(
             f"this adapter was trained for {self.labelling.task}: it labels texts and writes no answers. Use graft predict, or "
             "graft eval with --data FILE"
         )
 
     def prompt_ids(self, messages: Sequence[Message], tokenizer: Any) -> list[int]:
-        self._spans(messages, True)
+        self._spans(messages, True, ())
         return []
 
     def stop_ids(self, tokenizer: Any) -> tuple[int, ...]:

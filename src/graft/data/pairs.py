@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graft.data.encoding import Span, encode, facts_of
+from graft.data.encoding import encode, facts_of
 from graft.data.samples import Example, Message, Rejected, Sample, is_silent, without_end
 from graft.data.template import Template
-from graft.data.tokenizing import Overlong, start_of_answers
+from graft.data.tokenizing import Overlong, targets_of
 from graft.errors import GraftError
 
 
@@ -75,16 +75,16 @@ def side_of(messages: Sequence[Message], sample: Sample, tokenizer: Any, templat
     written = template.complete(without_end(messages, facts_of(tokenizer).eos))
     # The template may have put a system message first; `first` is the first message after the prompt.
     first = len(written) - len(messages) + sample.asked
-    if any(is_silent(turn) for turn in written[first:] if turn["role"] == "assistant"):
+    learnt = [index for index in range(first, len(written)) if written[index]["role"] == "assistant"]
+    learnt = [index for index in learnt if not written[index].get("masked")]
+    if any(is_silent(written[index]) for index in learnt):
         return None
     try:
-        spans = template.render(written)
+        spans = template.render(written, learnt=learnt)
     except GraftError as error:
         raise GraftError(f"{sample.where}: {error}") from error
-    tokens = encode(spans, tokenizer)
-    start = start_of_answers(spans, _first_of(spans, first))
-    targets = np.array([span >= start and spans[span].target for span in tokens.spans], dtype=np.bool_)
-    targets[:1] = False
+    tokens = encode(spans, tokenizer, template.reads_tokens)
+    targets = targets_of(tokens, spans, learnt)
     if not targets.any():
         return None
     length, begin = int(np.flatnonzero(targets)[-1]) + 1, int(np.flatnonzero(targets)[0])
@@ -97,13 +97,4 @@ def side_of(messages: Sequence[Message], sample: Sample, tokenizer: Any, templat
     )
     return Side(
         np.array(tokens.ids, dtype=np.int32)[:length], targets[:length], tuple(position for _, _, position in removable)
-    )
-
-
-def _first_of(spans: Sequence[Span], message: int) -> int:
-    """Return the index of the first supervised span of this message or of a later one."""
-    return next(
-        index
-        for index, span in enumerate(spans)
-        if span.supervised and span.message is not None and span.message >= message
     )

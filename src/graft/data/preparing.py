@@ -26,8 +26,10 @@ from graft.data.samples import Example, Rejected, Sample
 from graft.data.seq2seq import EncoderTemplate, encoder_template, tokenize_seq2seq
 from graft.data.splits import samples_of, train_sources, validation_source
 from graft.data.template import Template
+from graft.data.template_notes import template_notes
 from graft.data.templates import template_of
 from graft.data.tokenizing import tokenize, tokenize_document
+from graft.data.unknown import refuse_unknown_targets
 from graft.data.warnings import data_warnings
 from graft.errors import GraftError
 
@@ -94,8 +96,15 @@ def _check_task(config: DataConfig, tokenizer: Any) -> None:
     elif not getattr(tokenizer, "is_fast", False):
         raise GraftError(f"data.task {config.task} needs a fast (Rust) tokenizer")
     answers = (*LABELLED, "seq2seq", "preference")
-    for name, tasks in (("template", LABELLED), ("system", LABELLED), ("train_on", answers)):
-        if config.task in tasks and getattr(config, name) != DataConfig.model_fields[name].default:
+    plain = DataConfig(train=config.train)
+    for name, tasks in (
+        ("template", LABELLED),
+        ("template_args", LABELLED),
+        ("system", LABELLED),
+        ("train_on", answers),
+        ("special_tokens", (*LABELLED, "seq2seq")),
+    ):
+        if config.task in tasks and getattr(config, name) != getattr(plain, name):
             raise GraftError(f"data.{name} has no effect if data.task is {config.task}: remove it")
     if config.overlong == "split" and config.task != "causal":
         raise GraftError(
@@ -112,8 +121,9 @@ def _template(config: DataConfig, tokenizer: Any) -> Template | None:
     if config.task in LABELLED:
         return None
     if config.task == "seq2seq":
-        return encoder_template(config.template, tokenizer, config.system)
-    return template_of(config.template, tokenizer).with_system(config.system)
+        return encoder_template(config.template, tokenizer, config.system, config.template_args)
+    template = template_of(config.template, tokenizer, config.template_args).with_system(config.system)
+    return replace(template, reads_tokens=True) if config.special_tokens == "tokens" else template
 
 
 def _labelling_of(config: DataConfig, report: DataReport) -> Labelling:
@@ -158,13 +168,18 @@ def _prepare_anew(
         unread=tuple((source, tuple(columns)) for source, columns in unread.items()),
     )
     check_counts(report, sources, examples)
-    report = replace(report, notes=tuple(data_warnings(report, known, tokenizer)))
+    notes = data_warnings(report, known)
+    if template is not None:
+        notes += template_notes([sample for some in samples for sample in some], config, template, tokenizer)
+    report = replace(report, notes=tuple(notes))
 
     weights = [source.weight for source, kept in zip(sources, examples, strict=True) for _ in kept]
     trained, checked = [example for some in examples for example in some], _examples(validation)
     if report.marked:
         trained, checked = with_mismatched(trained), with_mismatched(checked) if held_out else []
-    return Prepared(TokenDataset.of(trained, weights), TokenDataset.of(checked) if held_out else None, known, report)
+    train = TokenDataset.of(trained, weights)
+    refuse_unknown_targets(train, [sample for some in samples for sample in some], tokenizer)
+    return Prepared(train, TokenDataset.of(checked) if held_out else None, known, report)
 
 
 def _marks(examples: Sequence[Sequence[Example]]) -> tuple[int, int] | None:

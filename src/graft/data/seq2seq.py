@@ -7,7 +7,7 @@ marks that the decoder begins and ends with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ class EncoderTemplate(Template):
         assert self.inner is not None
         return self.inner.with_system(self.system_prompt)
 
-    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]:
-        return self.template._spans(messages, add_generation_prompt)
+    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool, learnt: Container[int]) -> list[Span]:
+        return self.template._spans(messages, add_generation_prompt, learnt)
 
     def content(self) -> dict[str, Any]:
         return self.template.content()
@@ -61,9 +61,12 @@ class EncoderTemplate(Template):
         write_json_atomic(Path(folder) / FILE, {"task": "seq2seq"})
 
 
-def encoder_template(name: str, tokenizer: Any, system: str | None) -> EncoderTemplate:
-    """Return the template of this name for an encoder; `auto` is `plain`."""
-    return EncoderTemplate.of(template_of("plain" if name == "auto" else name, tokenizer).with_system(system))
+def encoder_template(
+    name: str, tokenizer: Any, system: str | None, arguments: Mapping[str, Any] | None = None
+) -> EncoderTemplate:
+    """Return the template of this name for an encoder; `auto` is `plain`. arguments: as in `template_of`."""
+    template = template_of("plain" if name == "auto" else name, tokenizer, arguments)
+    return EncoderTemplate.of(template.with_system(system))
 
 
 def tokenize_seq2seq(

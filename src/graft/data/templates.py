@@ -11,6 +11,8 @@ an adapter folder             the template.json that `Template.save` wrote there
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,26 @@ from graft.data.turn_template import parse_turn_template
 from graft.errors import GraftError, did_you_mean
 
 
-def template_of(name: str | Path, tokenizer: Any = None) -> Template:
+def template_of(name: str | Path, tokenizer: Any = None, arguments: Mapping[str, Any] | None = None) -> Template:
     """Return a template by name, from a file, or from an adapter folder.
 
-    `auto`, `chat` and `.jinja` files need the tokenizer. Raises `GraftError` for an unknown name, for a file that is not a template,
-    and for an adapter folder with a template that was changed after it was saved.
+    `auto`, `chat` and `.jinja` files need the tokenizer. arguments: what a chat template reads besides the conversation; they are added
+    to those that were saved. Raises `GraftError` for an unknown name, for a file that is not a template, for an adapter folder with a
+    template that was changed after it was saved, and for arguments that the template does not read.
     """
+    template = _found(name, tokenizer)
+    if not arguments:
+        return template
+    if not isinstance(template, ChatTemplate):
+        raise GraftError(
+            f"data.template_args has no effect with template '{template.name}', which is no chat template: remove it"
+        )
+    own = {**template.arguments, **arguments}
+    made = ChatTemplate.of(template.jinja, tokenizer, template.name, own)
+    return replace(made, system_prompt=template.system_prompt, reads_tokens=template.reads_tokens)
+
+
+def _found(name: str | Path, tokenizer: Any) -> Template:
     path = Path(name)
     if str(name) in BUILTIN_TEMPLATES:
         return BUILTIN_TEMPLATES[str(name)]
@@ -77,12 +93,14 @@ def _saved(folder: Path) -> Template:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         name, digest, kind = content.pop("name"), content.pop("digest"), content.pop("kind")
+        reads_tokens = content.pop("reads_tokens", False) is True
     except (ValueError, KeyError, AttributeError) as error:
         raise GraftError(f"{path} is not a saved template: {error}") from error
     if kind == "chat":
         template: Template = ChatTemplate.saved(name, content, _jinja(folder))
     else:
         template = parse_turn_template(content, name=name, where=str(path))
+    template = replace(template, reads_tokens=reads_tokens)
     if template.digest != digest:
         raise GraftError(
             f"the template in {folder} was changed after the adapter was trained with it (its digest was {digest[:12]})"

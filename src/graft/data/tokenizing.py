@@ -15,7 +15,7 @@ questions and a for trained answers:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -46,20 +46,20 @@ def tokenize(
     Raises `GraftError`, naming the row, for a conversation that the template cannot write.
     """
     messages = template.with_system(system).complete(without_end(sample.messages, facts_of(tokenizer).eos))
-    answers = [message for message in messages if message["role"] == "assistant"]
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         return Rejected("no_answer", 0)
-    trained = [message for message in (answers[-1:] if train_on == "last" else answers) if not message.get("masked")]
-    if not trained:
+    learnt = [i for i in (answers[-1:] if train_on == "last" else answers) if not messages[i].get("masked")]
+    if not learnt:
         return Rejected("masked", 0)
-    if any(map(is_silent, trained)):
+    if any(is_silent(messages[index]) for index in learnt):
         return Rejected("empty_answer", 0)
     try:
-        spans = template.with_system(system).render(messages)
+        spans = template.with_system(system).render(messages, learnt=answers if train_on == "all" else learnt)
     except GraftError as error:
         raise GraftError(f"{sample.where}: {error}") from error
-    tokens = encode(spans, tokenizer)
-    targets = _targets(tokens, spans, train_on)
+    tokens = encode(spans, tokenizer, template.reads_tokens)
+    targets = targets_of(tokens, spans, learnt, everything=train_on == "all")
     length = int(np.flatnonzero(targets)[-1]) + 1 if targets.any() else 0  # up to the last target
     if not length:
         return Rejected("empty_answer", len(tokens.ids))
@@ -112,26 +112,18 @@ def tokenize_document(
     return pieces
 
 
-def _targets(tokens: Tokens, spans: Sequence[Span], train_on: TrainOn) -> NDArray[np.bool_]:
-    """Return a mask that is True at the tokens that count in the loss."""
-    if train_on == "all":
-        targets = np.array([span < 0 or not spans[span].masked for span in tokens.spans], dtype=np.bool_)
-    else:
-        last = max(index for index, span in enumerate(spans) if span.supervised) if train_on == "last" else 0
-        first = start_of_answers(spans, last) if train_on == "last" else 0
-        targets = np.array([span >= first and spans[span].target for span in tokens.spans], dtype=np.bool_)
+def targets_of(
+    tokens: Tokens, spans: Sequence[Span], learnt: Container[int], everything: bool = False
+) -> NDArray[np.bool_]:
+    """Return a mask that is True at the tokens that count in the loss: those of the learnt answers.
+
+    everything: also all tokens that belong to no answer.
+    """
+    counts = [everything if span.answer is None else span.answer in learnt for span in spans]
+    # The tokens that the tokenizer puts at the start have the span -1.
+    targets = np.array([counts[span] if span >= 0 else everything for span in tokens.spans], dtype=np.bool_)
     targets[:1] = False
     return targets
-
-
-def start_of_answers(spans: Sequence[Span], start: int) -> int:
-    """Return the index of the first span of an answer, given any span of it: the start of a run of supervised spans.
-
-    A span that ends with the end-of-sequence token ends its answer, even if another supervised span follows.
-    """
-    while start and spans[start - 1].supervised and not spans[start - 1].ends:
-        start -= 1
-    return start
 
 
 def _removable(

@@ -16,7 +16,7 @@ The answer follows `user` directly, and the tokenizer's end-of-sequence token fo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,6 +25,8 @@ from graft.data.samples import THOUGHTS, Message, question
 from graft.data.template import Template
 from graft.errors import GraftError, did_you_mean
 
+OUTSIDE = ("name", "reads_tokens")
+"""Fields that are no keys of a template file."""
 PLACEHOLDER = re.compile(r"\{(system|user|input)\}")
 
 
@@ -40,9 +42,9 @@ class TurnTemplate(Template):
     between: str = "\n\n"
 
     def content(self) -> dict[str, Any]:
-        return {"kind": "turns", **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}}
+        return {"kind": "turns", **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in OUTSIDE}}
 
-    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Span]:
+    def _spans(self, messages: Sequence[Message], add_generation_prompt: bool, learnt: Container[int]) -> list[Span]:
         spans: list[Span] = []
         for index, message in enumerate(messages):
             self._refuse_what_has_no_place(message, index)
@@ -70,8 +72,7 @@ class TurnTemplate(Template):
                     f"there is an answer without a question; template '{self.name}' needs one ('plain' does not)"
                 )
             else:
-                masked = message.get("masked", False)
-                spans.append(Span(message["content"], supervised=True, message=index, ends=True, masked=masked))
+                spans.append(Span(message["content"], supervised=True, message=index, ends=True, answer=index))
         return spans
 
     def _refuse_what_has_no_place(self, message: Message, index: int) -> None:
@@ -97,7 +98,7 @@ def parse_turn_template(content: Any, *, name: str, where: str) -> TurnTemplate:
     Raises `GraftError` for an unknown key, a value that is not text, and a text without its placeholders.
     """
     content = _checked_mapping(content, where)
-    allowed = [f.name for f in fields(TurnTemplate) if f.name != "name"]
+    allowed = [f.name for f in fields(TurnTemplate) if f.name not in OUTSIDE]
     for key, value in content.items():
         if key not in allowed:
             raise GraftError(

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
-from graft.data.chat import ChatTemplate
-from graft.data.encoding import TokenizerFacts, facts_of
 from graft.data.labelling import Labelling
 from graft.data.report import DataReport
 from graft.data.template import Template
 from graft.errors import counted, listed
 
 
-def data_warnings(report: DataReport, template: Template | Labelling, tokenizer: Any) -> list[str]:
-    """Return the warnings about the data, one sentence each."""
+def data_warnings(report: DataReport, template: Template | Labelling) -> list[str]:
+    """Return the warnings about the numbers in a report, one sentence each."""
     warnings = [f"Nothing reads {listed(columns)} of {source}." for source, columns in report.unread]
     if report.duplicates:
         warnings.append(f"{_rows(report.duplicates, 'training sample', 'repeats', 'repeat')} an earlier one.")
@@ -38,17 +35,6 @@ def data_warnings(report: DataReport, template: Template | Labelling, tokenizer:
         )
     if report.train.same:
         warnings.append(f"{_rows(report.train.same, 'training pair', 'has', 'have')} two equal answers: left out.")
-    if isinstance(template, ChatTemplate):
-        facts = facts_of(tokenizer)
-        if template.end_token not in (None, facts.eos):
-            warnings.append(
-                f"Answers end with {template.end_token}, which the template writes; generation stops there too."
-            )
-        if not _writes_start(template, facts):
-            start = "".join(tokenizer.convert_ids_to_tokens(facts.start_ids))
-            warnings.append(f"The chat template omits {start}, which the tokenizer puts first; the tokens keep it.")
-        if "strftime_now" in template.jinja:
-            warnings.append("The chat template prints today's date; Graft fixes it at 26 July 2024.")
     return warnings
 
 
@@ -68,9 +54,3 @@ def _equal_numbers(labels: Sequence[str]) -> list[str]:
 def _rows(number: int, noun: str, one: str, many: str) -> str:
     """A number of rows with its verb: "1 training row has"."""
     return f"{counted(number, noun)} {one if number == 1 else many}"
-
-
-def _writes_start(template: Template, facts: TokenizerFacts) -> bool:
-    """Whether the template's text itself begins with the tokens that the tokenizer puts first."""
-    text = "".join(span.text for span in template.render([{"role": "user", "content": "x"}]))
-    return [token for token, _, _ in facts.encode(text)][: len(facts.start_ids)] == facts.start_ids

@@ -259,7 +259,8 @@ def _run_template(config: RunConfig | None, base: Base) -> Template:
         return EncoderTemplate.of(template_of(own if (own / FILE).is_file() else "plain", base.tokenizer))
     if config is None:  # the folder of a merged model holds the template of its adapter
         return template_of(own if (own / FILE).is_file() else "auto", base.tokenizer)
-    return template_of(config.data.template, base.tokenizer).with_system(config.data.system)
+    data = config.data
+    return template_of(data.template, base.tokenizer, data.template_args).with_system(data.system)
 
 
 def _settings(base: Base, name: str) -> dict[str, Any]:

@@ -24,10 +24,14 @@ from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
 from graft.bases.loading import own_task
 from graft.bases.skeleton import load_skeleton
+from graft.bases.tokens import refuse_unknown
 from graft.bases.vocabulary import with_tokens
 from graft.config import AnyRun, RunConfig, resolve_job
 from graft.config.jobs import REFERENCE
 from graft.data.preparing import Prepared, prepare
+from graft.data.template import FILE as TEMPLATE_FILE
+from graft.data.template import Template
+from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.formats.loading import load
 from graft.injection.state import site_table_of, state_of
@@ -178,7 +182,14 @@ def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolde
     torch.manual_seed(own.train.seed)
     _attach(base, name, own)
     _refuse_too_long(base, name, data)
+    for part in (data.train, data.validation):
+        if part is not None and len(part):
+            refuse_unknown(base.model, base.name, base.tokenizer, part.largest_id)
+    if (note := _other_template(base, own, data)) is not None:
+        data = replace(data, report=replace(data.report, notes=(*data.report.notes, note)))
     job = Job.make(base.model, name, own.train, data.train, data.validation)
+    if isinstance(data.template, Template):
+        job.stop_ids = frozenset(data.template.stop_ids(base.tokenizer))
     job.reference = _reference(base, name, own, begun)
     return JobParts(own, data, job)
 
@@ -203,6 +214,20 @@ def _without_origin(own: RunConfig, name: str, begun: RunFolder | None) -> RunCo
         return own
     train = own.train.model_copy(update={"init_from": str(begun.adapter_dir(name))})
     return own.model_copy(update={"train": train})
+
+
+def _other_template(base: Base, own: RunConfig, data: Prepared) -> str | None:
+    """A note where the adapter of `train.init_from` was trained with another template; else None."""
+    origin = own.train.init_from
+    if origin is None or not isinstance(data.template, Template) or not (Path(origin) / TEMPLATE_FILE).is_file():
+        return None
+    theirs = template_of(origin, base.tokenizer)
+    if theirs.digest == data.template.digest:
+        return None
+    return (
+        f"The adapter in {origin} was trained with template '{theirs.name}', but this run renders with '{data.template.name}'. To go on "
+        f"with the adapter's own, set data.template to {origin}."
+    )
 
 
 def _refuse_too_long(base: Base, name: str, data: Prepared) -> None:
@@ -230,7 +255,7 @@ def _attach(base: Base, name: str, config: RunConfig) -> None:
         attach(model, {name: adapter})
         return
     wanted = adapter.resolve(site_table_of(model).names()) if isinstance(adapter, Preset) else adapter
-    load(model, config.train.init_from, name=name, resize=config.base.resize == "auto")
+    load(model, config.train.init_from, name=name, any_base=config.train.any_base, resize=config.base.resize == "auto")
     found, given = (each.collapsed().model_dump() for each in (state_of(model).adapter(name).config, wanted))
     differing = [
         f"{key} {found.get(key)} there, {given.get(key)} here"
@@ -239,6 +264,7 @@ def _attach(base: Base, name: str, config: RunConfig) -> None:
     ]
     if differing:
         raise GraftError(
-            f"train.init_from: the adapter in {config.train.init_from} is not what `adapter` says: {'; '.join(differing)}"
+            f"train.init_from: the adapter in {config.train.init_from} is not what `adapter` says: {'; '.join(differing)}. Give `adapter` "
+            "the values that are there, or train a fresh adapter without train.init_from"
         )
     set_active(model, name)

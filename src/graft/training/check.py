@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from graft.attaching.active import set_trainable, use
@@ -26,6 +27,7 @@ from graft.attaching.summary import Summary, summary
 from graft.bases import pad_id
 from graft.bases.inputs import inputs_of
 from graft.bases.memory import MemoryReport, memory_report
+from graft.bases.tokens import special_among, unlearnt
 from graft.config import AnyRun, RunConfig
 from graft.data.batches import padded
 from graft.data.overlap import OverlapReport, Question, overlap_reports
@@ -46,8 +48,11 @@ from graft.training.questions import questions
 from graft.training.records.progress import memory_bytes
 from graft.training.step import loss_of, sums_by_row
 from graft.training.updates.optimizers import state_bytes
+from graft.training.validation import stop_rate
 
 SAMPLES_SHOWN = 3
+ASKED = 16
+"""Most samples that the stop rate before training is measured on."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class CheckReport:
     problems: tuple[str, ...]
     questions: tuple[str, ...]
     """Settings that are allowed but seldom meant, a sentence for each."""
+    stop_rate: float | None = None
+    """Before training: the share of validation samples (or training samples) whose end mark is likelier than not where the answer ends."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -99,6 +106,7 @@ class CheckReport:
             "layout": vars(self.layout),
             "trial": vars(self.trial),
             "reload_difference": self.reload_difference,
+            "stop_rate": self.stop_rate,
             "overlaps": {name: report.to_dict() for name, report in self.overlaps.items()},
             "problems": list(self.problems),
             "questions": list(self.questions),
@@ -139,6 +147,10 @@ def _checked(
     overlaps = overlap_reports(chain.from_iterable(samples_of(data)[0]), against) if against else {}
     set_trainable(model, [job.name])
     trial = _trial(parts, forward, batcher)
+    ending, asked = None, job.validation or job.train
+    if job.stop_ids and not asked.has_pairs:
+        with laid_out(model, batcher.layout):
+            ending = stop_rate(forward, job, batcher, [asked[at] for at in range(min(len(asked), ASKED))])
     difference = _reload(parts, job)
     problems = [
         f"the training data hold test questions of {name}: {found}" for name, found in overlaps.items() if found.pairs
@@ -147,6 +159,7 @@ def _checked(
         problems.append(f"a saved and loaded adapter answers differently (logits by {difference:.2g})")
     if not trial.loss < float("inf"):
         problems.append(f"the loss of the longest batch is {trial.loss}")
+    problems += _unlearnt(parts, job)
     if parts.data.report.shared:
         shared = parts.data.report.shared
         problems.append(
@@ -169,7 +182,23 @@ def _checked(
         overlaps,
         tuple(problems),
         tuple(questions(parts)),
+        ending,
     )
+
+
+def _unlearnt(parts: RunParts, job: Job) -> list[str]:
+    """Return a problem for special tokens in the data that the base has not learnt and the adapter does not train."""
+    base, train = parts.base, parts.data.train
+    read = special_among(base.tokenizer, np.unique(train.input_ids).tolist())
+    found = unlearnt(base.model, job.name, base.tokenizer, read, special_among(base.tokenizer, train.ids_written))
+    if not found:
+        return []
+    rows = [f"{base.tokenizer.convert_ids_to_tokens(token)} {why}" for token, why in found.items()]
+    return [
+        f"the base has not learnt special tokens of the data: the row of {'; of '.join(rows[:8])}. An adapter that leaves their rows alone "
+        "cannot tell them from other tokens, so answers may never end. Train them too, with a list of adapters: "
+        f"[..., {{kind: full, sites: embed head, tokens: {sorted(found)}}}]"
+    ]
 
 
 def _trial(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:

@@ -108,7 +108,7 @@ def read_state(folder: RunFolder, step: int) -> dict[str, Any]:
 def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job], step: int) -> dict[str, Any]:
     """Load adapters, jobs and random generators from a checkpoint; returns its state.json.
 
-    Raises `GraftError` where the checkpoint has no such job, or where the job's data or number of steps changed since.
+    Raises `GraftError` where the checkpoint has no such job, or where the job's data changed since.
     """
     path, state = folder.checkpoint_dir(step), read_state(folder, step)
     for job in jobs:
@@ -117,12 +117,11 @@ def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job],
             raise GraftError(
                 f"{folder.path} cannot be resumed: it has no job '{job.name}'. Its jobs: {', '.join(state['jobs'])}"
             )
-        for key, here in (("data", job.train.digest), ("steps", job.steps)):
-            if own[key] != here:
-                raise GraftError(
-                    f"{folder.path} cannot be resumed: the {key} of '{job.name}' changed since (then {own[key]}, now {here}). "
-                    "Undo the change, or start a new run with train.init_from"
-                )
+        if own["data"] != job.train.digest:
+            raise GraftError(
+                f"{folder.path} cannot be resumed: the data of '{job.name}' changed since (then {own['data']}, now {job.train.digest}). "
+                "Undo the change, or start a new run with train.init_from"
+            )
         stored = load_tensors(path / f"{job.name}.safetensors")
         load_training_state(model, job.name, with_prefix(stored, ADAPTER))
         job.restore(own, with_prefix(stored, OPTIMISER))

@@ -27,7 +27,7 @@ from graft.errors import GraftError
 from graft.training.objectives import Objective, Supervised, objective_of
 from graft.training.rows import Row, View
 from graft.training.updates.optimizers import build_optimizer, state_bytes
-from graft.training.updates.schedules import build_schedule, restore_schedule, schedule_state
+from graft.training.updates.schedules import build_schedule, restart_schedule, restore_schedule, schedule_state
 from graft.training.updates.states import optimizer_tensors, restore_optimizer
 from graft.utils.clock import timed
 
@@ -77,6 +77,8 @@ class Job:
     """Memory of the parameters, their gradients and the optimiser's state."""
     objective: Objective = field(default_factory=Supervised)
     """What the job learns from the losses of its rows."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end an answer, for the stop rate; empty where nothing is answered."""
     reference: str | None = None
     """Adapter that the objective compares with, where it compares; None is the bare base."""
     _order: tuple[int, np.ndarray] | None = field(default=None, repr=False)
@@ -213,4 +215,7 @@ class Job:
         for key in POSITION:
             setattr(self, key, state[key])
         restore_schedule(self.schedule, state["schedule"])
+        if self.steps != state["steps"]:  # the run became longer
+            self.ended = None if self.ended == "finished" else self.ended
+            restart_schedule(self.schedule)
         restore_optimizer(self.optimizer, list(self.params), tensors)

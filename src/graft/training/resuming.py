@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from graft.attaching.fingerprint import other_base
 from graft.config import AnyRun
@@ -18,10 +19,15 @@ from graft.training.checkpoints import newest, read_state, tidy
 from graft.training.records.progress import Reporter
 from graft.training.start import failure_noted, run_parts, write_beginning
 
+LENGTHS = ("train.steps", "train.epochs")
+"""Settings that make a run longer, also one that is finished."""
 CHANGEABLE = (
     "base.model", "base.device", "data.train", "data.validation", "train.save_every", "train.keep", "train.log_every", "train.loggers",
+    *LENGTHS,
 )  # fmt: skip
-"""Settings that may change when a run is resumed: where base and data are, which have to be the same, and what is written."""
+"""Settings that may change when a run is resumed: where base and data are, which have to be the same, what is written, and the length."""
+CONSTANT = ("constant", "constant_with_warmup")
+"""Schedules that do not depend on the length."""
 
 
 def resume(
@@ -48,7 +54,7 @@ def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool) -> None:
     reporter, queue = Reporter(0, quiet=quiet), CommandQueue(folder.path)
     config = _changed(folder, changes)
     tidy(folder)
-    if _is_done(folder, queue):
+    if not _named(changes, LENGTHS) and _is_done(folder, queue):
         reporter.say(f"The run in {folder.path} is finished: there is nothing to resume.")
         return
     if missing := folder.missing(config):
@@ -63,6 +69,8 @@ def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool) -> None:
     state = {"jobs": None, "orders": 0} if last is None else read_state(folder, last)
     parts = build(config, state["jobs"], folder)
     _check_base(parts, folder)
+    for note in _longer(parts, state["jobs"] or {}, folder):
+        reporter.say(note)
     # The configuration names the jobs of the beginning; those submitted later are in the journal of commands.
     for command in queue.journal.read()[: state["orders"]]:
         if command["do"] == "submit" and command["job"] in state["jobs"]:
@@ -78,13 +86,39 @@ def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool) -> None:
 def _changed(folder: RunFolder, changes: Sequence[str]) -> AnyRun:
     """The run's configuration with changes on top. Raises `GraftError` for a change of anything but `CHANGEABLE`."""
     for text in changes:
-        key = dotted(key for key in in_section(parse_change(text)[0]) if isinstance(key, str))
-        if not any(f"{key}.".startswith(f"{allowed}.") for allowed in CHANGEABLE):
+        if not _named([text], CHANGEABLE):
             raise GraftError(
                 f"'{text}': a run that goes on keeps its settings; only {', '.join(CHANGEABLE)} may change. For other settings, train a "
                 "new run, with train.init_from if it is to start from this one's adapter"
             )
     return folder.configured(changes)
+
+
+def _named(changes: Sequence[str], settings: Sequence[str]) -> bool:
+    """Whether any of the changes is of one of these settings."""
+    keys = [dotted(key for key in in_section(parse_change(text)[0]) if isinstance(key, str)) for text in changes]
+    return any(f"{key}.".startswith(f"{setting}.") for key in keys for setting in settings)
+
+
+def _longer(parts: RunParts, states: Mapping[str, Any], folder: RunFolder) -> list[str]:
+    """Return what the new length of each job means, in a sentence. Raises `GraftError` for a run that would become shorter."""
+    notes = []
+    for job in parts.jobs:
+        before, done = (states[job.name][key] if job.name in states else job.steps for key in ("steps", "step"))
+        if job.steps < before:
+            raise GraftError(
+                f"{folder.path} cannot become shorter: '{job.name}' has {before} steps ({done} are taken), now {job.steps} are asked for"
+            )
+        if job.steps > before:
+            schedule = job.config.schedule
+            rate = (
+                "the learning rate stays what it was, as in a run of this length"
+                if schedule in CONSTANT and not isinstance(job.config.warmup, float)
+                else f"from step {done + 1} on, the learning rate is that of the schedule '{schedule}' over {job.steps} steps, while the "
+                f"steps before were taken with the schedule over {before}"
+            )
+            notes.append(f"'{job.name}' goes on to step {job.steps} instead of {before}: {rate}.")
+    return notes
 
 
 def _is_done(folder: RunFolder, queue: CommandQueue) -> bool:

@@ -1,21 +1,25 @@
 """Validation: a job's scores on its validation data, in evaluation mode.
 
 The loss is the mean over all targets, or what the objective makes of all pairs. Classification adds the accuracy; objectives over pairs add
-their own scores.
+their own scores. Supervised answers add the stop rate: the share of samples whose end mark has a probability above one half where the
+answer ends, so that greedy decoding would end it there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from graft.data.samples import Example
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.forward.modes import evaluating
 from graft.training.forward.tasks import LabelForward
 from graft.training.job import Job
+from graft.training.objectives import Supervised
 from graft.training.rows import Row
 from graft.training.step import sums_by_row
 from graft.utils.clock import timed
@@ -28,6 +32,7 @@ def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str,
     rows = [row for sample, example in enumerate(job.validation) for row in job.rows_of(example, sample, sample)]
     done: list[Row] = []
     sums: list[Tensor] = []
+    ends: list[bool] = []
     right, classes = 0, isinstance(forward, LabelForward) and job.validation.labels.dtype.kind == "i"
     with evaluating(forward.model):
         for micro in batcher.cut(rows):
@@ -38,15 +43,43 @@ def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str,
                 right += int((logits.argmax(-1) == batch.target_ids).sum()) if classes else 0
             else:
                 losses_N = forward.losses(batch, context)
+                ends += _ends(losses_N, micro, job.stop_ids)
             done, sums = [*done, *micro], [*sums, sums_by_row(losses_N, micro).cpu()]
     scores = job.objective.scores(done, torch.cat(sums))
     if classes:
         scores["accuracy"] = right / len(rows)
+    if ends and isinstance(job.objective, Supervised):
+        scores["stop_rate"] = sum(ends) / len(ends)
     return {f"validation_{name}": value for name, value in scores.items()}
+
+
+def stop_rate(forward: Forward, job: Job, batcher: Batcher, samples: Sequence[Example]) -> float | None:
+    """Return the stop rate on some samples (see above); None where no answer has an end mark. The adapter is active."""
+    rows = [row for at, example in enumerate(samples) for row in job.rows_of(example, at, at) if row.view == "adapter"]
+    ends: list[bool] = []
+    with evaluating(forward.model):
+        for micro in batcher.cut(rows):
+            batch, context = batcher.inputs(micro, forward.device, seeded=False)
+            ends += _ends(forward.losses(batch, context), micro, job.stop_ids)
+    return sum(ends) / len(ends) if ends else None
+
+
+def _ends(losses_N: Tensor, rows: Sequence[Row], stop_ids: Collection[int]) -> list[bool]:
+    """Whether each row's last end mark is likelier than not; rows without one are left out. losses_N: those of the targets, row by row."""
+    found, at, losses = [], 0, losses_N.detach().float().cpu()
+    for row in rows:
+        example = row.example
+        targets = example.input_ids[example.supervised] if example.answer is None else example.answer
+        marks = [place for place, token in enumerate(targets.tolist()) if token in stop_ids]
+        if marks:
+            found.append(bool(losses[at + marks[-1]] < math.log(2)))
+        at += example.num_targets
+    return found
 
 
 def in_words(scores: Mapping[str, float]) -> str:
     """Put validation scores into words."""
     said = f"validation loss {scores['validation_loss']:.4f}"
     said += f", accuracy {scores['validation_accuracy']:.1%}" if "validation_accuracy" in scores else ""
+    said += f", {scores['validation_stop_rate']:.0%} of answers end in time" if "validation_stop_rate" in scores else ""
     return said + (f", margin {scores['validation_margin']:.3f}" if "validation_margin" in scores else "")

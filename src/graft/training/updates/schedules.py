@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from graft.config.train import TrainConfig
 from graft.errors import GraftError
@@ -16,13 +16,16 @@ from graft.errors import GraftError
 def build_schedule(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
     """Make the schedule of the learning rate over `steps` steps. A fractional `config.warmup` is a share of these steps.
 
-    Raises `GraftError` for a warm-up that is longer than the run.
+    Raises `GraftError` for a warm-up that does not end before the run does.
     """
     from transformers import get_scheduler
 
     warmup = math.ceil(config.warmup * steps) if isinstance(config.warmup, float) else config.warmup
-    if warmup > steps:
-        raise GraftError(f"train.warmup is {warmup} steps, but the run has only {steps}")
+    if warmup and warmup >= steps:
+        raise GraftError(
+            f"train.warmup is {warmup} steps, but the run has only {steps}, so the learning rate would never reach train.lr: set "
+            "train.warmup lower, or train longer"
+        )
     return get_scheduler(config.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
 
 
@@ -30,6 +33,16 @@ def schedule_state(schedule: LRScheduler) -> dict[str, Any]:
     """Return where a schedule stands, as numbers."""
     state = schedule.state_dict()
     return {key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")}
+
+
+def restart_schedule(schedule: LRScheduler) -> None:
+    """Give the optimiser the learning rate that this schedule has for the step that it stands at."""
+    assert isinstance(schedule, LambdaLR)
+    schedule._last_lr = [
+        base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, lr in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = lr
 
 
 def restore_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
