@@ -86,6 +86,15 @@ def limited(jinja: str, name: str) -> Iterator[None]:
     if len(jinja) > LONGEST:
         raise GraftError(f"chat template '{name}' has {len(jinja):,} characters; at most {LONGEST:,} are allowed")
     try:
+        if (
+            _parsed(jinja).find(nodes.Pow) is not None
+        ):  # one operation of Python can take for ever, and cannot be stopped
+            raise GraftError(
+                f"chat template '{name}' computes a power (**), which no conversation needs, so it is not used"
+            )
+    except TemplateError as error:
+        raise GraftError(f"chat template '{name}' cannot be read: {error}") from error
+    try:
         with _time_limit(), _memory_limit():
             yield
     except (TimeoutError, MemoryError) as error:
@@ -147,10 +156,14 @@ def reads(jinja: str, name: str) -> bool:
 @lru_cache
 def _names(jinja: str) -> tuple[set[str], set[str], set[str]]:
     """Return the names that a template reads from outside, those that it also sets somewhere, and those that it asks to be defined."""
-    tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", jinja))
+    tree = _parsed(jinja)
     made = {found.name for found in tree.find_all(nodes.Name) if found.ctx == "store"}
     tests = (found.node for found in tree.find_all(nodes.Test) if found.name in ("defined", "undefined", "none"))
     return meta.find_undeclared_variables(tree) - GIVEN, made, {n.name for n in tests if isinstance(n, nodes.Name)}
+
+
+def _parsed(jinja: str) -> nodes.Template:
+    return Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", jinja))
 
 
 def _joined(passages: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
