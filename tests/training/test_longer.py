@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from graft import seedling
 from graft.config import RunConfig, load_run
+from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.training import check, resume, train
 from tests.small import save_small
@@ -66,7 +68,7 @@ def test_a_falling_schedule_is_that_of_the_new_length(
     resume(folder, ["train.steps=4"])
     rates = [line["lr"] for line in lines(folder.path) if "lr" in line]
     assert rates == pytest.approx([0.01, 0.005, 0.005, 0.0025])
-    said = capsys.readouterr().err
+    said = "".join(capsys.readouterr())
     assert "goes on to step 4 instead of 2" in said and "from step 3 on" in said
 
 
@@ -154,10 +156,16 @@ def test_tokens_beyond_the_embedding_are_named_with_both_numbers(
     assert not Path("never").exists()
 
 
-def test_the_stop_rate_says_whether_answers_learn_to_end(configured: Callable[..., RunConfig], tmp_path: Path) -> None:
-    config = configured(data={"validation": 8}, steps=60, lr=3e-2, validate_every=30)
-    report = check(config)
-    assert report.stop_rate == 0.0 == report.to_dict()["stop_rate"]
-    folder = train(config, tmp_path / "run", quiet=True)
-    rates = [line["validation_stop_rate"] for line in lines(folder.path) if "validation_stop_rate" in line]
-    assert len(rates) == 2 and rates[-1] > 0.8
+def test_the_stop_rate_counts_end_marks_that_are_likelier_than_not(
+    configured: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    from types import SimpleNamespace
+
+    from graft.training.validation import _ends
+
+    ids = np.array([5, 6, 2, 7], np.int32)
+    examples = [Example(ids, np.array(mask, bool), "a", 1) for mask in ([0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 0, 0])]
+    losses = torch.tensor([3.0, 0.6, 3.0, 0.8, 0.1, 0.1])  # ln 2 is 0.693; the third row has no end mark
+    assert _ends(losses, [SimpleNamespace(example=example) for example in examples], {2}) == [True, False]
+    folder = train(configured(data={"validation": 8}, steps=1), tmp_path / "run", quiet=True)
+    assert [line["validation_stop_rate"] for line in lines(folder.path) if "validation_stop_rate" in line] == [0.0]
