@@ -20,16 +20,12 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from graft.data.encoding import Span
-from graft.data.rendering import settings_of
+from graft.data.rendering import Writer, settings_of
 from graft.data.samples import Message
 from graft.data.shown import check_shown, writes
 from graft.errors import GraftError, listed
-
-if TYPE_CHECKING:
-    from graft.data.chat import ChatTemplate
 
 SPECIAL = r"<[|｜][^<>|｜]+[|｜]>"
 """A text that looks like a special token. Tool calls end with tokens that the rest of a template does not write."""
@@ -38,7 +34,7 @@ Part = list[Span]
 
 
 def spans_of(
-    template: ChatTemplate, turns: Sequence[Message], add_generation_prompt: bool, learnt: Container[int]
+    template: Writer, turns: Sequence[Message], add_generation_prompt: bool, learnt: Container[int]
 ) -> list[Span]:
     """Return a conversation as spans. Raises `GraftError` for a learnt answer that cannot be located."""
     wanted = [index for index, turn in enumerate(turns) if turn["role"] == "assistant" and index in learnt]
@@ -53,7 +49,7 @@ def spans_of(
 
 
 def around(
-    template: ChatTemplate, turns: Sequence[Message], index: int, add_generation_prompt: bool
+    template: Writer, turns: Sequence[Message], index: int, add_generation_prompt: bool
 ) -> tuple[str, str] | None:
     """Return the text before and after a message's content; None if the template does not write the content exactly once."""
     private_use = map(chr, range(0xE000, 0xF8FF))  # Unicode's private use area
@@ -63,7 +59,7 @@ def around(
     return (parts[0], parts[1]) if len(parts) == 2 else None
 
 
-def _after(template: ChatTemplate, parts: list[Part], done: int) -> list[Part]:
+def _after(template: Writer, parts: list[Part], done: int) -> list[Part]:
     """Return the parts from message `done` on; the message before it must have been located, so that its end is known."""
     if done and not parts[done - 1]:
         raise GraftError(
@@ -74,7 +70,7 @@ def _after(template: ChatTemplate, parts: list[Part], done: int) -> list[Part]:
 
 
 def _parts(
-    template: ChatTemplate, turns: Sequence[Message], add_generation_prompt: bool, learnt: Container[int]
+    template: Writer, turns: Sequence[Message], add_generation_prompt: bool, learnt: Container[int]
 ) -> list[Part]:
     """Return a part for each message, empty if it cannot be located, and one for the text behind the last message."""
     full, passages = template.rendered(turns, add_generation_prompt)
@@ -110,7 +106,7 @@ def _parts(
 
 
 def _answer(
-    template: ChatTemplate,
+    template: Writer,
     turns: Sequence[Message],
     index: int,
     full: str,
@@ -153,7 +149,7 @@ def _answer(
 
 
 def _plain_answer(
-    template: ChatTemplate, index: int, full: str, place: tuple[str, str] | None, head: str
+    template: Writer, index: int, full: str, place: tuple[str, str] | None, head: str
 ) -> tuple[int, int, Part]:
     """Return start, stop and spans of an answer: the template's text before the content, the content, the end mark."""
     start, stop = len(head), len(full) - len(place[1]) if place is not None else -1
@@ -172,7 +168,7 @@ def _plain_answer(
 
 
 def _calling_answer(
-    template: ChatTemplate, turns: Sequence[Message], index: int, full: str, head: str
+    template: Writer, turns: Sequence[Message], index: int, full: str, head: str
 ) -> tuple[int, int, Part]:
     """Return start, stop and spans of an answer with tool calls: all that the template writes for it, and the end mark."""
     upto = template.text(turns[: index + 1], False)
@@ -218,7 +214,7 @@ def _content(index: int, full: str, place: tuple[str, str] | None) -> tuple[int,
     return start, stop, ([Span(full[start:stop], message=index)] if start < stop else [])
 
 
-def _rewritten(template: ChatTemplate, index: int, head: str) -> GraftError:
+def _rewritten(template: Writer, index: int, head: str) -> GraftError:
     names = [name for name in settings_of(template.jinja) if name not in template.special_tokens]
     return GraftError(
         f"chat template '{template.name}' writes message {index + 1} otherwise than it asks for it (its prompt ends with "

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from jinja2 import Environment, TemplateError, meta, nodes
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from graft.data.samples import Message
 from graft.errors import GraftError
 
 # Llama 3's template falls back to this date. The macro shadows the function `strftime_now` that transformers passes in.
@@ -43,6 +44,29 @@ class Rendered(NamedTuple):
     text: str
     generated: tuple[tuple[int, int], ...] = ()
     """Start and end of the passages that the template marks with `{% generation %}`, in characters; neighbours are joined."""
+
+
+class Writer(Protocol):
+    """What finding messages needs to know of a chat template (see `ChatTemplate`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def jinja(self) -> str: ...
+    @property
+    def special_tokens(self) -> Mapping[str, Any]: ...
+    @property
+    def end(self) -> str: ...
+    @property
+    def next_end(self) -> str: ...
+    @property
+    def tail(self) -> str: ...
+    @property
+    def rewrites(self) -> bool: ...
+    @property
+    def marked_header(self) -> int: ...
+    def rendered(self, turns: Sequence[Message], add_generation_prompt: bool) -> Rendered: ...
+    def text(self, turns: Sequence[Message], add_generation_prompt: bool) -> str: ...
 
 
 def run(

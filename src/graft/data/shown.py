@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+from graft.data.rendering import Writer
 from graft.data.samples import THOUGHTS, Message
 from graft.errors import GraftError
 
-if TYPE_CHECKING:
-    from graft.data.chat import ChatTemplate
-
 
 def check_shown(
-    template: ChatTemplate, turns: Sequence[Message], full: str, add_generation_prompt: bool, learnt: Container[int]
+    template: Writer, turns: Sequence[Message], full: str, add_generation_prompt: bool, learnt: Container[int]
 ) -> None:
     """Raise `GraftError` for tools and tool calls that the template does not write, and for thoughts of learnt answers."""
     for index, turn in enumerate(turns):
@@ -36,7 +34,7 @@ def check_shown(
                 )
 
 
-def writes(template: ChatTemplate, turns: Sequence[Message], index: int, full: str) -> bool:
+def writes(template: Writer, turns: Sequence[Message], index: int, full: str) -> bool:
     """Whether the rendering depends on the content of a message."""
     turn: Message = {**turns[index], "content": "x" + turns[index]["content"]}
     try:
