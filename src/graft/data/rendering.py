@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -59,11 +59,11 @@ class Writer(Protocol):
     def end(self) -> str: ...
     @property
     def next_end(self) -> str: ...
-    @property
+    @cached_property
     def tail(self) -> str: ...
-    @property
+    @cached_property
     def rewrites(self) -> bool: ...
-    @property
+    @cached_property
     def marked_header(self) -> int: ...
     def rendered(self, turns: Sequence[Message], add_generation_prompt: bool) -> Rendered: ...
     def text(self, turns: Sequence[Message], add_generation_prompt: bool) -> str: ...
