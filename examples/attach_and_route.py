@@ -11,7 +11,7 @@ import graft.seedling
 
 folder = graft.seedling.path()  # or any folder or hub name of a causal language model
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder).eval()
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 batch = tokenizer(["Tom has 7 apples."] * 3, return_tensors="pt", return_token_type_ids=False)
 
 with torch.no_grad():

@@ -41,7 +41,9 @@ def test_the_commands_of_the_example_run(here: Path) -> None:
     (line,) = re.findall(r"`(graft init new[^`]+)`", PAGE)
     graft_command(line)
     assert re.search(r"\n  objective: \{.*kind: dpo", Path("new.yaml").read_text())
-    graft_command("graft train new.yaml base.model=base base.device=cpu train.steps=1 --out runs/new")
+    graft_command(
+        "graft train new.yaml base.model=base base.device=cpu data.template=plain train.steps=1 --out runs/new"
+    )
 
 
 def test_the_yamls_of_the_page_train(here: Path) -> None:

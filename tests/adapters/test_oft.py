@@ -166,7 +166,7 @@ def test_dropout_lets_blocks_of_a_row_pass_by_its_seed_alone() -> None:
         ({"block_size": 8, "blocks": 4}, "give block_size or blocks; given block_size: 8, blocks: 4"),
         ({"block_size": None}, "give block_size or blocks; given block_size: None, blocks: None"),
         ({"blocks": 32}, "'model.layers.0.self_attn.q_proj' has 32 inputs, which would fall into blocks of one"),
-        ({"terms": 1}, "terms: .* greater than or equal to 2"),
+        ({"terms": 1}, "terms must be greater than or equal to 2; given: 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], message: str) -> None:

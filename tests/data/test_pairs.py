@@ -125,7 +125,7 @@ def test_equal_and_empty_answers_are_counted_and_left_out(tmp_path: Path) -> Non
     prepared = prepare(config, TOKENIZER, tmp_path / "cache")
     counts = prepared.report.train
     assert (counts.rows, counts.samples, counts.same, counts.empty) == (3, 1, 1, 1)
-    assert any("1 training pairs have two equal answers" in note for note in prepared.report.notes)
+    assert any("1 training pair has two equal answers" in note for note in prepared.report.notes)
     again = prepare(config, TOKENIZER, tmp_path / "cache")
     assert again.cached and again.train.digest == prepared.train.digest and again.report == prepared.report
     assert again.train.has_pairs and again.train[0].rejected is not None

@@ -102,7 +102,18 @@ def test_a_job_can_be_submitted_to_a_run_that_has_ended(context: Any, folder: Pa
     from graft.cli import main
 
     with pytest.raises(SystemExit) as ended:
-        main(["jobs", "submit", str(unbroken), str(folder / "late.yaml"), "train.steps=2", "--name", "after"])
+        main(
+            [
+                "jobs",
+                "submit",
+                str(unbroken),
+                str(folder / "late.yaml"),
+                "train.steps=2",
+                "train.warmup=1",
+                "--name",
+                "after",
+            ]
+        )
     assert ended.value.code == 0
     resume(unbroken, quiet=True)
     status = RunFolder(unbroken).read_status()["jobs"]

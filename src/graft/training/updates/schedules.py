@@ -14,13 +14,14 @@ from graft.errors import GraftError
 
 
 def build_schedule(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
-    """Make the schedule of the learning rate over `steps` steps. A fractional `config.warmup` is a share of these steps.
+    """Make the schedule of the learning rate over `steps` steps. A fractional `config.warmup` is a share of these steps, never all.
 
     Raises `GraftError` for a warm-up that does not end before the run does.
     """
     from transformers import get_scheduler
 
-    warmup = math.ceil(config.warmup * steps) if isinstance(config.warmup, float) else config.warmup
+    share = isinstance(config.warmup, float)
+    warmup = min(math.ceil(config.warmup * steps), steps - 1) if share else int(config.warmup)
     if warmup and warmup >= steps:
         raise GraftError(
             f"train.warmup is {warmup} steps, but the run has only {steps}, so the learning rate would never reach train.lr: set "
