@@ -13,7 +13,7 @@ from graft.adapters.registry import entries
 from graft.attaching.summary import spans
 from tests.architectures import TYPES, UNBUILT, build, tokens
 
-SAMPLE = {"deepseek_v3", "falcon_h1", "gemma4_text", "llama4_text", "nemotron_h", "rwkv"}
+SAMPLE = {"deepseek_v3", "falcon_h1", "gemma4_text", "llama4_text", "rwkv"}
 SMALL: dict[str, dict[str, Any]] = {
     **{kind: {"tokens": 3} for kind in ("prefix", "prompt", "p-tuning", "llama-adapter")},
     **{kind: {"bottleneck": 2} for kind in ("series", "parallel")},

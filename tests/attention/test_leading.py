@@ -21,6 +21,7 @@ STATEFUL = ["falcon_h1", "lfm2_moe", "mamba2", "nemotron_h", "rwkv", "zamba"]
 OTHERS = {
     "gemma3n_text": "each layer adds something of a token's id, and virtual tokens have none",
     "gemma4_text": "as above; they get that of padding",
+    "gemma4": "as above",
 }
 """Types on which a prompt that starts from a text is not that text, with the reason."""
 

@@ -100,4 +100,6 @@ def test_what_it_writes_passes_its_own_check(
 def test_it_passes_on_real_data(tmp_path: Path, shared: Path, base: str, file: str) -> None:
     path, base = tmp_path / "run.yaml", base if base == "seedling" else str(shared / "models" / base)
     assert call("init", str(path), "--data", str(shared / "data" / file), "--base", base) == 0
-    assert call("check", str(path), "data.cache=false") == 0
+    # stories-260k has not learnt its end mark; check names this cure
+    cure = ["adapter=[{kind: lora}, {kind: full, sites: embed head, tokens: [2]}]"] if base != "seedling" else []
+    assert call("check", str(path), "data.cache=false", *cure) == 0

@@ -42,6 +42,8 @@ LINEAR_ATTENTION = ("LightningAttention", "LinearAttention", "DeltaAttention", "
 """Words in the names of classes of attention that keeps a state."""
 DECAYS = {"A_log", "time_decay"}
 """Parameters of recurrences."""
+NOT_THE_TEXT = {"diffllama", "doge", "hrm_text", "moss_transcribe_diarize", "xlm"}
+"""Types on which a prompt that holds a text's embeddings is not that text, as tests/attention/test_leading.py measures on every type."""
 KEY = "cached_kv"
 """The name of the `CachedPrompt` in an attention module's container."""
 
@@ -170,6 +172,11 @@ def install_prompt(root: nn.Module, site_table: SiteTable, state: State, name: s
 
     Raises `GraftError` for a model without such a stack, and for blocks without attention.
     """
+    if getattr(root.config, "model_type", None) in NOT_THE_TEXT:
+        raise GraftError(
+            f"virtual tokens before the input of {type(root).__name__} do not compute what a text in their place does, so prompts and "
+            "p-tuning are refused there: use kind prefix, or a kind at the linear layers"
+        )
     found = False
     for blocks in _stacks(site_table):
         crossed = any("cross" in block.family.attentions for block in blocks)
