@@ -36,8 +36,8 @@ def latent_sizes(attention: Any) -> tuple[int, int, int] | None:
     Its keys and values are made of one small vector, and each head gets its own: a key of two parts (one rotated), and a value.
     """
     value_dim, key_dim = _first(attention, "v_head_dim"), _first(attention, "qk_head_dim", "q_head_dim")
-    parts = [_first(attention, f"qk_{part}_head_dim") for part in ("nope", "rope")]
-    key_dim = key_dim or (sum(parts) if all(parts) else None)  # pyright: ignore[reportArgumentType]
+    plain, rotated = _first(attention, "qk_nope_head_dim"), _first(attention, "qk_rope_head_dim")
+    key_dim = key_dim or (plain + rotated if plain and rotated else None)
     heads = _first(attention, "num_heads", "num_attention_heads", "n_heads")
     return (heads, key_dim, value_dim) if heads and key_dim and value_dim else None
 

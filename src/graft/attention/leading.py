@@ -42,7 +42,7 @@ class LeadsWithPrompts:
         given = given_to(self, args, kwargs)
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         found = None if tokens is None else self._prompts(len(tokens))
-        if found is None:
+        if tokens is None or found is None:
             return super().forward(*args, **kwargs)  # pyright: ignore
         prompts_BPD, counts_B = found
         cache = cache_of(given)
