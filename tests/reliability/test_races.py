@@ -30,9 +30,9 @@ def place(unbroken: Unbroken, request: pytest.FixtureRequest) -> Iterator[Path]:
     shutil.rmtree(run, ignore_errors=True)
 
 
-def slow(run: Path, words: list[Any] | None = None, step: int = 4, **how: Any) -> Child:
+def slow(run: Path, words: list[Any] | None = None, step: int = 4, pause: float = 0.15, **how: Any) -> Child:
     """A run that pauses before each step, once it has taken so many."""
-    child = Child(words or [*TRAIN, run.name], run.parent, pause=0.15, **how)
+    child = Child(words or [*TRAIN, run.name], run.parent, pause=pause, **how)
     wait_for(run, step)
     return child
 
@@ -69,7 +69,9 @@ def test_of_two_trainings_in_one_folder_one_trains(unbroken: Unbroken, place: Pa
     time.sleep(gap)
     second = Child([*TRAIN, place.name], place.parent)
     ends = {first.end(): first, second.end(): second}
-    assert sorted(ends) == [0, 2] and "another process trains in this folder" in ends[2].said
+    # the second finds the other at work, or what it left
+    refusals = ("another process trains in this folder", "already holds a run")
+    assert sorted(ends) == [0, 2] and any(each in ends[2].said for each in refusals)
     assert wrong(place, unbroken.of(False)) == []
 
 
@@ -87,7 +89,7 @@ def test_of_two_resumes_one_goes_on(unbroken: Unbroken, place: Path, gap: float)
 
 @pytest.mark.slow
 def test_a_run_that_trains_is_neither_resumed_nor_overwritten_and_can_be_read(unbroken: Unbroken, place: Path) -> None:
-    child = slow(place, step=2)
+    child = slow(place, step=2, pause=2.0)  # it is still at work when the last of the others has started
     for words in (
         ["resume", place.name],
         [*TRAIN, place.name, "--overwrite"],
