@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import graft
 from graft.testing import CHECKS
 from graft.testing.bases import CAUSAL as CAUSAL
 from graft.testing.bases import ENDS as ENDS
@@ -32,6 +33,15 @@ from graft.testing.case import randomise as randomise
 from tests.contract.variants import OF_FAMILY, VARIANTS
 
 base = tiny_base
+
+
+def with_adapters(family: str, **adapters: Any) -> Any:
+    """A tiny base of a family with adapters whose parameters are random, each with a seed of its own."""
+    model = base(family)
+    graft.attach(model, adapters)
+    for number, name in enumerate(adapters):
+        randomise(model, name, number)
+    return model
 
 
 def applies(family: str, spec: Any) -> bool:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import graft
-from tests.contract.table import base, ids, logits, randomise
+from tests.contract.table import base, ids, logits, randomise, with_adapters
 
 LORA = graft.LoRA(rank=2, sites="attn.q attn.v")
 WRITTEN: dict[str, tuple[str, Any, dict[str, Any]]] = {
@@ -35,14 +35,6 @@ WRITTEN: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def attached(family: str, **adapters: Any) -> Any:
-    model = base(family)
-    graft.attach(model, adapters)
-    for number, name in enumerate(adapters):
-        randomise(model, name, number)
-    return model
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -51,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_folder_is_the_same_whatever_is_merged_or_attached(case: str, tmp_path: Path) -> None:
     family, spec, options = WRITTEN[case]
     other = graft.LoRA(rank=3, sites="attn.q") if family == "llama" else graft.BitFit()
-    model = attached(family, a=spec)
+    model = with_adapters(family, a=spec)
     notes = graft.export(model, "a", tmp_path / "plain", **options)
     graft.attach(model, {"b": other})
     randomise(model, "b", 5)
@@ -70,7 +62,7 @@ def test_a_folder_is_the_same_whatever_is_merged_or_attached(case: str, tmp_path
 
 
 def test_what_was_merged_for_good_is_not_exported_from_other_weights(tmp_path: Path) -> None:
-    model = attached("llama", a=graft.DoRA(rank=2))
+    model = with_adapters("llama", a=graft.DoRA(rank=2))
     graft.merge(model, "a", keep=False)
     with pytest.raises(graft.GraftError, match=r"merged for good \(keep=False\)"):
         graft.export(model, "a", tmp_path / "a")
@@ -88,7 +80,7 @@ def test_weights_that_are_no_numbers_are_not_read_as_such(wanted: str, tmp_path:
         if wanted == "wholes"
         else graft.DoRA(rank=2, sites="attn.q attn.v")
     )
-    model = attached("llama", a=spec)
+    model = with_adapters("llama", a=spec)
     for layer in model.model.layers:
         for linear in (layer.self_attn.q_proj, layer.self_attn.v_proj, layer.self_attn.o_proj):
             linear.weight = torch.nn.Parameter(linear.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
@@ -104,7 +96,7 @@ def test_sglang_scales_by_alpha_over_rank(tmp_path: Path) -> None:
             graft.LoRA(rank=4, alpha_pattern={"attn.k": 2}, sites="attn.q attn.k attn.v"),
         )
     ):
-        model = attached("llama", a=spec)
+        model = with_adapters("llama", a=spec)
         with pytest.raises(graft.GraftError, match="sglang needs .*--convert"):
             graft.export(model, "a", tmp_path / "no", serving="sglang")
         graft.export(model, "a", tmp_path / str(number), serving="sglang", convert=True)
@@ -115,7 +107,7 @@ def test_sglang_scales_by_alpha_over_rank(tmp_path: Path) -> None:
 
 
 def test_a_merged_model_is_saved_as_a_merged_model(tmp_path: Path) -> None:
-    model = attached("llama", a=LORA, b=graft.IA3())
+    model = with_adapters("llama", a=LORA, b=graft.IA3())
     graft.merge(model, "a")
     model.save_pretrained(tmp_path / "merged")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
@@ -129,7 +121,7 @@ def test_a_merged_model_is_saved_as_a_merged_model(tmp_path: Path) -> None:
 
 
 def test_saving_replaces_adapters_of_graft_only_and_keeps_everything_else(tmp_path: Path) -> None:
-    model = attached("llama", a=LORA)
+    model = with_adapters("llama", a=LORA)
     graft.export(model, "a", tmp_path / "peft")
     before = contents(tmp_path / "peft")
     with pytest.raises(graft.GraftError, match="another library wrote"):
@@ -143,14 +135,14 @@ def test_saving_replaces_adapters_of_graft_only_and_keeps_everything_else(tmp_pa
     (own / ".git").mkdir()
     (own / ".git" / "HEAD").write_text("ref")
     (own / "link").symlink_to("notes.txt")
-    graft.save(attached("llama", a=graft.IA3()), "a", own)
+    graft.save(with_adapters("llama", a=graft.IA3()), "a", own)
     assert (own / "notes.txt").read_text() == "mine" and (own / ".git" / "HEAD").read_text() == "ref"
     assert (own / "link").is_symlink() and (own / "README.md").read_text() == "card"
     assert json.loads((own / "adapter_config.json").read_text())["adapter"]["kind"] == "ia3"
 
 
 def test_whoever_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
-    model = attached("llama", a=LORA)
+    model = with_adapters("llama", a=LORA)
     before = os.umask(0o027)
     try:
         graft.save(model, "a", tmp_path / "own")

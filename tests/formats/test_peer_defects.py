@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
 import graft
-from tests.contract.table import base, ids, logits, loss, pristine, randomise, same_base
+from tests.contract.table import base, ids, logits, loss, pristine, randomise, same_base, with_adapters
 
 KINDS: dict[str, Any] = {
     "ia3": graft.IA3(), "vera": graft.VeRA(rank=4), "loha": graft.LoHa(rank=2), "lokr": graft.LoKr(rank=2), "dora": graft.DoRA(rank=2),
@@ -21,20 +21,12 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def attached(family: str, **adapters: Any) -> Any:
-    model = base(family)
-    graft.attach(model, adapters)
-    for number, name in enumerate(adapters):
-        randomise(model, name, number)
-    return model
-
-
 # PEFT
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_1_a_mixed_batch_gives_each_row_its_own_adapter(kind: str) -> None:
-    model, inputs = attached("llama", a=KINDS[kind], b=KINDS[kind]), ids(3)
+    model, inputs = with_adapters("llama", a=KINDS[kind], b=KINDS[kind]), ids(3)
     with graft.route(model, ["a", None, "b"]):
         mixed = logits(model, inputs)
     for row, name in enumerate(("a", None, "b")):
@@ -43,12 +35,12 @@ def test_peft_1_a_mixed_batch_gives_each_row_its_own_adapter(kind: str) -> None:
 
 
 def test_peft_2_an_adapter_attached_to_a_model_in_eval_mode_is_in_eval_mode() -> None:
-    model = attached("llama", a=graft.LoRA(rank=2, dropout=0.5))
+    model = with_adapters("llama", a=graft.LoRA(rank=2, dropout=0.5))
     assert torch.equal(logits(model, ids()), logits(model, ids()))
 
 
 def test_peft_3_tensors_that_fit_nowhere_are_an_error(tmp_path: Path) -> None:
-    graft.save(attached("llama", a=graft.LoRA(rank=2, sites="attn.q attn.v")), "a", tmp_path / "a")
+    graft.save(with_adapters("llama", a=graft.LoRA(rank=2, sites="attn.q attn.v")), "a", tmp_path / "a")
     config = (tmp_path / "a" / "adapter_config.json").read_text()
     (tmp_path / "a" / "adapter_config.json").write_text(config.replace("attn.q attn.v", "attn.q"))
     with pytest.raises(graft.GraftError, match="4 extra"):
@@ -63,7 +55,7 @@ def test_peft_4_a_typo_among_right_targets_is_an_error() -> None:
 @pytest.mark.parametrize("kind", ["lora", "ia3", "vera", "loha", "lokr"])
 def test_peft_5_two_adapters_at_once_compute_what_they_fold_to(kind: str) -> None:
     spec: Any = {"lora": graft.LoRA(rank=2, sites="attn.q"), "ia3": graft.IA3(sites="attn.k attn.v")} | KINDS
-    model = attached("llama", a=[spec[kind], graft.LoRA(rank=3, sites="attn.q attn.v"), spec[kind]])
+    model = with_adapters("llama", a=[spec[kind], graft.LoRA(rank=3, sites="attn.q attn.v"), spec[kind]])
     apart = logits(model, ids())
     graft.merge(model, "a")
     torch.testing.assert_close(logits(model, ids()), apart, atol=1e-4, rtol=0)
@@ -75,7 +67,9 @@ def test_peft_6_a_site_that_a_kind_cannot_serve_is_an_error() -> None:
 
 
 def test_peft_7_pissa_leaves_the_base_alone_and_reloads_the_same(tmp_path: Path) -> None:
-    model = attached("llama", a=graft.PiSSA(rank=3, niter=2, sites="attn.q"), b=graft.PiSSA(rank=2, sites="attn.q"))
+    model = with_adapters(
+        "llama", a=graft.PiSSA(rank=3, niter=2, sites="attn.q"), b=graft.PiSSA(rank=2, sites="attn.q")
+    )
     with graft.use(model, None):
         assert torch.equal(logits(model, ids()), logits(pristine("llama"), ids()))
     first = logits(model, ids())
@@ -123,7 +117,7 @@ def test_peft_9_virtual_tokens_can_be_switched_off_on_a_classifier(kind: str) ->
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_peft_10_left_padding_does_not_change_what_a_prompt_generates(family: str) -> None:
-    model = attached(family, a=graft.PromptTuning(tokens=3))
+    model = with_adapters(family, a=graft.PromptTuning(tokens=3))
     inputs = ids(1, 5)
     alone = model.generate(inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), inputs], 1)
@@ -136,13 +130,13 @@ def test_peft_10_left_padding_does_not_change_what_a_prompt_generates(family: st
 
 
 def test_peft_11_a_prompt_on_an_encoder_decoder_needs_no_labels() -> None:
-    model = attached("t5", a=graft.PromptTuning(tokens=3))
+    model = with_adapters("t5", a=graft.PromptTuning(tokens=3))
     assert model(input_ids=ids(), decoder_input_ids=ids()).logits.isfinite().all()
 
 
 def test_peft_12_one_graph_serves_dora_and_every_switch() -> None:
     torch._dynamo.reset()
-    model = attached("llama", a=graft.DoRA(rank=2, sites="attn.q"), b=graft.DoRA(rank=2, sites="attn.q"))
+    model = with_adapters("llama", a=graft.DoRA(rank=2, sites="attn.q"), b=graft.DoRA(rank=2, sites="attn.q"))
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for name in ("a", "b", None, "a"):
@@ -183,7 +177,7 @@ def test_adapterhub_1_prefixes_compute_the_same_in_every_attention_and_under_pad
 
 
 def reloaded(family: str, spec: Any, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    model = attached(family, a=spec)
+    model = with_adapters(family, a=spec)
     graft.save(model, "a", folder / "a")
     return logits(graft.load(base(family), folder / "a"), ids()), logits(model, ids())
 
@@ -200,7 +194,7 @@ def test_adapterhub_3_direft_comes_back_as_direft(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("kind", ["dora", "vera"])
 def test_adapterhub_4_dora_and_vera_merge_and_come_apart_on_every_family(family: str, kind: str) -> None:
-    model = attached(family, a=KINDS[kind])
+    model = with_adapters(family, a=KINDS[kind])
     apart = logits(model, ids())
     graft.merge(model, "a")
     torch.testing.assert_close(logits(model, ids()), apart, atol=1e-4, rtol=0)
@@ -209,17 +203,17 @@ def test_adapterhub_4_dora_and_vera_merge_and_come_apart_on_every_family(family:
 
 
 def test_adapterhub_5_a_prefix_is_saved_once_as_safetensors(tmp_path: Path) -> None:
-    graft.save(attached("llama", a=graft.Prefix(tokens=3)), "a", tmp_path / "a")
+    graft.save(with_adapters("llama", a=graft.Prefix(tokens=3)), "a", tmp_path / "a")
     assert len(load_file(tmp_path / "a" / "adapter_model.safetensors")) == 2 * 2
 
 
 def test_adapterhub_6_loreft_is_stored_without_square_matrices(tmp_path: Path) -> None:
-    graft.save(attached("llama", a=graft.ReFT(rank=2)), "a", tmp_path / "a")
+    graft.save(with_adapters("llama", a=graft.ReFT(rank=2)), "a", tmp_path / "a")
     stored = load_file(tmp_path / "a" / "adapter_model.safetensors")
     assert {min(tensor.shape) for tensor in stored.values() if tensor.dim() == 2} == {2}
 
 
 def test_adapterhub_7_an_adapter_loaded_into_a_model_in_eval_mode_is_in_eval_mode(tmp_path: Path) -> None:
-    graft.save(attached("llama", a=graft.ReFT(rank=2, dropout=0.5)), "a", tmp_path / "a")
+    graft.save(with_adapters("llama", a=graft.ReFT(rank=2, dropout=0.5)), "a", tmp_path / "a")
     model = graft.load(base("llama"), tmp_path / "a")
     assert torch.equal(logits(model, ids()), logits(model, ids()))

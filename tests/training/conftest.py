@@ -28,6 +28,7 @@ from graft.training.job import Job
 from graft.training.records.progress import Reporter
 from graft.training.settings import Settings
 from graft.training.step import Outcome
+from tests.small import save_small
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {
@@ -65,6 +66,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small base and a data file, for whole runs."""
+    folder = tmp_path_factory.mktemp("world")
+    save_small(folder / "base")
+    rows = [{"instruction": f"say {number}", "input": "", "output": f"it is {number * number}"} for number in range(24)]
+    (folder / "data.json").write_text(json.dumps(rows))
+    return folder
 
 
 def tiny(family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:

@@ -16,17 +16,6 @@ from graft.config import RunConfig, load_run
 from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.training import check, resume, train
-from tests.small import save_small
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and a data file."""
-    folder = tmp_path_factory.mktemp("world")
-    save_small(folder / "base")
-    rows = [{"instruction": f"say {number}", "input": "", "output": f"it is {number * number}"} for number in range(24)]
-    (folder / "data.json").write_text(json.dumps(rows))
-    return folder
 
 
 @pytest.fixture

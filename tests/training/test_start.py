@@ -20,20 +20,9 @@ from graft.data.templates import template_of
 from graft.errors import GraftError, MissingExtra
 from graft.runs.folder import RunFolder
 from graft.training import resume, train
-from tests.small import save_small
 from tests.training.conftest import losses
 
 LORA = {"kind": "lora", "rank": 4, "sites": "linear"}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and two data files."""
-    folder = tmp_path_factory.mktemp("world")
-    save_small(folder / "base")
-    rows = [{"instruction": f"say {number}", "input": "", "output": f"it is {number * number}"} for number in range(24)]
-    (folder / "data.json").write_text(json.dumps(rows))
-    return folder
 
 
 @pytest.fixture

@@ -12,17 +12,8 @@ import torch
 import graft
 from graft.config import load_run
 from graft.training import train
-from tests.small import save_small, small_model
+from tests.small import small_model
 from tests.training.conftest import losses
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    save_small(folder / "base")
-    rows = [{"instruction": f"say {number}", "input": "", "output": f"it is {number * number}"} for number in range(24)]
-    (folder / "data.json").write_text(json.dumps(rows))
-    return folder
 
 
 def run_of(world: Path, adapter: Any, **settings: Any) -> Any:

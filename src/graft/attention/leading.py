@@ -23,12 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.attention.prepending import longer
-from graft.attention.virtual import compiled_choice
+from graft.attention.prepending import chosen_prompts, longer
 from graft.errors import GraftError
 from graft.injection.arguments import CACHE_NAMES, cache_name, cache_of, cached_tokens, given_to
 from graft.injection.substitution import own_class, register_mixin
-from graft.routing.context import ForwardContext
 
 SLOTS = "graft_slots"
 """The attribute of a cache that says how many slots it holds before the first token of each row."""
@@ -69,39 +67,20 @@ class LeadsWithPrompts:
 
     def _prompts(self: Any, num_rows: int) -> tuple[Tensor, Tensor] | None:
         """Return the virtual tokens of each row [B, P, D], at the end of its slots, and their numbers [B]; None if no row has any."""
-        container, state = self._modules["graft"], self.__dict__["graft_state"]
-        compiling = torch.compiler.is_compiling()
-        context = ForwardContext() if compiling else state.current
-        names = [name for name in container.hooks.prompts if compiling or name in context.names]
-        if not names or state.merged is not None:
+        state, compiling = self.__dict__["graft_state"], torch.compiler.is_compiling()
+        chosen = chosen_prompts(self._modules["graft"], state, num_rows, pad_first=True)
+        if chosen is None:
             return None
-        if state.reached is not None:
-            state.reached.add(id(container))
-        if context.flat:
+        if not compiling and state.current.flat:
             raise GraftError(
                 "virtual tokens before the input of a model that keeps a state do not run in padding-free batches"
             )
-        own = [torch.cat([each.prompt() for each in container.hooks.prompts[name]]) for name in names]
-        most, device = max(map(len, own)), own[0].device
-        prompts_N = torch.stack([nn.functional.pad(each, (0, 0, most - len(each), 0)) for each in (*own, own[0][:0])])
-        counts_N = torch.tensor([*map(len, own), 0], device=device)
-        if compiling:
-            choice_B = compiled_choice(state, names, num_rows)
-        else:
-            rows = context.row_names(num_rows)
-            choice_B = torch.tensor(
-                [names.index(name) if name in names else len(names) for name in rows], device=device
+        if not compiling and not self.__dict__["graft_masks"] and len(set(chosen.counts_B.tolist())) > 1:
+            raise GraftError(
+                f"{type(self).__name__} does not mask padding, so rows with other numbers of virtual tokens cannot share a batch: run "
+                "each adapter in batches of its own (a token budget of 1 takes one row at a time)"
             )
-            if (
-                len(set(choice_B.tolist())) > 1
-                and len(set(counts_N[choice_B].tolist())) > 1
-                and not self.__dict__["graft_masks"]
-            ):
-                raise GraftError(
-                    f"{type(self).__name__} does not mask padding, so rows with other numbers of virtual tokens cannot share a batch: run "
-                    "each adapter in batches of its own (a token budget of 1 takes one row at a time)"
-                )
-        return prompts_N[choice_B], counts_N[choice_B]
+        return chosen.prompts_BPD, chosen.counts_B
 
     def _first(
         self: Any, given: dict[str, Any], prompts_BPD: Tensor, counts_B: Tensor, tokens: Tensor

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,37 @@ def placement_of(container: AdapterContainer, state: State, num_rows: int, lengt
 
     Raises `GraftError` if some prompts enter before the position embeddings and others after them.
     """
+    chosen = chosen_prompts(container, state, num_rows)
+    if chosen is None:
+        return None
+    behind = {each.after_positions for name in chosen.names for each in container.hooks.prompts[name]}
+    if len(behind) > 1:
+        raise GraftError(
+            "prompts that enter at the embedding and prompts that enter at the blocks cannot share a batch"
+        )
+    most, counts_B = chosen.prompts_BPD.shape[1], chosen.counts_B
+    # First the row's virtual tokens, then its own tokens, then whatever of the padded prompt is left over.
+    place, first = torch.arange(most + length, device=counts_B.device)[None], counts_B[:, None]
+    order = torch.where(place < first, place + length, torch.where(place < first + length, place - first, place))
+    return Placement(chosen.prompts_BPD, counts_B, order, length, behind.pop())
+
+
+class ChosenPrompts(NamedTuple):
+    """The virtual tokens of each row of a batch."""
+
+    names: list[str]
+    """The adapters in use that have some."""
+    prompts_BPD: Tensor
+    counts_B: Tensor
+
+
+def chosen_prompts(
+    container: AdapterContainer, state: State, num_rows: int, pad_first: bool = False
+) -> ChosenPrompts | None:
+    """Return the virtual tokens of each row under the current forward context, None if no row has any.
+
+    pad_first: whether what pads the prompt of a row to P comes before its virtual tokens, and not after them.
+    """
     compiling = torch.compiler.is_compiling()
     context = ForwardContext() if compiling else state.current
     names = [name for name in container.hooks.prompts if compiling or name in context.names]
@@ -102,25 +133,20 @@ def placement_of(container: AdapterContainer, state: State, num_rows: int, lengt
         return None
     if state.reached is not None:
         state.reached.add(id(container))
-    if len(behind := {each.after_positions for name in names for each in container.hooks.prompts[name]}) > 1:
-        raise GraftError(
-            "prompts that enter at the embedding and prompts that enter at the blocks cannot share a batch"
-        )
     # Stack the prompts of all adapters, and no tokens for the bare base at the end, padded to the longest.
     found = [torch.cat([each.prompt() for each in container.hooks.prompts[name]]) for name in names]
     most, device = max(len(each) for each in found), found[0].device
-    prompts_N = torch.stack([nn.functional.pad(each, (0, 0, 0, most - len(each))) for each in (*found, found[0][:0])])
+    sides = [(most - len(each), 0) if pad_first else (0, most - len(each)) for each in (*found, found[0][:0])]
+    prompts_N = torch.stack(
+        [nn.functional.pad(each, (0, 0, *side)) for each, side in zip((*found, found[0][:0]), sides, strict=True)]
+    )
     counts_N = torch.tensor([*(len(each) for each in found), 0], device=device)
     if compiling:
         choice_B = compiled_choice(state, names, num_rows)
     else:
         rows = context.row_names(num_rows)
         choice_B = torch.tensor([names.index(name) if name in names else len(names) for name in rows], device=device)
-    # First the row's virtual tokens, then its own tokens, then whatever of the padded prompt is left over.
-    counts_B = counts_N[choice_B]
-    place, first = torch.arange(most + length, device=device)[None], counts_B[:, None]
-    order = torch.where(place < first, place + length, torch.where(place < first + length, place - first, place))
-    return Placement(prompts_N[choice_B], counts_B, order, length, behind.pop())
+    return ChosenPrompts(names, prompts_N[choice_B], counts_N[choice_B])
 
 
 @register_mixin

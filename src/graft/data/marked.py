@@ -18,7 +18,7 @@ from graft.data.pairs import side_of
 from graft.data.samples import Example, Rejected, Sample
 from graft.data.shapes import Shape, conversation
 from graft.data.template import Template
-from graft.data.tokenizing import Overlong
+from graft.data.tokenizing import Overlong, cut_to
 from graft.errors import GraftError
 
 LABEL = "label"
@@ -47,13 +47,9 @@ def tokenize_marked(
     side = side_of(sample.messages, sample, tokenizer, template)
     if side is None:
         return Rejected("empty_answer", 0)
-    length, cut = len(side.ids), ()
-    if length > max_length:
-        if overlong != "truncate_prompt":
-            return Rejected("overlong", length)
-        cut = side.removable[: length - max_length]
-        if length - len(cut) > max_length:
-            return Rejected("answer_too_long", length)
+    cut = cut_to(max_length, len(side.ids), overlong, lambda: side.removable)
+    if isinstance(cut, Rejected):
+        return cut
     ids, targets = np.delete(side.ids, cut), np.delete(side.targets, cut)
     return Example(ids, targets, sample.source, sample.row, len(cut), desirable=sample.desirable)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from graft.data.encoding import encode, facts_of
 from graft.data.samples import Example, Message, Rejected, Sample, is_silent, without_end
 from graft.data.template import Template
-from graft.data.tokenizing import Overlong, targets_of
+from graft.data.tokenizing import Overlong, cut_to, targets_of
 from graft.errors import GraftError
 
 
@@ -55,13 +55,9 @@ def tokenize_pair(
     length = max(len(chosen.ids), len(rejected.ids))
     if np.array_equal(chosen.ids, rejected.ids):
         return Rejected("same_answers", length)
-    cut: Sequence[int] = ()
-    if length > max_length:
-        if overlong != "truncate_prompt":
-            return Rejected("overlong", length)
-        cut = chosen.removable[: length - max_length]
-        if length - len(cut) > max_length:
-            return Rejected("answer_too_long", length)
+    cut = cut_to(max_length, length, overlong, lambda: chosen.removable)
+    if isinstance(cut, Rejected):
+        return cut
     ours, theirs = (
         Example(np.delete(side.ids, cut), np.delete(side.targets, cut), sample.source, sample.row, len(cut))
         for side in (chosen, rejected)

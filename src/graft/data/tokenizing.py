@@ -15,7 +15,7 @@ questions and a for trained answers:
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -63,16 +63,11 @@ def tokenize(
     length = int(np.flatnonzero(targets)[-1]) + 1 if targets.any() else 0  # up to the last target
     if not length:
         return Rejected("empty_answer", len(tokens.ids))
-    keep = np.arange(length)
-    if length > max_length:
-        if overlong != "truncate_prompt":
-            return Rejected("overlong", length)
-        removable = _removable(tokens, spans, targets, messages, train_on)
-        if length - len(removable) > max_length:
-            return Rejected("answer_too_long", length)
-        keep = np.delete(keep, removable[: length - max_length])
-    ids = np.array(tokens.ids, dtype=np.int32)
-    return Example(ids[keep], targets[keep], sample.source, sample.row, cut=length - len(keep))
+    cut = cut_to(max_length, length, overlong, lambda: _removable(tokens, spans, targets, messages, train_on))
+    if isinstance(cut, Rejected):
+        return cut
+    ids = np.array(tokens.ids[:length], dtype=np.int32)
+    return Example(np.delete(ids, cut), np.delete(targets[:length], cut), sample.source, sample.row, cut=len(cut))
 
 
 def tokenize_document(
@@ -110,6 +105,25 @@ def tokenize_document(
         made.piece = len(pieces)
         pieces.append(made)
     return pieces
+
+
+def cut_to(
+    max_length: int, length: int, overlong: Overlong, removable: Callable[[], Sequence[int]]
+) -> Sequence[int] | Rejected:
+    """Return the positions to cut from a sample of this length, none if it is short enough, or the reason why it cannot be trained on.
+
+    removable: gives the positions that may be cut, in the order in which they are cut.
+    """
+    if length <= max_length:
+        return ()
+    if overlong != "truncate_prompt":
+        return Rejected("overlong", length)
+    positions = removable()
+    return (
+        positions[: length - max_length]
+        if length - len(positions) <= max_length
+        else Rejected("answer_too_long", length)
+    )
 
 
 def targets_of(

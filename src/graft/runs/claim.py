@@ -22,7 +22,20 @@ from graft.utils.files import explain_write_errors
 LOCK = ".lock"
 PATIENCE = 1.0
 """Seconds to wait for a lock: a process that only asks whether a folder is claimed holds it for a moment."""
-_OF_ONE_HOST = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "glusterfs")
+_OF_SEVERAL_HOSTS = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "afs",
+    "glusterfs",
+)
 """File systems of several hosts whose locks may not reach the other hosts; `fuse.` names count too."""
 
 
@@ -143,4 +156,4 @@ def file_system(folder: Path) -> str | None:
             if path.is_relative_to(place):
                 found = max(found, (len(place), kind))
     kind = found[1]
-    return kind if kind in _OF_ONE_HOST or kind.startswith("fuse.") else None
+    return kind if kind in _OF_SEVERAL_HOSTS or kind.startswith("fuse.") else None

@@ -48,35 +48,30 @@ class BottleneckFields(AtModules):
     init_weights: Ignored = "bert"
 
 
-class PromptFields(Common):
+class VirtualTokens(Common):
+    """Of prompts and prefixes."""
+
     num_virtual_tokens: int
     num_transformer_submodules: Ignored = None
     num_attention_heads: Ignored = None
     num_layers: Ignored = None
     token_dim: Ignored = None
+
+
+class PromptFields(VirtualTokens):
     prompt_tuning_init: Ignored = None
     prompt_tuning_init_text: Ignored = None
     tokenizer_name_or_path: Ignored = None
 
 
-class PTuningFields(Common):
-    num_virtual_tokens: int
-    num_transformer_submodules: Ignored = None
-    num_attention_heads: Ignored = None
-    num_layers: Ignored = None
-    token_dim: Ignored = None
+class PTuningFields(VirtualTokens):
     encoder_reparameterization_type: Ignored = None
     encoder_hidden_size: Ignored = None
     encoder_num_layers: Ignored = None
     encoder_dropout: Ignored = None
 
 
-class PrefixFields(Common):
-    num_virtual_tokens: int
-    num_transformer_submodules: Ignored = None
-    num_attention_heads: Ignored = None
-    num_layers: Ignored = None
-    token_dim: Ignored = None
+class PrefixFields(VirtualTokens):
     encoder_hidden_size: Ignored = None
     prefix_projection: Ignored = False
 
