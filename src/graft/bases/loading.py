@@ -36,11 +36,12 @@ SEEDLING = "seedling"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 LABELLED = ("classification", "regression")
 """Tasks for which the model has a head over labels."""
-_CLASSES: dict[str, Any] = {
+CLASSES: dict[str, Any] = {
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
     **dict.fromkeys(LABELLED, AutoModelForSequenceClassification),
 }
+"""The class of transformers that loads a base for a task."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -92,16 +93,16 @@ def own_classes(config: BaseConfig) -> tuple[str, ...] | None:
     """Return the classes of the base's own head, in order. None if it has no such head, or the config asks for a fresh one."""
     if config.head == "fresh":
         return None
-    source, options = _source(config)
-    with _explained(config, source):
+    source, options = source_of(config)
+    with explained(config, source):
         found: Any = AutoConfig.from_pretrained(source, **options)
     return tuple(found.id2label[number] for number in range(found.num_labels)) if _has_head(found) else None
 
 
 def own_task(config: BaseConfig) -> str:
     """Return the task of the base's own head: causal, seq2seq, classification or regression."""
-    source, options = _source(config)
-    with _explained(config, source):
+    source, options = source_of(config)
+    with explained(config, source):
         found = AutoConfig.from_pretrained(source, **options)
     if _has_head(found):
         return "regression" if found.problem_type == "regression" else "classification"
@@ -122,18 +123,18 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
     """Load the model. Return it and the paths of the head's layers that were drawn at random."""
     device = check_device(config.device)
     dtype = _dtype(config.dtype, device)
-    source, options = _source(config)
+    source, options = source_of(config)
     drawn = config.head == "fresh"
     if drawn and task not in LABELLED:
         raise GraftError(f"base.head: fresh is for data.task {' and '.join(LABELLED)}; this run has {task}")
-    with _explained(config, source):
+    with explained(config, source):
         found = AutoConfig.from_pretrained(source, **options)
         if config.attention != "auto":
             options["attn_implementation"] = config.attention
         if task in LABELLED:
             _set_labels(found, config, task, classes)
         with _without_missing_table(task):
-            loaded: Any = _CLASSES[task].from_pretrained(
+            loaded: Any = CLASSES[task].from_pretrained(
                 source, config=found, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=drawn, **options
             )
         model, info = loaded
@@ -155,8 +156,8 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
 
 def load_as_saved(config: BaseConfig) -> Any:
     """Load the model as the class that its config names, frozen and in evaluation mode, to read and write adapter folders with."""
-    device, (source, options) = check_device(config.device), _source(config)
-    with _explained(config, source):
+    device, (source, options) = check_device(config.device), source_of(config)
+    with explained(config, source):
         found = AutoConfig.from_pretrained(source, **options)
         cls = getattr(transformers, (found.architectures or ["-"])[0], AutoModelForCausalLM)
         model: Any = cls.from_pretrained(source, config=found, dtype=_dtype(config.dtype, device), **options)
@@ -195,7 +196,7 @@ def load_tokenizer(config: BaseConfig) -> Any:
     if Path(source).is_dir() and not any((Path(source) / name).exists() for name in TOKENIZER_FILES):
         # transformers would build an empty tokenizer of the model's type, which turns every text into no tokens at all
         raise GraftError(f"{source} holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)})")
-    with _explained(config, source):
+    with explained(config, source):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     add_tokens(tokenizer, config)
     return tokenizer
@@ -204,7 +205,7 @@ def load_tokenizer(config: BaseConfig) -> Any:
 def _tokenizer_source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
     """Return the folder or hub name of the tokenizer, which may lie in a folder without a model, and the options to load it with."""
     if config.tokenizer is None:
-        return _source(config)
+        return source_of(config)
     path = Path(config.tokenizer).expanduser()
     if path.is_dir():
         return str(path), {"trust_remote_code": config.trust_remote_code}
@@ -234,7 +235,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def _source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
+def source_of(config: BaseConfig) -> tuple[str, dict[str, Any]]:
     """Return the folder or hub name to load from, and the options for `from_pretrained`."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.model == SEEDLING:
@@ -273,7 +274,7 @@ def _near(path: Path) -> str:
 
 
 @contextmanager
-def _explained(config: BaseConfig, source: str) -> Iterator[None]:
+def explained(config: BaseConfig, source: str) -> Iterator[None]:
     """Turn transformers' errors into a `GraftError` that says what could not be loaded, and from where."""
     local = Path(source).is_dir()
     try:

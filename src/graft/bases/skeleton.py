@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from graft.bases.loading import _CLASSES, _explained, _source  # pyright: ignore[reportPrivateUsage]
+from graft.bases.loading import CLASSES, explained, source_of
 from graft.config.base import BaseConfig
 
 
 def load_skeleton(config: BaseConfig, task: str = "causal") -> Any:
     """Build the model without its weights: only its config is read. Raises `GraftError` for a config that cannot be read."""
-    source, options = _source(config)
-    with _explained(config, source), torch.device("meta"):
-        return _CLASSES[task].from_config(AutoConfig.from_pretrained(source, **options)).requires_grad_(False).eval()
+    source, options = source_of(config)
+    with explained(config, source), torch.device("meta"):
+        return CLASSES[task].from_config(AutoConfig.from_pretrained(source, **options)).requires_grad_(False).eval()
