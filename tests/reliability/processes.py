@@ -119,7 +119,10 @@ def _watcher(folder: str, kill_at: int | None) -> Any:
 
 
 def _change_steps(how: dict[str, Any]) -> None:
-    """Let the run pause before each step, take orders after its fifth, or be killed after one."""
+    """Let the run pause before each step, take orders after its fifth, or be killed after one.
+
+    A run that was killed after it had saved its fifth step, and before it was given orders, gets them after the step that it goes on with.
+    """
     from graft.training import engine
 
     plain = engine.Engine._step
@@ -127,7 +130,7 @@ def _change_steps(how: dict[str, Any]) -> None:
     def step(self: Any, jobs: Any) -> None:
         time.sleep(how.get("pause", 0))
         plain(self, jobs)
-        if "orders" in how and self.step == 5:
+        if "orders" in how and self.step >= 5:
             _order(Path(how["orders"]))
         if self.step == how.get("kill_after"):
             os.kill(os.getpid(), signal.SIGKILL)
