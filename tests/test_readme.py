@@ -57,8 +57,8 @@ def test_every_command_of_the_table_runs(here: Path) -> None:
 
 
 def _shape(text: str) -> str:
-    """A text without what differs from run to run and from window to window: numbers, frames and white space."""
-    return re.sub(r"\d[\d.,:e+-]*|\s+", "", text)
+    """A text without what differs from run to run and from window to window: numbers, units of time, frames and white space."""
+    return re.sub(r"\d[\d.,:e+-]*(\s*(second|minute|hour)s?\b)?|\s+", "", text)
 
 
 def test_the_five_minutes_run_and_print_what_the_readme_shows(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

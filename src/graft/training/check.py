@@ -6,11 +6,8 @@ measured step on the longest batch gives memory and time; a saved adapter is loa
 
 from __future__ import annotations
 
-import copy
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -36,42 +33,19 @@ from graft.errors import counted
 from graft.formats.loading import load
 from graft.injection.state import unwrapped
 from graft.training.assembly import RunParts, build
-from graft.training.batching import Batcher, num_tokens
+from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
-from graft.training.forward.compiled import compile_forward
-from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import Decision, decide, laid_out
-from graft.training.forward.modes import evaluating, recomputing, set_training
+from graft.training.forward.modes import evaluating
 from graft.training.forward.tasks import forward_of
 from graft.training.job import Job
 from graft.training.questions import questions
-from graft.training.records.progress import memory_bytes
-from graft.training.step import loss_of, sums_by_row
-from graft.training.updates.optimizers import state_bytes
+from graft.training.trial import Trial, try_step
 from graft.training.validation import stop_rate
 
 SAMPLES_SHOWN = 3
 ASKED = 16
 """Most samples that the stop rate before training is measured on."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One forward and backward pass over the fullest micro-batch that the job can have."""
-
-    tokens: int
-    longest: int
-    """Tokens of its longest sample."""
-    loss: float
-    seconds: float
-    peak_bytes: int
-    """Peak of the memory allocated on a GPU; elsewhere that of the whole process."""
-    hours: float
-    """Time of the whole run at this speed, without validation and saving."""
-    kernels: str
-    """The kernels that computed: torch's own, or Liger's."""
-    compile_seconds: float | None = None
-    """Time until the graph of `train.compile` was made and proved; None where the run does not compile."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +120,7 @@ def _checked(
     job, data = part.job, part.config.data
     overlaps = overlap_reports(chain.from_iterable(samples_of(data)[0]), against) if against else {}
     set_trainable(model, [job.name])
-    trial = _trial(parts, forward, batcher)
+    trial = try_step(parts, forward, batcher)
     ending, asked = None, job.validation or job.train
     if job.stop_ids and not asked.has_pairs:
         with laid_out(model, batcher.layout):
@@ -199,51 +173,6 @@ def _unlearnt(parts: RunParts, job: Job) -> list[str]:
         "cannot tell them from other tokens, so answers may never end. Train them too, with a list of adapters: "
         f"[..., {{kind: full, sites: embed head, tokens: {sorted(found)}}}]"
     ]
-
-
-def _trial(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
-    """Run the job's fullest micro-batch forward and backward, as training does. Optimiser, position and parameters stay as they are."""
-    (part,) = parts.members
-    job, train = part.job, part.config.train
-    rows = batcher.longest(job)
-    sizes = {job.name: job.objective.size(rows)}
-    batch, context = batcher.inputs(rows, forward.device)
-    with ExitStack() as stack:
-        stack.enter_context(laid_out(parts.base.model, batcher.layout))
-        if train.gradient_checkpointing:
-            stack.enter_context(recomputing(parts.base.model, parts.config.base.dropout))
-        set_training(parts.base.model, [job.name], parts.config.base.dropout)
-        start, compiling = time.perf_counter(), None
-        if train.compile:
-            forward = copy.copy(forward)  # the other jobs are checked in eager code
-            compile_forward(forward, [job], "inductor", batcher)
-            compiling = time.perf_counter() - start
-        wanted = "off" if train.compile else train.kernels
-        kernels = stack.enter_context(accelerating(forward, [job], wanted, batcher)).kernels
-        seconds = float("inf")
-        for _ in range(2):  # the faster of two passes counts, since the first also warms up
-            start = time.perf_counter()
-            losses_N = forward.losses(batch, context)
-            loss = loss_of([job], rows, sums_by_row(losses_N, rows), sizes)
-            loss.backward()
-            value = float(loss.detach())
-            seconds = min(seconds, time.perf_counter() - start)
-            for parameter in job.params.values():
-                parameter.grad = None
-    tokens = num_tokens(rows)
-    peak = memory_bytes(forward.device) + state_bytes(
-        job.params.values(), job.config
-    )  # the trial takes no optimiser step
-    return Trial(
-        tokens,
-        max(row.tokens for row in rows),
-        value,
-        seconds,
-        peak,
-        seconds / tokens * job.step_tokens * job.steps / 3600,
-        kernels,
-        compiling,
-    )
 
 
 def _reload(parts: RunParts, job: Job) -> float:

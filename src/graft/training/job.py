@@ -162,7 +162,7 @@ class Job:
     @property
     def step_tokens(self) -> float:
         """Mean number of tokens per step, those of a reference included."""
-        return float(self.train.lengths.mean()) * self.config.batch_size * (2 if self.objective.compares else 1)
+        return float(self.train.lengths.sum()) / self.epoch_steps * (2 if self.objective.compares else 1)
 
     def penalty(self) -> Tensor | None:
         """The penalty that the adapter's kind adds to the loss, once per step; None where it has none."""

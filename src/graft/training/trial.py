@@ -1,0 +1,105 @@
+"""One measured step before training: does the longest batch fit, and how long will the run take?"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from graft.training.assembly import RunParts
+from graft.training.batching import Batcher, num_tokens
+from graft.training.forward.causal import Forward
+from graft.training.forward.compiled import compile_forward
+from graft.training.forward.kernels import accelerating
+from graft.training.forward.layout import laid_out
+from graft.training.forward.modes import recomputing, set_training
+from graft.training.job import Job
+from graft.training.records.progress import memory_bytes
+from graft.training.step import accumulate, loss_of, sums_by_row
+from graft.training.updates.optimizers import state_bytes
+
+SHORT = 3.0
+"""Seconds. A step that seems to take less is measured as a whole, more than once: on a busy or cold machine two passes say little."""
+WARM_STEPS, WARM_SECONDS = 9, 1.0
+"""Whole steps are measured until there are so many, or until they took so long together."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One forward and backward pass over the fullest micro-batch that the job can have."""
+
+    tokens: int
+    longest: int
+    """Tokens of its longest sample."""
+    loss: float
+    seconds: float
+    peak_bytes: int
+    """Peak of the memory allocated on a GPU; elsewhere that of the whole process."""
+    hours: float
+    """Time of all steps of the run, without validation and saving."""
+    kernels: str
+    """The kernels that computed: torch's own, or Liger's."""
+    compile_seconds: float | None = None
+    """Time until the graph of `train.compile` was made and proved; None where the run does not compile."""
+
+
+def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
+    """Run the job's fullest micro-batch forward and backward, as training does. Optimiser, position and parameters stay as they are."""
+    (part,) = parts.members
+    job, train = part.job, part.config.train
+    rows = batcher.longest(job)
+    sizes = {job.name: job.objective.size(rows)}
+    batch, context = batcher.inputs(rows, forward.device)
+    with ExitStack() as stack:
+        stack.enter_context(laid_out(parts.base.model, batcher.layout))
+        if train.gradient_checkpointing:
+            stack.enter_context(recomputing(parts.base.model, parts.config.base.dropout))
+        set_training(parts.base.model, [job.name], parts.config.base.dropout)
+        start, compiling = time.perf_counter(), None
+        if train.compile:
+            forward = copy.copy(forward)  # the other jobs are checked in eager code
+            compile_forward(forward, [job], "inductor", batcher)
+            compiling = time.perf_counter() - start
+        wanted = "off" if train.compile else train.kernels
+        kernels = stack.enter_context(accelerating(forward, [job], wanted, batcher)).kernels
+        seconds, tokens = float("inf"), num_tokens(rows)
+        for _ in range(2):  # the faster of two passes counts, since the first also warms up
+            start = time.perf_counter()
+            losses_N = forward.losses(batch, context)
+            loss = loss_of([job], rows, sums_by_row(losses_N, rows), sizes)
+            loss.backward()
+            value = float(loss.detach())
+            seconds = min(seconds, time.perf_counter() - start)
+            for parameter in job.params.values():
+                parameter.grad = None
+        step_seconds = seconds / tokens * job.step_tokens
+        if step_seconds < SHORT and not train.compile:  # other shapes would be compiled again
+            step_seconds = _warm_step(forward, job, batcher)
+    # The trial takes no optimiser step.
+    peak = memory_bytes(forward.device) + state_bytes(job.params.values(), job.config)
+    return Trial(
+        tokens,
+        max(row.tokens for row in rows),
+        value,
+        seconds,
+        peak,
+        step_seconds * job.steps / 3600,
+        kernels,
+        compiling,
+    )
+
+
+def _warm_step(forward: Forward, job: Job, batcher: Batcher) -> float:
+    """Return the seconds of the job's next step without its update: the median of a few.
+
+    The first one is left out, since kernels, threads and memory warm up in it.
+    """
+    spent: list[float] = []
+    while len(spent) < 2 or (len(spent) < WARM_STEPS and sum(spent) < WARM_SECONDS):
+        start = time.perf_counter()
+        float(accumulate(forward, [job], batcher).sums_R.sum())
+        spent.append(time.perf_counter() - start)
+        job.optimizer.zero_grad(set_to_none=True)
+    return statistics.median(spent[1:])
