@@ -24,6 +24,7 @@ from graft.config import (
     SourceConfig,
     TrainConfig,
 )
+from graft.config.methods import METHODS
 
 PACKAGE = Path(graft.__file__).parent
 
@@ -44,6 +45,7 @@ SECTIONS = {
     **{f"{kind}_config": model for kind, model in OBJECTIVES.items()},
 }
 FIELDS = [f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields]
+FIELDS += sorted({f"method.{name}" for model in METHODS.values() for name in model.model_fields})
 
 
 def _reads() -> set[tuple[str, str]]:

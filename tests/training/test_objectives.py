@@ -27,7 +27,7 @@ from graft.training.forward.layout import decide, laid_out
 from graft.training.forward.modes import recomputing, set_training
 from graft.training.job import Job
 from graft.training.objectives import Pairs, Preference, objective_of
-from graft.training.step import make_gradients
+from graft.training.updates.gradients import Gradients
 from tests.training.conftest import attach, batcher, data, exact_norm, job_on, pairs, take_step, tiny
 
 CASES: dict[str, Any] = {
@@ -58,7 +58,7 @@ def step_of(
     decide(forward, [job], "auto", batcher())
     set_training(model, ["a"])
     with laid_out(model, layout):
-        scores = make_gradients(forward, [job], batcher(layout, budget))["a"].scores
+        scores = Gradients().prepare(forward, [job], batcher(layout, budget))["a"].scores
     return scores, {
         name: parameter.grad.clone() for name, parameter in job.params.items() if parameter.grad is not None
     }
@@ -333,7 +333,7 @@ def test_jobs_that_write_and_jobs_that_prefer_share_a_step_and_stay_themselves()
         decide(forward, jobs, "auto", batcher())
         set_training(model, list(names))
         with laid_out(model, "flat"):
-            scores = {name: found.scores for name, found in make_gradients(forward, jobs, batcher("flat")).items()}
+            scores = {name: found.scores for name, found in Gradients().prepare(forward, jobs, batcher("flat")).items()}
         return {job.name: (scores[job.name], [p.grad for p in job.params.values()]) for job in jobs}
 
     together = gradients("wpq")
@@ -382,6 +382,6 @@ def test_recomputed_blocks_keep_the_reference_apart() -> None:
         decide(forward, [job], "auto", batcher())
         with laid_out(model, "flat"), recomputing(model) if again else nullcontext():
             set_training(model, ["a"])
-            make_gradients(forward, [job], batcher("flat"))
+            Gradients().prepare(forward, [job], batcher("flat"))
         found.append(torch.cat([p.grad.flatten() for p in job.params.values() if p.grad is not None]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-14)

@@ -110,6 +110,11 @@ class AdapterConfig(Strict):
         """Whether the adapter can be merged into the base's weights, with its module's `fold`."""
         return False
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the adapter reads its gradients after a step, so that methods without a backward pass cannot train it."""
+        return False
+
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
         """Raise `GraftError` for a setting that has no effect at these sites."""
 

@@ -21,6 +21,7 @@ from graft.config.jobs import (
     check_name,
     shared_fields,
 )
+from graft.config.methods import METHODS
 from graft.config.objectives import OBJECTIVES
 from graft.config.optimizers import OPTIMIZERS
 from graft.config.paths import relocate
@@ -143,10 +144,8 @@ def schema() -> dict[str, Any]:
     root["properties"]["adapter"] |= {"anyOf": [*alternatives, preset, stack]}
     fields = root["$defs"]["TrainConfig"]["properties"]
     fields["objective"]["anyOf"].append({"enum": list(OBJECTIVES)})
-    fields["optimizer"] = {
-        "anyOf": [*fields["optimizer"].pop("oneOf"), {"enum": list(OPTIMIZERS)}],
-        **fields["optimizer"],
-    }
+    fields["optimizer"]["anyOf"].append({"enum": list(OPTIMIZERS)})
+    fields["method"] = {"anyOf": [*fields["method"].pop("oneOf"), {"enum": list(METHODS)}], **fields["method"]}
     _add_jobs(root)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Graft run", **_without_one_of(root)}
 

@@ -90,6 +90,6 @@ OPTIMIZERS: dict[str, type[Section]] = {
 }
 
 OptimizerConfig = AdamWConfig | LionConfig | AdafactorConfig | SGDConfig
-AnyOptimizer = Annotated[Annotated[OptimizerConfig, Discriminator("kind")], BeforeValidator(named(OPTIMIZERS))]
+AnyOptimizer = Annotated[Annotated[OptimizerConfig, Discriminator("kind")] | None, BeforeValidator(named(OPTIMIZERS))]
 SHARED = ("betas", "eps", "weight_decay")
 """Settings that `train` has too."""

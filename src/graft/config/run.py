@@ -18,6 +18,7 @@ from pydantic import (
 from graft.config.base import BaseConfig
 from graft.config.data import DataConfig
 from graft.config.eval import EvalConfig
+from graft.config.methods import MeZOMethod
 from graft.config.objectives import KTOConfig
 from graft.config.scheduling import SchedulerConfig
 from graft.config.section import Section
@@ -105,14 +106,29 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _mezo_goes_with_the_adapter(self) -> RunConfig:
+        if not isinstance(self.train.method, MeZOMethod):
+            return self
+        if self.base.dropout or (rate := _dropout_of(self)):
+            name = "base.dropout" if self.base.dropout else f"an adapter's dropout of {rate}"
+            raise ValueError(
+                f"train.method mezo compares two passes without dropout, so {name} has no use: turn it off"
+            )
+        needing = [part.kind for part in _parts_of(self) if part.needs_gradients]
+        if needing:
+            raise ValueError(
+                f"train.method mezo makes no gradients, but {needing[0]} needs them to choose ranks: set target_rank to null, or train "
+                "another kind"
+            )
+        return self
+
 
 COMPILED_TASKS = ("causal", "preference")
 
 
 def compile_obstacle(config: RunConfig) -> str | None:
     """Return the setting of a run that does not go with `train.compile`, with the reason or a remedy; None if all are compatible."""
-    from graft.adapters.presets import Preset
-
     if config.data.task not in COMPILED_TASKS:
         return f"data.task {config.data.task}: it supports {' and '.join(COMPILED_TASKS)}"
     if config.train.layout == "flat":
@@ -125,8 +141,19 @@ def compile_obstacle(config: RunConfig) -> str | None:
         return "train.objective kto: its mismatched sequences run without gradients"
     if config.base.dropout:
         return "base.dropout: a compiled graph draws other random numbers than eager code"
-    adapter = config.adapter.resolve(frozenset()) if isinstance(config.adapter, Preset) else config.adapter
-    rate = max(getattr(part, "dropout", 0.0) for part in adapter.parts())
-    if rate > 0.0:
+    if rate := _dropout_of(config):
         return f"an adapter's dropout of {rate}: its masks come from seeds that a compiled graph cannot use. Set dropout: 0"
     return None
+
+
+def _parts_of(config: RunConfig) -> Any:
+    """The simple kinds that a run's adapter is made of."""
+    from graft.adapters.presets import Preset
+
+    adapter = config.adapter.resolve(frozenset()) if isinstance(config.adapter, Preset) else config.adapter
+    return adapter.parts()
+
+
+def _dropout_of(config: RunConfig) -> float:
+    """The highest dropout rate of an adapter's parts."""
+    return max(getattr(part, "dropout", 0.0) for part in _parts_of(config))

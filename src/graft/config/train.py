@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from graft.config.methods import AdapterMethod, AnyMethod, MeZOMethod
 from graft.config.objectives import AnyObjective
-from graft.config.optimizers import SHARED, AdamWConfig, AnyOptimizer, Betas
+from graft.config.optimizers import SHARED, AdamWConfig, AnyOptimizer, Betas, OptimizerConfig, SGDConfig
 from graft.config.section import Place, Section
 
 SCHEDULES = Literal[
@@ -18,6 +19,8 @@ SCHEDULES = Literal[
 class TrainConfig(Section):
     """How the adapter is trained."""
 
+    method: AnyMethod = Field(default_factory=AdapterMethod)
+    """The method of training: adapter or mezo, or a mapping with this kind and its settings."""
     objective: AnyObjective = None
     """The objective for pairs of answers (data.task preference): dpo, ipo, cpo, orpo, simpo or kto, or a mapping with this kind and its
     settings; null trains the model to write the answers."""
@@ -31,9 +34,9 @@ class TrainConfig(Section):
     """Tokens per forward pass: a step is cut into micro-batches of at most this size. Changes memory, not results."""
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
-    optimizer: AnyOptimizer = Field(default_factory=AdamWConfig)
+    optimizer: AnyOptimizer = None
     """The optimiser: adamw, adamw-8bit, paged-adamw, paged-adamw-8bit, lion, lion-8bit, adafactor or sgd, or a mapping with this kind and
-    its settings."""
+    its settings; null is adamw, or sgd where train.method is mezo."""
     schedule: SCHEDULES = "linear"
     """Schedule of the learning rate after warm-up, by its name in transformers."""
     warmup: int | float = Field(default=0, ge=0)
@@ -45,7 +48,8 @@ class TrainConfig(Section):
     eps: float | None = Field(default=None, gt=0)
     """The epsilon of AdamW; null is its usual one."""
     clip: float | None = Field(default=1.0, gt=0)
-    """Maximum norm of the gradient over all parameters of the adapter; null does not clip."""
+    """Maximum norm of the gradient over all parameters of the adapter; null does not clip. MeZO knows the gradient by its slopes along
+    noise alone, whose root mean square estimates this norm."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of initialisation, sample order and dropout."""
     gradient_checkpointing: bool = False
@@ -82,14 +86,33 @@ class TrainConfig(Section):
             raise ValueError("must be a whole number of steps, or a fraction of all steps below 1")
         return value
 
+    @property
+    def usual_optimizer(self) -> OptimizerConfig:
+        """The optimiser that the method takes where none is named."""
+        return SGDConfig() if isinstance(self.method, MeZOMethod) else AdamWConfig()
+
+    @model_validator(mode="after")
+    def _mezo_takes_what_it_uses(self) -> TrainConfig:
+        if not isinstance(self.method, MeZOMethod):
+            return self
+        if self.optimizer is not None and not (isinstance(self.optimizer, SGDConfig) and not self.optimizer.momentum):
+            raise ValueError(
+                "method mezo updates parameters along its noise, as sgd without momentum does: set optimizer to sgd, or remove it"
+            )
+        for key in ("gradient_checkpointing", "compile"):
+            if getattr(self, key):
+                raise ValueError(f"method mezo has no backward pass, so {key} has no use: remove it")
+        return self
+
     @model_validator(mode="after")
     def _optimizer_takes_its_settings(self) -> TrainConfig:
+        optimizer = self.optimizer or self.usual_optimizer
         for key in SHARED:
             if getattr(self, key) is None:
                 continue
-            if not hasattr(self.optimizer, key):
-                raise ValueError(f"optimizer {self.optimizer.kind} has no {key}: remove train.{key}")
-            if getattr(self.optimizer, key) is not None:
+            if not hasattr(optimizer, key):
+                raise ValueError(f"optimizer {optimizer.kind} has no {key}: remove train.{key}")
+            if getattr(optimizer, key) is not None:
                 raise ValueError(f"{key} is set twice, as train.{key} and as train.optimizer.{key}: remove one")
         return self
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
 from graft.errors import GraftError
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
+from graft.training.forward.modes import evaluating
 from graft.training.job import Job
 from graft.training.job_pool import JobPool
 from graft.training.rows import Row
 from graft.training.scheduling.memory import measuring
+from graft.training.updates.rules import rule_of
 
 
 def fullest(jobs: Sequence[Job], batcher: Batcher) -> list[Row]:
@@ -21,10 +24,17 @@ def fullest(jobs: Sequence[Job], batcher: Batcher) -> list[Row]:
     return max(batcher.cut(rows), key=num_tokens)
 
 
-def run_dry(forward: Forward, rows: Sequence[Row], batcher: Batcher) -> None:
-    """Run these rows forward and backward without a trace: gradients get zeros added, and random generators stay as they are."""
+def run_dry(forward: Forward, jobs: Sequence[Job], rows: Sequence[Row], batcher: Batcher) -> None:
+    """Run these rows of these jobs without a trace: gradients get zeros added, and random generators stay as they are.
+
+    They run backward too if the rule of any of the jobs does.
+    """
+    backward = any(rule_of(job).backward for job in jobs)
     with torch.random.fork_rng([forward.device] if forward.device.type == "cuda" else []):
-        (forward.losses(*batcher.inputs(rows, forward.device)).sum() * 0.0).backward()
+        with nullcontext() if backward else evaluating(forward.model):
+            losses_N = forward.losses(*batcher.inputs(rows, forward.device))
+        if backward:
+            (losses_N.sum() * 0.0).backward()
 
 
 def try_fullest(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> None:
@@ -34,7 +44,7 @@ def try_fullest(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> None
     """
     rows = fullest(jobs, batcher)
     try:
-        run_dry(forward, rows, batcher)
+        run_dry(forward, jobs, rows, batcher)
     except torch.OutOfMemoryError as error:
         raise GraftError(
             f"the longest batch ({num_tokens(rows):,} tokens) does not fit into the memory of "
@@ -54,7 +64,7 @@ def calibrate(forward: Forward, pool: JobPool) -> None:
         count = -(-len(rows) // share)  # rounded up
         micro = sorted(rows[:count], key=lambda row: arrivals[row.job])  # the rows of a job side by side
         with measuring(forward.device) as peak:
-            run_dry(forward, micro, pool.batcher)
+            run_dry(forward, pool.live, micro, pool.batcher)
         pool.observe(pool.load(micro), peak.num_bytes)
     if not pool.memory.seen:
         raise GraftError(

@@ -26,7 +26,7 @@ from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.training.objectives import Objective, Supervised, objective_of
 from graft.training.rows import Row, View
-from graft.training.updates.optimizers import build_optimizer, state_bytes
+from graft.training.updates.optimizers import build_optimizer, update_bytes
 from graft.training.updates.schedules import build_schedule, restart_schedule, restore_schedule, schedule_state
 from graft.training.updates.states import optimizer_tensors, restore_optimizer
 from graft.utils.clock import timed
@@ -74,7 +74,7 @@ class Job:
     resident: bool = True
     """Whether its tensors are in memory; else they are in the run folder (see `offload`)."""
     own_bytes: int = 0
-    """Memory of the parameters, their gradients and the optimiser's state."""
+    """Memory of the parameters, their gradients (or what stands in for them) and the optimiser's state."""
     objective: Objective = field(default_factory=Supervised)
     """What the job learns from the losses of its rows."""
     stop_ids: frozenset[int] = frozenset()
@@ -111,7 +111,7 @@ class Job:
                 "others prompt, chosen and rejected"
             )
         size = sum(parameter.numel() * parameter.element_size() for parameter in params.values())
-        own_bytes = 2 * size + state_bytes(params.values(), config)
+        own_bytes = size + update_bytes(list(params.values()), config)
         return cls(
             name, config, train, validation, params, modules, optimizer, schedule, steps, epoch_steps, own_bytes=own_bytes,
             objective=objective_of(config.objective),

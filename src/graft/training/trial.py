@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 
 from graft.training.assembly import RunParts
@@ -14,11 +15,12 @@ from graft.training.forward.causal import Forward
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import laid_out
-from graft.training.forward.modes import recomputing, set_training
+from graft.training.forward.modes import evaluating, recomputing, set_training
 from graft.training.job import Job
 from graft.training.records.progress import memory_bytes
-from graft.training.step import accumulate, loss_of, sums_by_row
-from graft.training.updates.optimizers import state_bytes
+from graft.training.step import NonFinite, loss_of, sums_by_row
+from graft.training.updates.optimizers import state_bytes, update_bytes
+from graft.training.updates.rules import rule_of
 
 SHORT = 3.0
 """Seconds. A step that seems to take less is measured as a whole, more than once: on a busy or cold machine two passes say little."""
@@ -28,7 +30,7 @@ WARM_STEPS, WARM_SECONDS = 9, 1.0
 
 @dataclass(frozen=True)
 class Trial:
-    """One forward and backward pass over the fullest micro-batch that the job can have."""
+    """One forward pass, and a backward pass where the method has one, over the fullest micro-batch that the job can have."""
 
     tokens: int
     longest: int
@@ -46,11 +48,11 @@ class Trial:
 
 
 def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
-    """Run the job's fullest micro-batch forward and backward, as training does. Optimiser, position and parameters stay as they are."""
+    """Run the job's fullest micro-batch as training does. Optimiser, position and parameters stay as they are."""
     (part,) = parts.members
     job, train = part.job, part.config.train
     rows = batcher.longest(job)
-    sizes = {job.name: job.objective.size(rows)}
+    sizes, backward = {job.name: job.objective.size(rows)}, rule_of(job).backward
     batch, context = batcher.inputs(rows, forward.device)
     with ExitStack() as stack:
         stack.enter_context(laid_out(parts.base.model, batcher.layout))
@@ -67,18 +69,23 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
         seconds, tokens = float("inf"), num_tokens(rows)
         for _ in range(2):  # the faster of two passes counts, since the first also warms up
             start = time.perf_counter()
-            losses_N = forward.losses(batch, context)
-            loss = loss_of([job], rows, sums_by_row(losses_N, rows), sizes)
-            loss.backward()
+            with nullcontext() if backward else evaluating(forward.model):
+                loss = loss_of([job], rows, sums_by_row(forward.losses(batch, context), rows), sizes)
+            if backward:
+                loss.backward()
             value = float(loss.detach())
             seconds = min(seconds, time.perf_counter() - start)
             for parameter in job.params.values():
                 parameter.grad = None
-        step_seconds = seconds / tokens * job.step_tokens
-        if step_seconds < SHORT and not train.compile:  # other shapes would be compiled again
-            step_seconds = _warm_step(forward, job, batcher)
-    # The trial takes no optimiser step.
-    peak = memory_bytes(forward.device) + state_bytes(job.params.values(), job.config)
+        step_seconds = seconds / tokens * job.step_tokens * rule_of(job).passes(job)
+        # Under torch.compile other shapes would be compiled again.
+        if step_seconds < SHORT and not train.compile and math.isfinite(value):
+            with suppress(NonFinite):
+                step_seconds = _warm_step(forward, job, batcher)
+    # The trial takes no optimiser step, and passes without backward make nothing that stands in for gradients.
+    peak = memory_bytes(forward.device) + (state_bytes if backward else update_bytes)(
+        list(job.params.values()), job.config
+    )
     return Trial(
         tokens,
         max(row.tokens for row in rows),
@@ -99,7 +106,6 @@ def _warm_step(forward: Forward, job: Job, batcher: Batcher) -> float:
     spent: list[float] = []
     while len(spent) < 2 or (len(spent) < WARM_STEPS and sum(spent) < WARM_SECONDS):
         start = time.perf_counter()
-        float(accumulate(forward, [job], batcher).sums_R.sum())
+        rule_of(job).rehearse(forward, job, batcher)
         spent.append(time.perf_counter() - start)
-        job.optimizer.zero_grad(set_to_none=True)
     return statistics.median(spent[1:])

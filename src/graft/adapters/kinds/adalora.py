@@ -93,6 +93,10 @@ class AdaLoRA(AdapterConfig):
     def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
         return None if self.target_rank is None else Allocator(self)
 
+    @property
+    def needs_gradients(self) -> bool:
+        return self.target_rank is not None
+
     def collapsed(self) -> AdaLoRA:
         return self.model_copy(update={"target_rank": None})
 

@@ -12,10 +12,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
+from graft.config.methods import MeZOMethod
 from graft.config.optimizers import AdafactorConfig, AdamWConfig, LionConfig, SGDConfig
 from graft.config.train import TrainConfig
 from graft.errors import require
 from graft.training.updates.lion import Lion
+from graft.training.updates.noise_sgd import NoiseSGD
 
 FEWEST_IN_8_BITS = 4096
 """bitsandbytes keeps the state of smaller tensors in 32 bits."""
@@ -29,8 +31,13 @@ def build_optimizer(groups: Sequence[dict[str, Any]], config: TrainConfig) -> Op
     groups: parameter groups as `attaching.parameters.parameter_groups` makes them, each with its learning rate. Raises `MissingExtra`
     where bitsandbytes is needed and not installed.
     """
-    chosen, parameters = config.optimizer, [parameter for group in groups for parameter in group["params"]]
+    chosen, parameters = (
+        config.optimizer or config.usual_optimizer,
+        [parameter for group in groups for parameter in group["params"]],
+    )
     decay = _first(chosen.weight_decay, config.weight_decay, 0.0)
+    if isinstance(config.method, MeZOMethod):
+        return NoiseSGD(groups, config.lr, decay, config.method)
     if isinstance(chosen, SGDConfig):
         return SGD(groups, config.lr, chosen.momentum, weight_decay=decay, nesterov=chosen.nesterov)
     if isinstance(chosen, AdafactorConfig):
@@ -57,7 +64,15 @@ def build_optimizer(groups: Sequence[dict[str, Any]], config: TrainConfig) -> Op
 
 def state_bytes(parameters: Iterable[Tensor], config: TrainConfig) -> int:
     """Return the bytes that the optimiser's state of these parameters takes from the first step on."""
-    return sum(_bytes_of(parameter, config.optimizer) for parameter in parameters)
+    return sum(_bytes_of(parameter, config.optimizer or config.usual_optimizer) for parameter in parameters)
+
+
+def update_bytes(parameters: Sequence[Tensor], config: TrainConfig) -> int:
+    """Return what a step holds besides the parameters: gradients, or what stands in for them, and the optimiser's state."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    if isinstance(config.method, MeZOMethod) and config.method.restore == "subtract":
+        size = 0
+    return size + state_bytes(parameters, config)
 
 
 def _bytes_of(parameter: Tensor, chosen: AdamWConfig | LionConfig | AdafactorConfig | SGDConfig) -> int:

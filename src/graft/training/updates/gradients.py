@@ -1,0 +1,111 @@
+"""The rule `gradients`: forward and backward of every micro-batch, then the optimiser's step on what has come together.
+
+prepare    accumulate, then finish; raises before any weight has changed
+update     one job's optimiser and schedule
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch.autograd.graph import increment_version
+
+from graft.errors import GraftError
+from graft.training.batching import Batcher, num_tokens
+from graft.training.forward.causal import Forward
+from graft.training.job import Job
+from graft.training.rows import Row
+from graft.training.step import (
+    Begun,
+    Gradient,
+    NonFinite,
+    Outcome,
+    Ran,
+    begin,
+    finished,
+    loss_of,
+    scores_of,
+    sums_by_row,
+)
+
+
+class Gradients:
+    """Backward, then update. A step that fails has changed nothing but gradients, so it can be taken again."""
+
+    backward: ClassVar[bool] = True
+
+    def passes(self, job: Job) -> int:
+        """One."""
+        return 1
+
+    def prepare(self, forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> dict[str, Gradient]:
+        """Forward and backward of the next step of these jobs; a record of each job's gradient, by name."""
+        for job in jobs:
+            job.optimizer.zero_grad(set_to_none=True)
+        begun = begin(forward, jobs, batcher)
+        ran = _accumulate(forward, jobs, batcher, begun)
+        return {job.name: _finish(job, begun, ran) for job in jobs}
+
+    def rehearse(self, forward: Forward, job: Job, batcher: Batcher) -> None:
+        """Make the gradients, and drop them."""
+        self.prepare(forward, [job], batcher)
+        job.optimizer.zero_grad(set_to_none=True)
+
+    def update(self, job: Job, gradient: Gradient) -> Outcome:
+        """Take the job's optimiser step on the gradient that is in its parameters."""
+        lr = float(job.optimizer.param_groups[0]["lr"])
+        job.optimizer.step()
+        # A fused step does not raise the versions of parameters, by which values kept from before it are known to be stale.
+        increment_version(job.params.values())
+        return finished(job, gradient, lr)
+
+
+def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: Begun) -> Ran:
+    """Run all rows of the step, one micro-batch after the other, and add their gradients up in the parameters."""
+    ran, sums = list(begun.ran), list(begun.sums)
+    for micro in batcher.cut(begun.to_run):
+        losses_N = forward.losses(*batcher.inputs(micro, forward.device))
+        sums_R = sums_by_row(losses_N, micro)
+        loss_of(jobs, micro, sums_R, begun.sizes).backward()
+        ran += micro
+        sums.append(sums_R.detach())
+    for penalty in (job.penalty() for job in jobs):
+        if penalty is not None:
+            penalty.backward()
+    return Ran(ran, torch.cat(sums).cpu())
+
+
+def _finish(job: Job, begun: Begun, ran: Ran) -> Gradient:
+    """Score the step of a job, refuse what is not finite, and clip."""
+    rows, scores = begun.rows[job.name], scores_of(job, begun, ran)
+    return Gradient(scores, _clip(job, rows), num_tokens(rows), begun.sizes[job.name].targets)
+
+
+def _clip(job: Job, rows: Sequence[Row]) -> float:
+    """Clip the job's gradient to `train.clip`, where that is set; returns the norm from before."""
+    # After a zero start the first gradient may be zero or missing; from the second step on every parameter must have one.
+    if job.step == 1:
+        _refuse_missing(job)
+    given = {name: parameter for name, parameter in job.params.items() if parameter.grad is not None}
+    total = torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in given.values() if parameter.grad is not None]
+    )
+    norm = float(total)
+    if not math.isfinite(norm):
+        bad = next(name for name, parameter in given.items() if not bool(torch.isfinite(parameter.grad).all()))  # type: ignore[arg-type]
+        raise NonFinite(job, f"gradient (of {bad})", rows, rows)
+    if job.config.clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(given.values(), job.config.clip, total)
+    return norm
+
+
+def _refuse_missing(job: Job) -> None:
+    missing = [name for name, parameter in job.params.items() if parameter.grad is None]
+    if missing:
+        raise GraftError(
+            f"{len(missing)} of {len(job.params)} parameters of '{job.name}' get no gradient, among them '{missing[0]}': "
+            "the loss does not depend on them. Choose other sites"
+        )
