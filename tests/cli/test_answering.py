@@ -132,6 +132,28 @@ def test_predict_reads_data_files_with_and_without_answers_and_prints(run: Path,
     assert [json.loads(line)["question"] for line in printed[0].splitlines()] == [row["question"] for row in ROWS]
 
 
+def test_predict_in_json_is_one_value(run: Path, tmp_path: Path) -> None:
+    data, out = write_rows(tmp_path / "rows.jsonl"), tmp_path / "out.jsonl"
+    options = ("--max-new-tokens", 3)
+    lines = [json.loads(line) for line in graft_command("predict", run, data, *options).stdout.splitlines()]
+    found = json.loads(graft_command("predict", run, data, *options, "--json").stdout)
+    assert found.pop("answers") == lines and found["total"] == sum(found["ended"].values()) == len(ROWS)
+    assert found["adapter"] == "lora" and found["out"] is None and found["reused"] == 0
+    again = json.loads(graft_command("predict", run, data, *options, "--json", "--out", out).stdout)
+    assert again == {**found, "out": str(out)}
+    assert [json.loads(line) for line in out.read_text().splitlines()] == lines
+
+
+def test_merge_takes_another_template(run: Path, tmp_path: Path) -> None:
+    for name, template in (("own", ()), ("other", ("--template", "alpaca"))):
+        said = json.loads(graft_command("merge", run, "--to", tmp_path / name, *template, "--json").stdout)
+        saved = json.loads((tmp_path / name / "template.json").read_text())
+        assert said["template"] == saved["name"] == ("alpaca" if template else "plain")
+    chat = ("--prompt", "two?", "--max-new-tokens", 4, "--json")
+    merged = json.loads(graft_command("chat", "--base", tmp_path / "other", "--device", "cpu", *chat).stdout)
+    assert merged["answer"] == json.loads(graft_command("chat", run, "--template", "alpaca", *chat).stdout)["answer"]
+
+
 def test_predict_wants_to_know_which_adapter_where_there_are_several(both: Path, tmp_path: Path) -> None:
     with pytest.raises(GraftError, match="choose with --use lora, series"):
         graft_command("predict", both, write_rows(tmp_path / "p.jsonl"))

@@ -42,9 +42,46 @@ def test_every_verb_and_every_option_has_a_help_text() -> None:
         for each in getattr(command, "commands", {name: command}).values():
             assert "Example: graft " in each.help, f"{name} {each.name}"
             options = [option for parameter in each.params for option in parameter.opts]
-            assert "--json" in options or name == "predict", f"{name} {each.name}"  # its answers are JSON lines
+            assert "--json" in options, f"{name} {each.name}"
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def verbs() -> list[str]:
+    import typer
+
+    group = typer.main.get_command(build())
+    found = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        below = getattr(command, "commands", None)
+        found += [f"{name} {each}" for each in below] if below else [name]
+    return found
+
+
+@pytest.mark.parametrize("verb", verbs())
+@pytest.mark.parametrize("word", [["absent.yaml"], ["--no-such-option"]], ids=["file", "option"])
+def test_every_verb_reports_a_mistake_as_json(
+    verb: str, word: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([*verb.split(), *word, "--json"])
+    out = capsys.readouterr().out
+    assert end.value.code == 2 and json.loads(out)["error"]["exit_code"] == 2 and json.loads(out)["error"]["message"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_verb_says_so_in_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graft.cli.env.environment", stop)
+    with pytest.raises(SystemExit) as end:
+        main(["env", "--json"])
+    assert end.value.code == 130
+    assert json.loads(capsys.readouterr().out) == {"error": {"message": "interrupted", "exit_code": 130}}
 
 
 def test_version_and_a_call_without_a_verb() -> None:

@@ -38,6 +38,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 
 json_stream: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)
 """Where `print_json` writes under `--json`; sys.stdout is then stderr, so that nothing else gets into the output."""
+json_printed: ContextVar[bool] = ContextVar("json_printed", default=False)
+"""Whether `print_json` has printed the value of this command."""
 STOPPED = 130
 """Exit code of a run that Ctrl-C stopped, as shells use it."""
 
@@ -58,6 +60,7 @@ def print_json(value: Any) -> None:
     from graft.utils.files import to_json
 
     (json_stream.get() or sys.stdout).write(to_json(value, indent=2) + "\n")
+    json_printed.set(True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import typer
 
 import graft
-from graft.cli.common import STOPPED, json_stream, print_json
+from graft.cli.common import STOPPED, json_printed, json_stream, print_json
 from graft.errors import GraftError
 from graft.utils.streams import outlasting
 from graft.utils.terminal import shown, visible
@@ -48,6 +48,8 @@ def run(command: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     given = [*(word for word in words if word not in ("-v", "--verbose")), *given[len(words) :]]
     with outlasting(), _streams("--json" in words), _others_quiet(verbose):
         code = _code(command, given, verbose)
+        if code == STOPPED and json_stream.get() is not None and not json_printed.get():
+            print_json(_error("interrupted", STOPPED))
     sys.exit(code)
 
 
@@ -106,12 +108,13 @@ def _streams(as_json: bool) -> Iterator[None]:
     sys.stdout, sys.stderr = (None if stream is None else shown(stream) for stream in before)
     if as_json:
         sys.stdout = sys.stderr
-    token = json_stream.set(before[0] if as_json else None)
+    token, printed = json_stream.set(before[0] if as_json else None), json_printed.set(False)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
         json_stream.reset(token)
+        json_printed.reset(printed)
 
 
 @contextmanager

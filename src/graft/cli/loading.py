@@ -91,7 +91,7 @@ def load_model(
         if each.template_file not in (None, TEMPLATE):  # what Graft saved itself needs no word
             typer.echo(
                 f"note: {each.name} is asked with the template that lies beside it ({each.template_file} in {each.folder}). "
-                "eval, predict and chat take another with --template",
+                "--template names another",
                 err=True,
             )
     return loaded

@@ -18,6 +18,7 @@ from graft.cli.loading import (
     Only,
     Resize,
     RunFolderArgument,
+    TemplateName,
     load_model,
     one_of,
 )
@@ -47,6 +48,7 @@ def command(
     base: BaseName = None,
     adapter: Adapters = None,
     use: Only = None,
+    template: TemplateName = None,
     device: Device = None,
     dtype: Dtype = None,
     any_base: AnyBase = False,
@@ -55,23 +57,26 @@ def command(
 ) -> None:
     """Merge an adapter into its base and write a plain Hugging Face model.
 
-    The written model is loaded again, and the largest difference of its logits from those of the adapter is reported.
+    The written model is loaded again, and the largest difference of its logits from those of the adapter is reported. The template
+    is written beside it.
 
     Example: graft merge runs/math --to math-merged
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise GraftError(f"{to} is not an empty folder: name a new folder for the merged model")
-    loaded = load_model(run, base, adapter, None, device, dtype, any_base, resize)
+    loaded = load_model(run, base, adapter, template, device, dtype, any_base, resize)
     candidate = one_of(loaded, use)
     if candidate.adapter is None:
         raise GraftError("there is no adapter to merge: name one with --adapter FOLDER")
     from graft.bases.merged import write_merged
 
     report = write_merged(loaded.base, candidate.adapter, _prompts(loaded, candidate), to, candidate.template.save)
+    labels = loaded.base.task in ("classification", "regression")
     if as_json:
-        print_json(asdict(report))
+        print_json({**asdict(report), "template": None if labels else candidate.template.name})
         return
-    typer.echo(f"{report.adapter} is merged into {loaded.base.name}: {to} ({report.dtype})")
+    about = report.dtype if labels else f"{report.dtype}, template {candidate.template.name}"
+    typer.echo(f"{report.adapter} is merged into {loaded.base.name}: {to} ({about})")
     agreed = {
         "classification": f"the class is the same for {report.same_next_token:.1%} of the prompts",
         "regression": "each is one value",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graft.cli.common import AsJson, print_json
 from graft.cli.loading import (
     Adapters,
     AnyBase,
@@ -26,13 +27,16 @@ from graft.cli.loading import (
     one_of,
     parse_fields,
 )
-from graft.errors import GraftError
+from graft.errors import GraftError, counted
 
 if TYPE_CHECKING:
     from graft.data.samples import Sample
+    from graft.evaluation.predictions import Predictions
     from graft.generation.loaded import Candidate, LoadedModel
     from graft.generation.requests import Decoding
 
+ENDS = ("stopped", "truncated", "no_room")
+"""How an answer ends."""
 WINDOW = 256
 """Texts that are labelled before their labels are written."""
 
@@ -73,11 +77,13 @@ def command(
     dtype: Dtype = None,
     any_base: AnyBase = False,
     resize: Resize = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer every prompt in a file and write one JSON object per line, in the file's order.
 
     Each object holds the row, the question, the adapter, the answer and how the answer ended. An adapter for classification
-    gives each text its class with the probabilities of all classes; one for regression gives it a value.
+    gives each text its class with the probabilities of all classes; one for regression gives it a value. With --json, stdout
+    holds one JSON value at the end: counts, and the answers unless --out has them.
 
     Example: graft predict runs/math questions.jsonl --out answers.jsonl
     """
@@ -93,39 +99,60 @@ def command(
     candidate = one_of(loaded, use)
     if loaded.base.task in ("classification", "regression"):
         _refuse({"--beams": beams > 1, "--temperature": temperature > 0, "--top-p": top_p < 1})
-        _label(loaded, candidate, _texts(loaded, prompts, renamed), out, token_budget, overwrite)
-        return
-    from graft.generation.requests import Decoding
+        samples, decoding = _texts(loaded, prompts, renamed), None
+    else:
+        from graft.generation.requests import Decoding
 
-    decoding = Decoding(max_new_tokens, beams, temperature, top_p, seed)
-    _answer(loaded, candidate, read_prompts(prompts, loaded, renamed), out, decoding, token_budget, overwrite)
+        samples = read_prompts(prompts, loaded, renamed)
+        decoding = Decoding(max_new_tokens, beams, temperature, top_p, seed)
+    from dataclasses import asdict
+
+    from graft.evaluation.predictions import Predictions
+
+    settings = {} if decoding is None else {"decoding": asdict(decoding)}
+    about = _about(loaded, candidate, samples, **settings)
+    with Predictions(out, about, len(samples), overwrite=overwrite, show=not as_json) as predictions:
+        kept = len(predictions.records)
+        if decoding is None:
+            _label(loaded, candidate, samples, predictions, token_budget)
+        else:
+            _answer(loaded, candidate, samples, predictions, decoding, token_budget)
+        records = predictions.finish()
+    if not as_json:
+        _tell(candidate, records, decoding is not None, kept)
+        return
+    ends = [record["ended"] for record in records if decoding is not None]
+    print_json(
+        {
+            "adapter": candidate.name,
+            "base": loaded.base.name,
+            "out": out,
+            "total": len(records),
+            "reused": kept,
+            **({"ended": {reason: ends.count(reason) for reason in ENDS}} if decoding is not None else {}),
+            **({"answers": records} if out is None else {}),
+        }
+    )
 
 
 def _answer(
     loaded: LoadedModel,
     candidate: Candidate,
     samples: list[Sample],
-    out: Path | None,
+    predictions: Predictions,
     decoding: Decoding,
     token_budget: int,
-    overwrite: bool,
 ) -> None:
     """Answer the prompts that the file of an interrupted command lacks."""
-    from dataclasses import asdict
-
-    from graft.evaluation.predictions import Predictions
     from graft.generation.generate import generate
     from graft.generation.requests import Request
 
     tokenizer = loaded.base.tokenizer
     stop = frozenset(candidate.template.stop_ids(tokenizer))
-    requests = [
-        Request(tuple(_prompt_ids(candidate, sample, tokenizer)), candidate.adapter, stop) for sample in samples
-    ]
-    about = _about(loaded, candidate, samples, decoding=asdict(decoding))
-    with Predictions(out, about, len(samples), overwrite=overwrite) as predictions, bar("Answering") as progress:
-        kept, left = len(predictions.records), predictions.missing
-        answers = generate(loaded.base.model, [requests[n] for n in left], decoding, token_budget=token_budget)
+    kept, left = len(predictions.records), predictions.missing
+    requests = [Request(tuple(_prompt_ids(candidate, samples[n], tokenizer)), candidate.adapter, stop) for n in left]
+    with bar("Answering") as progress:
+        answers = generate(loaded.base.model, requests, decoding, token_budget=token_budget)
         for done, (place, found) in enumerate(answers, kept + 1):
             sample = samples[left[place]]
             record = {
@@ -137,43 +164,35 @@ def _answer(
                 "tokens": len(found.ids),
             }
             predictions.add(left[place], record)
-            progress(done, len(requests))
-        ends = [record["ended"] for record in predictions.finish()]
-    typer.echo(
-        f"{candidate.name} answered {len(ends)} prompts: {ends.count('stopped')} answers ended by themselves, "
-        f"{ends.count('truncated')} reached the limit of tokens, {ends.count('no_room')} had no room in the context"
-        + _reused(kept),
-        err=True,
-    )
+            progress(done, len(samples))
 
 
 def _label(
-    loaded: LoadedModel,
-    candidate: Candidate,
-    samples: list[Sample],
-    out: Path | None,
-    token_budget: int,
-    overwrite: bool,
+    loaded: LoadedModel, candidate: Candidate, samples: list[Sample], predictions: Predictions, token_budget: int
 ) -> None:
     """Label the texts that the file of an interrupted command lacks."""
     from graft.evaluation.labels import predict_labels
-    from graft.evaluation.predictions import Predictions
 
-    about = _about(loaded, candidate, samples)
-    with Predictions(out, about, len(samples), overwrite=overwrite) as predictions, bar("Labelling") as progress:
-        kept, left = len(predictions.records), predictions.missing
+    left = predictions.missing
+    with bar("Labelling") as progress:
         for start in range(0, len(left), WINDOW):
             numbers = left[start : start + WINDOW]
             found = predict_labels(loaded, candidate, [samples[n] for n in numbers], token_budget=token_budget)
             for number, record in zip(numbers, found, strict=True):
                 predictions.add(number, record)
             progress(len(predictions.records), len(samples))
-        predictions.finish()
-    typer.echo(f"{candidate.name} labelled {len(samples)} texts{_reused(kept)}", err=True)
 
 
-def _reused(kept: int) -> str:
-    return f"; {kept} were there from an interrupted command" if kept else ""
+def _tell(candidate: Candidate, records: list[dict[str, Any]], writes: bool, kept: int) -> None:
+    """Print on stderr how many were answered or labelled, and how the answers ended."""
+    said = f"{candidate.name} labelled {counted(len(records), 'text')}"
+    if writes:
+        ends = [record["ended"] for record in records]
+        said = (
+            f"{candidate.name} answered {counted(len(ends), 'prompt')}: {ends.count('stopped')} ended by themselves, "
+            f"{ends.count('truncated')} reached the limit of tokens, {ends.count('no_room')} had no room in the context"
+        )
+    typer.echo(said + (f"; {kept} were there from an interrupted command" if kept else ""), err=True)
 
 
 def _about(loaded: LoadedModel, candidate: Candidate, samples: list[Sample], **more: Any) -> dict[str, Any]:

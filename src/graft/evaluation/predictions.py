@@ -22,9 +22,14 @@ from graft.utils.jsonl import JsonLines
 class Predictions:
     """The records of all prompts, by number from 0. Use it as a context manager; `finish` ends it."""
 
-    def __init__(self, out: Path | None, about: Mapping[str, Any], total: int, *, overwrite: bool = False) -> None:
-        """about: what the answers belong to, as JSON values. Raises `GraftError` for a partial file of something else."""
-        self._out, self._total = out, total
+    def __init__(
+        self, out: Path | None, about: Mapping[str, Any], total: int, *, overwrite: bool = False, show: bool = True
+    ) -> None:
+        """about: what the answers belong to, as JSON values. show: without a file, print each answer.
+
+        Raises `GraftError` for a partial file of something else.
+        """
+        self._out, self._total, self._shows = out, total, show and out is None
         self.records: dict[int, dict[str, Any]] = {}
         self._shown = 0
         self._lines = self._lock = None
@@ -90,7 +95,7 @@ class Predictions:
         return ordered
 
     def _show(self) -> None:
-        if self._out is not None:
+        if not self._shows:
             return
         for number in self._next():
             sys.stdout.write(to_json(self.records[number]) + "\n")
