@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -144,6 +145,19 @@ def test_no_control_character_of_data_reaches_the_terminal(tmp_path: Path) -> No
         print(visible(HOSTILE))
     assert not set(stream.getvalue()) & {"\x1b", "\x07", "\u009b", "\u202e", "\r", "\x08"}
     assert r"\x1b]0;TITLE" in stream.getvalue() and r"\u202e" in stream.getvalue()
+
+
+def test_a_stream_that_was_a_file_may_be_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that another one starts by a fork, and gives a pipe for its output."""
+    with (tmp_path / "out").open("w") as stream:
+        reader, writer = os.pipe()
+        os.dup2(writer, stream.fileno())
+        os.close(writer)
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as end:
+            main(["--version"])
+    assert (end.value.code, os.read(reader, 100).decode().strip()) == (0, f"graft {graft.__version__}")
+    os.close(reader)
 
 
 def test_errors_and_tables_show_hostile_names_as_they_are(

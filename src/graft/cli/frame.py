@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,10 @@ def _streams(as_json: bool) -> Iterator[None]:
     before = sys.stdout, sys.stderr
     for stream in before:
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # a terminal without UTF-8 shows escapes
+            # A terminal without UTF-8 shows escapes. The setting holds even where asking for the position fails afterwards: in a
+            # process whose file was replaced by a pipe (`dup2`) after Python had opened the stream.
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     sys.stdout, sys.stderr = (None if stream is None else shown(stream) for stream in before)
     if as_json:
         sys.stdout = sys.stderr
