@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
@@ -127,6 +128,29 @@ def test_a_mistake_leaves_nothing_behind(
     with pytest.raises(GraftError, match=said):
         train(configured(**changes), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+@pytest.mark.parametrize("name", ["lock.json", "config.yaml"])
+def test_a_run_that_cannot_write_its_first_files_leaves_its_place_as_it_was(
+    configured: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, there: bool
+) -> None:
+    from graft.utils import files
+
+    replace = files.os.replace
+
+    def full(source: Any, to: Any) -> None:
+        if Path(to).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(to))
+        replace(source, to)
+
+    place = tmp_path / "runs/run"
+    if there:
+        place.mkdir(parents=True)
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(GraftError, match=f"cannot write .*{name}: the disk is full"):
+        train(configured(), place, quiet=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == (["run", "runs"] if there else [])
 
 
 def test_an_adapter_of_another_make_is_no_start(configured: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,6 +151,17 @@ class RunFolder:
             for folder in FOLDERS:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
         return self
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Write what makes the folder a run's in a block of code; if that fails (a full disk), the folder is vacant again."""
+        try:
+            yield
+        except BaseException:
+            if not self.config_path.exists() and is_vacant(self.path):
+                with suppress(OSError):  # the error itself matters more
+                    delete_run(self.path)
+            raise
 
     def write_config(self, config: AnyRun) -> None:
         """Write config.yaml with every setting, defaults included."""

@@ -44,8 +44,9 @@ def train(
         parts = build(config)
         folder.create(overwrite)
         with failure_noted(folder):
-            write_facts(parts, folder)
-            folder.write_config(config)
+            with folder.beginning():
+                write_facts(parts, folder)
+                folder.write_config(config)
             folder.status({"state": "running", "step": 0, "jobs": {}})
             write_beginning(parts, folder)
             run_parts(parts, folder, None, quiet)
