@@ -26,6 +26,8 @@ RUN_BELOW = {
     "preferences.yaml",  # by the page on preferences
     "preferences.jsonl",
 }
+TRIED = ("llm-adapters/lora", "llm-adapters/adapterh", "papers/mam")
+"""The presets that the default suite trains with."""
 
 
 def test_no_example_is_left_out() -> None:
@@ -46,7 +48,9 @@ def test_with_trainer_saves_the_adapter_alone(
     assert "adapter_config.json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize(
+    "preset", [pytest.param(each, marks=() if each in TRIED else pytest.mark.slow) for each in presets()]
+)
 def test_the_llm_adapters_run_trains_with_every_preset(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

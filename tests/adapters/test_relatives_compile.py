@@ -40,7 +40,9 @@ def no_graphs_of_other_tests() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("family", "sites"), [("llama", "attn.k mlp.down"), ("gpt2", "attn.v")])
+@pytest.mark.parametrize(
+    ("family", "sites"), [pytest.param("llama", "attn.k mlp.down", marks=pytest.mark.slow), ("gpt2", "attn.v")]
+)
 def test_one_full_graph_serves_all_relatives_and_every_routing(family: str, sites: str) -> None:
     model = copy.deepcopy(pristine(family, layers=1))
     graft.attach(model, {name: kind.model_copy(update={"sites": sites}) for name, kind in KINDS.items()})

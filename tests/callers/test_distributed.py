@@ -37,8 +37,12 @@ def launch(*args: str) -> None:
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
 
 
+SLOW = [("fsdp2", "a"), ("ddp", "p"), ("fsdp2", "b")]
+
+
 @pytest.mark.parametrize(
-    ("mode", "adapter"), [("ddp", "a"), ("fsdp2", "a"), ("ddp", "p"), ("fsdp2", "p"), ("fsdp2", "b")]
+    ("mode", "adapter"),
+    [("ddp", "a"), ("fsdp2", "p"), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)],
 )
 def test_two_processes_train_the_same_adapter_as_one(tmp_path: Path, mode: str, adapter: str) -> None:
     launch(mode, adapter, str(tmp_path / "out.pt"))

@@ -60,7 +60,10 @@ def assert_same_everywhere(model: nn.Module, compiled: Any, inputs: Tensor, tole
     same_under_every_choice(model, compiled, (*graft.names(model), None, route), inputs, tolerance)
 
 
-@pytest.mark.parametrize("family", ["llama", "bloom", "gptj", "gpt2", "bert", "t5"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "t5", *(pytest.param(each, marks=pytest.mark.slow) for each in ("bloom", "gptj", "gpt2", "bert"))],
+)
 def test_one_full_graph_serves_every_kind_every_routing_and_the_bare_base(family: str) -> None:
     names = {
         "llama": (),

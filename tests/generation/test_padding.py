@@ -69,11 +69,14 @@ class Rows:
 
 
 def cases() -> Iterator[Any]:
-    """Every kind on every family. What acts in linear layers alone sees no positions: on families of other attention it is slow."""
+    """Every kind on every family. What acts in linear layers and sublayers sees no positions: on families of other attention it is slow."""
     specs = {**{name: example(kind) for name, kind in KINDS.items()}, **VARIANTS}
     for name, spec in specs.items():
         for family in FAMILIES:
-            alike = KINDS[spec["kind"]].takes <= {"linear"} and family != FAMILIES[0]
+            alike = (
+                KINDS[spec["kind"]].takes <= {"linear", "sublayer", "norm", "other", "experts"}
+                and family != FAMILIES[0]
+            )
             yield pytest.param(family, spec, id=f"{name}-{family}", marks=[pytest.mark.slow] if alike else [])
 
 

@@ -58,7 +58,7 @@ def _words(run: Any) -> list[Any]:
     return ["resume", run.name] if (run / "config.yaml").exists() else ["train", "run.yaml", "--out", run.name]
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(unbroken: Unbroken, number: int) -> None:
     assert chain(unbroken, number)[1] == []
 

@@ -90,7 +90,10 @@ def _norms_are_exact() -> Iterator[None]:
         yield
 
 
-WORLDS = ["float64 flat", "float32 flat", pytest.param("float64 padded", marks=pytest.mark.slow)]
+WORLDS = [
+    "float64 flat",
+    *(pytest.param(world, marks=pytest.mark.slow) for world in ("float32 flat", "float64 padded")),
+]
 
 
 @pytest.fixture(scope="module", params=WORLDS)

@@ -80,7 +80,7 @@ def test_the_unbroken_run_sets_jobs_aside_for_those_that_go_first(unbroken: Path
     assert min(steps["fourth"]) > 10 and len(steps["fourth"]) == 5
 
 
-@pytest.mark.parametrize("kill_at", [6, 9, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kill_at", [6, *(pytest.param(step, marks=pytest.mark.slow) for step in (9, 12))])
 def test_killed_between_checkpoints_all_jobs_go_on_bit_for_bit(
     context: Any, folder: Path, unbroken: Path, kill_at: int
 ) -> None:

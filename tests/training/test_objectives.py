@@ -201,7 +201,7 @@ def test_loss_and_gradient_equal_the_formula_of_the_paper(case: str, layout: str
     compare(step_of(model, rows, CASES[case], layout), written_out(model, rows, CASES[case]), model, 1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", IN_TRL)
 def test_loss_and_gradient_equal_those_of_trl(case: str, dtype: torch.dtype) -> None:
     pytest.importorskip("trl")
