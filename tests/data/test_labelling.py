@@ -140,6 +140,17 @@ def test_columns_that_hold_no_text_are_an_error_that_lists_them(tmp_path: Path) 
         made(tmp_path, [{"text": "x", "verdict": "a"}])
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("column", ["messages", "conversations", "text"])
+def test_chat_text_in_place_of_a_text_says_what_to_do(column: str, task: str, tmp_path: Path) -> None:
+    rows = [{column: [{"role": "user", "content": "x"}], "label": 1}]
+    with pytest.raises(
+        GraftError,
+        match=f"hold.? chat text.*{task} reads plain text: write .* into a column `text`.*leave data.task out",
+    ):
+        made(tmp_path, rows, task=task)
+
+
 def test_a_text_that_does_not_fit_stops_the_run_is_left_out_or_is_cut_at_its_end(tmp_path: Path) -> None:
     rows = [*ROWS, {"text": "a very long text", "label": "neg"}]
     with pytest.raises(

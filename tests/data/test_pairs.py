@@ -93,6 +93,13 @@ def test_rows_without_a_pair_are_errors_that_name_the_field(row: dict[str, Any],
         read_rows(tmp_path, row)
 
 
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_conversations_with_one_answer_say_what_a_preference_needs(column: str, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    with pytest.raises(GraftError, match=f"`{column}`. with one answer.*add the columns chosen and rejected.*kto"):
+        read_rows(tmp_path, {column: turns})
+
+
 def test_both_sides_share_the_prompt_and_only_answers_with_their_end_are_learnt() -> None:
     example = tokenized(sample())
     chosen, rejected = example.sequences

@@ -39,7 +39,14 @@ def text(row: Row, field: str, at: str | None = None) -> str:
         raise RowError(at, "is infinite, which is no text")
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return str(value)
-    raise RowError(at, f"must be text, but is {kind_of(value)}")
+    turns = (
+        isinstance(value, list) and value and isinstance(value[0], dict) and not {"role", "from"}.isdisjoint(value[0])
+    )
+    raise RowError(
+        at,
+        f"must be text, but is {kind_of(value)}"
+        + (" of chat turns, which belong in a column called messages" if turns else ""),
+    )
 
 
 def parsed(value: Any, start: str = "[{") -> Any:

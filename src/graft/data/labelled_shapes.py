@@ -8,9 +8,9 @@ it 's a charming and often affecting journey . 	1
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from graft.data.cells import Row, RowError, text
+from graft.data.cells import Row, RowError, kind_of, text
 from graft.data.samples import Message
 from graft.data.shapes import Shape
 from graft.errors import GraftError
@@ -20,6 +20,8 @@ TEXTS = (
     ("question", "sentence"), ("text_a", "text_b"), ("text",), ("sentence",), ("content",), ("review",),
 )  # fmt: skip
 """Sets of columns that may hold the texts; the first set that the source has is taken."""
+CHATS = ("messages", "conversations", "conversation")
+"""Columns of chat text."""
 LABELS = {
     "classification": ("label", "labels", "class", "category", "gold_label", "is_duplicate", "Quality", "target"),
     "regression": ("score", "label", "value", "target", "labels"),
@@ -35,6 +37,9 @@ def labelled_shape(columns: Iterable[str], wanted: str, source: str, task: str, 
         )
     texts = next((names for names in TEXTS if all(name in found for name in names)), None)
     label = next((name for name in LABELS[task] if name in found), None)
+    chat = next((name for name in CHATS if name in found), None)
+    if texts is None and chat is not None:
+        raise GraftError(f"{source}: the rows hold chat text (`{chat}`), but {_plain(task)}")
     missing = "texts" if texts is None else "label" if label is None and need_label else None
     if texts is None or missing:
         known = [" and ".join(names) for names in TEXTS] if texts is None else LABELS[task]
@@ -43,12 +48,23 @@ def labelled_shape(columns: Iterable[str], wanted: str, source: str, task: str, 
         )
 
     def convert(row: Row, need_answer: bool) -> list[Message]:
+        for name in texts:
+            if isinstance(row.get(name), (list, Mapping)):
+                raise RowError(name, f"holds chat text ({kind_of(row[name])}), but {_plain(task)}")
         made: list[Message] = [{"role": "user", "content": text(row, name)} for name in texts]
         if label is None or (not need_answer and row.get(label) is None):
             return made
         return [*made, {"role": "assistant", "content": _label(row, label, task)}]
 
     return Shape((texts,), convert)
+
+
+def _plain(task: str) -> str:
+    """Say what to do with chat text in a task that reads plain text."""
+    return (
+        f"a {task} reads plain text: write what is to be labelled into a column `text`, such as the user's last turn. To let the model "
+        "write the label as its answer, end each conversation with it and leave data.task out"
+    )
 
 
 def _label(row: Row, field: str, task: str) -> str:

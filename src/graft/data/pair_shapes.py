@@ -20,6 +20,8 @@ from graft.data.turns import turns_of, with_row_keys
 from graft.errors import GraftError
 
 SIDES = ("chosen", "rejected")
+CHATS = ("messages", "conversations")
+"""Columns of chat text."""
 QUESTIONS = ("prompt", "conversations", "messages", "instruction", "question", "query")
 """Columns that may hold the question; the first one that the row has is taken."""
 Pair = tuple[list[Message], list[Message], list[Message]]
@@ -34,6 +36,14 @@ def check_pairs(columns: Iterable[str], wanted: str, source: str) -> None:
             f"{source}: `format: {wanted}` is for conversations, but preference rows have {' and '.join(SIDES)}: remove `format`"
         )
     missing = [name for name in SIDES if name not in found]
+    chat = next((name for name in CHATS if name in found), None)
+    if len(missing) == len(SIDES) and chat is not None:
+        raise GraftError(
+            f"{source}: the rows hold chat text (`{chat}`) with one answer, but a preference compares two: add the columns "
+            f"{' and '.join(SIDES)} with the two answers, and let `{chat}` end with the question. If each answer is marked good or bad, "
+            "add the column label (true or false) and set train.objective to kto. To learn the conversations as they are, leave data.task "
+            "out"
+        )
     if missing:
         raise GraftError(
             f"{source}: preference rows need the columns prompt, chosen and rejected (for kto: prompt, completion and label), but "
