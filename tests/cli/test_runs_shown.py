@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,11 @@ def test_several_jobs_name_their_counters(
     captured = capsys.readouterr()
     assert "job steps 5/5  " in captured.err and "run step 2  one: validation loss" in captured.err
     assert "two: finished at job step 3/3" in captured.out
+    shown = said(capsys, "show", tmp_path / "run")
+    for line in ("checkpoints at run steps  1,", "  run step  ", "  job step  ", "| job step | loss", "\njob step;"):
+        assert line in re.sub("[┃│]", "|", shown), line
+    assert set(re.findall(r"^  (run |job |)step +\d", shown, re.MULTILINE)) == {"run ", "job "}
+    last = json.loads(said(capsys, "show", tmp_path / "run", "--json"))["last_metrics"]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    own = [line for line in lines if line["job"] == last["job"] and line["step"] == last["step"]]
+    assert last == {key: value for line in own for key, value in line.items()}

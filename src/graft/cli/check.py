@@ -102,7 +102,7 @@ def _show(report: CheckReport, job: str | None) -> None:
     _show_samples(report, console)
     console.print("\n[bold]Sites[/]")
     console.print(str(report.sites), soft_wrap=True, markup=False)
-    _show_trial(report, console)
+    _show_trial(report, console, "step" if job is None else "job step")
     for name, found in report.overlaps.items():
         console.print(f"[bold]Overlap[/]   {escape(f'{name}: {found}')}")
         _show_pairs(found, console)
@@ -136,7 +136,7 @@ def _show_samples(report: CheckReport, console: Console) -> None:
     console.rule(style="dim")
 
 
-def _show_trial(report: CheckReport, console: Console) -> None:
+def _show_trial(report: CheckReport, console: Console, unit: str) -> None:
     trial, job, layout = report.trial, report.parts.jobs[0], report.layout
     why = f" ({layout.reason})" if layout.reason else ""
     console.print(f"\n[bold]Layout[/]    {layout.layout} batches{why}")
@@ -150,7 +150,7 @@ def _show_trial(report: CheckReport, console: Console) -> None:
         )
     if trial.kernels != "torch":
         console.print(f"[bold]Kernels[/]   {trial.kernels}")
-    console.print(f"[bold]Run[/]       {counted(job.steps, 'step')}, about {_duration(trial.hours * 3600)}")
+    console.print(f"[bold]Run[/]       {counted(job.steps, unit)}, about {_duration(trial.hours * 3600)}")
     if report.stop_rate is not None:
         console.print(
             f"[bold]Ends[/]      before training, {report.stop_rate:.0%} of answers would end where they end in the data"

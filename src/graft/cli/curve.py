@@ -48,8 +48,12 @@ def draw(curves: Mapping[str, Points], width: int = 64, height: int = 12) -> str
     margin = max(map(len, labels))
     lines = [f"{label:>{margin}} | {''.join(row).rstrip()}" for label, row in zip(labels, grid, strict=True)]
     steps = f"{left}{right:>{width - len(str(left))}}"
-    named = "   ".join(f"{mark} {name}" for mark, name in zip(_marks(curves), curves, strict=True))
-    return "\n".join([*lines, f"{' ' * margin} +{'-' * (width + 1)}", f"{' ' * margin}   {steps}", f"step; {named}"])
+    unit = f"{_unit(curves)}; "
+    named = [f"{mark} {name}" for mark, name in zip(_marks(curves), curves, strict=True)]
+    signs = [unit + "   ".join(named)]
+    if len(signs[0]) > width + margin:  # a line for each job
+        signs = [unit.strip(), *(f"  {each}" for each in named)]
+    return "\n".join([*lines, f"{' ' * margin} +{'-' * (width + 1)}", f"{' ' * margin}   {steps}", *signs])
 
 
 def save(curves: Mapping[str, Points], path: Path) -> None:
@@ -66,11 +70,16 @@ def save(curves: Mapping[str, Points], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), label=name, marker="o" if "validation" in name else None, markersize=3)
-    axes.set(xlabel="step", ylabel="loss per supervised token")
+    axes.set(xlabel=_unit(curves), ylabel="loss per supervised token")
     axes.legend()
     with explain_write_errors(path):
         figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _unit(curves: Iterable[str]) -> str:
+    """The name of the steps that the curves count: only those of several jobs have the job's name in front."""
+    return "job step" if any(": " in name for name in curves) else "step"
 
 
 def _marks(curves: Sequence[str] | Mapping[str, Any]) -> list[str]:

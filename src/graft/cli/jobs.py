@@ -55,10 +55,14 @@ def show_jobs(status: Mapping[str, Any]) -> None:
     """Print the jobs of a status.json as a table."""
     rows = [
         [name, job.get("state"), job.get("priority"), f"{job['step']}/{job['steps'] or '?'}", _digits(job["loss"]),
-         _digits((job["best"] or {}).get("loss")), job.get("error")]
+         _best(job["best"]), job.get("error")]
         for name, job in status.get("jobs", {}).items()
     ]  # fmt: skip
-    print_table(("job", "state", "priority", "job step", "loss", "best validation", "error"), rows)
+    print_table(("job", "state", "priority", "job step", "loss", "best validation at job step", "error"), rows)
+
+
+def _best(best: Mapping[str, Any] | None) -> str | None:
+    return None if not best else f"{_digits(best['loss'])} at {best['step']}"
 
 
 @app.command()

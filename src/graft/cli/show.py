@@ -87,9 +87,11 @@ def summary(folder: Path) -> dict[str, Any]:
     config, metrics = read_document(run.config_path).data, run.metrics.read()
     adapter, jobs = config.get("adapter"), config.get("jobs")
     last: dict[str, Any] = {}
+    by_job: dict[Any, dict[str, Any]] = {}
     for record in metrics:
         if not isinstance(record, dict):
             raise GraftError(f"{run.metrics.path} holds a line that is not a JSON object: {record!r}")
+        last = by_job.setdefault(record.get("job"), {})  # the numbers of two jobs are never mixed
         last.update(record)
     return {
         "run": str(folder),
@@ -116,7 +118,7 @@ def _runs(folder: Path, as_json: bool) -> None:
     elif not found:
         typer.echo(f"No runs in {folder}.")
     else:
-        columns = ("run", "state", "base", "adapter", "step", "loss", "updated")
+        columns = ("run", "state", "base", "adapter", "run step", "loss", "updated")
         rows = [
             [run["run"], run["status"].get("state"), run["base"], run["adapter"], *_progress(run), _minute(run)]
             for run in found
@@ -157,14 +159,21 @@ def _one_run(folder: Path, as_json: bool, curve: Path | None) -> None:
     if as_json:
         print_json(run)
         return
+    several = len(run["status"].get("jobs", ())) > 1
     listed = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in run.items()}
-    print_facts({key: value for key, value in listed.items() if key not in ("status", "last_metrics")})
+    counted_in = {"checkpoints": "checkpoints at run steps" if several else "checkpoints at steps"}
+    print_facts(
+        {counted_in.get(key, key): value for key, value in listed.items() if key not in ("status", "last_metrics")}
+    )
     for title in ("status", "last_metrics"):
         typer.echo(f"\n{title.replace('_', ' ').capitalize()}")
         facts = {key: value for key, value in run[title].items() if key != "jobs"}
         if "time" in facts:
             facts["time"] = describe_times(facts["time"])
-        print_facts({f"  {key}": rounded(value) for key, value in facts.items()})
+        if not several:  # both count the same steps
+            facts.pop("job_step", None)
+        names = {"step": "run step", "job_step": "job step"} if several else {}
+        print_facts({f"  {names.get(key, key)}": rounded(value) for key, value in facts.items()})
         if len(run[title].get("jobs", ())) > 1:
             from graft.cli.jobs import show_jobs
 
