@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from graft.architectures.layers import holds_numbers
 from graft.errors import GraftError
+from graft.ops.packed import dequantised, packed_product, packed_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,16 +36,32 @@ class Surroundings:
         return h if self.features is None else h[..., self.features]
 
     def weight(self) -> Tensor:
-        """Return the frozen weight of the site [O, I], also if the host stores its transpose. Raises `GraftError` if it is quantised."""
-        weight = getattr(self.host, "weight", None)
+        """Return the frozen weight of the site [O, I], also if the host stores its transpose.
+
+        That of a quantised layer is dequantised at each call: whoever keeps it keeps what quantising saved. Raises `GraftError` if the host
+        has no weight, or one that cannot be dequantised here.
+        """
+        weight = dequantised(self.host)
+        if weight is None:
+            weight = getattr(self.host, "weight", None)
         if not isinstance(weight, Tensor) or not holds_numbers(weight):
             raise GraftError(
-                f"this adapter reads the frozen weight, but {type(self.host).__name__} has none in floating point: "
-                "load the base in bfloat16 or float32, or choose another kind (lora)"
+                f"this adapter reads the frozen weight, but {type(self.host).__name__} has none in floating point, and Graft cannot "
+                "dequantise it: load the base in bfloat16 or float32, or choose another kind (lora)"
             )
         if type(self.host).__name__ == "Conv1D":  # transformers' transposed linear layer
             weight = weight.t()
         return weight if self.features is None else weight[self.features]
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return x W^T for the frozen weight W of the site, without the bias. x: [..., I] -> [..., O].
+
+        Of a quantised layer backward dequantises W again, so that it is not kept.
+        """
+        packed = packed_weight(self.host)
+        if packed is not None:
+            return packed_product(x, packed, rows=self.features)
+        return F.linear(x, self.weight().to(x.dtype))
 
     def bias(self) -> Tensor | None:
         """Return the frozen bias of the site [O], or None."""

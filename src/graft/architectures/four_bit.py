@@ -9,10 +9,11 @@ Breaks: if bitsandbytes renames the layer's attribute `support_avx512bf16_for_cp
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from graft.errors import GraftError
 
@@ -53,6 +54,12 @@ def is_four_bit(module: nn.Module) -> bool:
 def quant_state_of(module: nn.Module) -> Any:
     """Return the `QuantState` with which bitsandbytes dequantises the layer's weight, None if it has none yet."""
     return getattr(module.weight, "quant_state", None)
+
+
+def parameters_in(weight: Tensor) -> int:
+    """Return the number of parameters that a tensor stands for: a 4-bit weight holds two in each byte."""
+    state: Any = getattr(weight, "quant_state", None)
+    return weight.numel() if state is None else math.prod(state.shape)
 
 
 def packed_for_inference(module: nn.Module) -> bool:

@@ -1,7 +1,8 @@
 """A digest of a base's weights: some values of every tensor, spread over it, so that no layer can change unseen.
 
     tensors of numbers    about four values of every row, at columns that move from row to row, and every value of a vector
-    packed weights        bytes of the packed data, spread in the same way, and the scales beside them (bitsandbytes; GPTQ, AWQ)
+    packed weights        bytes of the packed data, spread in the same way, and the scales beside them (bitsandbytes, torchao, 8-bit floats;
+                          GPTQ, AWQ)
 
 Values are rounded to bfloat16, and those below 2^-16 count as zero, so that one file has one digest in float32, bfloat16 and float16
 (which holds smaller values less exactly). Linear weights are a part of their own, because a base may be loaded quantised: adapters that
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.eight_bit import is_eight_bit, scales_of
 from graft.architectures.experts import expert_parts
 from graft.architectures.layers import is_linear
 from graft.architectures.walk import base_modules
@@ -60,11 +62,11 @@ def weight_digest(
     hashers = {False: hashlib.sha256(), True: hashlib.sha256()}
     storages: set[str] = set()
     unread = False
-    for name, tensor, linear in _tensors_of(root):
+    for name, tensor, linear, scales in _tensors_of(root):
         if name.rpartition(".")[0] in without:
             continue
         try:
-            parts = _parts(originals.get(name, tensor))
+            parts = _parts(originals.get(name, tensor), scales)
         except Unreadable:
             if not linear or tensor.is_meta:
                 return None
@@ -78,8 +80,8 @@ def weight_digest(
     return WeightDigest(digests[False], None if unread else digests[True], " ".join(sorted(storages - {""})))
 
 
-def _tensors_of(root: nn.Module) -> Iterable[tuple[str, Tensor, bool]]:
-    """Yield (name, tensor, whether it is a linear weight) of every parameter of the base, and of packed weights that are buffers."""
+def _tensors_of(root: nn.Module) -> Iterable[tuple[str, Tensor, bool, Tensor | None]]:
+    """Yield (name, tensor, whether it is a linear weight, scales that lie elsewhere) of every parameter, and of packed buffers."""
     seen: set[Tensor] = set()
     for path, module in base_modules(root):
         packed = {name: each for name, each in module._buffers.items() if name == "qweight"}  # GPTQ and AWQ
@@ -87,24 +89,35 @@ def _tensors_of(root: nn.Module) -> Iterable[tuple[str, Tensor, bool]]:
         for name, tensor in {**module._parameters, **packed}.items():
             if tensor is not None and tensor not in seen:
                 seen.add(tensor)
-                yield f"{path}.{name}".lstrip("."), tensor, weights and name != "bias"
+                scales = scales_of(module) if name == "weight" and is_eight_bit(module) else None
+                yield f"{path}.{name}".lstrip("."), tensor, weights and name != "bias", scales
 
 
-def _parts(tensor: Tensor) -> list[tuple[Tensor, int]]:
+def _parts(tensor: Tensor, scales: Tensor | None) -> list[tuple[Tensor, int]]:
     """Return the plain tensors that hold a weight, each with the number of values per row. Raises `Unreadable`.
 
     Four-bit weights are packed as [N / 2, 1]; their rows are those of the weight that was packed.
     """
     state: Any = getattr(tensor, "quant_state", None)
-    eight_bit = type(tensor).__name__ == "Int8Params"
-    if tensor.device.type == "meta" or not tensor.numel() or not (type(tensor.data) is Tensor or state or eight_bit):
+    if tensor.device.type == "meta" or not tensor.numel():
+        raise Unreadable
+    if type(tensor.data).__module__.startswith("torchao."):  # made of other tensors
+        return [part for each in _inner(tensor.data) for part in _parts(each, None)]
+    if not (type(tensor.data) is Tensor or state or scales is not None):
         raise Unreadable
     own = tensor.detach().as_subclass(Tensor)
     if state is not None:
-        scales = [state.absmax] if state.state2 is None else [state.absmax, state.state2.absmax]
-        return [(each, max(1, each.numel() // state.shape[0])) for each in (own, *scales)]
-    found = [(own, own.shape[-1] if own.dim() > 1 else 1)]
-    return [*found, (tensor.SCB, 1)] if eight_bit and getattr(tensor, "SCB", None) is not None else found  # pyright: ignore
+        found = [state.absmax] if state.state2 is None else [state.absmax, state.state2.absmax]
+        return [(each, max(1, each.numel() // state.shape[0])) for each in (own, *found)]
+    if own.is_floating_point() and own.element_size() == 1:
+        own = own.view(torch.uint8)
+    whole = [(own, own.shape[-1] if own.dim() > 1 else 1)]
+    return whole if scales is None else [*whole, (scales, 1)]
+
+
+def _inner(tensor: Any) -> list[Tensor]:
+    """Return the tensors that a tensor of a class of its own is made of."""
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
 
 
 def _storage(tensor: Tensor) -> str:

@@ -6,6 +6,7 @@ Modules and rows that an adapter replaces do not count: a fresh head, or rows ad
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,7 +108,10 @@ def other_base(recorded: Mapping[str, Any], root: nn.Module, state: State | None
 
     A base that is quantised in another way than the recorded one is compared by all but its linear weights.
     """
-    here = fingerprint(root, state, like=recorded)
+    return _difference(recorded, fingerprint(root, state, like=recorded))
+
+
+def _difference(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     differing = [key for key, value in recorded["shape"].items() if here["shape"].get(key, value) != value]
     if differing:
         return "; ".join(f"{key} {recorded['shape'][key]} there, {here['shape'][key]} here" for key in differing)
@@ -124,13 +128,46 @@ def _same_weights(one: str, other: str, linear: bool) -> bool:
     return rest == own_rest and (not linear or weights == own_weights or "unknown" in (weights, own_weights))
 
 
+def otherwise_quantised(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Return a clause that says how the linear weights of two fingerprints of one base are stored, None if it is the same way.
+
+    Only the other weights of such bases can be compared.
+    """
+    there, own = (each.get("quantised", "") for each in (recorded, here))
+    if there == own or _is_old(recorded["digest"]):
+        return None
+    names = [_spoken(each) for each in (there, own)]
+    if names[0] == names[1]:
+        return f"in {names[0]} with other settings, in another dtype or on another device than here"
+    return f"in {names[0]}, and here the base is in {names[1]}"
+
+
+def _spoken(storage: str) -> str:
+    """Return the names in a record of storage: `nf4/64/True/bfloat16/cpu` is nf4."""
+    named = {"Int8Params": "int8", "": "floating-point numbers"}
+    return " and ".join(dict.fromkeys(named.get(first, first) for first in _firsts(storage)))
+
+
+def _firsts(storage: str) -> list[str]:
+    return [each.split("/")[0] for each in storage.split(" ")]
+
+
 def check_base(made_for: Mapping[str, Any], root: nn.Module, state: State | None, folder: str) -> None:
-    """Raise `GraftError`, with the names of both bases, if an adapter was made for another base."""
-    difference = other_base(made_for, root, state)
+    """Raise `GraftError`, with the names of both bases, if an adapter was made for another base.
+
+    Warn if the base is the same but quantised in another way: an adapter of a base in 4 bits is used on that base in bfloat16.
+    """
+    own = fingerprint(root, state, like=made_for)
+    difference = _difference(made_for, own)
     if difference is not None:
         here = getattr(root, "name_or_path", "") or type(root).__name__
         ways = "any_base=True, in the YAML train.any_base: true, on the command line --any-base"
         hint = f" If that is what you want, load with {ways}." if "other weights" in difference else ""
         raise GraftError(
             f"the adapter in {folder} was made for '{made_for['model']}', not for '{here}': {difference}.{hint}"
+        )
+    if (otherwise := otherwise_quantised(made_for, own)) is not None:
+        warnings.warn(
+            f"the adapter in {folder} was trained on this base {otherwise}: it works, and its answers differ a little",
+            stacklevel=2,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from graft.architectures.blocks import stack_of
+from graft.architectures.four_bit import parameters_in
 from graft.architectures.walk import base_parameters
 from graft.attaching.parameters import names, parameters
 from graft.injection.state import site_table_of, state_of, unwrapped
@@ -69,7 +70,7 @@ def spans(layers: Sequence[int]) -> str:
 def summary(model: nn.Module) -> Summary:
     """Return the adapters of a model with their kinds, sites and numbers of parameters."""
     root = unwrapped(model)
-    base = sum(p.numel() for _, p in base_parameters(root))
+    base = sum(parameters_in(p) for _, p in base_parameters(root))
     if not names(model):
         return Summary((), (), {}, base)
     state = state_of(model)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,12 +26,13 @@ from transformers.utils import logging
 
 from graft.attaching.fingerprint import fingerprint
 from graft.bases.heads import draw_head, fresh_modules, head_modules
+from graft.bases.quantising import method_of, need_bitsandbytes, options_of, settle
+from graft.bases.sources import SEEDLING as SEEDLING
+from graft.bases.sources import explained, near, source_of
 from graft.bases.vocabulary import add_tokens, fit_tables
 from graft.config.base import BaseConfig
-from graft.errors import GraftError, MissingExtra, listed, nearest
-from graft.utils.hub import cached_if_silent
+from graft.errors import GraftError
 
-SEEDLING = "seedling"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 LABELLED = ("classification", "regression")
 """Tasks for which the model has a head over labels."""
@@ -133,6 +133,9 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
             options["attn_implementation"] = config.attention
         if task in LABELLED:
             _set_labels(found, config, task, classes)
+        quantised = config.quantize is not None or method_of(found) is not None
+        if quantised:
+            options |= _quantised(config, found, task, device, dtype)
         with _without_missing_table(task):
             loaded: Any = CLASSES[task].from_pretrained(
                 source, config=found, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=drawn, **options
@@ -141,6 +144,8 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
     # A head with another number of classes counts as missing: transformers has replaced it, as `ignore_mismatched_sizes` allows.
     others = sorted(each if isinstance(each, str) else each[0] for each in info["mismatched_keys"])
     missing, fresh = sorted({*info["missing_keys"], *others}), ()
+    if quantised:
+        settle(model, dtype, {name.rpartition(".")[0] for name in missing})
     if task in LABELLED and (missing or drawn):
         fresh, missing = fresh_modules(model, missing), []
         fresh = tuple(dict.fromkeys((*fresh, *head_modules(model)))) if drawn else fresh
@@ -151,7 +156,20 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
             f"base.model: the weights in {source} lack {len(missing)} tensors of {type(model).__name__}, for example "
             f"'{missing[0]}'"
         )
-    return model.requires_grad_(False).eval().to(device), fresh
+    model = model.requires_grad_(False).eval()
+    return model if quantised else model.to(device), fresh
+
+
+def _quantised(config: BaseConfig, found: Any, task: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the options to load a base that is quantised while it loads, or comes quantised."""
+    place = {"device_map": {"": device}}
+    if config.quantize is None:
+        if (method_of(found) or {}).get("quant_method") == "bitsandbytes":
+            need_bitsandbytes()
+        return place
+    with torch.device("meta"):
+        empty = CLASSES[task].from_config(found)
+    return {**place, **options_of(config, found, empty, dtype, task in LABELLED)}
 
 
 def load_as_saved(config: BaseConfig) -> Any:
@@ -210,7 +228,7 @@ def _tokenizer_source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         return str(path), {"trust_remote_code": config.trust_remote_code}
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.tokenizer):
-        raise GraftError(f"base.tokenizer: there is no folder {path}.{_near(path)}")
+        raise GraftError(f"base.tokenizer: there is no folder {path}.{near(path)}")
     return config.tokenizer, {"trust_remote_code": config.trust_remote_code}
 
 
@@ -233,66 +251,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return _DTYPES[name]
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
-def source_of(config: BaseConfig) -> tuple[str, dict[str, Any]]:
-    """Return the folder or hub name to load from, and the options for `from_pretrained`."""
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if config.model == SEEDLING:
-        from graft import seedling
-
-        return str(seedling.path()), options
-    path = Path(config.model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            hint = (
-                "; it holds an adapter, so name the adapter's base" if (path / "adapter_config.json").is_file() else ""
-            )
-            raise GraftError(f"base.model: the folder {path} holds no model (config.json is missing){hint}")
-        return str(path), options
-    if path.is_file():
-        raise GraftError(f"base.model: {path} is a file; name the folder that holds config.json and the weights")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.model) or config.model.startswith("."):
-        raise GraftError(f"base.model: there is no folder {path}.{_near(path)}")
-    if config.revision is not None:
-        options["revision"] = config.revision
-    return config.model, options
-
-
-def _near(path: Path) -> str:
-    """Return a sentence with the folder that was probably meant, or with those that exist."""
-    parent = next((parent for parent in path.parents if parent.is_dir()), None)
-    if parent is None:
-        return ""
-    folders = [found.name for found in parent.iterdir() if found.is_dir() and not found.name.startswith(".")]
-    missing = path.relative_to(parent).parts[0]
-    if missing == str(path) and nearest(missing, [SEEDLING]):
-        return f" Did you mean '{SEEDLING}'?"
-    if found := nearest(missing, folders):
-        return f" Did you mean '{parent / found}'?"
-    return f" {'This folder' if parent == Path() else parent} holds {listed(sorted(folders)) or 'no folders'}."
-
-
-@contextmanager
-def explained(config: BaseConfig, source: str) -> Iterator[None]:
-    """Turn transformers' errors into a `GraftError` that says what could not be loaded, and from where."""
-    local = Path(source).is_dir()
-    try:
-        with nullcontext() if local else cached_if_silent():
-            yield
-    except ImportError as error:
-        if config.attention == "flash_attention_2":
-            raise MissingExtra("flash_attn", "gpu") from error
-        raise GraftError(f"base.model '{config.model}' needs a package that is not installed: {error}") from error
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        if "trust_remote_code" in reason and not config.trust_remote_code:
-            raise GraftError(
-                f"base.model '{config.model}' comes with its own code, which would run on this machine. If you trust it, set "
-                "base.trust_remote_code: true"
-            ) from error
-        if local:
-            raise GraftError(f"base.model: the model in {source} cannot be loaded: {reason}") from error
-        raise GraftError(
-            f"base.model: '{config.model}' is not a folder here, and reading it from the hub failed: {reason}{_near(Path(source))}"
-        ) from error

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from graft.architectures.eight_bit import is_eight_bit
+from graft.architectures.four_bit import is_four_bit, parameters_in
+from graft.architectures.walk import base_modules
+from graft.bases.quantised import tensors_of
 from graft.injection.state import unwrapped
 
 
@@ -27,7 +31,7 @@ class MemoryReport:
 
 
 def memory_report(model: nn.Module) -> MemoryReport:
-    """Count a model's parameters and bytes. The bytes include buffers."""
+    """Count a model's parameters and bytes. The bytes include buffers, and the scales and tables of quantised weights."""
     root = unwrapped(model)
     names: dict[int, list[str]] = defaultdict(list)
     held: dict[int, torch.Tensor] = {}
@@ -37,11 +41,18 @@ def memory_report(model: nn.Module) -> MemoryReport:
             names[id(tensor)].append(name)
             held[id(tensor)] = tensor
     by_dtype: dict[str, int] = defaultdict(int)
-    for tensor in held.values():
+    beside = {
+        tensor.untyped_storage().data_ptr(): tensor
+        for _, module in base_modules(root)
+        if is_four_bit(module) or is_eight_bit(module)
+        for tensor in tensors_of(module)
+    }
+    own = {tensor.untyped_storage().data_ptr() for tensor in held.values()}
+    for tensor in (*held.values(), *(each for key, each in beside.items() if key not in own)):
         by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
     device = next((tensor.device for tensor in held.values()), torch.device("cpu"))
     return MemoryReport(
-        parameters=sum(tensor.numel() for tensor in held.values() if isinstance(tensor, nn.Parameter)),
+        parameters=sum(parameters_in(tensor) for tensor in held.values() if isinstance(tensor, nn.Parameter)),
         num_bytes=sum(by_dtype.values()),
         by_dtype=dict(by_dtype),
         tied=tuple(tuple(each) for each in names.values() if len(each) > 1),

@@ -84,6 +84,10 @@ def _show(report: CheckReport, job: str | None) -> None:
     console.print(
         f"[bold]Base[/]      {escape(parts.base.name)}: {base.parameters:,} parameters, {base.num_bytes / 1e6:,.1f} MB, on {base.device}"
     )
+    if (held := report.quantised) is not None:
+        console.print(f"[bold]Quantised[/] {escape(str(held))}")
+        if held.kept_note is not None:
+            console.print(f"            {escape(held.kept_note)}")
     template, task = parts.data.template, parts.base.task
     if task in ("classification", "regression"):
         fresh = (

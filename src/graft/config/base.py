@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from graft.config.section import Place, Section
 
@@ -28,6 +28,16 @@ class BaseConfig(Section):
     """Branch, tag or commit on the hub; null is the default branch."""
     dtype: DTYPES = "auto"
     """Number format of the base's weights and of the computation; auto is bfloat16 on a GPU that supports it, else float32."""
+    quantize: Literal["nf4", "fp4", "int8"] | None = None
+    """Hold the weights of linear layers in 4 bits (nf4, the levels of QLoRA; fp4) or 8 bits (int8), with bitsandbytes; null keeps them in
+    `dtype`. They are quantised while the base is loaded; adapters, tables, norms and the head stay in `dtype`."""
+    double_quant: bool | None = None
+    """Whether the scales of 4-bit weights are quantised too, which saves 0.37 bits per parameter; null is true."""
+    compute: Literal["float32", "bfloat16"] | None = None
+    """Number format in which 4-bit layers compute; null is `dtype`."""
+    skip: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
+    """Layers that are not quantised: names of sites such as head or mlp.down@0-3, or paths of modules. null is the output head. A head that
+    shares the embedding's weight, and a classifier's head, are never quantised."""
     device: str = "auto"
     """auto, cpu, mps, cuda or cuda:N; auto is the first GPU, else the CPU."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -46,3 +56,18 @@ class BaseConfig(Section):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
         return value
+
+    @model_validator(mode="after")
+    def _settings_of_quantisation_have_an_effect(self) -> BaseConfig:
+        for name in ("double_quant", "compute", "skip"):
+            if getattr(self, name) is None:
+                continue
+            if self.quantize is None:
+                raise ValueError(
+                    f"{name} has no effect without base.quantize (nf4, fp4 or int8): remove it, or set base.quantize"
+                )
+            if self.quantize == "int8" and name != "skip":
+                raise ValueError(
+                    f"{name} has no effect with base.quantize: int8, which has no 4-bit weights: remove it"
+                )
+        return self

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from graft.adapters.base import Adapter
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
-from graft.architectures.four_bit import is_four_bit
 from graft.errors import GraftError
 from graft.injection.call import Call
 from graft.injection.hooks import Hooks, HostedAdapter
 from graft.injection.rows import NO_NAMES, Gather, RowGroups, Rows, SlotSelection, whole
 from graft.injection.state import State
+from graft.ops.frozen_linear import is_packed
 from graft.ops.low_rank import LowRankUpdate, add_low_rank, makes_its_output
 from graft.ops.low_rank_linear import linear_low_rank
 from graft.routing.context import AdapterContext, ForwardContext
@@ -115,7 +115,7 @@ class AdapterContainer(nn.Module):
 
     def _is_plain_linear(self, rows: Rows) -> bool:
         """Whether the host is a linear layer that can be one autograd node with its low-rank updates. Compiled code has no such node."""
-        return rows.context is not None and (makes_its_output(self.host) or is_four_bit(self.host))
+        return rows.context is not None and (makes_its_output(self.host) or is_packed(self.host))
 
     def low_rank(self, x: Tensor, rows: Rows) -> tuple[list[LowRankUpdate], frozenset[str]]:
         """Return the low-rank updates of adapters that do nothing else here, and the names of these adapters. Compiled code has none.

@@ -24,6 +24,7 @@ from graft.attaching.summary import Summary, summary
 from graft.bases import pad_id
 from graft.bases.inputs import inputs_of
 from graft.bases.memory import MemoryReport, memory_report
+from graft.bases.quantised import Quantised, quantised
 from graft.bases.tokens import special_among, unlearnt
 from graft.config import AnyRun, RunConfig
 from graft.data.batches import padded
@@ -64,6 +65,8 @@ class CheckReport:
     problems: tuple[str, ...]
     questions: tuple[str, ...]
     """Settings that are allowed but seldom meant, a sentence for each."""
+    quantised: Quantised | None = None
+    """How the base is quantised, None if it is not."""
     stop_rate: float | None = None
     """Before training: the share of validation samples (or training samples) whose end mark is likelier than not where the answer ends."""
 
@@ -71,7 +74,12 @@ class CheckReport:
         """Return the report as JSON values."""
         job = self.parts.jobs[0]
         return {
-            "base": {"name": self.parts.base.name, "parameters": self.base.parameters, "bytes": self.base.num_bytes},
+            "base": {
+                "name": self.parts.base.name,
+                "parameters": self.base.parameters,
+                "bytes": self.base.num_bytes,
+                "quantised": None if self.quantised is None else self.quantised.to_dict(),
+            },
             "template": {"name": self.parts.data.template.name, "digest": self.parts.data.template.digest},
             "data": self.parts.data.report.to_dict(),
             "sites": [vars(row) for row in self.sites.rows],
@@ -156,6 +164,7 @@ def _checked(
         overlaps,
         tuple(problems),
         tuple(questions(parts)),
+        quantised(model),
         ending,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 from graft.attaching.saving import save
 from graft.attaching.summary import summary
 from graft.bases import pad_id
+from graft.bases.quantised import quantised
 from graft.config import AnyRun, RunConfig, local_paths
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.data.samples import Example
@@ -149,6 +150,8 @@ def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Repo
         f"{data.learnt}; {counted(job.steps, 'step')}"
         + (f", from {'run ' * (len(parts.members) > 1)}step {checkpoint}" if checkpoint else "")
     )
+    if part is parts.members[0] and (held := quantised(parts.base.model)) is not None:
+        reporter.say(f"The base holds {held}" + (f"; {held.kept_note}" if held.kept_note is not None else ""))
     if (note := reference_note(part.config)) is not None:
         reporter.say(note)
     if reporter.live and not checkpoint and len(parts.members) == 1:

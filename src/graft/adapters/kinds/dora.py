@@ -16,7 +16,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from graft.adapters.kinds.lora import LoRAAdapter, LoRAFields
 from graft.adapters.surroundings import Surroundings
@@ -62,7 +61,7 @@ class DoRAAdapter(LoRAAdapter):
         bias = self.around.bias()
         if self.training and self.p:
             x = ctx.dropout(x, self.p, self.site_index).to(h.dtype)
-            frozen = F.linear(x, self.around.weight().to(h.dtype))  # W x [..., O]: h has not seen this dropout
+            frozen = self.around.product(x)  # W x [..., O]: h has not seen this dropout
         else:
             frozen = h if bias is None else h - bias.to(h.dtype)  # W x [..., O], as the base computed it
         update = self.apply_to(x.to(h.dtype))  # s B A x [..., O]

@@ -21,7 +21,6 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from graft.adapters.base import Adapter, AdapterConfig
 from graft.adapters.surroundings import Surroundings
@@ -151,7 +150,7 @@ class OFTAdapter(Adapter):
         if self.around.features is None:
             return h
         turned = self.turned(x.to(h.dtype), ctx)  # a slice of a fused layer shares its input with the others
-        return h + F.linear(turned, self.around.weight().to(h.dtype))
+        return h + self.around.product(turned)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.around.features is None:

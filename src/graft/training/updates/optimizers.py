@@ -15,9 +15,9 @@ from torch.optim import SGD, AdamW, Optimizer
 from graft.config.methods import MeZOMethod
 from graft.config.optimizers import AdafactorConfig, AdamWConfig, LionConfig, SGDConfig
 from graft.config.train import TrainConfig
-from graft.errors import require
 from graft.training.updates.lion import Lion
 from graft.training.updates.noise_sgd import NoiseSGD
+from graft.utils.bits import bitsandbytes
 
 FEWEST_IN_8_BITS = 4096
 """bitsandbytes keeps the state of smaller tensors in 32 bits."""
@@ -99,4 +99,4 @@ def _first(*values: Any) -> Any:
 
 
 def _bitsandbytes() -> Any:
-    return require("bitsandbytes", "quant").optim
+    return bitsandbytes().optim

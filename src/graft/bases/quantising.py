@@ -1,0 +1,152 @@
+"""Load a base in 4 or 8 bits: what transformers is told, which layers stay as they are, and what is set right afterwards.
+
+transformers replaces the linear layers of the empty model by those of bitsandbytes, and quantises each weight when it is read. It would
+also quantise layers that the files lack, such as a fresh head, and it knows no names of sites.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from graft.architectures.four_bit import PACKS, is_four_bit
+from graft.architectures.language import resolve_sites
+from graft.architectures.layers import is_linear, is_transposed
+from graft.architectures.site import SiteType
+from graft.architectures.sites import SiteTable
+from graft.bases.heads import head_modules
+from graft.config.base import BaseConfig
+from graft.errors import GraftError, did_you_mean, require
+from graft.utils.bits import bitsandbytes
+
+
+class _Named:
+    """A request to the site language for whatever one name of `base.skip` means."""
+
+    kind = "base.skip"
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "embedding", "norm", "experts", "other"})
+
+    def __init__(self, name: str) -> None:
+        self.sites: str | tuple[str, ...] = (name,)
+
+
+def method_of(found: Any) -> dict[str, Any] | None:
+    """Return how the checkpoint of this config is quantised, as its `quantization_config` says; None if it is not."""
+    said = getattr(found, "quantization_config", None) or getattr(found.get_text_config(), "quantization_config", None)
+    return said if isinstance(said, dict) or said is None else said.to_dict()
+
+
+def options_of(config: BaseConfig, found: Any, model: nn.Module, dtype: torch.dtype, labelled: bool) -> dict[str, Any]:
+    """Return what `from_pretrained` needs to quantise a base while it loads.
+
+    found: the base's config. model: the model of it without weights. labelled: whether the model is a classifier.
+    Raises `MissingExtra`, and `GraftError` for a base that is quantised already and a name in `skip` that meets nothing.
+    """
+    if (own := method_of(found)) is not None:
+        raise GraftError(
+            f"base.quantize: '{config.model}' comes quantised already ({own.get('quant_method', 'by an unknown method')}): remove "
+            f"base.quantize, or name the same base in bfloat16"
+        )
+    need_bitsandbytes()
+    from transformers import BitsAndBytesConfig
+
+    kept = sorted(_kept(config.skip, model, labelled))
+    if config.quantize == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)}
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=str(config.quantize),
+            bnb_4bit_use_double_quant=config.double_quant is not False,
+            bnb_4bit_compute_dtype=dtype if config.compute is None else getattr(torch, config.compute),
+            llm_int8_skip_modules=kept,
+        )
+    }
+
+
+def need_bitsandbytes() -> None:
+    """Raise `MissingExtra` unless bitsandbytes and accelerate, with which transformers loads its layers, are installed."""
+    bitsandbytes()
+    require("accelerate", "quant")
+
+
+def _kept(skip: Iterable[str] | None, model: Any, labelled: bool) -> set[str]:
+    """Return the paths of the linear layers that are not quantised."""
+    if skip is None:
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        kept = {path for path, module in model.named_modules() if module is head}
+    else:
+        kept = {path for name in skip for path in _met(name, model)}
+    by_weight: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        by_weight[id(parameter)].append(name.rpartition(".")[0])
+    tied = {path for paths in by_weight.values() if len(paths) > 1 for path in paths}
+    wanted = kept | tied | set(head_modules(model) if labelled else ())
+    return {path for path, module in model.named_modules() if path in wanted and is_linear(module)}
+
+
+def _met(name: str, model: Any) -> list[str]:
+    """Return the linear layers that a name of `skip` means: a path of a module, with all that is in it, or the name of a site."""
+    modules = dict(model.named_modules())
+    table = SiteTable(model)
+    if name in modules and name:
+        roots = [name]
+    elif "." in name and name.split(".")[0] in modules and not name.startswith("re:") and name not in table.names():
+        raise GraftError(f"base.skip: there is no module '{name}' in this model.{did_you_mean(name, modules)}")
+    else:
+        try:
+            roots = [site.module for site in resolve_sites(table, _Named(name))]
+        except GraftError as error:
+            raise GraftError(f"base.skip: {str(error).removeprefix('base.skip: ')}") from error
+    return [
+        path
+        for path, module in modules.items()
+        if is_linear(module) and any(path == root or path.startswith(f"{root}.") for root in roots)
+    ]
+
+
+def settle(model: nn.Module, dtype: torch.dtype, missing: Iterable[str]) -> None:
+    """Set right what transformers leaves of a model that it has quantised, or that came quantised.
+
+    Layers that the files lack become plain ones again (missing: their paths), 8-bit layers compute densely, 4-bit layers may not be packed,
+    and hold their biases in the dtype in which they compute, as their first forward would otherwise do.
+    """
+    library: Any = sys.modules.get("bitsandbytes")
+    if library is None:  # another library's layers
+        return
+    for path in missing:
+        layer: Any = model.get_submodule(path)
+        if isinstance(layer, library.nn.Linear4bit | library.nn.Linear8bitLt):
+            _replace(model, path, _plain(layer, dtype))
+    for layer in model.modules():
+        if PACKS in layer.__dict__:
+            layer.__dict__[PACKS] = False
+        if is_four_bit(layer) and layer.bias is not None and layer.compute_dtype is not None:
+            layer.bias.data = layer.bias.data.to(layer.compute_dtype)  # pyright: ignore
+    from graft.ops.eight_bit import compute_densely
+
+    compute_densely(model, dtype)
+
+
+def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    model.get_submodule(parent)._modules[name] = layer
+
+
+def _plain(layer: Any, dtype: torch.dtype) -> nn.Module:
+    """Return an empty layer of the class that a quantised one stands for, on its device."""
+    device, bias = layer.weight.device, layer.bias is not None
+    device = torch.device("cpu") if device.type == "meta" else device
+    cls: Any = getattr(layer, "source_cls", nn.Linear)
+    made: nn.Module = (
+        nn.Linear(layer.in_features, layer.out_features, bias=bias)
+        if cls is nn.Linear
+        else cls(layer.out_features, layer.in_features)
+    )
+    assert is_linear(made) or is_transposed(made)
+    return made.to(device, dtype)
