@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear8bitLt  # pyright: ignore[reportMissingImports]
+from bitsandbytes.nn.modules import Linear8bitLt  # pyright: ignore
 from torch import Tensor, nn
 
 from graft.architectures.eight_bit import scales_of
