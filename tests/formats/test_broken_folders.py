@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 import graft
 from graft.formats.guarding import named_errors
 from tests.contract.table import base, ids, logits, randomise, same_base
+from tests.formats.fuzzing import WHOLE
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -181,6 +183,21 @@ def test_biases_that_a_peft_config_promises_have_to_be_there(tmp_path: Path) -> 
     rewrite(tmp_path / "a", without("h.1.ln_1.bias"))
     with pytest.raises(graft.GraftError, match=r"missing: transformer\.h\.1\.ln_1\.bias"):
         graft.load(base("gpt2"), tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if not name.startswith("own")])
+def test_every_tensor_of_a_foreign_folder_has_the_shape_that_it_needs(name: str, tmp_path: Path) -> None:
+    """One of a kind of tensors is empty, or a number alone."""
+    format, spec = WHOLE[name]
+    path = folder(tmp_path / "a", spec, format)
+    file = next(each for each in path.iterdir() if each.suffix in (".bin", ".safetensors"))
+    found: dict[str, Tensor] = load_file(file) if file.suffix == ".safetensors" else torch.load(file)
+    acting = [each for each in found if ".units.1." not in each]  # that unit of AdapterHub acts nowhere
+    for tensor in {re.sub(r"\d", "#", each): each for each in acting}.values():
+        for other in (found[tensor][:0], torch.ones(())):
+            changed = {key: each.clone() for key, each in found.items()} | {tensor: other}
+            save_file(changed, file) if file.suffix == ".safetensors" else torch.save(changed, file)
+            refused(path, ".")
 
 
 class Evil:

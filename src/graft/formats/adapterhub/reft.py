@@ -65,10 +65,14 @@ def _units(prefix: int, suffix: int, tied: bool) -> list[int]:
 
 def _orthonormal(file: HubFile, unit: str) -> Tensor:
     """Return R [R, D] from the two tensors that torch's orthogonal parametrisation stores for it."""
-    original, base = (file.take(f"{unit}.projection.parametrizations.weight.{end}") for end in ("original", "0.base"))
-    if not original.numel() or not base.numel():
-        return original
+    name = f"{unit}.projection.parametrizations.weight"
+    original, base = file.take(f"{name}.original"), file.take(f"{name}.0.base")
+    if file.missing or original.ndim != 2 or not original.numel():
+        return original  # `finish` names what is missing, and filling the adapter the shape that it needs
     linear: Any = nn.utils.parametrizations.orthogonal(nn.Linear(original.shape[1], original.shape[0], bias=False))
+    needed = linear.parametrizations.weight[0].base.shape
+    if base.shape != needed:
+        raise GraftError(f"{file.folder}: {name}.0.base has shape {list(base.shape)}, but {list(needed)} is needed")
     linear.load_state_dict({"parametrizations.weight.original": original, "parametrizations.weight.0.base": base})
     return linear.weight.detach().clone()
 
