@@ -161,8 +161,17 @@ class AdapterConfig(Strict):
         return self
 
     def parts(self) -> tuple[AdapterConfig, ...]:
-        """Return the simple configs that this one is made of. Only a stack has more than itself."""
+        """Return the configs that are attached side by side. Only a stack has more than itself."""
         return (self,)
+
+    def inner(self) -> tuple[AdapterConfig, ...]:
+        """Return the configs inside this one. Only a composite has any (`composite.py`)."""
+        return ()
+
+    @property
+    def publishes_shared(self) -> bool:
+        """Whether a saved adapter holds the module that all sites share. Otherwise it was a reparametrisation, and is folded away."""
+        return self.collapsed() == self
 
 
 class AdapterModule(nn.Module):
@@ -178,6 +187,10 @@ class AdapterModule(nn.Module):
     def lr_factor(self, parameter: str) -> float:
         """Return the factor of the learning rate of one of this module's own parameters."""
         return 1.0
+
+    def inner(self) -> Mapping[str, AdapterModule]:
+        """Return the adapter modules inside this one, by the names of the submodules that they are. Only a composite has any."""
+        return {}
 
 
 class Shared(AdapterModule):
@@ -232,10 +245,15 @@ class Adapter(AdapterModule):
 
     # A kind rarely writes these.
 
-    reads_mask: ClassVar[bool] = False
+    reads_mask: bool = False
     """Whether `adapt` reads `ctx.mask`, which is then recorded at each call of the model."""
-    runs_host: ClassVar[bool] = False
+    runs_host: bool = False
     """Whether `adapt` runs the host's own forward again on x. A call with further inputs is then an error."""
+
+    @property
+    def acts_before(self) -> bool:
+        """Whether it has a `before`."""
+        return type(self).before is not Adapter.before
 
     def on_install(self, around: Surroundings) -> None:
         """Take note of the frozen modules at the site. This is called once, when the module has been installed."""

@@ -29,6 +29,11 @@ class AttentionAdapter(Adapter):
     adapts_output_projection: bool = False
     """Whether `adapt` changes the output of the output projection too."""
 
+    @property
+    def adds_attention(self) -> bool:
+        """Whether it adds a second attention, `beside`. Otherwise it has `keys_values`."""
+        return type(self).beside is not AttentionAdapter.beside
+
     def start_at(self, keys: Tensor, values: Tensor) -> None:
         """Start at keys and values [P, K, D] that the base computed for the tokens `starts_from`, rotated as the base rotates them."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ for AdamW, and each was tried on the embedded base: tests/adapters/test_learning
 from __future__ import annotations
 
 from graft.adapters.base import AdapterConfig
+from graft.adapters.nesting import every_config
 from graft.adapters.presets import Preset
 
 LEARNING_RATES = {
@@ -46,4 +47,4 @@ OTHERWISE = 3e-4
 def learning_rate(adapter: AdapterConfig | Preset) -> float:
     """Return the rate to start from; of a stack, the smallest of its parts', which spoils none."""
     config = adapter.resolve(frozenset()) if isinstance(adapter, Preset) else adapter
-    return min(LEARNING_RATES.get(part.kind, OTHERWISE) for part in config.parts())
+    return min(LEARNING_RATES.get(part.kind, OTHERWISE) for part in every_config(config))

@@ -178,12 +178,14 @@ def _declared_kind(config: Any) -> str:
 
 def readable(config: AdapterConfig) -> str | None:
     """Return why a saved adapter of this config could not be loaded again, None if it could."""
-    for part in config.parts():
-        if part.kind not in entries():
-            return f"kind '{part.kind}' is not registered: call graft.register({type(part).__name__}) first"
-        if kind_class(part.kind) is not type(part):
-            known = entries()[part.kind]
-            return f"kind '{part.kind}' is {known.target} (from {known.origin}), not {type(part).__name__}: give it another name"
+    from graft.adapters.nesting import every_config
+
+    for each in every_config(config):
+        if each.kind not in entries():
+            return f"kind '{each.kind}' is not registered: call graft.register({type(each).__name__}) first"
+        if kind_class(each.kind) is not type(each):
+            known = entries()[each.kind]
+            return f"kind '{each.kind}' is {known.target} (from {known.origin}), not {type(each).__name__}: give it another name"
     return None
 
 

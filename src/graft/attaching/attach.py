@@ -16,6 +16,7 @@ from torch import nn
 from graft.adapters.base import AdapterConfig
 from graft.adapters.filling import to_be_filled, will_be_filled
 from graft.adapters.hooks import AttentionAdapter
+from graft.adapters.nesting import every_config
 from graft.adapters.parsing import parse
 from graft.adapters.presets import Preset
 from graft.architectures.four_bit import allow_packing, forbid_packing
@@ -124,7 +125,9 @@ def _plan(
     for part, sites in parts:
         part.check_sites(sites)
         for site in sites:
-            if site.features is not None and getattr(part, "position", "after") == "before":
+            if site.features is not None and any(
+                getattr(each, "position", "after") == "before" for each in every_config(part)
+            ):
                 raise GraftError(
                     f"'{site.name}' is a slice of a fused projection, which has one input for q, k and v: name attn.qkv instead"
                 )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from graft.adapters.base import AdapterModule
+from graft.adapters.nesting import every_module
 from graft.injection.state import State, state_of, unwrapped
 
 
@@ -38,18 +39,22 @@ def parameters(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Parameter]
 
 
 def adapter_modules(model: nn.Module, name: str) -> list[AdapterModule]:
-    """Return every module of an adapter: one per site, then the shared ones."""
-    found = (module for _, module in modules_of(unwrapped(model), state_of(model), name))
-    return [module for module in found if isinstance(module, AdapterModule)]
+    """Return every module of an adapter: one per site, then the shared ones; after each, those inside it."""
+    return [module for _, module in _every_module(model, name)]
+
+
+def _every_module(model: nn.Module, name: str) -> Iterator[tuple[str, AdapterModule]]:
+    for path, module in modules_of(unwrapped(model), state_of(model), name):
+        yield from every_module(path, module)
 
 
 def lr_factors(model: nn.Module, name: str) -> dict[str, float]:
     """Return, by parameter name as in `parameters`, the factor of its learning rate."""
-    return {
-        f"{path}.{key}": module.lr_factor(key) if isinstance(module, AdapterModule) else 1.0
-        for path, module in modules_of(unwrapped(model), state_of(model), name)
-        for key, _ in module.named_parameters()
-    }
+    factors: dict[str, float] = {}
+    for path, module in _every_module(model, name):
+        # A composite comes before the modules inside it, so that these have the last word about their own parameters.
+        factors |= {f"{path}.{key}": module.lr_factor(key) for key, _ in module.named_parameters()}
+    return factors
 
 
 def parameter_groups(model: nn.Module, name: str, lr: float) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter
+from graft.adapters.nesting import every_config
 from graft.adapters.registry import entries, readable
 from graft.attaching.fingerprint import fingerprint
 from graft.attaching.parameters import modules_of, tensors
@@ -126,7 +127,7 @@ def _published(root: nn.Module, state: State, name: str) -> Iterable[tuple[str, 
             found = module.to_save()
         else:
             part = parts[int(path.removeprefix(SHARED))]
-            found = module.state_dict() if part.collapsed() == part else {}
+            found = module.state_dict() if part.publishes_shared else {}
         for key, tensor in found.items():
             yield f"{path}.{key}", tensor
 
@@ -144,7 +145,7 @@ def _header(root: nn.Module, state: State, weights: Path) -> dict[str, Any]:
 def _foreign_kinds(state: State, name: str) -> dict[str, dict[str, str]]:
     """Return where kinds of other packages come from, so that a reader without them can say what is missing."""
     known = entries()
-    found = {part.kind: known[part.kind] for part in state.adapter(name).config.parts()}
+    found = {each.kind: known[each.kind] for each in every_config(state.adapter(name).config)}
     foreign = {kind: f"{entry.target} ({entry.origin})" for kind, entry in found.items() if entry.origin != "graft"}
     return {"kinds": foreign} if foreign else {}
 

@@ -56,7 +56,7 @@ def card_of(kind: str) -> Card:
     if kind == "stack":
         sites, identity, folds = "those of its parts", "if all parts are", "if all parts do"
     else:
-        sites, identity = " ".join(sorted(cls.takes)), "yes" if config.starts_as_identity else "no"
+        sites, identity = " ".join(sorted(config.takes)), "yes" if config.starts_as_identity else "no"
     names = config.sites if isinstance(config.sites, str) else " ".join(config.sites)
     return Card(
         kind,
@@ -65,7 +65,7 @@ def card_of(kind: str) -> Card:
         names,
         identity,
         folds,
-        " ".join(sorted(cls.needs)),
+        " ".join(sorted(config.needs)),
         cls.source,
         entries()[kind].origin,
     )

@@ -147,11 +147,12 @@ def compile_obstacle(config: RunConfig) -> str | None:
 
 
 def _parts_of(config: RunConfig) -> Any:
-    """The simple kinds that a run's adapter is made of."""
+    """Every kind that a run's adapter is made of."""
+    from graft.adapters.nesting import every_config
     from graft.adapters.presets import Preset
 
     adapter = config.adapter.resolve(frozenset()) if isinstance(config.adapter, Preset) else config.adapter
-    return adapter.parts()
+    return tuple(every_config(adapter))
 
 
 def _dropout_of(config: RunConfig) -> float:

@@ -205,7 +205,7 @@ class AdapterContainer(nn.Module):
         Virtual tokens with cached keys come last, because the model computed these keys with the other virtual tokens in view.
         """
         self.hold(name, key, adapter)
-        if type(adapter).beside is not AttentionAdapter.beside:
+        if adapter.adds_attention:
             self.hooks.add("second_attention", name, adapter)
             return
         self.hooks.add("keys_values", name, adapter)

@@ -28,7 +28,7 @@ class HostedAdapter:
     @property
     def acts_before(self) -> bool:
         """Whether the adapter has a `before`."""
-        return type(self.adapter).before is not Adapter.before
+        return self.adapter.acts_before
 
     def source(self, x: Tensor) -> Tensor:
         """Return the site's input: the host's own x, or what the other module left."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.base import AdapterConfig
+from graft.adapters.nesting import every_config
 from graft.adapters.parsing import parse
 from graft.adapters.presets import Preset
 from graft.attaching.attach import attach
@@ -63,7 +64,7 @@ class Case:
     @property
     def missing_sites(self) -> list[str]:
         """The site names that the kind declares as needed and the family does not have."""
-        return sorted({name for part in self.config.parts() for name in part.needs} - site_names(self.family))
+        return sorted({name for part in every_config(self.config) for name in part.needs} - site_names(self.family))
 
     def needs_causal(self) -> None:
         """Raise `DoesNotApply` on a family that does not generate from a prompt."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from graft.adapters.base import AdapterConfig
+from graft.adapters.nesting import every_config
 from graft.adapters.parsing import parse
 from graft.adapters.registry import entries, register
 from graft.errors import GraftError
@@ -83,7 +84,7 @@ def source_of(config: AdapterConfig) -> list[dict[str, str]]:
     Raises `GraftError` for a class that no other process can import.
     """
     found = []
-    for cls in {type(part) for part in (config, *config.parts())}:
+    for cls in {type(each) for each in (config, *every_config(config))}:
         kind = cls.model_fields["kind"].default
         if kind not in entries() or entries()[kind].origin != "registered":
             continue

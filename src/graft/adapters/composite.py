@@ -1,0 +1,264 @@
+"""A kind made of another kind: what it asks of the inner one, and what it hands on to it.
+
+A composite such as a gate or a mixture takes an inner config, `of`, builds one or more of its modules, and uses them in its own `adapt`,
+`before`, `keys_values` and so on. Everything else reaches the inner modules by one declaration, `inner()`: installing, shared modules,
+penalties, learning-rate factors, what happens after a step, saving, counting. Nothing in Graft asks the outer module alone.
+
+    class Gate(Composite):
+        kind: Literal["gate"] = "gate"
+
+        def build(self, spec: SiteSpec) -> Adapter:
+            return wrap(spec, self.of.build(spec), around=GateAround)
+
+    class GateAround(Wrapper):
+        def adapt(self, x, h, ctx):
+            return h + self.gate(x) * (self.of.adapt(x, h, ctx) - h)
+
+A composite acts where its inner kind acts, so it has to be of the same hook: `wrap` chooses among `Wrapper`, `WrapsAttention`,
+`WrapsPrompt` and `WrapsExperts`, or the subclasses that a kind gives.
+
+Legend: [..., I] input features, [..., O] output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from graft.adapters.base import Adapter, AdapterConfig, Shared
+from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
+from graft.adapters.surroundings import Surroundings
+from graft.architectures.site import SiteLike, SiteSpec, SiteType
+from graft.errors import GraftError
+from graft.ops.low_rank_update import LowRankUpdate
+from graft.routing.context import AdapterContext
+
+
+class Composite(AdapterConfig):
+    """The settings of every kind made of another kind."""
+
+    of: AdapterConfig
+    """The inner adapter: a mapping with `kind`, or the name of a kind."""
+    sites: str | tuple[str, ...] = Field(default=(), validate_default=False)
+    """Where to attach; by default where `of` says."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place_for_sites(cls, value: Any) -> Any:
+        """Parse `of`, and give it and the composite the same sites."""
+        from graft.adapters.parsing import parse
+
+        if not isinstance(value, Mapping) or "of" not in value:
+            return value
+        kind, given = cls.model_fields["kind"].default, value["of"]
+        inner = parse(given)
+        if not isinstance(inner, AdapterConfig) or inner.parts() != (inner,):
+            what = "a preset" if not isinstance(inner, AdapterConfig) else "a list of adapters"
+            raise GraftError(f"{kind}: `of` takes one adapter, but it is {what}: write a list with a {kind} of each")
+        sites = value.get("sites") or inner.sites
+        sites = tuple(sites) if isinstance(sites, list) else sites
+        own = isinstance(given, Mapping) and "sites" in given
+        if own and value.get("sites") and inner.sites != sites:
+            raise GraftError(
+                f"{kind}: sites are given twice, as {sites!r} and, in `of`, as {inner.sites!r}: remove one"
+            )
+        return {**value, "of": inner.model_copy(update={"sites": sites}), "sites": sites}
+
+    def inner(self) -> tuple[AdapterConfig, ...]:
+        return (self.of,)
+
+    @property
+    def takes(self) -> frozenset[SiteType]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.of.takes
+
+    @property
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.of.needs
+
+    @property
+    def replaces(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.of.replaces
+
+    @property
+    def starts_as_identity(self) -> bool:
+        return self.of.starts_as_identity
+
+    @property
+    def learns_bias(self) -> bool:
+        return self.of.learns_bias
+
+    @property
+    def starts_from(self) -> tuple[int, ...]:
+        return self.of.starts_from
+
+    @property
+    def publishes_shared(self) -> bool:
+        return self.of.publishes_shared
+
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        self.of.check_sites(sites)
+
+    def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
+        return self.of.build_shared(specs)
+
+    def for_site(self, spec: SiteSpec) -> AdapterConfig:
+        return self.model_copy(update={"of": self.of.for_site(spec)})
+
+    def collapsed(self) -> AdapterConfig:
+        return self.model_copy(update={"of": self.of.collapsed()})
+
+    def tokenised(self, tokenizer: Any) -> AdapterConfig:
+        return self.model_copy(update={"of": self.of.tokenised(tokenizer)})
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        return {**super().model_dump(**options), "of": self.of.model_dump(**options)}
+
+
+class CompositeAdapter(Adapter):
+    """A module with adapter modules inside it, as submodules of the given names."""
+
+    def __init__(self, spec: SiteSpec, inner: Mapping[str, Adapter]) -> None:
+        super().__init__(spec)
+        self._names = tuple(inner)
+        for name, module in inner.items():
+            self.add_module(name, module)
+            module.__dict__["_outer"] = (self,)  # in a tuple, so that it does not become a submodule
+        first = next(iter(inner.values()))
+        self.reads = first.reads
+        self.reads_mask = any(module.reads_mask for module in inner.values())
+        self.runs_host = any(module.runs_host for module in inner.values())
+
+    def inner(self) -> Mapping[str, Adapter]:
+        return {name: self.get_submodule(name) for name in self._names}  # pyright: ignore[reportReturnType]
+
+    @property
+    def acts_before(self) -> bool:
+        return any(module.acts_before for module in self.inner().values())
+
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
+        for module in self.inner().values():
+            module.on_install(around)
+
+    def share(self, shared: Shared) -> None:
+        super().share(shared)
+        for module in self.inner().values():
+            module.share(shared)
+
+    def check_filled(self) -> None:
+        for module in self.inner().values():
+            module.check_filled()
+
+    def to_save(self) -> dict[str, Tensor]:
+        inside = tuple(f"{name}." for name in self._names)
+        own = {key: tensor for key, tensor in super().to_save().items() if not key.startswith(inside)}
+        return own | {
+            f"{name}.{key}": tensor for name, module in self.inner().items() for key, tensor in module.to_save().items()
+        }
+
+
+class Wrapper(CompositeAdapter):
+    """A composite of one module, `of`. By itself it computes what that module computes."""
+
+    of: Adapter
+
+    def __init__(self, spec: SiteSpec, of: Adapter) -> None:
+        super().__init__(spec, {"of": of})
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
+        return self.of.adapt(x, h, ctx)
+
+    def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:
+        return self.of.before(x, ctx)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.of.fold(weight, bias)
+
+    def fold_input(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.of.fold_input(weight, bias)
+
+    def fold_all(self) -> dict[str, Tensor] | None:
+        return self.of.fold_all()
+
+    def low_rank(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate | None:
+        return self.of.low_rank(ctx, rows)
+
+    @property
+    def follows(self) -> Adapter | None:
+        holder = self.of.follows
+        return None if holder is None else holder.__dict__["_outer"][0]
+
+    @property
+    def replaces_rows(self) -> Sequence[int]:
+        return self.of.replaces_rows
+
+
+class WrapsAttention(Wrapper, AttentionAdapter):
+    """A wrapper of an adapter in an attention module."""
+
+    of: AttentionAdapter
+
+    def __init__(self, spec: SiteSpec, of: AttentionAdapter) -> None:
+        super().__init__(spec, of)
+        self.position_shift, self.windowed = of.position_shift, of.windowed
+        self.adapts_output_projection = of.adapts_output_projection
+
+    @property
+    def adds_attention(self) -> bool:
+        return self.of.adds_attention
+
+    def start_at(self, keys: Tensor, values: Tensor) -> None:
+        self.of.start_at(keys, values)
+
+    def keys_values(self) -> tuple[Tensor, Tensor]:
+        return self.of.keys_values()
+
+    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext) -> Tensor:
+        return self.of.beside(query, scaling, ctx)
+
+
+class WrapsPrompt(Wrapper, EmbeddingAdapter):
+    """A wrapper of virtual tokens before the sequence."""
+
+    of: EmbeddingAdapter
+
+    def __init__(self, spec: SiteSpec, of: EmbeddingAdapter) -> None:
+        super().__init__(spec, of)
+        self.tokens, self.windowed, self.after_positions = of.tokens, of.windowed, of.after_positions
+
+    def prompt(self) -> Tensor:
+        return self.of.prompt()
+
+
+class WrapsExperts(Wrapper, ExpertsAdapter):
+    """A wrapper of an adapter of the weights of experts."""
+
+    of: ExpertsAdapter
+
+    def changed(self, weight: Tensor) -> Tensor:
+        return self.of.changed(weight)
+
+
+def wrap(
+    spec: SiteSpec,
+    of: Adapter,
+    around: type[Wrapper] | None = Wrapper,
+    attention: type[WrapsAttention] | None = WrapsAttention,
+    prompt: type[WrapsPrompt] | None = WrapsPrompt,
+    experts: type[WrapsExperts] | None = WrapsExperts,
+    **settings: Any,
+) -> Adapter:
+    """Make the wrapper of an inner module that acts by the same hook. settings: further arguments of its constructor.
+
+    Raises `GraftError` where the wrapper for this hook is None.
+    """
+    by_hook: dict[type[Adapter], type[Any] | None] = {
+        EmbeddingAdapter: prompt, AttentionAdapter: attention, ExpertsAdapter: experts, Adapter: around,
+    }  # fmt: skip
+    chosen = next(wrapper for hook, wrapper in by_hook.items() if isinstance(of, hook))
+    if chosen is None:
+        raise GraftError(f"'{spec.name}' is a {spec.type} site, where this composite has no meaning for its inner kind")
+    return chosen(spec, of, **settings)
