@@ -36,6 +36,7 @@ _HOME = {
     "presets": "graft.adapters.presets",
     "register": "graft.adapters.registry",
     "load": "graft.formats.loading",
+    "make_reversible": "graft.reversible.making",
     "save": "graft.attaching.saving",
     "sites": "graft.attaching.summary",
     "summary": "graft.attaching.summary",
@@ -99,4 +100,5 @@ if TYPE_CHECKING:
     from graft.errors import GraftError
     from graft.formats.exporting import export
     from graft.formats.loading import load
+    from graft.reversible.making import make_reversible
     from graft.run import Run

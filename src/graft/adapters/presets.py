@@ -23,6 +23,8 @@ _BOTTLENECK = {"bottleneck": 256, "activation": "tanh", "biases": False, "init":
 
 _NORMS = {"kind": "full", "sites": "norm"}
 
+_MEFT = {"bottleneck": 8, "activation": "gelu", "hidden_dropout": 0.1, "init": "bert"}
+
 _PRESETS: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
     "llm-adapters/lora": {"kind": "lora", "rank": 32, "alpha": 64, "dropout": 0.05, "sites": "{qkv} mlp.up mlp.down"},
     "llm-adapters/series": {"kind": "series", "sites": "mlp.down", **_BOTTLENECK},
@@ -51,6 +53,15 @@ _PRESETS: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
         _NORMS,
     ],
     "papers/loretta-rep": [{"kind": "loretta-rep", "tt_rank": 8, "dropout": 0.05, "sites": "attn.q attn.v"}, _NORMS],
+    "papers/meft1": [
+        {"kind": "parallel", "sites": "stream", **_MEFT},
+        {"kind": "parallel", "sites": "mlp", **_MEFT},
+    ],
+    "papers/meft2": [
+        {"kind": "parallel", "sites": "stream", **_MEFT},
+        {"kind": "parallel", "sites": "mlp", **_MEFT},
+    ],
+    "papers/meft3": [{"kind": "series", "sites": "attn", **_MEFT}, {"kind": "parallel", "sites": "mlp", **_MEFT}],
     "papers/distilbert": {
         "kind": "series", "bottleneck": 32, "activation": "gelu", "skip": "none", "init": "torch", "sites": "attn mlp",
     },

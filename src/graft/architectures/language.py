@@ -4,6 +4,7 @@
     cross.q cross.k cross.v cross.o                                   the same of cross-attention (over the encoder)
     experts.gate_up experts.up experts.down                           weights of experts stored as three-dimensional parameters
     attn cross mlp layer                                              sublayers (attention kinds: the attention module)
+    stream                                                            the other stream of a block, on a reversible base
     linear                                                            every linear layer of the blocks, and their experts for LoRA
     norm.attn norm.cross norm.mlp                                     the norm of each sublayer
     norm bias                                                         every norm; every linear layer and norm with a bias
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from graft.architectures.blocks import layers_in, stack_of
 from graft.architectures.site import Site, SiteRequest
 from graft.architectures.sites import SiteTable
+from graft.architectures.two_streams import STREAM
 from graft.architectures.walk import base_modules
 from graft.errors import GraftError, did_you_mean
 from graft.utils.patterns import pattern
@@ -81,6 +83,11 @@ def _lookup(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]
     if not sites and name == "bias":
         raise GraftError(
             f"kind '{config.kind}' at 'bias': no linear layer and no norm of this model has a bias. {site_table.listing()}"
+        )
+    if not sites and not optional and name.partition("@")[0] == STREAM:
+        raise GraftError(
+            "site 'stream' is the other stream of a block on a reversible base of coupling meft1 or meft2, and this base has none: set "
+            "base.reversible (in Python, graft.make_reversible), or name other sites"
         )
     if not sites and not optional:
         raise GraftError(

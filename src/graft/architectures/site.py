@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-SiteType = Literal["linear", "sublayer", "attention", "embedding", "norm", "experts", "other"]
+SiteType = Literal["linear", "sublayer", "attention", "embedding", "norm", "experts", "stream", "other"]
 
 
 @dataclass(frozen=True)

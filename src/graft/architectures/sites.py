@@ -15,6 +15,7 @@ from graft.architectures.layers import CONVOLUTIONS, is_linear, is_norm, widths
 from graft.architectures.site import Site, SiteRequest, SiteType
 from graft.architectures.sizes import head_sizes, hidden_width, latent_sizes, sublayer_widths
 from graft.architectures.source import bypassed
+from graft.architectures.two_streams import STREAM, place_of
 from graft.architectures.walk import base_modules
 from graft.errors import GraftError
 
@@ -127,8 +128,11 @@ class SiteTable:
             if sublayer.norm and is_norm(norm := block.module.get_submodule(sublayer.norm)):
                 yield self.whole(f"norm.{name}", block.at(sublayer.norm), norm, block.number)
         yield from self.experts(block)
-        hidden = hidden_width(block)
-        yield Site("layer", "sublayer", block.path, "layer", hidden, hidden, block.number, source=block.path)
+        hidden, place = hidden_width(block), place_of(block.module)
+        if place is None or place.runs_whole_blocks:
+            yield Site("layer", "sublayer", block.path, "layer", hidden, hidden, block.number, source=block.path)
+        if place is not None and place.runs_whole_blocks:
+            yield Site(STREAM, "stream", block.at(STREAM), STREAM, hidden, hidden, block.number)
 
     def _fused_parts(self, block: Block, whole: Site) -> Iterator[Site]:
         heads, kv_heads, head_dim = head_sizes(block, "attn", self.text_config)

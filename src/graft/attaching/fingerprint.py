@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.two_streams import two_streams_of
 from graft.architectures.walk import base_parameters, public_name
 from graft.attaching.digest import weight_digest
 from graft.errors import GraftError
@@ -37,6 +38,7 @@ def fingerprint(root: nn.Module, state: State | None = None, like: Mapping[str, 
     """
     without = replaced(state) if like is None else like.get("without", ())
     rows = replaced_rows(root, state) if like is None else like.get("without_rows", {})
+    streams = two_streams_of(root)
     config = getattr(root, "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     shape = {key: getattr(text, key) for key in _SHAPE if getattr(text, key, None) is not None}
@@ -44,6 +46,7 @@ def fingerprint(root: nn.Module, state: State | None = None, like: Mapping[str, 
         "model": public_name(getattr(root, "name_or_path", "")) or type(root).__name__,
         "class": type(root).__name__,
         "shape": shape,
+        **({"reversible": streams.variant} if streams is not None else {}),
         **({"without": list(without)} if without else {}),
         **({"without_rows": {name: list(each) for name, each in rows.items()}} if rows else {}),
     }
@@ -104,7 +107,7 @@ def _old_digest(root: nn.Module, originals: Mapping[str, Tensor], without: Seque
 
 
 def other_base(recorded: Mapping[str, Any], root: nn.Module, state: State | None = None) -> str | None:
-    """Return how a base differs from a recorded fingerprint (in shape or weights), None if it does not or cannot be compared.
+    """Return how a base differs from a recorded fingerprint (in coupling, shape or weights), None if it does not or cannot be compared.
 
     A base that is quantised in another way than the recorded one is compared by all but its linear weights.
     """
@@ -112,6 +115,8 @@ def other_base(recorded: Mapping[str, Any], root: nn.Module, state: State | None
 
 
 def _difference(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    if recorded.get("reversible") != here.get("reversible"):
+        return f"base.reversible is {_coupled(recorded)} there, {_coupled(here)} here"
     differing = [key for key, value in recorded["shape"].items() if here["shape"].get(key, value) != value]
     if differing:
         return "; ".join(f"{key} {recorded['shape'][key]} there, {here['shape'][key]} here" for key in differing)
@@ -120,6 +125,10 @@ def _difference(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> str | N
     if not there or not own or _same_weights(there, own, linear=alike):
         return None
     return f"this base has other weights ({own}, not {there})"
+
+
+def _coupled(base: Mapping[str, Any]) -> str:
+    return base.get("reversible") or "null (an ordinary base)"
 
 
 def _same_weights(one: str, other: str, linear: bool) -> bool:
@@ -163,6 +172,8 @@ def check_base(made_for: Mapping[str, Any], root: nn.Module, state: State | None
         here = getattr(root, "name_or_path", "") or type(root).__name__
         ways = "any_base=True, in the YAML train.any_base: true, on the command line --any-base"
         hint = f" If that is what you want, load with {ways}." if "other weights" in difference else ""
+        if "base.reversible" in difference:
+            hint = f" Set base.reversible: {made_for.get('reversible') or 'null'} (in Python, graft.make_reversible)."
         raise GraftError(
             f"the adapter in {folder} was made for '{made_for['model']}', not for '{here}': {difference}.{hint}"
         )

@@ -10,6 +10,7 @@ from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import Site, SiteSpec
 from graft.architectures.sites import SiteTable
 from graft.architectures.transformers_internals import device_of
+from graft.architectures.two_streams import two_streams_of
 from graft.attention.install import install, shift_positions
 from graft.attention.prompts import install_prompt
 from graft.errors import GraftError
@@ -22,7 +23,8 @@ from graft.injection.substitution import GraftedCall, GraftedForward, substitute
 
 def spec_of(root: nn.Module, site: Site, index: int) -> SiteSpec:
     """Return what the adapter module number `index` is told about its site."""
-    host = root.get_submodule(site.module)
+    # The host of a stream has no weights: it computes where its block does.
+    host = root.get_submodule(site.module if site.type != "stream" else site.module.rpartition(".")[0])
     weight = next(host.parameters(), None)
     dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
     return SiteSpec(site.name, site.type, site.module, site.in_features, site.out_features, site.layer, index, dtype, device_of(host),
@@ -32,6 +34,11 @@ def spec_of(root: nn.Module, site: Site, index: int) -> SiteSpec:
 def install_adapter(root: nn.Module, state: State, name: str, installed: Installed) -> None:
     """Let an adapter module act at its site. Raises `GraftError` if the model has no way to run it."""
     site, adapter, host = installed.site, installed.module, root.get_submodule(installed.site.module)
+    if isinstance(adapter, EmbeddingAdapter) and two_streams_of(root) is not None:
+        raise GraftError(
+            f"kind '{installed.config.kind}' does not train on a reversible base: its virtual tokens run through the blocks on their own, "
+            "and the base keeps no activations of that. Choose a kind that acts inside the blocks (lora, parallel, prefix)"
+        )
     assert (site_table := state.site_table) is not None
     adapter.train(host.training)
     norm = root.get_submodule(site.norm) if site.norm else None

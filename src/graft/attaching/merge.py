@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from graft.adapters.base import CannotFold, fold_steps
 from graft.architectures.layers import holds_numbers, is_transposed
+from graft.architectures.two_streams import two_streams_of
 from graft.architectures.walk import base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.errors import GraftError
@@ -27,8 +28,8 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
     Merging an adapter that is merged already does nothing.
     keep: whether to keep the original weights on the CPU, so that `unmerge` can restore them. Without them the merge is for good: `detach`
     removes the adapter and leaves its weights in the base.
-    Raises `CannotFold` for kinds that have no equal in the weights, and `GraftError` for quantised or tied weights. The base is then
-    unchanged.
+    Raises `CannotFold` for kinds that have no equal in the weights and on a reversible base, and `GraftError` for quantised or tied
+    weights. The base is then unchanged.
     """
     root, state = unwrapped(model), state_of(model)
     attached = state.adapter(name)
@@ -38,6 +39,7 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
         raise GraftError(
             f"adapter '{state.merged}' is merged already: call graft.unmerge(model, '{state.merged}') first"
         )
+    refuse_reversible(root, "cannot be merged")
     if any(context.rows != name for context in state.outer):
         raise GraftError(
             f"merge '{name}' outside of graft.use and graft.route blocks: what they restore at their end cannot run while it is merged"
@@ -61,6 +63,16 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
     state.merged = name
     state.enter(ForwardContext(name))
     set_trainable(model, ())
+
+
+def refuse_reversible(root: nn.Module, what: str) -> None:
+    """Raise `CannotFold` for a reversible base: an adapter on it means nothing without its two streams. what: what cannot be done."""
+    streams = two_streams_of(root)
+    if streams is not None:
+        raise CannotFold(
+            f"an adapter on a reversible base ({streams.variant}) {what}: without the two streams of its blocks the same weights compute "
+            "something else. Keep the adapter beside the base (graft.load, graft chat, graft eval)"
+        )
 
 
 def installs_by_host(attached: AttachedAdapter) -> dict[str, list[Installed]]:

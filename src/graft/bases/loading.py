@@ -29,6 +29,7 @@ from graft.bases.heads import draw_head, fresh_modules, head_modules
 from graft.bases.quantising import method_of, need_bitsandbytes, options_of, settle
 from graft.bases.sources import SEEDLING as SEEDLING
 from graft.bases.sources import explained, near, source_of
+from graft.bases.streams import with_coupling
 from graft.bases.vocabulary import add_tokens, fit_tables
 from graft.config.base import BaseConfig
 from graft.errors import GraftError
@@ -157,7 +158,7 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
             f"'{missing[0]}'"
         )
     model = model.requires_grad_(False).eval()
-    return model if quantised else model.to(device), fresh
+    return with_coupling(model if quantised else model.to(device), config), fresh
 
 
 def _quantised(config: BaseConfig, found: Any, task: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

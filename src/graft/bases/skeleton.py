@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig
 
 from graft.bases.loading import CLASSES, explained, source_of
+from graft.bases.streams import with_coupling
 from graft.config.base import BaseConfig
 
 
@@ -15,4 +16,5 @@ def load_skeleton(config: BaseConfig, task: str = "causal") -> Any:
     """Build the model without its weights: only its config is read. Raises `GraftError` for a config that cannot be read."""
     source, options = source_of(config)
     with explained(config, source), torch.device("meta"):
-        return CLASSES[task].from_config(AutoConfig.from_pretrained(source, **options)).requires_grad_(False).eval()
+        model = CLASSES[task].from_config(AutoConfig.from_pretrained(source, **options)).requires_grad_(False).eval()
+        return with_coupling(model, config)

@@ -81,12 +81,17 @@ def load_model(
 ) -> LoadedModel:
     """Load the base and the adapters that the arguments name. With a run, the options change the run's own base."""
     quiet()
+    from graft.architectures.two_streams import two_streams_of
     from graft.data.template import FILE as TEMPLATE
     from graft.generation.loaded import load_candidates
 
-    loaded = load_candidates(
-        run, base_of(run, base, device, dtype, resize), adapters or (), template, any_base=any_base
-    )
+    config = base_of(run, base, device, dtype, resize)
+    loaded = load_candidates(run, config, adapters or (), template, any_base=any_base)
+    streams = two_streams_of(loaded.base.model)
+    if streams is not None and config is not None and config.reversible is None:
+        typer.echo(
+            f"note: the adapters were trained on a reversible base ({streams.variant}), so the base is one", err=True
+        )
     for each in loaded.adapters:
         if each.template_file not in (None, TEMPLATE):  # what Graft saved itself needs no word
             typer.echo(

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from graft.config.section import Place, Section
 
+ANCHOR_EVERY = 3
+"""The default of `base.anchor_every`."""
 DTYPES = Literal["auto", "float32", "bfloat16"]
 
 
@@ -47,6 +49,12 @@ class BaseConfig(Section):
     a new one, for any number of classes. A new head is trained with the adapter and saved with it."""
     dropout: bool = False
     """Whether the base's own dropout is active in training."""
+    reversible: Literal["meft1", "meft2", "meft3"] | None = None
+    """Couple the blocks into a reversible stack (MEFT), which keeps almost no activations for the backward pass; null leaves them as they
+    are. meft1 and meft2 have a site `stream` for the adapter beside each block, meft3 couples attention and MLP."""
+    anchor_every: Annotated[int, Field(ge=1)] | None = ANCHOR_EVERY
+    """On a reversible base: both streams are kept before every so many blocks; null keeps those after the last block alone. More anchors
+    take more memory and give more exact gradients."""
     trust_remote_code: bool = False
     """Whether code from a hub repository may run on this machine."""
 
@@ -70,4 +78,10 @@ class BaseConfig(Section):
                 raise ValueError(
                     f"{name} has no effect with base.quantize: int8, which has no 4-bit weights: remove it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _anchors_are_of_a_reversible_base(self) -> BaseConfig:
+        if self.reversible is None and self.anchor_every != ANCHOR_EVERY:
+            raise ValueError("anchor_every has no effect without base.reversible: set it, or leave anchor_every out")
         return self

@@ -92,6 +92,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_reversible_base_recomputes_by_itself(self) -> RunConfig:
+        if self.base.reversible is not None and self.train.gradient_checkpointing:
+            raise ValueError(
+                "train.gradient_checkpointing has no effect with base.reversible, which keeps no activations of its blocks: remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pairs_and_objectives_go_together(self) -> RunConfig:
         objective = self.train.objective
         if self.data.task == "preference" and objective is None:
@@ -115,6 +123,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.method mezo compares two passes without dropout, so {name} has no use: turn it off"
             )
+        if self.base.reversible is not None:
+            raise ValueError(
+                "train.method mezo has no backward pass, so base.reversible saves nothing: leave out one of the two"
+            )
         needing = [part.kind for part in _parts_of(self) if part.needs_gradients]
         if needing:
             raise ValueError(
@@ -133,6 +145,10 @@ def compile_obstacle(config: RunConfig) -> str | None:
         return f"data.task {config.data.task}: it supports {' and '.join(COMPILED_TASKS)}"
     if config.train.layout == "flat":
         return "train.layout flat: a compiled graph cannot keep the sequences apart. Use layout: auto or padded"
+    if config.base.reversible is not None:
+        return (
+            "base.reversible: its backward pass runs the blocks again, which a graph does not see. Use one of the two"
+        )
     if config.train.gradient_checkpointing:
         return "train.gradient_checkpointing: use one of the two"
     if config.train.kernels == "liger":
@@ -157,4 +173,4 @@ def _parts_of(config: RunConfig) -> Any:
 
 def _dropout_of(config: RunConfig) -> float:
     """The highest dropout rate of an adapter's parts."""
-    return max(getattr(part, "dropout", 0.0) for part in _parts_of(config))
+    return max(getattr(part, name, 0.0) for part in _parts_of(config) for name in ("dropout", "hidden_dropout"))

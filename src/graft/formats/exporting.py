@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.attaching.merge import own_weights
+from graft.attaching.merge import own_weights, refuse_reversible
 from graft.attaching.stored import write_tensors
 from graft.errors import GraftError, did_you_mean
 from graft.formats.adapterhub.writing import write as write_adapterhub
@@ -66,6 +66,7 @@ def export(
             f"serving, convert and svd need format peft, which is what servers read; the format is {format}"
         )
     folder, root, state = Path(folder), unwrapped(model), state_of(model)
+    refuse_reversible(root, "cannot be written for another library")
     if folder.exists() and any(folder.iterdir()):
         raise GraftError(f"{folder} is not empty: name a new folder")
     # First the folder in memory, which raises for whatever the format or the server cannot hold; nothing is on disk by then.

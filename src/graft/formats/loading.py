@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from graft.architectures.two_streams import two_streams_of
 from graft.attaching.attach import Model
 from graft.attaching.resizing import resized
 from graft.errors import GraftError
@@ -59,6 +60,11 @@ def load_foreign(model: Model, folder: str | Path, name: str | None = None, alph
     file; the model is then unchanged.
     """
     folder, own_name = Path(folder), name or DEFAULT_NAME
+    if (streams := two_streams_of(unwrapped(model))) is not None:
+        raise GraftError(
+            f"the adapter in {folder} was made for an ordinary base, and this one is reversible ({streams.variant}): leave out "
+            "base.reversible"
+        )
     reader = next((reader for reader in FORMATS if reader.detect(folder)), None)
     if reader is None:
         raise GraftError(

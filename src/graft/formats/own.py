@@ -135,6 +135,13 @@ def _by_adapter(stored: Mapping[str, Tensor], names: Iterable[str], folder: Path
     return found
 
 
+def coupling_of(folders: Iterable[Path]) -> str | None:
+    """Return the coupling of the reversible base that all adapters in these folders were trained on, None if any was not."""
+    headers = [read_header(folder) for folder in folders if (folder / CONFIG).is_file()]
+    found = {header["base"].get("reversible") if isinstance(header.get("base"), dict) else None for header in headers}
+    return found.pop() if len(found) == 1 else None
+
+
 def read_header(folder: Path) -> dict[str, Any]:
     """Read a folder's `adapter_config.json`. Raises `GraftError` when the folder or the file is missing, or the file is not JSON."""
     path = folder / CONFIG

@@ -25,6 +25,7 @@ from graft.data.template import FILE, Template
 from graft.data.templates import template_of
 from graft.errors import GraftError
 from graft.formats.loading import load
+from graft.formats.own import coupling_of
 from graft.formats.rows import has_tokenizer, needed_rows
 from graft.generation.beside import template_beside, template_source, tokenizer_for
 from graft.generation.engines import Engine, LocalEngine
@@ -132,7 +133,7 @@ def load_candidates(
     _check_names([name for name, _ in found])
     paths = [path for _, path in found]
     named: BaseConfig = base or config.base  # pyright: ignore[reportOptionalMemberAccess]
-    wanted = _with_tokenizer(named, paths)
+    wanted = _with_coupling(_with_tokenizer(named, paths), paths)
     loaded = _base_for(wanted, paths)
     if wanted.resize == "auto" and (rows := needed_rows(loaded.model, paths)) is not None:
         resize_tables(loaded.model, rows)
@@ -172,6 +173,12 @@ def _with_tokenizer(config: BaseConfig, folders: Sequence[Path]) -> BaseConfig:
     if config.resize == "off" or config.tokenizer is not None or config.new_tokens or own is None:
         return config
     return config.model_copy(update={"tokenizer": str(own)})
+
+
+def _with_coupling(config: BaseConfig, folders: Sequence[Path]) -> BaseConfig:
+    """Make the base reversible if all adapters were trained on one of the same coupling: on an ordinary base they cannot answer."""
+    coupling = None if config.reversible is not None else coupling_of(folders)
+    return config if coupling is None else BaseConfig.model_validate({**config.model_dump(), "reversible": coupling})
 
 
 def _base_for(base: BaseConfig, folders: Sequence[Path]) -> Base:

@@ -85,6 +85,12 @@ def register_mixin(mixin: type) -> type:
     return mixin
 
 
+def register_outermost(mixin: type) -> type:
+    """Class decorator: add a mixin to the order, around all others."""
+    ORDER.insert(0, mixin)
+    return mixin
+
+
 @functools.cache
 def _generated(base: type[nn.Module], mixins: tuple[type, ...]) -> type[nn.Module]:
     namespace: dict[str, Any] = {

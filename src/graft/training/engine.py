@@ -33,6 +33,7 @@ from graft.runs.folder import RunFolder
 from graft.training.batching import Batcher
 from graft.training.commands import BuildJob, Commands
 from graft.training.dry_run import calibrate, try_fullest
+from graft.training.forward.anchors import prove_anchors
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import decide, laid_out
@@ -166,6 +167,7 @@ class Engine:
         elif resident:
             kernels = accelerating(self.forward, resident, settings.kernels, self.pool.batcher)
             self.recorder.kernels(session.enter_context(kernels), self.step)
+            prove_anchors(self.forward, resident, self.pool.batcher)
         if not begun:
             self._check_memory(resident, resumed)
             if (note := self.pool.halving.idle(self.live)) is not None:

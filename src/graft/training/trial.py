@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from graft.training.assembly import RunParts
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
+from graft.training.forward.anchors import prove_anchors
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import laid_out
@@ -66,6 +67,7 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
             compiling = time.perf_counter() - start
         wanted = "off" if train.compile else train.kernels
         kernels = stack.enter_context(accelerating(forward, [job], wanted, batcher)).kernels
+        prove_anchors(forward, [job], batcher)
         seconds, tokens = float("inf"), num_tokens(rows)
         for _ in range(2):  # the faster of two passes counts, since the first also warms up
             start = time.perf_counter()

@@ -6,12 +6,12 @@ He et al. 2021, "Towards a Unified View of Parameter-Efficient Transfer Learning
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from graft.adapters.parts.bottleneck import BottleneckAdapter, DenseBottleneckConfig
-from graft.architectures.site import SiteLike, SiteSpec
+from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext
 
@@ -21,6 +21,8 @@ class Parallel(DenseBottleneckConfig):
 
     source = "arXiv 2110.04366"
     suits = "Like series, but it reads the site's input. With a wide bottleneck at the MLP it is the strongest form in its paper."
+
+    takes: ClassVar[frozenset[SiteType]] = DenseBottleneckConfig.takes | {"stream"}
 
     kind: Literal["parallel"] = "parallel"
     reads: Literal["site", "stream"] = "site"

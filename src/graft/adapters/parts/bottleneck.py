@@ -1,4 +1,4 @@
-"""The bottleneck f(u) = s * up(act(down(dropout(norm(u))))) that series and parallel adapters share.
+"""The bottleneck f(u) = s * up(dropout(act(down(norm(dropout(u)))))) that series and parallel adapters share.
 
 What `down` and `up` are is the choice of the kind: dense matrices here, sums of Kronecker products in Compacter, tensor trains in LoRETTA.
 
@@ -39,6 +39,8 @@ class BottleneckConfig(AdapterConfig):
     """Factor of the adapter's output: a constant, "learned" (one number per site, starting at 1) or "channel" (one per output feature)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the bottleneck's input."""
+    hidden_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout after the activation, in the bottleneck (MEFT)."""
     norm: bool = False
     """Whether a LayerNorm of the adapter's own precedes the bottleneck."""
     norm_after: bool = False
@@ -109,7 +111,7 @@ class Bottleneck(nn.Module):
     def __init__(self, config: BottleneckConfig, spec: SiteSpec, width_in: int, width_out: int) -> None:
         super().__init__()
         like = {"dtype": spec.dtype, "device": spec.device}
-        self.site_index, self.p = spec.index, config.dropout
+        self.site_index, self.p, self.hidden_p = spec.index, config.dropout, config.hidden_dropout
         self.norm = nn.LayerNorm(width_in, **like) if config.norm else None
         self.down, self.up = config.layers(spec, width_in, width_out)
         self.act = _activation(config.activation)
@@ -122,7 +124,10 @@ class Bottleneck(nn.Module):
     def forward(self, u_I: Tensor, ctx: AdapterContext) -> Tensor:
         if self.training:
             u_I = ctx.dropout(u_I, self.p, self.site_index)
-        out_O = self.up(self.act(self.down(_normed(self.norm, u_I))))  # [..., I] -> [..., M] -> [..., O]
+        hidden_M = self.act(self.down(_normed(self.norm, u_I)))  # [..., I] -> [..., M]
+        if self.training:
+            hidden_M = ctx.dropout(hidden_M, self.hidden_p, ~self.site_index)  # ~: another mask than that of the input
+        out_O = self.up(hidden_M)  # [..., M] -> [..., O]
         out_O = out_O * (self.scale.to(out_O.dtype) if isinstance(self.scale, Tensor) else self.scale)
         return _normed(self.norm_after, out_O)
 

@@ -199,6 +199,7 @@ def _written_fields(root: nn.Module, adapters: Sequence[SiteAdapter], parallel: 
         "sites other than attn, cross and mlp": any(
             adapter.installed.site.name.split(".")[-1] not in ("attn", "cross", "mlp") for adapter in adapters
         ),
+        "hidden_dropout": getattr(config, "hidden_dropout", 0.0) > 0.0,
         "a bottleneck before a sublayer": getattr(config, "position", "after") != "after",
         "a bottleneck without a residual connection": getattr(config, "skip", "site") == "none",
         f"reads: stream at the mlp of a {model_type(root)}, which it reads after the attention": (

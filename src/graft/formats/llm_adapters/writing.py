@@ -63,6 +63,7 @@ def _bottleneck(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folder
     }
     wrong = [what for what, holds in {
         "settings that differ between sites": len(settings) > 1, "biases": config.biases or config.train_bias,
+        "hidden_dropout": config.hidden_dropout > 0.0,
         "norms": config.norm or config.norm_after, "a factor per channel": config.scale == "channel",
         "sublayers (name linear layers, as mlp.down)": any(adapter.installed.site.type != "linear" for adapter in adapters),
         "the residual stream": config.reads != "site" or getattr(config, "skip", "site") != "site",
