@@ -57,9 +57,10 @@ def test_the_llm_adapters_run_trains_with_every_preset(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     furnish(tmp_path)
+    reversible = f"base.reversible={preset.removeprefix('papers/')}" if "meft" in preset else ""
     graft_command(
         f"graft train {EXAMPLES / 'llm_adapters.yaml'} {' '.join(QUICK)} adapter={preset} data.train=math_10k.json data.validation=4 "
-        "data.max_length=512 --out runs/one"
+        f"data.max_length=512 {reversible} --out runs/one"
     )
 
 

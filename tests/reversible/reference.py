@@ -9,6 +9,7 @@ Legend: [B, L, D] batch, length, hidden features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def mlp_half(block: Any, a: Tensor) -> Tensor:
 class Reference:
     """A plain model whose blocks are coupled. partners: what G (meft1) or F (meft2) is in each block, None for zero."""
 
-    def __init__(self, model: Any, variant: str, partners: list[nn.Module] | None = None) -> None:
+    def __init__(self, model: Any, variant: Any, partners: Sequence[nn.Module] | None = None) -> None:
         self.model, self.variant, self.partners = model, variant, partners
         self.lam, self.beta = FACTORS[variant]
         self.streams: Any = None

@@ -26,7 +26,7 @@ OUTSIDE = ("prompt", "p-tuning")
 
 
 def randomise(model: Any, name: str = "a", scale: float = 0.05) -> dict[str, Tensor]:
-    parameters = dict(graft.parameters(model, name))
+    parameters: dict[str, Tensor] = dict(graft.parameters(model, name))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for _, parameter in sorted(parameters.items()):
@@ -36,7 +36,8 @@ def randomise(model: Any, name: str = "a", scale: float = 0.05) -> dict[str, Ten
 
 def alike(base: Any, plain: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The parameters of the adapters of two models, with the same random values. The first may have more of them."""
-    own, other = randomise(base), dict(graft.parameters(plain, "a"))
+    own: dict[str, Tensor] = randomise(base)
+    other: dict[str, Tensor] = dict(graft.parameters(plain, "a"))
     with torch.no_grad():
         for name, parameter in other.items():
             parameter.copy_(own[name])
@@ -44,7 +45,7 @@ def alike(base: Any, plain: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def pair(
-    family: str, variant: str, layers: int, every: int | None, dtype: torch.dtype
+    family: str, variant: Any, layers: int, every: int | None, dtype: torch.dtype
 ) -> tuple[Any, Any, dict[str, tuple[Tensor, Tensor]]]:
     """A reversible base with LoRA and, where it has one, an adapter at each stream; the reference; their parameters in pairs."""
     base = tiny(family, layers, dtype)
@@ -58,7 +59,7 @@ def pair(
     else:
         hosts = [block.stream._modules["graft"]._modules["a"]._modules["stream"] for block in blocks_of(base)]
         partners = [Partner(copy.deepcopy(host)) for host in hosts]
-        Reference(plain, variant, partners)  # pyright: ignore[reportArgumentType]
+        Reference(plain, variant, partners)
         for number, partner in enumerate(partners):
             other |= {
                 name: partner.get_parameter(name.split(".f.")[1]) for name in own if f".{number}.stream.stream" in name
@@ -77,7 +78,7 @@ def cosine(one: Tensor, other: Tensor) -> float:
     return float(torch.cosine_similarity(one.flatten().double(), other.flatten().double(), dim=0))
 
 
-def default(family: str, variant: str, layers: int) -> bool:
+def default(family: str, variant: Any, layers: int) -> bool:
     """Whether a case is in the default suite: the three couplings through twelve blocks on one family, meft3 (halves) on the others."""
     return (layers == 12) == (family == "llama") and (family == "llama" or variant == "meft3")
 
@@ -89,7 +90,7 @@ def default(family: str, variant: str, layers: int) -> bool:
         for case in itertools.product(FAMILIES, VARIANTS, (4, 12))
     ],
 )
-def test_gradients_with_anchors_are_those_of_ordinary_autograd(family: str, variant: str, layers: int) -> None:
+def test_gradients_with_anchors_are_those_of_ordinary_autograd(family: str, variant: Any, layers: int) -> None:
     base, plain, pairs = pair(family, variant, layers=layers, every=3, dtype=torch.float32)
     out, own = gradients(base, [first for first, _ in pairs.values()], tokens())
     expected_out, expected = gradients(plain, [second for _, second in pairs.values()], tokens())
@@ -100,7 +101,7 @@ def test_gradients_with_anchors_are_those_of_ordinary_autograd(family: str, vari
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_the_plain_inverse_is_exact_in_float64(family: str, variant: str) -> None:
+def test_the_plain_inverse_is_exact_in_float64(family: str, variant: Any) -> None:
     base, plain, pairs = pair(family, variant, layers=4, every=None, dtype=torch.float64)
     _, own = gradients(base, [first for first, _ in pairs.values()], tokens())
     _, expected = gradients(plain, [second for _, second in pairs.values()], tokens())
@@ -110,7 +111,7 @@ def test_the_plain_inverse_is_exact_in_float64(family: str, variant: str) -> Non
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_anchors_change_no_gradient_and_half_precision_loses_nothing(variant: str) -> None:
+def test_anchors_change_no_gradient_and_half_precision_loses_nothing(variant: Any) -> None:
     base, _, pairs = pair("llama", variant, layers=7, every=3, dtype=torch.float32)
     base = base.to(torch.bfloat16)
     streams = two_streams_of(base)
@@ -136,7 +137,7 @@ def test_every_kind_that_acts_inside_the_blocks_trains(kind: str) -> None:
         variant = "meft1"
     base = tiny("gpt2" if kind == "bitfit" else "llama", 3)  # a LLaMA has no biases
     plain = copy.deepcopy(base)
-    graft.make_reversible(base, variant, anchor_every=2)  # pyright: ignore[reportArgumentType]
+    graft.make_reversible(base, variant, anchor_every=2)
     for model in (base, plain):
         torch.manual_seed(0)  # for what a kind draws that is no parameter
         graft.attach(model, {"a": KINDS[kind]})
@@ -151,12 +152,12 @@ def test_every_kind_that_acts_inside_the_blocks_trains(kind: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_dropout_draws_the_same_numbers_again(variant: str) -> None:
+def test_dropout_draws_the_same_numbers_again(variant: Any) -> None:
     """Dropout of the base and of adapters without seeds comes from torch's generator, in the order of the reference."""
-    off = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
+    off: dict[str, Any] = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
     base = tiny("bert", 5, **off)
     plain = copy.deepcopy(base)
-    graft.make_reversible(base, variant, anchor_every=2)  # pyright: ignore[reportArgumentType]
+    graft.make_reversible(base, variant, anchor_every=2)
     for model in (base, plain):
         graft.attach(model, {"a": {**LORA, "dropout": 0.4}})
     own, other = alike(base, plain)

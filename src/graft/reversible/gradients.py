@@ -1,4 +1,4 @@
-"""The stack of coupled blocks as one autograd function, which keeps no activations but both streams after the last block, and anchors.
+"""The stack of coupled blocks as one autograd function, which keeps its input, both streams after the last block, and anchors.
 
 The backward pass goes from the last block to the first. With y1, y2 and their gradients, a block computes
 
@@ -7,7 +7,8 @@ The backward pass goes from the last block to the first. With y1, y2 and their g
 
 where autograd records f and g alone. A rounding error of the streams grows by 1 / lambda and 1 / beta from block to block, and with the
 slopes of F and G. So the streams are in float64, of which F and G read a rounded copy; as long as the error is smaller than what this
-rounding removes, f and g are those of the forward pass bit for bit. Both streams are also kept before every few blocks (anchors).
+rounding removes, f and g are those of the forward pass, but for kernels that round differently from call to call. Both streams are also
+kept before every few blocks (anchors), which ends the growth.
 
 Parameters are inputs of the function, so it gives their gradients like any other operation of torch.
 
@@ -77,8 +78,8 @@ class CoupledBlocks(torch.autograd.Function):
         ctx: Any, record: Record, streams: tuple[Tensor, Tensor], anchors: Mapping[int, tuple[Tensor, Tensor]],
         hidden: Tensor, *parameters: Tensor,
     ) -> Tensor:  # fmt: skip
-        ctx.record, ctx.places, ctx.given = record, tuple(anchors), hidden.dtype
-        ctx.save_for_backward(*streams, *(x for pair in anchors.values() for x in pair))
+        ctx.record, ctx.places = record, tuple(anchors)
+        ctx.save_for_backward(hidden, *streams, *(x for pair in anchors.values() for x in pair))
         return mean_of(*streams).to(hidden.dtype)
 
     @staticmethod
@@ -87,8 +88,9 @@ class CoupledBlocks(torch.autograd.Function):
         record: Record = ctx.record
         if record.not_repeatable:
             raise GraftError(f"a reversible base cannot compute gradients of this pass: {record.not_repeatable}")
-        x1, x2, *rest = ctx.saved_tensors
+        hidden, x1, x2, *rest = ctx.saved_tensors
         anchors = {number: (rest[2 * at], rest[2 * at + 1]) for at, number in enumerate(ctx.places)}
+        anchors[0] = hidden.detach().to(x1.dtype), hidden.detach().to(x1.dtype)
         sums: list[Tensor | None] = [None] * len(record.parameters)
         (dh,) = gradients
         d1 = d2 = dh.to(x1.dtype) / 2
@@ -99,8 +101,8 @@ class CoupledBlocks(torch.autograd.Function):
             for number in reversed(range(len(record.steps))):
                 block = _Block(record.coupling, record.steps[number], record.parameters, sums)
                 (x1, x2), (d1, d2) = block.back((x1, x2), (d1, d2), anchors.get(number))
-        hidden = (d1 + d2).to(ctx.given) if ctx.needs_input_grad[3] else None
-        return None, None, None, hidden, *sums
+        d_hidden = (d1 + d2).to(hidden.dtype) if ctx.needs_input_grad[3] else None
+        return None, None, None, d_hidden, *sums
 
 
 class _Block:

@@ -69,7 +69,7 @@ class ForwardPass:
         self.coupling = COUPLINGS[place.streams.variant]
         self.hidden = call.x
         # Wider than what the blocks compute with: a rounding error of the streams, which grows from block to block, then hardly ever
-        # changes what a block reads, so that F and G give the same numbers again, bit for bit.
+        # changes what a block reads, so that F and G give the same numbers again.
         wide = torch.float32 if call.x.device.type == "mps" else torch.float64
         self.x1 = self.x2 = call.x.detach().to(wide)
         self.anchors: dict[int, tuple[Tensor, Tensor]] = {}
@@ -120,7 +120,7 @@ class ForwardPass:
         mean = self.mean()
         if self.record is not None:
             mean = _Unreachable.apply(mean, torch.empty(0, requires_grad=True))
-        mean.__dict__[_MARK] = self
+        setattr(mean, _MARK, self)
         return mean
 
     def end(self) -> Tensor:
@@ -139,7 +139,7 @@ def run_block(block: Any, call: Call) -> Tensor:
     place = place_of(block)
     assert place is not None
     _refuse(block, call)
-    under_way = ForwardPass(block, place, call) if place.number == 0 else call.x.__dict__.get(_MARK)
+    under_way = ForwardPass(block, place, call) if place.number == 0 else getattr(call.x, _MARK, None)
     if under_way is None or under_way.number != place.number or under_way.streams is not place.streams:
         raise GraftError(
             f"block {place.number} of a reversible base did not get the output of block {place.number - 1}: the model skipped a block "
