@@ -114,6 +114,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         ({"train": {"gradient_checkpointing": True}}, "gradient_checkpointing has no effect with base.reversible"),
         ({"train": {"compile": True}}, "train.compile does not go with base.reversible"),
         ({"base": {"reversible": None, "anchor_every": 4}}, "anchor_every has no effect without base.reversible"),
+        ({"train": {"method": "mezo"}}, "train.method mezo has no backward pass, so base.reversible saves nothing"),
         ({"base": {"reversible": "meft4"}}, "meft1"),
         ({"base": {"anchor_every": 0}}, "anchor_every"),
     ],

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from graft.training.assembly import RunParts
 from graft.training.batching import Batcher, num_tokens
-from graft.training.forward.causal import Forward
 from graft.training.forward.anchors import prove_anchors
+from graft.training.forward.causal import Forward
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import laid_out
