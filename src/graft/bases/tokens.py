@@ -21,15 +21,16 @@ NEAR = 0.02
 """Rows closer than this share of the usual distance from the mean are equal: noise of an initialisation, not learnt."""
 
 
-def refuse_unknown(model: nn.Module, name: str, tokenizer: Any, largest: int) -> None:
-    """Raise `GraftError` if the largest token id in the data has no row in the base's embedding."""
+def refuse_unknown(model: nn.Module, name: str, tokenizer: Any, largest: int, *, prompt: bool = False) -> None:
+    """Raise `GraftError` if the largest token id in the data (or in a prompt) has no row in the base's embedding."""
     table = _table(model, "get_input_embeddings")
     if table is None or largest < len(table):
         return
     token = tokenizer.convert_ids_to_tokens(largest)
+    held = "the prompt holds the token" if prompt else "the data hold the token"
     raise GraftError(
-        f"the data hold the token {token!r} (id {largest}), but the embedding of {name} has only {len(table):,} rows, while its tokenizer "
-        f"knows {len(tokenizer):,} tokens. Leave this token out of the data, or resize the base for its tokenizer and save both"
+        f"{held} {token!r} (id {largest}), but the embedding of {name} has only {len(table):,} rows, while its tokenizer "
+        f"knows {len(tokenizer):,} tokens. Leave this token out, or resize the base for its tokenizer and save both"
     )
 
 

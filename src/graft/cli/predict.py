@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from graft.data.samples import Sample
     from graft.evaluation.predictions import Predictions
     from graft.generation.loaded import Candidate, LoadedModel
-    from graft.generation.requests import Decoding
+    from graft.generation.requests import Decoding, Request
 
 ENDS = ("stopped", "truncated", "no_room")
 """How an answer ends."""
@@ -145,12 +145,10 @@ def _answer(
 ) -> None:
     """Answer the prompts that the file of an interrupted command lacks."""
     from graft.generation.generate import generate
-    from graft.generation.requests import Request
 
     tokenizer = loaded.base.tokenizer
-    stop = frozenset(candidate.template.stop_ids(tokenizer))
     kept, left = len(predictions.records), predictions.missing
-    requests = [Request(tuple(_prompt_ids(candidate, samples[n], tokenizer)), candidate.adapter, stop) for n in left]
+    requests = [_request(loaded, candidate, samples[n]) for n in left]
     with bar("Answering") as progress:
         answers = generate(loaded.base.model, requests, decoding, token_budget=token_budget)
         for done, (place, found) in enumerate(answers, kept + 1):
@@ -213,9 +211,11 @@ def _about(loaded: LoadedModel, candidate: Candidate, samples: list[Sample], **m
     }
 
 
-def _prompt_ids(candidate: Candidate, sample: Sample, tokenizer: Any) -> list[int]:
+def _request(loaded: LoadedModel, candidate: Candidate, sample: Sample) -> Request:
+    from graft.generation.prompts import request_of
+
     try:
-        return candidate.template.prompt_ids(sample.messages, tokenizer)
+        return request_of(loaded.base, candidate.template, candidate.adapter, sample.messages)
     except GraftError as error:
         raise GraftError(f"{sample.where}: {error}") from error
 

@@ -6,6 +6,7 @@ but the last tokens of its question.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +42,27 @@ def shortened(
     if any(_is_long(text, max_length) for text in _texts(left)):  # an answer, which is never cut
         return Rejected("answer_too_long", sum(_count(_written(message), tokenizer) for message in sample.messages))
     return left, gone
+
+
+def bounded(
+    messages: Sequence[Message], tokenizer: Any, max_length: int | None
+) -> tuple[Sequence[Message], int | None]:
+    """Return a prompt, and None. One that is far too long for `max_length` tokens (None: nothing is) is returned shortened.
+
+    A shortened one is still too long, and comes with the number of its tokens. That is exact but for the seams of the pieces.
+    """
+    if max_length is None or not any(_is_long(_written(message), max_length) for message in messages):
+        return messages, None
+    cut: list[Message] = []
+    for message in messages:
+        short = _kept(message["content"], tokenizer, 2 * max_length, keep_start=True)
+        made: Message = {**message, "content": short}
+        if "input" in message:
+            made["input"] = _kept(message["input"], tokenizer, 2 * max_length, keep_start=True)
+        cut.append(made)
+    if cut == list(messages):  # many characters, few tokens
+        return messages, None
+    return cut, sum(_count(_written(message), tokenizer) for message in messages)
 
 
 def _sides(sample: Sample) -> list[tuple[Message, ...]]:

@@ -24,6 +24,7 @@ from graft.evaluation.journal import Journal, Questions
 from graft.evaluation.protocols.base import Judgement, digest_of
 from graft.evaluation.reading.thoughts import with_thoughts
 from graft.generation.loaded import Candidate, LoadedModel
+from graft.generation.prompts import request_of
 from graft.generation.requests import Decoding, Generated, Request
 
 Progress = Callable[[int, int], None]
@@ -113,7 +114,7 @@ def answer_line(
         "extracted": judged.extracted,
         "outcome": judged.outcome,
         "ended": generated.reason if generated is not None else None,
-        "prompt_tokens": len(request.ids) if request is not None else None,
+        "prompt_tokens": request.tokens if request is not None else None,
         "tokens": len(generated.ids) if generated is not None else 0,
     }
 
@@ -207,12 +208,10 @@ def _answer_statistics(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _request(loaded: LoadedModel, template: Template, adapter: str | None, item: Item) -> Request:
-    tokenizer = loaded.base.tokenizer
     try:
-        ids = template.prompt_ids(item.prompt, tokenizer)
+        return request_of(loaded.base, template, adapter, item.prompt)
     except GraftError as error:
         raise GraftError(f"{item.source}, row {item.row}: {error}") from error
-    return Request(tuple(ids), adapter, frozenset(template.stop_ids(tokenizer)))
 
 
 def result_folder(out: Path | None, task: str, protocol_hash: str) -> Path | None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from graft.bases.context import context_length
 from graft.config.eval import EvalConfig
-from graft.data.samples import Example, Message, Sample
+from graft.data.long_texts import shortened
+from graft.data.samples import Example, Message, Rejected, Sample
 from graft.data.seq2seq import EncoderTemplate, tokenize_seq2seq
 from graft.data.tokenizing import tokenize
 from graft.errors import GraftError, require
@@ -192,11 +193,14 @@ def _examples(loaded: LoadedModel, evaluation: Evaluation, candidate: Candidate)
     """Tokenise the samples as training does, leaving out those that do not fit into the context."""
     room = context_length(loaded.base.model, candidate.adapter) or UNLIMITED
     tokenizer, template = loaded.base.tokenizer, candidate.template
+    # A sample that is far too long is not tokenised as a whole.
+    short = [shortened(sample, tokenizer, room, "drop") for sample in evaluation.samples]
+    samples = [found[0] for found in short if not isinstance(found, Rejected)]
     if isinstance(template, EncoderTemplate):
-        made = [tokenize_seq2seq(sample, tokenizer, template, UNLIMITED, "drop") for sample in evaluation.samples]
+        made = [tokenize_seq2seq(sample, tokenizer, template, UNLIMITED, "drop") for sample in samples]
         return [one for one in made if isinstance(one, Example) and max(one.widths) <= room]
     tokenized = [
         tokenize(sample, tokenizer, template, max_length=room, overlong="drop", train_on=evaluation.train_on)
-        for sample in evaluation.samples
+        for sample in samples
     ]
     return [one for one in tokenized if isinstance(one, Example)]

@@ -27,6 +27,7 @@ from graft.bases.context import classes_of, context_length
 from graft.bases.inputs import inputs_of
 from graft.data.batches import micro_batches, padded
 from graft.data.labelling import Labelling, LabelTemplate, label_of, texts_of
+from graft.data.long_texts import shortened
 from graft.data.samples import Example, Rejected, Sample
 from graft.errors import GraftError
 from graft.evaluation.answering import (
@@ -116,7 +117,9 @@ def labelling_of(candidate: Candidate) -> Labelling:
 def example_of(loaded: LoadedModel, candidate: Candidate, sample: Sample, need_label: bool = True) -> Example:
     """Tokenise a row for a candidate. Raises `GraftError`, naming the row, for a text that is empty or longer than the context."""
     room = context_length(loaded.base.model, candidate.adapter)
-    found = labelling_of(candidate).example(sample, loaded.base.tokenizer, room or 2**31, "drop", need_label)
+    found = shortened(sample, loaded.base.tokenizer, room or 2**31, "drop", keep_start=True)
+    if not isinstance(found, Rejected):
+        found = labelling_of(candidate).example(found[0], loaded.base.tokenizer, room or 2**31, "drop", need_label)
     if isinstance(found, Rejected):
         why = f"has {found.length} tokens, but the context has room for {room}" if found.length else "is empty"
         raise GraftError(f"{sample.where}: the text {why}")

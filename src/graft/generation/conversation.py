@@ -11,7 +11,8 @@ from graft.bases.context import context_length
 from graft.data.samples import Message
 from graft.generation.generate import stream
 from graft.generation.loaded import Candidate, LoadedModel
-from graft.generation.requests import Decoding, Request, limits
+from graft.generation.prompts import request_of
+from graft.generation.requests import Decoding, limits
 
 
 class Conversation:
@@ -41,11 +42,10 @@ class Conversation:
         """
         tokenizer, template = self.loaded.base.tokenizer, self.candidate.template.with_system(self.system)
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        ids = template.prompt_ids(asked, tokenizer)
-        request = Request(tuple(ids), self.candidate.adapter, frozenset(template.stop_ids(tokenizer)))
+        request = request_of(self.loaded.base, template, self.candidate.adapter, asked)
         if limits(self.loaded.base.model, [request], self.decoding) == [0]:
             room = context_length(self.loaded.base.model, self.candidate.adapter)
-            yield f"[no room: {len(ids)} tokens fill the context of {room}; start again with /reset]"
+            yield f"[no room: {request.tokens} tokens fill the context of {room}; start again with /reset]"
             return
         answer = ""
         try:  # `finally` also runs when the caller stops iterating, for example after Ctrl-C

@@ -28,6 +28,13 @@ class Request:
     """None is the bare base."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the answer."""
+    total: int | None = None
+    """Tokens of the whole prompt, if it is so long that `ids` hold only enough of it to fill the context."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.ids) if self.total is None else self.total
 
 
 @dataclass(frozen=True)
