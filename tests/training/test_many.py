@@ -143,13 +143,13 @@ def test_a_job_that_is_set_aside_comes_back_bit_for_bit(tmp_path: Path) -> None:
     lone.run()
     before = {name: tensor.clone() for name, tensor in {**job.params, **job.tensors()}.items()}
     identities = {name: id(parameter) for name, parameter in job.params.items()}
-    offload(lone.folder, model, job)
+    offload(lone.folder, job)
     assert (
         all(parameter.numel() == 0 for parameter in job.params.values())
         and not job.optimizer.state
         and not job.resident
     )
-    reload(lone.folder, model, job)
+    reload(lone.folder, job)
     after = {**job.params, **job.tensors()}
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items()) and job.resident
     assert {name: id(parameter) for name, parameter in job.params.items()} == identities

@@ -54,7 +54,7 @@ def test_a_checkpoint_that_does_not_hold_what_was_written_is_found_out(tmp_path:
     with torch.no_grad():
         next(iter(engine.jobs[0].params.values())).add_(1.0)
     with pytest.raises(GraftError, match="does not hold what was written.*'a' differs"):
-        verify_checkpoint(engine.folder.checkpoint_dir(1), engine.model, engine.jobs)
+        verify_checkpoint(engine.folder.checkpoint_dir(1), engine.jobs)
 
 
 def test_a_full_disk_is_the_users_to_mend_and_the_checkpoint_before_still_stands(

@@ -159,7 +159,8 @@ def _show_trial(report: CheckReport, console: Console, unit: str) -> None:
         console.print(
             f"[bold]Ends[/]      before training, {report.stop_rate:.0%} of answers would end where they end in the data"
         )
-    console.print(f"[bold]Reload[/]    a saved and loaded adapter differs by {report.reload_difference:.2g}")
+    what = "adapter" if job.trainable.adapter is not None else "model"
+    console.print(f"[bold]Reload[/]    a saved and loaded {what} differs by {report.reload_difference:.2g}")
 
 
 def _show_pairs(found: OverlapReport, console: Console) -> None:

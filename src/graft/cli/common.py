@@ -140,7 +140,8 @@ def finish(folder: RunFolder, as_json: bool) -> None:
     status = folder.read_status()
     adapters = {name: str(folder.adapter_dir(name)) for name in folder.adapters()}
     if as_json:
-        print_json({"run": str(folder.path), **status, "adapters": adapters})
+        whole = {} if folder.trained_model is None else {"model": str(folder.trained_model)}
+        print_json({"run": str(folder.path), **status, "adapters": adapters, **whole})
     else:
         for name, job in status["jobs"].items():
             unit = "job step" if len(status["jobs"]) > 1 else "step"
@@ -151,6 +152,8 @@ def finish(folder: RunFolder, as_json: bool) -> None:
                 typer.echo(f"{name}: {job['error']}", err=True)
         for path in adapters.values():
             typer.echo(f"adapter: {path}")
+        if folder.trained_model is not None:
+            typer.echo(f"model: {folder.trained_model}")
         for line in _next(folder, status["state"]):
             typer.echo(f"next: {line}")
     if status["state"] == "stopped":
@@ -164,7 +167,7 @@ def _next(folder: RunFolder, state: str) -> list[str]:
     """The commands that usually follow a run."""
     if state == "stopped":
         return [f"graft resume {folder.path}"]
-    if not folder.adapters():
+    if not folder.adapters() and folder.trained_model is None:
         return []
     data = next(iter(folder.jobs().values())).data
     use = f"graft chat {folder.path}" if data.task in ("causal", "preference") else f"graft predict {folder.path} FILE"

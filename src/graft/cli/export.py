@@ -80,6 +80,10 @@ def _attached(
     if (source / "config.yaml").is_file():
         loaded = load_model(source, base, None, None, device, dtype, any_base)
         candidate = one_of(loaded, use)
+        if candidate.adapter is None and loaded.config is not None and loaded.config.adapter is None:
+            raise GraftError(
+                f"{source} trained the base itself, so there is no adapter to export: {loaded.base.name} is a plain model of transformers"
+            )
         if candidate.adapter is None:
             raise GraftError("there is no adapter to export: choose one with --use")
         return loaded.base.model, candidate.adapter

@@ -66,6 +66,10 @@ def command(
         raise GraftError(f"{to} is not an empty folder: name a new folder for the merged model")
     loaded = load_model(run, base, adapter, template, device, dtype, any_base, resize)
     candidate = one_of(loaded, use)
+    if candidate.adapter is None and loaded.config is not None and loaded.config.adapter is None:
+        raise GraftError(
+            f"{run} trained the base itself, so there is nothing to merge: {loaded.base.name} is a plain model already"
+        )
     if candidate.adapter is None:
         raise GraftError("there is no adapter to merge: name one with --adapter FOLDER")
     from graft.bases.merged import write_merged

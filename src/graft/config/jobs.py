@@ -117,6 +117,16 @@ class JobsConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _jobs_share_a_frozen_base(self) -> JobsConfig:
+        for name, job in self.jobs.items():
+            if (kind := method_of_base({**self.train, **job.train})) is not None:
+                raise ValueError(
+                    f"train.method {kind} of job '{name}' trains the base itself, which jobs share: write it as a run of its own, without "
+                    "the key `jobs`"
+                )
+        return self
+
     def each(self) -> dict[str, RunConfig]:
         """Return the jobs by name, each as the run that it would be alone."""
         top = self.model_dump(exclude={"jobs", "scheduler"})
@@ -132,6 +142,14 @@ class JobsConfig(Section):
 
 
 AnyRun = RunConfig | JobsConfig
+
+
+def method_of_base(train: Mapping[str, Any]) -> str | None:
+    """Return the kind of a section's method where it trains the base itself, as far as its values can be read; else None."""
+    method = train.get("method")
+    given = method if isinstance(method, Mapping) else getattr(method, "__dict__", {"kind": method})
+    kind = given.get("kind")
+    return str(kind) if kind == "full" or given.get("parts") is not None else None
 
 
 def check_name(name: Any) -> None:

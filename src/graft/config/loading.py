@@ -166,9 +166,13 @@ def _add_jobs(root: dict[str, Any]) -> None:
     named = {"anyOf": [{"$ref": "#/$defs/JobConfig"}, {"type": "null"}]}
     root["properties"]["jobs"] = {"type": "object", "additionalProperties": named, "minProperties": 1}
     root["required"] = ["base"]
-    # Without jobs, the adapter and data.train are required after all.
-    data = {"properties": {"data": {"required": ["train"]}}}
-    root["anyOf"] = [{"required": ["jobs"]}, {"required": ["adapter", "data"], **data}]
+    # Without jobs, data.train is required after all, and so is the adapter unless a method is named, which may train the base.
+    data = {"data": {"required": ["train"]}}
+    root["anyOf"] = [
+        {"required": ["jobs"]},
+        {"required": ["adapter", "data"], "properties": data},
+        {"required": ["train", "data"], "properties": {**data, "train": {"required": ["method"]}}},
+    ]
 
 
 def _without_one_of(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field
 
 from graft.config.by_name import named
 from graft.config.section import Section
@@ -13,13 +13,35 @@ Rule = Literal["gradients", "zeroth"]
 """How a step comes from losses to an update: see `graft.training.updates.rules`."""
 
 
+def _not_empty(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if not value or (isinstance(value, str) and not value.strip()):
+        raise ValueError("must name parts of the base, such as all or attn mlp")
+    return value
+
+
+Parts = Annotated[str | Annotated[tuple[str, ...], Field(strict=False)], AfterValidator(_not_empty)]
+"""Which parts of the base train: `all`, or names as under `sites` of an adapter (attn.q, mlp, layer@8-15, embed, re:PATTERN)."""
+
+
 class AdapterMethod(Section):
     """An adapter on the frozen base, trained by its gradients."""
 
     rule: ClassVar[Rule] = "gradients"
+    parts: ClassVar[None] = None
 
     kind: Literal["adapter"] = "adapter"
     """adapter"""
+
+
+class FullMethod(Section):
+    """The base itself, or parts of it, trained by gradients and saved as an ordinary model."""
+
+    rule: ClassVar[Rule] = "gradients"
+
+    kind: Literal["full"] = "full"
+    """full"""
+    parts: Parts = "all"
+    """Which parts of the base train: all, or names as under `sites` of an adapter, such as attn mlp, layer@8-15 or embed head."""
 
 
 class MeZOMethod(Section):
@@ -30,6 +52,8 @@ class MeZOMethod(Section):
 
     kind: Literal["mezo"] = "mezo"
     """mezo"""
+    parts: Parts | None = None
+    """Which parts of the base train: all, or names as under `sites` of an adapter; null trains an adapter."""
     epsilon: float = Field(default=1e-3, gt=0)
     """How far the parameters move along the noise, which has a standard deviation of 1, for the two passes."""
     directions: int = Field(default=1, ge=1)
@@ -39,7 +63,7 @@ class MeZOMethod(Section):
     again, which leaves differences of rounding."""
 
 
-METHODS: dict[str, type[Section]] = {"adapter": AdapterMethod, "mezo": MeZOMethod}
+METHODS: dict[str, type[Section]] = {"adapter": AdapterMethod, "full": FullMethod, "mezo": MeZOMethod}
 
-MethodConfig = AdapterMethod | MeZOMethod
+MethodConfig = AdapterMethod | FullMethod | MeZOMethod
 AnyMethod = Annotated[Annotated[MethodConfig, Discriminator("kind")], BeforeValidator(named(METHODS))]

@@ -31,6 +31,8 @@ else:  # graft.adapters validates it but needs torch, so it is imported only whe
 
 
 def _parse_adapter(value: Any) -> Any:
+    if value is None:
+        return None
     from graft.adapters.parsing import parse
 
     return parse(value)
@@ -44,8 +46,8 @@ class RunConfig(Section):
 
     base: BaseConfig
     """The frozen model."""
-    adapter: Annotated[AdapterConfig, BeforeValidator(_parse_adapter)]
-    """A mapping with a kind and its fields, or the name of a preset."""
+    adapter: Annotated[AdapterConfig | None, BeforeValidator(_parse_adapter)] = None
+    """A mapping with a kind and its fields, or the name of a preset; null where train.method trains the base itself."""
     data: DataConfig
     """The training data."""
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -56,10 +58,12 @@ class RunConfig(Section):
     """Which jobs run when, if further jobs are submitted while this one runs."""
 
     def each(self) -> dict[str, RunConfig]:
-        """Return the jobs by name: only this one, named after its kind, or after the last part of its preset."""
+        """Return the jobs by name: only this one, named after its kind, the last part of its preset, or its method."""
         from graft.adapters.presets import Preset
 
         adapter: Any = self.adapter
+        if adapter is None:
+            return {self.train.method.kind: self}
         return {
             adapter.preset.rsplit("/", 1)[-1].replace("+", "p") if isinstance(adapter, Preset) else adapter.kind: self
         }
@@ -76,7 +80,25 @@ class RunConfig(Section):
     def _adapter_as_written(self, value: Any) -> Any:
         from graft.adapters.presets import Preset
 
+        if value is None:
+            return None
         return {"preset": value.preset, **value.changes} if isinstance(value, Preset) else value.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _an_adapter_or_the_base_trains(self) -> RunConfig:
+        method = self.train.method
+        if method.parts is None and self.adapter is None:
+            raise ValueError(
+                "missing key 'adapter': name a kind, such as lora, or train the base itself with train.method full"
+                if method.kind != "mezo"
+                else "missing key 'adapter': name a kind, such as lora, or set train.method.parts to all to train the base itself"
+            )
+        if method.parts is not None and self.adapter is not None:
+            raise ValueError(
+                f"train.method {method.kind} trains the base itself, so an adapter has no use: remove the key `adapter`. (An adapter of "
+                "kind full trains modules too, as a difference beside a base that stays as it is: for that, remove train.method)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _early_stopping_needs_validation(self) -> RunConfig:
@@ -141,6 +163,8 @@ COMPILED_TASKS = ("causal", "preference")
 
 def compile_obstacle(config: RunConfig) -> str | None:
     """Return the setting of a run that does not go with `train.compile`, with the reason or a remedy; None if all are compatible."""
+    if config.train.method.parts is not None:
+        return f"train.method {config.train.method.kind}: a compiled graph is proved on adapters alone"
     if config.data.task not in COMPILED_TASKS:
         return f"data.task {config.data.task}: it supports {' and '.join(COMPILED_TASKS)}"
     if config.train.layout == "flat":
@@ -163,14 +187,17 @@ def compile_obstacle(config: RunConfig) -> str | None:
 
 
 def _parts_of(config: RunConfig) -> Any:
-    """Every kind that a run's adapter is made of."""
+    """Every kind that a run's adapter is made of; none where it has no adapter."""
     from graft.adapters.nesting import every_config
     from graft.adapters.presets import Preset
 
+    if config.adapter is None:
+        return ()
     adapter = config.adapter.resolve(frozenset()) if isinstance(config.adapter, Preset) else config.adapter
     return tuple(every_config(adapter))
 
 
 def _dropout_of(config: RunConfig) -> float:
     """The highest dropout rate of an adapter's parts."""
-    return max(getattr(part, name, 0.0) for part in _parts_of(config) for name in ("dropout", "hidden_dropout"))
+    rates = (getattr(part, name, 0.0) for part in _parts_of(config) for name in ("dropout", "hidden_dropout"))
+    return max(rates, default=0.0)

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from graft.config.methods import AdapterMethod, AnyMethod, MeZOMethod
-from graft.config.objectives import AnyObjective
+from graft.config.methods import AdapterMethod, AnyMethod, FullMethod, MeZOMethod
+from graft.config.objectives import AnyObjective, DPOConfig, IPOConfig, KTOConfig
 from graft.config.optimizers import SHARED, AdamWConfig, AnyOptimizer, Betas, OptimizerConfig, SGDConfig
 from graft.config.section import Place, Section
 
@@ -20,7 +20,7 @@ class TrainConfig(Section):
     """How the adapter is trained."""
 
     method: AnyMethod = Field(default_factory=AdapterMethod)
-    """The method of training: adapter or mezo, or a mapping with this kind and its settings."""
+    """The method of training: adapter, full or mezo, or a mapping with this kind and its settings."""
     objective: AnyObjective = None
     """The objective for pairs of answers (data.task preference): dpo, ipo, cpo, orpo, simpo or kto, or a mapping with this kind and its
     settings; null trains the model to write the answers."""
@@ -37,6 +37,9 @@ class TrainConfig(Section):
     optimizer: AnyOptimizer = None
     """The optimiser: adamw, adamw-8bit, paged-adamw, paged-adamw-8bit, lion, lion-8bit, adafactor or sgd, or a mapping with this kind and
     its settings; null is adamw, or sgd where train.method is mezo."""
+    accumulate_in: Literal["float32"] | None = None
+    """Number format in which the gradients of a step's micro-batches are added up, for method full on a base in bfloat16; null is that of
+    the parameters."""
     schedule: SCHEDULES = "linear"
     """Schedule of the learning rate after warm-up, by its name in transformers."""
     warmup: int | float = Field(default=0, ge=0)
@@ -102,6 +105,26 @@ class TrainConfig(Section):
         for key in ("gradient_checkpointing", "compile"):
             if getattr(self, key):
                 raise ValueError(f"method mezo has no backward pass, so {key} has no use: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _a_base_that_trains_is_no_reference(self) -> TrainConfig:
+        if self.accumulate_in is not None and not isinstance(self.method, FullMethod):
+            raise ValueError(
+                f"accumulate_in has no effect with method {self.method.kind}: adapters train in float32. Remove it, or set method to full"
+            )
+        if self.method.parts is None:
+            return self
+        if isinstance(self.objective, DPOConfig | IPOConfig | KTOConfig):
+            raise ValueError(
+                f"objective {self.objective.kind} compares with the base, which method {self.method.kind} itself trains: use "
+                "cpo, orpo or simpo, or train an adapter"
+            )
+        if self.init_from is not None:
+            raise ValueError(
+                f"init_from is an adapter to start from, but method {self.method.kind} trains the base: to start from a trained model, set "
+                "base.model to its folder"
+            )
         return self
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ from graft.formats.own import coupling_of
 from graft.formats.rows import has_tokenizer, needed_rows
 from graft.generation.beside import template_beside, template_source, tokenizer_for
 from graft.generation.engines import Engine, LocalEngine
+from graft.generation.whole import trained_base
 from graft.injection.state import state_of
 from graft.runs.folder import RunFolder
 
@@ -61,7 +62,7 @@ class LoadedModel:
 
     base: Base
     candidates: tuple[Candidate, ...]
-    """The bare base comes first. It is left out if its head is fresh, because a fresh head answers at random."""
+    """The bare base comes first, or the model of a run that trained it. It is left out if its head is fresh: that answers at random."""
     config: RunConfig | None = None
     """Configuration of the run, if the adapters come from one."""
     engine: Engine | None = None
@@ -126,8 +127,10 @@ def load_candidates(
     config = next(iter(jobs.values()), None)
     if base is None and config is None:
         raise GraftError("name a run folder, or a base with --base")
+    whole = trained_base(folder, config, base) if folder is not None and config is not None else None
+    base = whole or base
     found = [
-        *(_run_adapters(folder) if folder is not None else []),
+        *(_run_adapters(folder) if folder is not None and whole is None else []),
         *(pair for text in adapters for pair in _parse(text)),
     ]
     _check_names([name for name, _ in found])
@@ -144,9 +147,10 @@ def load_candidates(
     chosen = _named_template(template, loaded) if template is not None else None
     templates = [chosen or _template(path, config, loaded) for _, path in found]
     # The base is asked with the first adapter's template, so that both see the same prompt.
-    base_template = chosen or (templates[0] if templates else _run_template(config, loaded))
+    base_template = chosen or (templates[0] if templates else _run_template(None if whole else config, loaded))
     # A fresh head is noise without the adapter that trained it, so such a base is no candidate.
-    candidates = [Candidate("base", None, base_template)] if not loaded.fresh else []
+    name_of_base = next(iter(jobs)) if whole else "base"
+    candidates = [Candidate(name_of_base, None, base_template)] if not loaded.fresh else []
     candidates += [
         Candidate(
             name,
@@ -211,6 +215,10 @@ def _named_template(name: str, base: Base) -> Template:
 def _run_adapters(folder: RunFolder) -> list[tuple[str, Path]]:
     """Return name and folder of every adapter of a run."""
     names = folder.adapters()
+    if not names and folder.trained_model is not None:
+        raise GraftError(
+            f"the run in {folder.path} trained a whole model and no adapter: name it as a base, --base {folder.trained_model}"
+        )
     if not names:
         state = folder.read_status().get("state", "not started")
         raise GraftError(f"the run in {folder.path} has no adapter yet (it is {state}): graft resume {folder.path}")

@@ -23,8 +23,13 @@ _ADAPTER = (
     "adapter_config.json", "adapter_model.safetensors", "template.json", "chat_template.jinja", "task.json", "README.md",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
 )  # fmt: skip
+_MODEL = (
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", *_ADAPTER[2:],
+    "tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "*.py",
+)  # fmt: skip
 _FILES = {
     "adapters/*": _ADAPTER,
+    "model": _MODEL,
     "references/*": _ADAPTER,
     "checkpoints": ("last.json", "best.json"),
     "checkpoints/[0-9]*": ("*.safetensors", "state.json"),
@@ -41,7 +46,8 @@ _FILES = {
 }
 """Folder -> the names of a run's files in it, as glob patterns. They are deleted in this order: what the run is known by goes last."""
 _UNFINISHED = (
-    *(f".{name}.*.tmp" for name in (*_TOP, "failed_batch*")),
+    *(f".{name}.*.tmp" for name in (*_TOP, "failed_batch*", "model")),
+    ".model.old",
     *(f"{place}/.*.{end}" for place in ("adapters", "references", "checkpoints") for end in ("tmp", "old")),
     *(f"{place}/.*.tmp" for place in ("jobs/inbox", "aside", "eval/*")),
 )

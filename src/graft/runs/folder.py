@@ -1,7 +1,7 @@
 """The run folder: everything that a run writes. Its files are the only source for every reader.
 
     config.yaml   lock.json   status.json   metrics.jsonl   events.jsonl   samples.jsonl   .lock (claim.py)
-    adapters/<name>/   checkpoints/<step>/   eval/<task>.<protocol-hash>/   jobs/ (commands.py)   aside/ (offloaded jobs)
+    adapters/<name>/   model/   checkpoints/<step>/   eval/<task>.<protocol-hash>/   jobs/ (commands.py)   aside/ (offloaded jobs)
 
 The names are in contents.py. Files are replaced as a whole or appended line by line, so that a run that is killed at any moment leaves a
 readable folder.
@@ -231,6 +231,19 @@ class RunFolder:
     def adapters(self) -> list[str]:
         """Return the names of the saved adapters."""
         return sorted(path.parent.name for path in (self.path / "adapters").glob("[!.]*/adapter_config.json"))
+
+    @property
+    def model_dir(self) -> Path:
+        """model/: a base that trained itself, as an ordinary model. Write it through `new_dir`."""
+        path = self.path / "model"
+        recover_dir(path)
+        return path
+
+    @property
+    def trained_model(self) -> Path | None:
+        """The folder of a base that trained itself; None where there is none (yet)."""
+        path = self.model_dir
+        return path if (path / "config.json").is_file() else None
 
     def checkpoint_dir(self, step: int) -> Path:
         """Return checkpoints/<step>, with six digits. Write it through `new_dir`, so that an existing folder is always complete."""

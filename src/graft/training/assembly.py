@@ -19,6 +19,7 @@ from graft.adapters.base import AdapterConfig
 from graft.adapters.presets import Preset
 from graft.attaching.active import set_active
 from graft.attaching.attach import attach
+from graft.attaching.bare import keep_context
 from graft.bases import Base, load_base, load_tokenizer, own_classes
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
@@ -119,6 +120,10 @@ def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFo
         own = resolve_job(parts.config, given)
     except ValidationError as error:
         raise GraftError(f"job '{name}': {error}") from error
+    whole = next((each for each in (*parts.members,) if each.config.train.method.parts is not None), None)
+    if whole is not None or own.train.method.parts is not None:
+        kind = (own if whole is None else whole.config).train.method.kind
+        raise GraftError(f"job '{name}' cannot join: train.method {kind} trains the base itself, which jobs share")
     first = parts.members[0].data if parts.members else None
     data = _data_of(own, parts.base.tokenizer, parts.config, parts.base.task, first)
     part = _part(parts.base, name, own, data, begun)
@@ -166,6 +171,8 @@ def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: P
 def room_of(own: RunConfig) -> int | None:
     """Return how many tokens a sample of a job may have, from the base's config alone; None if there is no limit."""
     model = load_skeleton(own.base, own.data.base_task)
+    if own.adapter is None:
+        return context_length(model)
     try:
         attach(model, {"adapter": own.adapter})
     except (
@@ -180,14 +187,19 @@ def room_of(own: RunConfig) -> int | None:
 def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None) -> JobParts:
     """Attach a job's adapter to the base and make the job."""
     torch.manual_seed(own.train.seed)
-    _attach(base, name, own)
-    _refuse_too_long(base, name, data)
+    if own.adapter is None:
+        draw_head(base.model, base.fresh, own.train.seed)
+        keep_context(base.model)
+    else:
+        _attach(base, name, own)
+    _refuse_too_long(base, None if own.adapter is None else name, data)
     for part in (data.train, data.validation):
         if part is not None and len(part):
             refuse_unknown(base.model, base.name, base.tokenizer, part.largest_id)
     if (note := _other_template(base, own, data)) is not None:
         data = replace(data, report=replace(data.report, notes=(*data.report.notes, note)))
-    job = Job.make(base.model, name, own.train, data.train, data.validation)
+    job = Job.make(base.model, name, own.train, data.train, data.validation, also=base.fresh)
+    _refuse_no_effect(base, job)
     if isinstance(data.template, Template):
         job.stop_ids = frozenset(data.template.stop_ids(base.tokenizer))
     job.reference = _reference(base, name, own, begun)
@@ -230,14 +242,26 @@ def _other_template(base: Base, own: RunConfig, data: Prepared) -> str | None:
     )
 
 
-def _refuse_too_long(base: Base, name: str, data: Prepared) -> None:
+def _refuse_too_long(base: Base, name: str | None, data: Prepared) -> None:
     """Raise `GraftError` for samples that are longer than the base's context. Some bases would fail there, others compute nonsense."""
     room = context_length(base.model, name)
     longest = max(int(part.widths.max()) for part in (data.train, data.validation) if part is not None and len(part))
     if room is not None and longest > room:
         raise GraftError(
-            f"the longest sample has {longest} tokens, but {base.name} has room for {room} with this adapter: set data.max_length "
+            f"the longest sample has {longest} tokens, but {base.name} has room for {room}{' with this adapter' if name else ''}: set "
+            "data.max_length "
             f"to {room} and data.overlong to drop or truncate_prompt"
+        )
+
+
+def _refuse_no_effect(base: Base, job: Job) -> None:
+    """Raise `GraftError` for settings of a base that trains that do not suit its number format or its new tokens."""
+    if job.config.accumulate_in is not None and base.dtype == torch.float32:
+        raise GraftError("train.accumulate_in: float32 has no effect on a base in float32: remove it")
+    table = base.model.get_input_embeddings().weight
+    if base.added and job.trainable.adapter is None and not table.requires_grad:
+        raise GraftError(
+            "base.new_tokens adds rows to the embedding, which train.method does not train: add embed (and head) to its `parts`"
         )
 
 
@@ -247,6 +271,7 @@ def _attach(base: Base, name: str, config: RunConfig) -> None:
     A base without a trained head gets a fresh one, which is part of the adapter.
     """
     model = base.model
+    assert config.adapter is not None
     draw_head(model, base.fresh, config.train.seed)
     adapter = with_tokens(model, with_head(model, config.adapter, base.fresh), base.added)
     if isinstance(adapter, AdapterConfig):

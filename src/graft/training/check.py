@@ -20,7 +20,7 @@ from graft.attaching.active import set_trainable, use
 from graft.attaching.attach import detach
 from graft.attaching.parameters import parameters
 from graft.attaching.saving import save
-from graft.attaching.summary import Summary, summary
+from graft.attaching.summary import Summary
 from graft.bases import pad_id
 from graft.bases.inputs import inputs_of
 from graft.bases.memory import MemoryReport, memory_report
@@ -41,6 +41,7 @@ from graft.training.forward.modes import evaluating
 from graft.training.forward.tasks import forward_of
 from graft.training.job import Job
 from graft.training.questions import questions
+from graft.training.trained_base import reload_difference, trained_summary
 from graft.training.trial import Trial, try_step
 from graft.training.validation import stop_rate
 
@@ -59,7 +60,7 @@ class CheckReport:
     layout: Decision
     trial: Trial
     reload_difference: float
-    """Largest difference of logits between the adapter and its saved and loaded copy."""
+    """Largest difference of logits between the adapter (or the model) and its saved and loaded copy."""
     overlaps: dict[str, OverlapReport]
     """The questions of each test set that are in the training data, by name of the test set."""
     problems: tuple[str, ...]
@@ -127,18 +128,23 @@ def _checked(
     (part,), model = parts.members, parts.base.model
     job, data = part.job, part.config.data
     overlaps = overlap_reports(chain.from_iterable(samples_of(data)[0]), against) if against else {}
-    set_trainable(model, [job.name])
+    if job.trainable.adapter is not None:
+        set_trainable(model, [job.name])
     trial = try_step(parts, forward, batcher)
     ending, asked = None, job.validation or job.train
     if job.stop_ids and not asked.has_pairs:
         with laid_out(model, batcher.layout):
             ending = stop_rate(forward, job, batcher, [asked[at] for at in range(min(len(asked), ASKED))])
-    difference = _reload(parts, job)
+    if job.trainable.adapter is None:
+        difference = reload_difference(parts.base, job, pad_id(parts.base.tokenizer, model))
+    else:
+        difference = _reload(parts, job)
+    what = "model" if job.trainable.adapter is None else "adapter"
     problems = [
         f"the training data hold test questions of {name}: {found}" for name, found in overlaps.items() if found.pairs
     ]
     if difference > 1e-5:
-        problems.append(f"a saved and loaded adapter answers differently (logits by {difference:.2g})")
+        problems.append(f"a saved and loaded {what} answers differently (logits by {difference:.2g})")
     if not trial.loss < float("inf"):
         problems.append(f"the loss of the longest batch is {trial.loss}")
     problems += _unlearnt(parts, job)
@@ -147,17 +153,10 @@ def _checked(
         problems.append(
             f"{counted(shared, 'validation sample')} {'is' if shared == 1 else 'are'} in the training data too"
         )
-    sites = summary(model)
-    own = replace(
-        sites,
-        rows=tuple(row for row in sites.rows if row.adapter == job.name),
-        active=(job.name,),
-        adapter_parameters={job.name: sites.adapter_parameters[job.name]},
-    )
     return CheckReport(
         parts,
         memory_report(model),
-        own,
+        trained_summary(model, job),
         decision,
         trial,
         difference,
@@ -172,6 +171,8 @@ def _checked(
 def _unlearnt(parts: RunParts, job: Job) -> list[str]:
     """Return a problem for special tokens in the data that the base has not learnt and the adapter does not train."""
     base, train = parts.base, parts.data.train
+    if job.trainable.adapter is None:
+        return []
     read = special_among(base.tokenizer, np.unique(train.input_ids).tolist())
     found = unlearnt(base.model, job.name, base.tokenizer, read, special_among(base.tokenizer, train.ids_written))
     if not found:

@@ -1,7 +1,7 @@
 """Checkpoints: everything that a run needs to continue as if it had never stopped, in a folder that is complete or absent.
 
     checkpoints/<step>/state.json               layout; per job: position, schedule, best, counters of early stopping; the scheduler
-                       <job>.safetensors        the adapter as it trains, and its optimiser's moments
+                       <job>.safetensors        the adapter (or the base's parameters) as it trains, and its optimiser's moments
                        rng.safetensors          torch's generators
     checkpoints/last.json  best.json            pointers to steps
                 <step>.damaged/                 a checkpoint that could not be read when the run was resumed
@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from graft.attaching.saving import load_training_state, training_state
 from graft.errors import GraftError
 from graft.runs.contents import delete_unfinished
 from graft.runs.folder import RunFolder
@@ -34,9 +33,7 @@ ADAPTER, OPTIMISER = "adapter/", "optimiser/"
 
 
 @timed("checkpoints")
-def save_checkpoint(
-    folder: RunFolder, model: nn.Module, jobs: Sequence[Job], step: int, layout: str, keep: int, **more: Any
-) -> Path:
+def save_checkpoint(folder: RunFolder, jobs: Sequence[Job], step: int, layout: str, keep: int, **more: Any) -> Path:
     """Write the state after `step` steps, point last.json to it, and remove the oldest checkpoints beyond `keep`, but never a best one.
 
     more: further entries of state.json. The file of an offloaded job is linked, not written again.
@@ -45,7 +42,7 @@ def save_checkpoint(
     with new_dir(path) as fresh:
         for job in jobs:
             if job.resident:
-                write_job(model, job, fresh / f"{job.name}.safetensors")
+                write_job(job, fresh / f"{job.name}.safetensors")
             else:
                 link(offloaded(folder, job), fresh / f"{job.name}.safetensors")
         save_tensors(_generators(), fresh / "rng.safetensors")
@@ -59,9 +56,9 @@ def save_checkpoint(
     return path
 
 
-def write_job(model: nn.Module, job: Job, path: Path) -> None:
-    """Write all tensors of a job: its adapter as it trains, and the optimiser's moments."""
-    tensors = {ADAPTER + name: tensor for name, tensor in training_state(model, job.name).items()}
+def write_job(job: Job, path: Path) -> None:
+    """Write all tensors of a job: what it trains, as it is, and the optimiser's moments."""
+    tensors = {ADAPTER + name: tensor for name, tensor in job.trainable.state().items()}
     tensors |= {OPTIMISER + name: tensor for name, tensor in job.tensors().items()}
     save_tensors(tensors, path)
 
@@ -85,11 +82,11 @@ def link(source: Path, target: Path) -> None:
 
 
 @timed("checkpoints")
-def verify_checkpoint(path: Path, model: nn.Module, jobs: Sequence[Job]) -> None:
-    """Read a checkpoint back and compare its adapters with those in memory. Raises `GraftError` that names the tensor that differs."""
+def verify_checkpoint(path: Path, jobs: Sequence[Job]) -> None:
+    """Read a checkpoint back and compare what jobs train with what is in memory. Raises `GraftError` that names the tensor that differs."""
     for job in jobs:
         stored = load_tensors(path / f"{job.name}.safetensors")
-        for name, tensor in training_state(model, job.name).items():
+        for name, tensor in job.trainable.state().items():
             if not torch.equal(stored[ADAPTER + name], tensor.cpu()):
                 raise GraftError(
                     f"the checkpoint {path} does not hold what was written: '{name}' of '{job.name}' differs. Check the disk"
@@ -105,8 +102,8 @@ def read_state(folder: RunFolder, step: int) -> dict[str, Any]:
         raise GraftError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job], step: int) -> dict[str, Any]:
-    """Load adapters, jobs and random generators from a checkpoint; returns its state.json.
+def restore_checkpoint(folder: RunFolder, jobs: Sequence[Job], step: int) -> dict[str, Any]:
+    """Load jobs, with what they train, and random generators from a checkpoint; returns its state.json.
 
     Raises `GraftError` where the checkpoint has no such job, or where the job's data changed since.
     """
@@ -123,17 +120,17 @@ def restore_checkpoint(folder: RunFolder, model: nn.Module, jobs: Sequence[Job],
                 "Undo the change, or start a new run with train.init_from"
             )
         stored = load_tensors(path / f"{job.name}.safetensors")
-        load_training_state(model, job.name, with_prefix(stored, ADAPTER))
+        job.trainable.restore(with_prefix(stored, ADAPTER))
         job.restore(own, with_prefix(stored, OPTIMISER))
     _set_generators(load_tensors(path / "rng.safetensors"))
     return state
 
 
 @timed("checkpoints")
-def restore_adapter(folder: RunFolder, model: nn.Module, name: str, step: int) -> None:
-    """Load one adapter's tensors from a checkpoint."""
-    stored = load_tensors(folder.checkpoint_dir(step) / f"{name}.safetensors")
-    load_training_state(model, name, with_prefix(stored, ADAPTER))
+def restore_trained(folder: RunFolder, job: Job, step: int) -> None:
+    """Load what one job trains from a checkpoint."""
+    stored = load_tensors(folder.checkpoint_dir(step) / f"{job.name}.safetensors")
+    job.trainable.restore(with_prefix(stored, ADAPTER))
 
 
 def newest(folder: RunFolder) -> tuple[int | None, list[str]]:

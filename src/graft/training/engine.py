@@ -60,7 +60,7 @@ EndState = Literal["finished", "stopped", "failed"]
 class Engine:
     """Trains the jobs of a run.
 
-    publish: writes the adapter folder of a job for users; called after the job's first step and when it ends.
+    publish: writes the adapter folder (or the model) of a job for users; called after the job's first step and when it ends.
     build_job: makes a job that is submitted while the run trains; without it the run takes no new jobs.
     """
 
@@ -74,9 +74,7 @@ class Engine:
         self.recorder = Recorder(folder, self.pool, reporter, trackers, settings.log_every)
         self.queue = CommandQueue(folder.path)
         self.commands = Commands(model, self.queue, self.pool, self.recorder, build_job, settings.layout)
-        self.saver = Saver(
-            folder, model, self.pool, self.queue, self.recorder, publish, settings.save_every, settings.keep
-        )
+        self.saver = Saver(folder, self.pool, self.queue, self.recorder, publish, settings.save_every, settings.keep)
         self.forward = forward_of(model)
         self.step = 0
         self._leaving: list[Job] = []
@@ -186,7 +184,8 @@ class Engine:
 
     def _set_modes(self) -> None:
         """Gradients and training mode for the adapters of the jobs in memory alone."""
-        names = [job.name for job in self.live if job.resident]
+        trained = [job.trainable.adapter for job in self.live if job.resident]
+        names = [name for name in trained if name is not None]
         set_trainable(self.model, names)
         set_training(self.model, names, self.settings.base_dropout)
 
@@ -199,7 +198,7 @@ class Engine:
                 self.saver.publish_ended()
             if interrupt.asked or self._leaving or not self.live or self.queue.due(self.step):
                 return
-            if self.pool.rebalance(self.folder, self.model):
+            if self.pool.rebalance(self.folder):
                 self._set_modes()
             self._step(self.pool.next())
             self.recorder.status(self.step)
@@ -272,7 +271,7 @@ class Engine:
         for job in self._leaving:
             if all(bool(torch.isfinite(parameter).all()) for parameter in job.params.values()):
                 self.saver.publish_best(job)
-            for name in filter(None, (job.name, job.reference)):
+            for name in filter(None, (job.trainable.adapter, job.reference)):
                 detach(self.model, name)
             self.jobs.remove(job)
         self._leaving = []

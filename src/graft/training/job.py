@@ -1,4 +1,4 @@
-"""A job: one adapter with its data, optimiser, schedule, seed, position and stop rule.
+"""A job: one adapter (or the base itself) with its data, optimiser, schedule, seed, position and stop rule.
 
 A run is a set of jobs on one frozen base. A job knows nothing of the other jobs: its random numbers (order of the data, dropout) come from
 its own seed and position alone.
@@ -7,7 +7,7 @@ its own seed and position alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from graft.adapters.base import AdapterModule
-from graft.attaching.parameters import adapter_modules, lr_factors, parameter_groups, parameters, summed_penalty
+from graft.attaching.parameters import summed_penalty
 from graft.config.objectives import KTOConfig
 from graft.config.train import TrainConfig
 from graft.data.batches import samples_of_step, steps_per_epoch
@@ -26,6 +26,7 @@ from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.training.objectives import Objective, Supervised, objective_of
 from graft.training.rows import Row, View
+from graft.training.trainable import Trainable, trainable_of
 from graft.training.updates.optimizers import build_optimizer, update_bytes
 from graft.training.updates.schedules import build_schedule, restart_schedule, restore_schedule, schedule_state
 from graft.training.updates.states import optimizer_tensors, restore_optimizer
@@ -46,9 +47,8 @@ class Job:
     config: TrainConfig
     train: TokenDataset
     validation: TokenDataset | None
-    params: dict[str, nn.Parameter]
-    """Trainable parameters by name, in the order of the optimiser's groups."""
-    modules: list[AdapterModule]
+    trainable: Trainable
+    """What it trains: an adapter, or parameters of the base."""
     optimizer: Optimizer
     schedule: LRScheduler
     steps: int
@@ -86,20 +86,19 @@ class Job:
 
     @classmethod
     def make(
-        cls, model: nn.Module, name: str, config: TrainConfig, train: TokenDataset, validation: TokenDataset | None
-    ) -> Job:
-        """Make a job that starts at step 0. Its adapter is attached and trainable.
+        cls, model: nn.Module, name: str, config: TrainConfig, train: TokenDataset, validation: TokenDataset | None,
+        also: Sequence[str] = (),
+    ) -> Job:  # fmt: skip
+        """Make a job that starts at step 0. Its adapter, where it trains one, is attached and trainable.
 
+        also: modules that a base that trains itself trains in any case: a fresh head.
         Raises `GraftError` where the data hold pairs of answers but `train.objective` is not set, or the other way round.
         """
-        factors = lr_factors(model, name)
-        # Parameters with the plain learning rate come first, then one optimiser group per factor.
-        params = dict(sorted(parameters(model, name), key=lambda item: (factors[item[0]] != 1.0, factors[item[0]])))
-        optimizer = build_optimizer(parameter_groups(model, name, config.lr), config)
+        trainable = trainable_of(model, name, config, also)
+        optimizer = build_optimizer(trainable.groups(config.lr), config)
         epoch_steps = steps_per_epoch(train, config.batch_size)
         steps = config.steps if config.steps is not None else max(1, math.ceil(config.epochs * epoch_steps))
         schedule = build_schedule(optimizer, config, steps)
-        modules = adapter_modules(model, name)
         if train.has_pairs != (config.objective is not None):
             raise GraftError(
                 f"'{name}' has {'pairs of answers but no' if train.has_pairs else 'no pairs of answers for its'} train.objective"
@@ -110,12 +109,22 @@ class Job:
                 f"'{name}' has {said}, which is not what its train.objective learns from: kto takes prompt, completion and label, the "
                 "others prompt, chosen and rejected"
             )
-        size = sum(parameter.numel() * parameter.element_size() for parameter in params.values())
-        own_bytes = size + update_bytes(list(params.values()), config)
+        params = list(trainable.params.values())
+        own_bytes = sum(each.numel() * each.element_size() for each in params) + update_bytes(params, config)
         return cls(
-            name, config, train, validation, params, modules, optimizer, schedule, steps, epoch_steps, own_bytes=own_bytes,
+            name, config, train, validation, trainable, optimizer, schedule, steps, epoch_steps, own_bytes=own_bytes,
             objective=objective_of(config.objective),
         )  # fmt: skip
+
+    @property
+    def params(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name, in the order of the optimiser's groups."""
+        return self.trainable.params
+
+    @property
+    def modules(self) -> list[AdapterModule]:
+        """The modules of its adapter; none where the base trains."""
+        return self.trainable.modules
 
     @timed("batches")
     def rows(self) -> list[Row]:
@@ -129,7 +138,7 @@ class Job:
 
     def rows_of(self, example: Example, sample: int, position: int) -> list[Row]:
         """Make the rows of one sample: those of the adapter, then those of the reference where the objective compares with one."""
-        views: dict[View, str | None] = {"adapter": self.name}
+        views: dict[View, str | None] = {"adapter": self.trainable.adapter}
         if self.objective.compares:
             views["reference"] = self.reference
         prompt_seed = self.prompt_seed

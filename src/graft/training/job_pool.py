@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from graft.config.scheduling import SchedulerConfig
 from graft.runs.folder import RunFolder
@@ -66,16 +65,16 @@ class JobPool:
         self.limit = memory_limit(device, self.config.memory)
         return self.limit is not None
 
-    def rebalance(self, folder: RunFolder, model: nn.Module) -> bool:
+    def rebalance(self, folder: RunFolder) -> bool:
         """Bring the jobs that are admitted into memory and offload the others; whether any job moved."""
         waiting = sorted(in_order(self.live), key=self.halving.holds)  # jobs that wait at a rung come last
         admitted = admit(waiting, self.config.resident, self._fits)
         leaving = [job for job in self.resident if job not in admitted]
         coming = [job for job in admitted if not job.resident]
         for job in leaving:
-            offload(folder, model, job)
+            offload(folder, job)
         for job in coming:
-            reload(folder, model, job)
+            reload(folder, job)
         return bool(leaving or coming)
 
     def next(self) -> list[Job]:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import nn
 
-from graft.attaching.parameters import tensors
-from graft.injection.state import state_of, unwrapped
 from graft.runs.folder import RunFolder
 from graft.training.checkpoints import ADAPTER, OPTIMISER, offloaded, with_prefix, write_job
 from graft.training.job import Job
@@ -24,7 +21,7 @@ from graft.utils.temporary import temporary
 
 
 @timed("checkpoints")
-def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
+def offload(folder: RunFolder, job: Job) -> None:
     """Write a job's tensors to its file and free their memory.
 
     The file is new each time, never changed in place: checkpoints may have hard links to an older one.
@@ -33,23 +30,23 @@ def offload(folder: RunFolder, model: nn.Module, job: Job) -> None:
     with explain_write_errors(path):
         path.parent.mkdir(exist_ok=True)
         with temporary(path) as fresh:
-            write_job(model, job, fresh)
+            write_job(job, fresh)
             os.replace(fresh, path)
-    for _, tensor in tensors(unwrapped(model), state_of(model), job.name):
+    for _, tensor in job.trainable.tensors():
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         tensor.grad = None
-    state_of(model).adapters[job.name].offloaded = True
+    job.trainable.note_offloaded(True)
     job.optimizer.state.clear()
     job.resident = False
 
 
 @timed("checkpoints")
-def reload(folder: RunFolder, model: nn.Module, job: Job) -> None:
+def reload(folder: RunFolder, job: Job) -> None:
     """Load an offloaded job's tensors back into memory."""
     stored = load_tensors(offloaded(folder, job))
     own = with_prefix(stored, ADAPTER)
-    for name, tensor in tensors(unwrapped(model), state_of(model), job.name):
+    for name, tensor in job.trainable.tensors():
         tensor.data = own[name].to(tensor.device)
     restore_optimizer(job.optimizer, list(job.params), with_prefix(stored, OPTIMISER))
-    state_of(model).adapters[job.name].offloaded = False
+    job.trainable.note_offloaded(False)
     job.resident = True

@@ -1,4 +1,4 @@
-"""Publish a job: write the adapter folder that users take, with its template and model card."""
+"""Publish a job: write the adapter folder, or the trained model, that users take, with its template and model card."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 
 from graft.attaching.saving import save
 from graft.bases.vocabulary import tokenizer_files
+from graft.bases.whole import write_model
 from graft.data.batches import Layout
 from graft.runs.folder import RunFolder
 from graft.training.assembly import JobParts, RunParts
 from graft.training.job import Job
 from graft.training.records.model_card import model_card
 from graft.utils.clock import timed
+from graft.utils.files import new_dir
 
 
 @timed("checkpoints")
 def publish(parts: RunParts, folder: RunFolder, job: Job, last_loss: float | None, layout: Layout) -> None:
-    """Write adapters/<name>: weights, configuration, template and model card.
+    """Write adapters/<name>: weights, configuration, template and model card. A base that trained itself is written to model/.
 
     last_loss: training loss of the job's last step. layout: that of the run's batches. The card names both.
     """
@@ -33,12 +35,19 @@ def publish(parts: RunParts, folder: RunFolder, job: Job, last_loss: float | Non
     }
     best = f"Validation loss (step {job.best['step']:.0f}, the weights here)" if job.best else "Validation loss"
     losses = {"Training loss of the last step": last_loss, best: job.best["loss"] if job.best else None}
+    card = model_card(part.config, job, losses, facts, len(part.data.classes))
+    if job.trainable.adapter is None:
+        with new_dir(folder.model_dir) as fresh:
+            write_model(parts.base, fresh)
+            template.save(fresh)
+            (fresh / "README.md").write_text(card, encoding="utf-8")
+        return
     with tempfile.TemporaryDirectory() as scratch:  # a template saves itself to a folder; `save` takes texts by name
         template.save(scratch)
         files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(scratch).iterdir())}
     if parts.base.added:
         files |= tokenizer_files(parts.base.tokenizer)
-    files["README.md"] = model_card(part.config, job, losses, facts, len(part.data.classes))
+    files["README.md"] = card
     save(parts.base.model, job.name, folder.adapter_dir(job.name), extra_files=files)
 
 

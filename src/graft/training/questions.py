@@ -9,6 +9,8 @@ from graft.attaching.parameters import parameters
 from graft.attaching.summary import summary
 from graft.injection.state import Installed, state_of
 from graft.training.assembly import RunParts
+from graft.training.job import Job
+from graft.training.trained_base import rounding_note
 
 WIDTHS = ("rank", "bottleneck")
 """The fields of adapters that are a width of their own."""
@@ -20,6 +22,8 @@ def questions(parts: RunParts) -> list[str]:
     """Return a sentence for each setting of a run of one job that deserves a second look."""
     (part,) = parts.members
     job, train = part.job, part.config.train
+    if job.trainable.adapter is None:
+        return [*_of_steps(train.lr, train.batch_size, len(job.train)), *_of_rounding(parts, job)]
     return [
         *_of_steps(train.lr, train.batch_size, len(job.train)),
         *_of_widths(state_of(parts.base.model).adapter(job.name).installs),
@@ -34,6 +38,11 @@ def _of_steps(lr: float, batch_size: int, samples: int) -> Iterator[str]:
     if batch_size > samples:
         there = "there is only 1 training sample" if samples == 1 else f"there are only {samples:,} training samples"
         yield f"train.batch_size is {batch_size:,}, but {there}: each step takes all of them."
+
+
+def _of_rounding(parts: RunParts, job: Job) -> Iterator[str]:
+    if (note := rounding_note(parts.base, job)) is not None:
+        yield note + "."
 
 
 def _of_widths(installs: list[Installed]) -> Iterator[str]:

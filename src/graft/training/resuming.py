@@ -125,7 +125,7 @@ def _is_done(folder: RunFolder, queue: CommandQueue) -> bool:
     """Whether a run is finished, with nothing left to do. Raises `GraftError` for a run whose checkpoints were deleted: from its first step
     on it has some, and to begin again would replace what it has learnt."""
     finished, steps = folder.last_status().get("state") == "finished", folder.checkpoints()
-    if finished and not queue.pending() and (folder.adapters() or not steps):
+    if finished and not queue.pending() and (folder.adapters() or folder.trained_model or not steps):
         return True
     taken = max((line["step"] for line in folder.metrics.read()), default=0)
     if not steps and (finished or taken > 1):

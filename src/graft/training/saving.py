@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
-
 from graft.runs.commands import CommandQueue
 from graft.runs.folder import RunFolder
 from graft.training.checkpoints import (
     offload_dir,
-    restore_adapter,
     restore_checkpoint,
+    restore_trained,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -28,13 +26,16 @@ SAVE_SECONDS = 600.0
 
 
 class Saver:
-    """Saves the jobs of one run. `publish(job)` writes the adapter folder that users take: after a job's first step, and at its end."""
+    """Saves the jobs of one run.
+
+    `publish(job)` writes the adapter folder (or the model) that users take: after a job's first step, and at its end.
+    """
 
     def __init__(
-        self, folder: RunFolder, model: nn.Module, pool: JobPool, queue: CommandQueue, recorder: Recorder,
+        self, folder: RunFolder, pool: JobPool, queue: CommandQueue, recorder: Recorder,
         publish: Callable[[Job], Any], every: int | None, keep: int,
     ) -> None:  # fmt: skip
-        self.folder, self.model, self.pool, self.queue, self.recorder = folder, model, pool, queue, recorder
+        self.folder, self.pool, self.queue, self.recorder = folder, pool, queue, recorder
         self.publish, self.every, self.keep = publish, every, keep
         self._published: set[str] = set()
         """Jobs that ended and have their final adapter folder."""
@@ -51,7 +52,7 @@ class Saver:
         if first or due or best or any(job.ended for job in stepped):
             self.save(step)
         if first:  # a disk that fails, or an adapter that cannot be saved, shows now and not at the end
-            verify_checkpoint(self.folder.checkpoint_dir(step), self.model, first)
+            verify_checkpoint(self.folder.checkpoint_dir(step), first)
             for job in first:
                 self.publish(job)
 
@@ -61,13 +62,13 @@ class Saver:
             return
         more = {**self.pool.state(), "orders": self.queue.done, "losses": self.recorder.losses}
         layout = self.pool.batcher.layout
-        save_checkpoint(self.folder, self.model, self.pool.jobs, step, layout, self.keep, **more)
+        save_checkpoint(self.folder, self.pool.jobs, step, layout, self.keep, **more)
         self._saved, self._saved_at = step, time.monotonic()
         self.recorder.event("checkpoint", step=step)
 
     def restore(self, step: int) -> dict[str, Any]:
         """Put model, jobs, pool, queue and losses where a checkpoint has them; its state.json."""
-        state = restore_checkpoint(self.folder, self.model, self.pool.jobs, step)
+        state = restore_checkpoint(self.folder, self.pool.jobs, step)
         self.pool.restore(state)
         self.queue.skip(state["orders"])
         self.recorder.losses.update(state["losses"])
@@ -79,15 +80,15 @@ class Saver:
         for job in self.pool.jobs:
             if job.ended is not None and job.ended != FAILED and job.name not in self._published:
                 self.publish_best(job)
-                offload(self.folder, self.model, job)
+                offload(self.folder, job)
 
     def publish_best(self, job: Job) -> None:
         """Publish a job's adapter as it was at its best validation, or as it is where the job has none."""
         if not job.resident:
-            reload(self.folder, self.model, job)
+            reload(self.folder, job)
         if job.step:
             if job.best is not None and job.best_at is not None and job.best["step"] != job.step:
-                restore_adapter(self.folder, self.model, job.name, job.best_at)
+                restore_trained(self.folder, job, job.best_at)
             self.publish(job)
         if job.ended is not None:
             self._published.add(job.name)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from graft.attaching.saving import save
-from graft.attaching.summary import summary
 from graft.bases import pad_id
 from graft.bases.quantised import quantised
 from graft.config import AnyRun, RunConfig, local_paths
@@ -24,6 +23,7 @@ from graft.training.publishing import publish
 from graft.training.records.progress import Reporter
 from graft.training.records.trackers import trackers
 from graft.training.settings import Settings
+from graft.training.trained_base import rounding_note, trained_summary
 from graft.utils.streams import outlasting
 
 
@@ -39,6 +39,7 @@ def train(
     fails is noted in status.json, and the others go on.
     """
     folder = RunFolder(out)
+    _refuse_own_base(config, folder)
     folder.check_vacant(overwrite)  # touches nothing, which a claim would
     with folder.claim(force):
         folder.check_vacant(overwrite)  # again, since another process may have trained there until now
@@ -52,6 +53,15 @@ def train(
             write_beginning(parts, folder)
             run_parts(parts, folder, None, quiet)
     return folder
+
+
+def _refuse_own_base(config: AnyRun, folder: RunFolder) -> None:
+    """Raise `GraftError` for a base that lies in the folder that the run would replace."""
+    base = Path(config.base.model).expanduser()
+    if base.is_dir() and folder.path.exists() and base.resolve().is_relative_to(folder.path.resolve()):
+        raise GraftError(
+            f"base.model {base} lies in {folder.path}, which the run would replace: name another folder with --out"
+        )
 
 
 def write_facts(parts: RunParts, folder: RunFolder) -> None:
@@ -152,10 +162,11 @@ def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Repo
     )
     if part is parts.members[0] and (held := quantised(parts.base.model)) is not None:
         reporter.say(f"The base holds {held}" + (f"; {held.kept_note}" if held.kept_note is not None else ""))
-    if (note := reference_note(part.config)) is not None:
-        reporter.say(note)
+    for note in (reference_note(part.config), rounding_note(parts.base, job)):
+        if note is not None:
+            reporter.say(note)
     if reporter.live and not checkpoint and len(parts.members) == 1:
-        reporter.show(str(summary(parts.base.model)), data, f"Sample 1, trained on where it is {LEARNT}:")
+        reporter.show(str(trained_summary(parts.base.model, job)), data, f"Sample 1, trained on where it is {LEARNT}:")
         reporter.show(coloured(part.data.train[0], parts.base.tokenizer, classes=part.data.classes))
         return
     for note in (*data.left_out, *data.notes):

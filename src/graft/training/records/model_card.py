@@ -25,10 +25,17 @@ def model_card(
     """
     model, options = CLASSES[config.data.task]
     base = public_name(config.base.model)
-    adapter = config.adapter.model_dump(mode="json") if isinstance(config.adapter, BaseModel) else config.adapter
+    method = config.train.method
+    adapter: Any = (
+        {"kind": method.kind, "parts": method.parts}
+        if config.adapter is None
+        else config.adapter.model_dump(mode="json")
+        if isinstance(config.adapter, BaseModel)
+        else config.adapter
+    )
     rows = {
         "Base": base + (f" @ {config.base.revision}" if config.base.revision else ""),
-        "Adapter": ", ".join(
+        "Method" if config.adapter is None else "Adapter": ", ".join(
             f"{key} {_short(value)}" for key, value in _plain(adapter).items() if value not in ({}, [], None, False)
         ),
         "Parameters": f"{sum(parameter.numel() for parameter in job.params.values()):,}",
@@ -41,26 +48,27 @@ def model_card(
     }
     table = "\n".join(f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items())
     table = table.replace(f"{Path.home()}/", "~/")  # the card is for others
+    whole, folder = config.adapter is None, "path/to/this/folder"
+    kind, imported = _plain(adapter).get("kind", "adapter"), "" if whole else "import graft\n"
+    loading = "" if whole else f'\ngraft.load(model, "{folder}")'
     return f"""---
-library_name: graft
+library_name: {"transformers" if whole else "graft"}
 base_model: {base}
-tags: [adapter, {_plain(adapter).get("kind", "adapter")}]
+tags: [{"" if whole else "adapter, "}{kind}]
 ---
 
 # {job.name}
 
-An adapter for `{base}`, trained with Graft.
+{f"`{base}`, trained with Graft: its own weights changed." if whole else f"An adapter for `{base}`, trained with Graft."}
 
 | | |
 |---|---|
 {table}
 
 ```python
-import graft
-from transformers import {model}
+{imported}from transformers import {model}
 
-model = {model}.from_pretrained("{base}"{options.format(count=classes)})
-graft.load(model, "path/to/this/folder")
+model = {model}.from_pretrained("{folder if whole else base}"{"" if whole else options.format(count=classes)}){loading}
 ```
 
 {LAST_WORDS[config.data.task]}

@@ -30,6 +30,7 @@ from graft.training.step import (
     scores_of,
     sums_by_row,
 )
+from graft.training.updates.accumulation import Float32Sums
 
 
 class Gradients:
@@ -66,12 +67,17 @@ class Gradients:
 def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: Begun) -> Ran:
     """Run all rows of the step, one micro-batch after the other, and add their gradients up in the parameters."""
     ran, sums = list(begun.ran), list(begun.sums)
+    wide = [Float32Sums(job.params.values()) for job in jobs if job.config.accumulate_in == "float32"]
     for micro in batcher.cut(begun.to_run):
         losses_N = forward.losses(*batcher.inputs(micro, forward.device))
         sums_R = sums_by_row(losses_N, micro)
         loss_of(jobs, micro, sums_R, begun.sizes).backward()
+        for each in wide:
+            each.take()
         ran += micro
         sums.append(sums_R.detach())
+    for each in wide:
+        each.give()
     for penalty in (job.penalty() for job in jobs):
         if penalty is not None:
             penalty.backward()

@@ -72,6 +72,8 @@ def update_bytes(parameters: Sequence[Tensor], config: TrainConfig) -> int:
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     if isinstance(config.method, MeZOMethod) and config.method.restore == "subtract":
         size = 0
+    if config.accumulate_in == "float32":
+        size += 4 * sum(parameter.numel() for parameter in parameters)
     return size + state_bytes(parameters, config)
 
 

@@ -1,0 +1,128 @@
+"""What a job trains: an adapter, or parameters of the base itself.
+
+Jobs, checkpoints, offloading and publishing go through this contract and know no more of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from graft.adapters.base import AdapterModule
+from graft.architectures.parts import parameters_of
+from graft.attaching.parameters import adapter_modules, lr_factors, parameter_groups, parameters, tensors
+from graft.attaching.saving import load_training_state, training_state
+from graft.attaching.stored import copy_strictly
+from graft.config.train import TrainConfig
+from graft.injection.state import site_table_of, state_of, unwrapped
+
+
+class Trainable(Protocol):
+    """What a job trains."""
+
+    params: dict[str, nn.Parameter]
+    """Trainable parameters by name, in the order of the optimiser's groups."""
+    modules: list[AdapterModule]
+    """The modules of the adapter; none where the base trains."""
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter that the job's rows run through; None is the bare base."""
+        ...
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the parameters as groups for an optimiser, each with its learning rate."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors as they train, detached, for checkpoints."""
+        ...
+
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Load what `state` returned. Raises `GraftError` for missing, extra or misshapen tensors."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors themselves, which offloading empties."""
+        ...
+
+    def note_offloaded(self, offloaded: bool) -> None:
+        """Note that the tensors are in a file for now, or that they are back."""
+        ...
+
+
+class TrainedAdapter:
+    """An attached adapter."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model, self.adapter = model, name
+        factors = lr_factors(model, name)
+        # Parameters with the plain learning rate come first, then one optimiser group per factor.
+        self.params = dict(
+            sorted(parameters(model, name), key=lambda item: (factors[item[0]] != 1.0, factors[item[0]]))
+        )
+        self.modules = adapter_modules(model, name)
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        """One group per factor of the learning rate (LoRA+ has two)."""
+        return parameter_groups(self.model, self.adapter, lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of the adapter, reparametrisations included."""
+        return training_state(self.model, self.adapter)
+
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Load them."""
+        load_training_state(self.model, self.adapter, stored)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The adapter's parameters and persistent buffers."""
+        return tensors(unwrapped(self.model), state_of(self.model), self.adapter)
+
+    def note_offloaded(self, offloaded: bool) -> None:
+        """No forward context may name it while it is offloaded."""
+        state_of(self.model).adapters[self.adapter].offloaded = offloaded
+
+
+class TrainedBase:
+    """Parameters of the base itself. `by_part` holds them for each name under `parts` of the method."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, also: Sequence[str] = ()) -> None:
+        assert config.method.parts is not None
+        self.model, self.adapter = model, None
+        self.by_part = parameters_of(site_table_of(model), config.method.kind, config.method.parts)
+        for path in also:  # a fresh head is random, so it trains whatever the parts are
+            named = unwrapped(model).get_submodule(path).named_parameters()
+            self.by_part.setdefault("head", {}).update({f"{path}.{key}": each for key, each in named})
+        unique = {key: each for found in self.by_part.values() for key, each in found.items()}
+        self.params = {key: each for key, each in unwrapped(model).named_parameters() if key in unique}
+        self.modules: list[AdapterModule] = []
+        for parameter in self.params.values():
+            parameter.requires_grad_(True)
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        """One group."""
+        return [{"params": list(self.params.values()), "lr": lr}]
+
+    def state(self) -> dict[str, Tensor]:
+        """The parameters that train; the others are in the base's own files."""
+        return {key: each.detach() for key, each in self.params.items()}
+
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Load them."""
+        copy_strictly(stored, self.params, "the trained parameters of the base")
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The same."""
+        return iter(self.params.items())
+
+    def note_offloaded(self, offloaded: bool) -> None:
+        """A base that trains is never offloaded: no other job can share it."""
+        assert not offloaded
+
+
+def trainable_of(model: nn.Module, name: str, config: TrainConfig, also: Sequence[str] = ()) -> Trainable:
+    """Return what a job of this name and configuration trains in a model. An adapter is attached by then. also: see `Job.make`."""
+    return TrainedAdapter(model, name) if config.method.parts is None else TrainedBase(model, config, also)
