@@ -91,7 +91,7 @@ def test_the_steps_are_those_of_a_plain_loop(family: str) -> None:
         ("embed head", lambda name: "embed" in name or "lm_head" in name),
         (["attn.q", r"re:.*\.down_proj"], lambda name: "q_proj" in name or "down_proj" in name),
     ],
-    ids=str,
+    ids=["all", "attn", "mlp and norm", "layer", "tables", "pattern"],
 )  # fmt: skip
 def test_the_parts_that_are_named_train_and_no_others(parts: Any, trained: Any) -> None:
     model = tiny()
@@ -255,6 +255,7 @@ def test_mezo_trains_the_base_too(world: Path, tmp_path: Path, monkeypatch: pyte
         (["adapter={kind: lora}"], "train.method full trains the base itself, so an adapter has no use: remove the key `adapter`"),
         (["train.method=adapter"], "missing key 'adapter': name a kind, such as lora, or train the base itself"),
         (["train.method=mezo"], "missing key 'adapter': name a kind, such as lora, or set train.method.parts to all"),
+        (["base.quantize=nf4"], "train.method full trains the base's own weights, which base.quantize: nf4 makes too coarse"),
         (["train.compile=true"], "train.compile does not go with train.method full"),
         (["train.init_from=x"], "init_from is an adapter to start from, but method full trains the base"),
         (["data.task=preference", "train.objective=dpo"], "objective dpo compares with the base, which method full itself trains"),

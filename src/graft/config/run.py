@@ -98,6 +98,11 @@ class RunConfig(Section):
                 f"train.method {method.kind} trains the base itself, so an adapter has no use: remove the key `adapter`. (An adapter of "
                 "kind full trains modules too, as a difference beside a base that stays as it is: for that, remove train.method)"
             )
+        if method.parts is not None and self.base.quantize is not None:
+            raise ValueError(
+                f"train.method {method.kind} trains the base's own weights, which base.quantize: {self.base.quantize} makes too coarse to "
+                "train: remove it, or train an adapter"
+            )
         return self
 
     @model_validator(mode="after")
