@@ -256,6 +256,7 @@ def test_mezo_trains_the_base_too(world: Path, tmp_path: Path, monkeypatch: pyte
         (["train.method=adapter"], "missing key 'adapter': name a kind, such as lora, or train the base itself"),
         (["train.method=mezo"], "missing key 'adapter': name a kind, such as lora, or set train.method.parts to all"),
         (["base.quantize=nf4"], "train.method full trains the base's own weights, which base.quantize: nf4 makes too coarse"),
+        (["base.reversible=meft1"], "leaves an ordinary model, which base.reversible would not be"),
         (["train.compile=true"], "train.compile does not go with train.method full"),
         (["train.init_from=x"], "init_from is an adapter to start from, but method full trains the base"),
         (["data.task=preference", "train.objective=dpo"], "objective dpo compares with the base, which method full itself trains"),

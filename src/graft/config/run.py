@@ -103,6 +103,10 @@ class RunConfig(Section):
                 f"train.method {method.kind} trains the base's own weights, which base.quantize: {self.base.quantize} makes too coarse to "
                 "train: remove it, or train an adapter"
             )
+        if method.parts is not None and self.base.reversible is not None:
+            raise ValueError(
+                f"train.method {method.kind} leaves an ordinary model, which base.reversible would not be: leave out one of the two"
+            )
         return self
 
     @model_validator(mode="after")
