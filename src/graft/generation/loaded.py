@@ -29,7 +29,7 @@ from graft.formats.own import coupling_of
 from graft.formats.rows import has_tokenizer, needed_rows
 from graft.generation.beside import template_beside, template_source, tokenizer_for
 from graft.generation.engines import Engine, LocalEngine
-from graft.generation.whole import trained_base
+from graft.generation.whole import trained_base, without_adapter
 from graft.injection.state import state_of
 from graft.runs.folder import RunFolder
 
@@ -215,13 +215,8 @@ def _named_template(name: str, base: Base) -> Template:
 def _run_adapters(folder: RunFolder) -> list[tuple[str, Path]]:
     """Return name and folder of every adapter of a run."""
     names = folder.adapters()
-    if not names and folder.trained_model is not None:
-        raise GraftError(
-            f"the run in {folder.path} trained a whole model and no adapter: name it as a base, --base {folder.trained_model}"
-        )
     if not names:
-        state = folder.read_status().get("state", "not started")
-        raise GraftError(f"the run in {folder.path} has no adapter yet (it is {state}): graft resume {folder.path}")
+        raise without_adapter(folder)
     return [(name, folder.adapter_dir(name)) for name in names]
 
 

@@ -27,3 +27,13 @@ def trained_base(folder: RunFolder, config: RunConfig, given: BaseConfig | None)
         raise GraftError(f"the run in {folder.path} has no model yet (it is {state}): graft resume {folder.path}")
     settings = {"model": str(found), "tokenizer": None, "new_tokens": (), "head": "auto", "revision": None}
     return (given or config.base).model_copy(update=settings)
+
+
+def without_adapter(folder: RunFolder) -> GraftError:
+    """Return the error for a run that has no adapter: it trained a whole model, or has not come so far."""
+    if folder.trained_model is not None:
+        return GraftError(
+            f"the run in {folder.path} trained a whole model and no adapter: name it as a base, --base {folder.trained_model}"
+        )
+    state = folder.read_status().get("state", "not started")
+    return GraftError(f"the run in {folder.path} has no adapter yet (it is {state}): graft resume {folder.path}")
