@@ -48,6 +48,14 @@ def command(
             show_default=False,
         ),
     ] = None,
+    base_name: Annotated[
+        str | None,
+        typer.Option(
+            "--base-name",
+            help="What the files call the base: a hub name, or a folder where PEFT finds it. By default no more than a folder's last part.",
+            show_default=False,
+        ),
+    ] = None,
     use: Only = None,
     any_base: AnyBase = False,
     device: Device = None,
@@ -63,7 +71,9 @@ def command(
     model, name = _attached(source, base, use, any_base, device, dtype)
     from graft.formats import exporting
 
-    notes = list(exporting.export(model, name, to, format=format, serving=serving, convert=convert, svd=svd))
+    notes = list(
+        exporting.export(model, name, to, format=format, serving=serving, convert=convert, svd=svd, base_name=base_name)
+    )
     written = sorted(path.name for path in to.iterdir())
     if as_json:
         print_json({"source": source, "to": to, "format": format, "files": written, "notes": notes})

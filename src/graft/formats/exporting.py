@@ -14,7 +14,8 @@ from graft.attaching.merge import own_weights, refuse_reversible
 from graft.attaching.stored import write_tensors
 from graft.errors import GraftError, did_you_mean
 from graft.formats.adapterhub.writing import write as write_adapterhub
-from graft.formats.folder import Folder, site_adapters
+from graft.formats.folder import Folder, is_shortened, site_adapters
+from graft.formats.folder import base_name as base_name_of
 from graft.formats.llm_adapters.writing import write as write_llm_adapters
 from graft.formats.peft.naming import refuse_misread
 from graft.formats.peft.writing import write as write_peft
@@ -32,11 +33,13 @@ class Format:
     """The name of the config file."""
     weights: str
     """The name of the weights file."""
+    base: str = "base_model_name_or_path"
+    """The config's field that names the base."""
 
 
 FORMATS: dict[str, Format] = {
     "peft": Format(write_peft, "adapter_config.json", "adapter_model.safetensors"),
-    "adapterhub": Format(write_adapterhub, "adapter_config.json", "adapter.safetensors"),
+    "adapterhub": Format(write_adapterhub, "adapter_config.json", "adapter.safetensors", "model_name"),
     "llm-adapters": Format(write_llm_adapters, "adapter_config.json", "adapter_model.bin"),
 }
 
@@ -50,12 +53,15 @@ def export(
     serving: str | None = None,
     convert: bool = False,
     svd: int | None = None,
+    base_name: str | None = None,
 ) -> list[str]:
     """Write one adapter to a new folder in another library's format. Return notes on what was converted.
 
     format: peft, adapterhub or llm-adapters. serving: vllm, sglang or tgi; refuse an adapter that this server would not read whole.
     convert: also apply the conversions that are exact (one rank for all layers, zero LoRAs at layers that the server needs too). svd: write
-    the adapter's change to each weight as a LoRA of this rank, for kinds that PEFT cannot hold; the notes say how much is lost.
+    the adapter's change to each weight as a LoRA of this rank, for kinds that PEFT cannot hold; the notes say how much is lost. base_name:
+    what the files call the base, a hub name or a folder. Without it, a folder outside the current one is called by its last part, so that
+    files tell nothing of this machine; a note says so.
     Raises `GraftError` for an unknown format, for what the format or server cannot hold (with the reason), and for a folder that is not
     empty.
     """
@@ -77,6 +83,7 @@ def export(
             refuse_misread(root, written.config)
         if serving is not None:
             written = fitted(root, written, serving, convert=convert)
+        _name_base(root, kind, written, base_name)
         tensors = _on_cpu(written.tensors)
         files = {
             file: content if file.endswith(".json") else _on_cpu(content) for file, content in written.files.items()
@@ -94,6 +101,19 @@ def export(
             else:
                 write_tensors(content, fresh / file)
     return written.notes
+
+
+def _name_base(root: nn.Module, kind: Format, written: Folder, name: str | None) -> None:
+    """Write the base's name into the config, or note that it is not where PEFT looks for it."""
+    if name is not None:
+        if kind.base not in written.config:
+            raise GraftError(f"this folder does not name its base, so base_name '{name}' has no effect: leave it out")
+        written.config[kind.base] = name
+    elif kind is FORMATS["peft"] and is_shortened(root):
+        written.notes.append(
+            f"the files call the base '{base_name_of(root)}', the last part of its folder, and tell nothing else of this machine: "
+            "AutoPeftModel finds no base there. --base-name (base_name= in Python) writes a hub name, or the whole folder"
+        )
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,9 +43,25 @@ def site_adapters(root: nn.Module, state: State, name: str) -> list[SiteAdapter]
 
 
 def base_name(root: nn.Module) -> str | None:
-    """The hub name or folder that the base was loaded from, as `public_name` gives it, None if it was built in memory."""
-    name = getattr(getattr(root, "config", None), "_name_or_path", None)
-    return public_name(str(name)) if name else None
+    """The hub name or folder that the base was loaded from, None if it was built in memory.
+
+    An absolute folder below the current one is named from there, so that PEFT finds it from the same place; of another one only the last
+    part is named (`public_name`).
+    """
+    name = str(getattr(getattr(root, "config", None), "_name_or_path", None) or "")
+    if name and Path(name).is_absolute() and Path(name).is_relative_to(Path.cwd()) and Path(name) != Path.cwd():
+        return str(Path(name).relative_to(Path.cwd()))
+    return public_name(name) if name else None
+
+
+def is_shortened(root: nn.Module) -> bool:
+    """Whether `base_name` names no more than the last part of the folder that the base was loaded from."""
+    name = str(getattr(getattr(root, "config", None), "_name_or_path", None) or "")
+    return (
+        base_name(root) not in (name, None)
+        and Path(name).expanduser().is_dir()
+        and not Path(str(base_name(root))).is_dir()
+    )
 
 
 @dataclass

@@ -30,8 +30,9 @@ def tied_tables(model: nn.Module) -> list[str]:
     T5 and BART list one table as `shared` and call modules tied to it.
     """
     path, embedding = next(iter(ends(model).items()), ("", None))
+    weight = getattr(embedding, "weight", None)  # a model of sound has a list of tables, which has none
     every = {name: module for name, module in base_submodules(model) if is_table(module)}
-    found = [name for name, module in every.items() if embedding is not None and module.weight is embedding.weight]
+    found = [name for name, module in every.items() if weight is not None and module.weight is weight]
     embeddings = sorted(name for name in found if isinstance(every[name], nn.Embedding))
     if len(embeddings) > 1 and path.endswith("shared"):
         embeddings.remove(path)

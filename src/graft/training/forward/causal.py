@@ -54,6 +54,11 @@ class Forward:
         self.head: Any = self.root.get_output_embeddings() if hasattr(self.root, "get_output_embeddings") else None
         if self.head is None:
             raise GraftError(f"{type(self.root).__name__} has no language-model head: load a causal language model")
+        if isinstance(self.head, nn.ModuleList):
+            raise GraftError(
+                f"{type(self.root).__name__} has a list of {len(self.head)} heads, one for each stream of tokens, and none for text: "
+                "Graft's training and evaluation need one. graft.attach adapts such a model for a loop of your own"
+            )
         taken = inspect.signature(self.root.forward).parameters
         self.takes = {
             name for name in ("position_ids", "attention_mask", "use_cache", "logits_to_keep") if name in taken
@@ -66,7 +71,7 @@ class Forward:
     @property
     def device(self) -> torch.device:
         """The device that batches have to be on."""
-        return self.root.get_input_embeddings().weight.device
+        return next(self.root.get_input_embeddings().parameters()).device
 
     def _running(self, batch: Batch, context: ForwardContext) -> AbstractContextManager[None]:
         """The context in effect for a call of the body or the model, with the batch's mask in it, which the body alone would not note."""
