@@ -19,6 +19,7 @@ from graft.architectures.walk import base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.errors import GraftError
 from graft.injection.state import AttachedAdapter, Installed, State, site_table_of, state_of, unwrapped
+from graft.ops.packed import packed_weight
 from graft.routing.context import ForwardContext
 
 
@@ -192,8 +193,11 @@ def _folded(root: nn.Module, path: str, name: str, installs: list[Installed]) ->
     """
     host = root.get_submodule(path)
     weight = getattr(host, "weight", None)
-    if not isinstance(weight, Tensor) or not holds_numbers(weight):
-        raise GraftError(f"'{path}' has quantised weights: load the base in bfloat16 or float32, then merge")
+    if not isinstance(weight, Tensor) or not holds_numbers(weight) or packed_weight(host) is not None:
+        raise GraftError(
+            f"'{path}' has quantised weights, which cannot take an adapter in: load the base in bfloat16 or float32, then merge. "
+            "graft merge RUN --to FOLDER dequantises the base and writes the merged model in bfloat16 or float32"
+        )
     stored = weight.detach().t() if is_transposed(host) else weight.detach()
     dtype = torch.promote_types(weight.dtype, torch.float32)
     full, bias = stored.to(dtype, copy=True), getattr(host, "bias", None)

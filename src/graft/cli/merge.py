@@ -81,6 +81,11 @@ def command(
         return
     about = report.dtype if labels else f"{report.dtype}, template {candidate.template.name}"
     typer.echo(f"{report.adapter} is merged into {loaded.base.name}: {to} ({about})")
+    if report.dequantised is not None:
+        typer.echo(
+            f"the base was in {report.dequantised}: its weights were dequantised and the adapter was folded into them. The merged model is "
+            "not quantised"
+        )
     agreed = {
         "classification": f"the class is the same for {report.same_next_token:.1%} of the prompts",
         "regression": "each is one value",

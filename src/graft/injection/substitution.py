@@ -123,6 +123,12 @@ def substitute(module: nn.Module, mixin: type) -> None:
         module.__class__ = _generated(base, tuple(sorted((*mixins, mixin), key=ORDER.index)))
 
 
+def rebase(module: nn.Module, base: type[nn.Module]) -> None:
+    """Give a module another class of its own, under the mixins that it has."""
+    cls = type(module)
+    module.__class__ = _generated(base, cls.graft_mixins) if issubclass(cls, Substituted) else base
+
+
 def own_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module has without Graft."""
     cls = type(module)
