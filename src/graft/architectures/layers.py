@@ -15,8 +15,12 @@ BATCH_NORMS = (
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer: nn.Linear or a subclass (quantised ones too), but no block-diagonal one, or GPT-2's Conv1D."""
-    return isinstance(module, nn.Linear) and not hasattr(module, "n_groups") or is_transposed(module)
+    """Whether a module is a linear layer: nn.Linear or a subclass, but no block-diagonal one, GPT-2's Conv1D, or one with packed weights.
+
+    Quantised layers are subclasses in most libraries. Those of GPTQ and AWQ are told by the name of their weights.
+    """
+    packed = "qweight" in module._buffers and hasattr(module, "in_features") and hasattr(module, "out_features")
+    return isinstance(module, nn.Linear) and not hasattr(module, "n_groups") or is_transposed(module) or packed
 
 
 def holds_numbers(weight: Tensor) -> bool:

@@ -7,6 +7,7 @@ that say so. Code from a repository runs only if the user allows it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from transformers.utils import logging
 
 from graft.attaching.fingerprint import fingerprint
 from graft.bases.heads import draw_head, fresh_modules, head_modules
+from graft.bases.quantised import quantised as is_quantised
 from graft.bases.quantising import method_of, need_bitsandbytes, options_of, settle
 from graft.bases.sources import SEEDLING as SEEDLING
 from graft.bases.sources import explained, near, source_of
@@ -147,6 +149,13 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
     missing, fresh = sorted({*info["missing_keys"], *others}), ()
     if quantised:
         settle(model, dtype, {name.rpartition(".")[0] for name in missing})
+        own = method_of(found)
+        if config.quantize is None and own is not None and not is_quantised(model):
+            warnings.warn(
+                f"base.model: the weights in {source} are quantised ({own.get('quant_method')}), and transformers dequantised them to "
+                f"{str(dtype).removeprefix('torch.')} because this device cannot compute with them",
+                stacklevel=2,
+            )
     if task in LABELLED and (missing or drawn):
         fresh, missing = fresh_modules(model, missing), []
         fresh = tuple(dict.fromkeys((*fresh, *head_modules(model)))) if drawn else fresh

@@ -62,6 +62,8 @@ def explained(config: BaseConfig, source: str) -> Iterator[None]:
     try:
         with nullcontext() if local else cached_if_silent():
             yield
+    except GraftError:
+        raise
     except ImportError as error:
         if config.attention == "flash_attention_2":
             raise MissingExtra("flash_attn", "gpu") from error

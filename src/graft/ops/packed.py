@@ -99,13 +99,14 @@ def _float8(module: nn.Module) -> PackedWeight | None:
     weight, scales = module._parameters.get("weight"), module._parameters.get("weight_scale_inv")
     if weight is None or scales is None or weight.dim() != 2 or weight.dtype != torch.float8_e4m3fn:
         return None
+    tile = getattr(module, "block_size", None)
 
     def dense(stored: Tensor, dtype: torch.dtype) -> Tensor:
-        if scales.dim() == 2:  # a scale for each tile; tiles at the edge may be smaller
-            high, wide = (-(-size // count) for size, count in zip(stored.shape, scales.shape, strict=True))
-            spread = scales.repeat_interleave(high, 0)[: stored.shape[0]].repeat_interleave(wide, 1)
-            return (stored.float() * spread[:, : stored.shape[1]]).to(dtype)
-        return (stored.float() * scales).to(dtype)
+        spread = scales.float()
+        if tile is not None:  # a scale for each tile; those at the edge may be smaller
+            spread = spread.repeat_interleave(tile[0], 0)[: stored.shape[0]]
+            spread = spread.repeat_interleave(tile[1], 1)[:, : stored.shape[1]]
+        return (stored.float() * spread).to(dtype)
 
     return PackedWeight(weight.data, dense, torch.bfloat16)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ import transformers
 from torch import Tensor, nn
 
 from graft.attaching.summary import sites
+from graft.bases.quantising import options_of, settle
+from graft.config.base import BaseConfig
 
 VOCABULARY, PAD = 61, 0
 ENDS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
@@ -47,6 +50,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5": ("T5ForConditionalGeneration", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"}),
 }
 """Family -> (model class, config class, sizes)."""
+QUANTISED = ("llama-nf4", "llama-int8", "gpt2-nf4", "bert-int8", "t5-nf4")
+"""Families with their linear layers in few bits; they need bitsandbytes."""
 DEFAULT_FAMILIES = ("llama", "bloom", "gptj", "bert", "t5")
 """Families of the contract when nobody names others: grouped queries, a fused qkv projection, a parallel block, an encoder, both."""
 CAUSAL = frozenset(FAMILIES) - {"bert", "t5"}
@@ -54,11 +59,15 @@ CAUSAL = frozenset(FAMILIES) - {"bert", "t5"}
 
 
 @functools.cache
-def pristine(family: str, attention: str | None = None, layers: int = 2) -> Any:
+def pristine(family: str, attention: str | None = None, layers: int = 2, dtype: torch.dtype = torch.float32) -> Any:
     """Return the one base of a family, in evaluation mode. Everybody shares it: never change it.
 
-    attention: "eager" or "sdpa"; None leaves the choice to the family. Raises KeyError for an unknown family.
+    family: a name in `FAMILIES` or `QUANTISED`. attention: "eager" or "sdpa"; None leaves the choice to the family. dtype: of a quantised
+    family. Raises KeyError for an unknown family.
     """
+    plain, _, bits = family.partition("-")
+    if bits:
+        return _quantised(pristine(plain, attention, layers), bits, attention, dtype)
     with torch.random.fork_rng():
         torch.manual_seed(11)
         model = new_base(family, attention, layers)
@@ -73,6 +82,19 @@ def pristine(family: str, attention: str | None = None, layers: int = 2) -> Any:
     return model.eval()
 
 
+def _quantised(model: Any, bits: str, attention: str | None, dtype: torch.dtype) -> Any:
+    """Return the base as `base.quantize` loads it."""
+    settings = BaseConfig.model_validate({"model": "tiny", "quantize": bits})
+    options = options_of(settings, model.config, model, dtype, labelled=False)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        found = type(model).from_pretrained(
+            folder, dtype=dtype, device_map={"": "cpu"}, attn_implementation=attention, **options
+        )
+    settle(found, dtype, ())
+    return found.requires_grad_(False).eval()
+
+
 def new_base(family: str, attention: str | None = None, layers: int = 2) -> Any:
     """Build a base with the weights that transformers gives it, on torch's current device."""
     model_class, config_class, sizes = FAMILIES[family]
@@ -84,6 +106,8 @@ def new_base(family: str, attention: str | None = None, layers: int = 2) -> Any:
 
 def tiny_base(family: str, attention: str | None = None, dtype: torch.dtype = torch.float32, *, layers: int = 2) -> Any:
     """Return a base of your own, in evaluation mode. The same arguments give the same weights."""
+    if "-" in family:
+        return copy.deepcopy(pristine(family, attention, layers, dtype))
     return copy.deepcopy(pristine(family, attention, layers)).to(dtype)
 
 
@@ -128,12 +152,12 @@ def changed_tensors(
     model: nn.Module, family: str, attention: str | None = None, dtype: torch.dtype = torch.float32
 ) -> list[str]:
     """Return the names of the base's tensors that changed, appeared or are gone."""
-    original = pristine(family, attention).state_dict()
+    original = pristine(family, attention, 2, dtype if "-" in family else torch.float32).state_dict()
     now = dict(base_tensors(model))
     return [
         name
         for name in dict.fromkeys((*original, *now))
-        if name not in now or name not in original or not torch.equal(now[name], original[name].to(dtype))
+        if name not in now or name not in original or not torch.equal(now[name], original[name].to(now[name].dtype))
     ]
 
 

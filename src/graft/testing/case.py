@@ -59,7 +59,12 @@ class Case:
     @property
     def causal(self) -> bool:
         """Whether the family generates from a prompt."""
-        return self.family in CAUSAL
+        return self.family.partition("-")[0] in CAUSAL
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the base holds its linear layers in few bits."""
+        return "-" in self.family
 
     @property
     def missing_sites(self) -> list[str]:
@@ -89,7 +94,7 @@ class Case:
             attach(model, {name: self.spec for name in names or ("a",)})
         if not fresh:
             for number, name in enumerate(names or ("a",)):
-                randomise(model, name, number, NOISE.get(self.family, 0.2))
+                randomise(model, name, number, NOISE.get(self.family.partition("-")[0], 0.2))
         return model
 
     def base_logits(self, inputs: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from graft.adapters.parsing import parse
 from graft.adapters.presets import Preset
 from graft.adapters.registry import entries, kind_class, register
 from graft.errors import GraftError, did_you_mean
-from graft.testing.bases import DEFAULT_FAMILIES, FAMILIES
+from graft.testing.bases import DEFAULT_FAMILIES, FAMILIES, QUANTISED
 from graft.testing.case import Case, DoesNotApply
 from graft.testing.checks import CHECKS, Check
 from graft.testing.fresh_process import FreshProcess
@@ -109,9 +109,9 @@ class Contract:
         """Raises `GraftError` for an unknown family or kind, and for what is neither a kind nor a config."""
         families = list(families)
         for family in families:
-            if family not in FAMILIES:
+            if family not in (known := (*FAMILIES, *QUANTISED)):
                 raise GraftError(
-                    f"there is no tiny base '{family}'.{did_you_mean(family, FAMILIES)} There are: {', '.join(FAMILIES)}"
+                    f"there is no tiny base '{family}'.{did_you_mean(family, known)} There are: {', '.join(known)}"
                 )
         process, self._refusals = FreshProcess(), {}
         configs = _configs(kinds)

@@ -12,6 +12,7 @@ from graft.attaching.merge import merge, unmerge
 from graft.attaching.parameters import parameters
 from graft.errors import GraftError
 from graft.injection.state import state_of
+from graft.ops.packed import packed_weight
 from graft.testing.bases import base_tensors, changed_tensors, ids, logits, same_base
 from graft.testing.case import Case
 from graft.testing.checks.promise import close, equal, holds, listed, promise
@@ -20,7 +21,8 @@ from graft.testing.checks.promise import close, equal, holds, listed, promise
 def obstacle(model: nn.Module, case: Case) -> str | None:
     """Return why the base's weights cannot take this adapter in, as a pattern for the error; None where they can.
 
-    The reasons are: the kind does not fold, the adapter learned a bias at a layer without one, or the layer's weight is shared.
+    The reasons are: the kind does not fold, the layer is quantised, the adapter learned a bias at a layer without one, or the layer's
+    weight is shared.
     """
     if not case.config.folds:
         return "keep the adapter beside the base"
@@ -28,6 +30,8 @@ def obstacle(model: nn.Module, case: Case) -> str | None:
         installed.site.module: model.get_submodule(installed.site.module)
         for installed in state_of(model).adapter("a").installs
     }
+    if any(packed_weight(host) is not None for host in hosts.values()):
+        return "has quantised weights, which cannot take an adapter in|learned a bias at .* where the base has none"
     learned = {name.rsplit(".", 2)[0] for name, _ in parameters(model, "a") if name.endswith((".bias", ".shift"))}
     if case.config.learns_bias and any(getattr(hosts[path], "bias", None) is None for path in learned & set(hosts)):
         return "learned a bias at .* where the base has none"
@@ -73,7 +77,10 @@ def _refuses(model: nn.Module, why_not: str) -> None:
     try:
         merge(model, "a")
     except GraftError as error:
-        holds(isinstance(error, CannotFold) or "shares" in why_not, f"the refusal is a CannotFold; found {error!r}")
+        holds(
+            isinstance(error, CannotFold) or "shares" in why_not or "quantised" in why_not,
+            f"the refusal is a CannotFold; found {error!r}",
+        )
         holds(re.search(why_not, str(error)) is not None, f"the refusal says '{why_not}'; found: {error}")
         return
     raise AssertionError(
