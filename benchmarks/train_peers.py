@@ -19,8 +19,20 @@ def load_base(args: argparse.Namespace, work: Path) -> Any:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    base: Any = AutoModelForCausalLM.from_pretrained(work / "base", dtype=getattr(torch, args.dtype))
-    return base.to("cuda" if torch.cuda.is_available() else "cpu")
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, args.dtype)
+    if args.quantise:
+        from transformers import BitsAndBytesConfig
+
+        four = {
+            "load_in_4bit": True, "bnb_4bit_quant_type": args.quantise, "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": dtype,
+        }  # fmt: skip
+        config = BitsAndBytesConfig(**({"load_in_8bit": True} if args.quantise == "int8" else four))
+        return AutoModelForCausalLM.from_pretrained(
+            work / "base", dtype=dtype, quantization_config=config, device_map={"": device}
+        )
+    base: Any = AutoModelForCausalLM.from_pretrained(work / "base", dtype=dtype)
+    return base.to(device)
 
 
 def peft_model(args: argparse.Namespace, work: Path) -> Any:

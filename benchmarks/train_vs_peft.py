@@ -1,7 +1,7 @@
 """One LoRA job: PEFT with transformers.Trainer or TRL's SFTTrainer against Graft, on the same base, rows and initial weights.
 
     python benchmarks/train_vs_peft.py --data alpaca.json --tokenizer gpt2/ [--steps 24] [--repeats 2] [--dtype float32] [--dropout 0.05]
-        [--peer trainer|trl] [--tiny]
+        [--quantise nf4|fp4|int8] [--peer trainer|trl] [--tiny]
 
 Against the Trainer, each step has the same rows in the same order. TRL packs (its default strategy, best fit decreasing, attention within
 each sample): its steps have other rows, about as many tokens, so that speed and memory are compared and the loss curves are not. With
@@ -47,6 +47,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument(
+        "--quantise", choices=["nf4", "fp4", "int8"], help="both bases in few bits, with bitsandbytes (QLoRA)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to torch")
     parser.add_argument("--shape", default="512,8,1376,8", help="hidden size, layers, intermediate size, heads")
     parser.add_argument(
@@ -156,7 +159,16 @@ def run_graft(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         Example(rows["input_ids"][a:b], rows["supervised"][a:b], "alpaca", index + 1)
         for index, (a, b) in enumerate(zip(rows["starts"][:-1], rows["starts"][1:], strict=True))
     ]
-    model = load_base(args, work)
+    if args.quantise:
+        from graft.bases import load_model
+        from graft.config.base import BaseConfig
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        settings = {"model": str(work / "base"), "quantize": args.quantise, "dtype": args.dtype}
+        model = load_model(BaseConfig.model_validate(settings))
+    else:
+        model = load_base(args, work)
     graft.attach(model, {"lora": graft.LoRA(rank=args.rank, alpha=2 * args.rank, dropout=args.dropout, sites="linear")})
     first = torch.load(work / "first.pt")
     with torch.no_grad():

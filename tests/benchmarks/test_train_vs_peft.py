@@ -34,6 +34,13 @@ def test_curves_are_equal_and_ratios_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bits", ["nf4", "fp4", "int8"])
+def test_curves_on_a_base_in_few_bits_are_those_of_peft_bitsandbytes_and_the_trainer(bits: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install 'graft-llm[quant]')")
+    assert measured(tmp_path, "--quantise", bits)["largest_relative_loss_difference"] < 1e-5
+
+
+@pytest.mark.slow
 def test_with_dropout_in_bfloat16_the_curves_differ_by_masks_and_rounding_alone(tmp_path: Path) -> None:
     result = measured(tmp_path, "--dropout", "0.05", "--dtype", "bfloat16")
     assert result["largest_relative_loss_difference"] < 5e-2
