@@ -48,7 +48,7 @@ def marked(count: int, seed: int = 0, good: float = 0.5) -> TokenDataset:
         ids = np.concatenate([asked, answer]).astype(np.int32)
         example = Example(ids, np.arange(len(ids)) >= len(asked), "marked.jsonl", row + 1)
         made.append(replace(example, desirable=bool(random.random() < good)))
-    return TokenDataset.of(with_mismatched(made))
+    return TokenDataset.of(with_mismatched(made, 64))
 
 
 def by_trl(model: Any, rows: TokenDataset, config: dict[str, Any]) -> Tensor:
@@ -185,3 +185,33 @@ def test_mismatched_sequences_join_a_prompt_with_the_answer_of_another() -> None
         assert not second.supervised[:start].any() and second.supervised[start:].all()
         ends = [other.input_ids[int(np.argmax(other.supervised)) :].tolist() for other in rows]
         assert any(end[: len(second.input_ids) - start] == second.input_ids[start:].tolist() for end in ends)
+
+
+@pytest.mark.parametrize("longest", [8, 10, 64])
+def test_mismatched_sequences_are_those_of_trl(longest: int) -> None:
+    """The prompts differ, so the sample before, of which the last one comes before the first, is the partner in both."""
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+    random, made = np.random.default_rng(3), []
+    for row in range(9):
+        asked = np.array([row + 3, *random.integers(3, VOCABULARY, int(random.integers(0, 4)))])
+        answer = random.integers(3, VOCABULARY, int(random.integers(1, 5)))
+        ids = np.concatenate([asked, answer]).astype(np.int32)
+        made.append(Example(ids, np.arange(len(ids)) >= len(asked), "marked.jsonl", row + 1, desirable=True))
+    starts = [int(np.argmax(example.supervised)) for example in made]
+    ids = [example.input_ids.tolist() for example in made]
+    given = [
+        {
+            "prompt_ids": own[:start],
+            "completion_ids": own[start:],
+            "KL_completion_ids": ids[at - 1][starts[at - 1] :],
+            "label": True,
+        }
+        for at, (own, start) in enumerate(zip(ids, starts, strict=True))
+    ]
+    wanted = DataCollatorForUnpairedPreference(pad_token_id=0, max_length=longest)(given)
+    for at, example in enumerate(with_mismatched(made, longest)):
+        second, real = example.rejected, wanted["KL_attention_mask"][at].bool()
+        assert second is not None
+        assert second.input_ids.tolist() == wanted["KL_input_ids"][at][real].tolist()
+        assert second.supervised.tolist() == wanted["KL_completion_mask"][at][real].bool().tolist()

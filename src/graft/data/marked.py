@@ -54,24 +54,24 @@ def tokenize_marked(
     return Example(ids, targets, sample.source, sample.row, len(cut), desirable=sample.desirable)
 
 
-def with_mismatched(examples: Sequence[Example]) -> list[Example]:
+def with_mismatched(examples: Sequence[Example], max_length: int) -> list[Example]:
     """Return the examples, each with its mismatched sequence as the second one.
 
-    A mismatched sequence is never longer than the longer of the two samples. Raises `GraftError` if there is only one sample.
+    A mismatched sequence is cut at its end to `max_length` tokens, as TRL does. Raises `GraftError` if there is only one sample.
     """
     if len(examples) < 2:
         raise GraftError(
             "train.objective kto needs two or more samples: it measures the prompt of one with the answer of another"
         )
     prompts = [example.input_ids[: int(np.argmax(example.supervised))] for example in examples]
-    return [replace(one, rejected=_mismatched(examples, prompts, at)) for at, one in enumerate(examples)]
+    return [replace(one, rejected=_mismatched(examples, prompts, at, max_length)) for at, one in enumerate(examples)]
 
 
-def _mismatched(examples: Sequence[Example], prompts: Sequence[np.ndarray], at: int) -> Example:
+def _mismatched(examples: Sequence[Example], prompts: Sequence[np.ndarray], at: int, max_length: int) -> Example:
     before = [(at - back) % len(examples) for back in range(1, min(TRIED, len(examples)))]
     other = next((place for place in before if not np.array_equal(prompts[place], prompts[at])), before[0])
     own, theirs, prompt = examples[at], examples[other], prompts[at]
-    room = max(len(own.input_ids), len(theirs.input_ids)) - len(prompt)
+    room = max_length - len(prompt)  # at least one: the sample fits, and has an answer
     answer = slice(len(prompts[other]), len(prompts[other]) + room)
     targets = theirs.supervised[answer]
     return Example(

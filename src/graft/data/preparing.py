@@ -176,7 +176,8 @@ def _prepare_anew(
     weights = [source.weight for source, kept in zip(sources, examples, strict=True) for _ in kept]
     trained, checked = [example for some in examples for example in some], _examples(validation)
     if report.marked:
-        trained, checked = with_mismatched(trained), with_mismatched(checked) if held_out else []
+        trained = with_mismatched(trained, config.max_length)
+        checked = with_mismatched(checked, config.max_length) if held_out else []
     train = TokenDataset.of(trained, weights)
     refuse_unknown_targets(train, [sample for some in samples for sample in some], tokenizer)
     return Prepared(train, TokenDataset.of(checked) if held_out else None, known, report)
