@@ -122,6 +122,24 @@ def test_an_exception_of_the_trial_pass_names_kind_model_and_cause(monkeypatch: 
     assert "graft_state" not in model.__dict__ and torch.isfinite(logits(model)).all()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deepseek_v32",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("axk2", "dots3_note_text", "glm_moe_dsa", "hy_v4")),
+    ],
+)
+def test_the_indexer_of_sparse_attention_learns_nothing_and_is_no_site(name: str) -> None:
+    model = build(name).requires_grad_(False)
+    graft.attach(model, {"a": [graft.LoRA(rank=1, sites="linear"), graft.Full(sites="norm")]})
+    logits(model).float().square().mean().backward()
+    assert all(parameter.grad is not None for _, parameter in graft.parameters(model, "a"))
+    graft.detach(model)
+    with pytest.raises(graft.GraftError, match="no linear layer and no norm of this model has a bias"):
+        graft.attach(model, {"a": graft.BitFit()})
+    graft.attach(model, {"a": graft.LoRA(rank=1, sites=r"re:.*\.indexer\.wk")})  # named, it is adapted
+
+
 def test_the_summary_says_which_layers_lack_a_site() -> None:
     model = build("lfm2_moe")
     graft.attach(model, {"a": graft.LoRA(rank=1, sites="attn.q"), "b": graft.Series(bottleneck=2, sites="layer")})

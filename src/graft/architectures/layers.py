@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from torch import Tensor, nn
 
 from graft.architectures.walk import base_modules
@@ -21,6 +23,20 @@ def is_linear(module: nn.Module) -> bool:
     """
     packed = "qweight" in module._buffers and hasattr(module, "in_features") and hasattr(module, "out_features")
     return isinstance(module, nn.Linear) and not hasattr(module, "n_groups") or is_transposed(module) or packed
+
+
+def learning(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield those of (path, module) that lie in no indexer, in their order.
+
+    The indexer of sparse attention chooses the tokens that a query sees. A choice has no gradient, so nothing in it can be learnt.
+    """
+    inside = ""
+    for path, module in modules:
+        if inside and path.startswith(inside):
+            continue
+        inside = f"{path}." if type(module).__name__.endswith("Indexer") else ""
+        if not inside:
+            yield path, module
 
 
 def holds_numbers(weight: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from graft.architectures.blocks import TOWERS, Block, blocks_of, stack_of, text_config_of
 from graft.architectures.experts import expert_parts, expert_sizes
 from graft.architectures.family import fused_features
-from graft.architectures.layers import CONVOLUTIONS, is_linear, is_norm, widths
+from graft.architectures.layers import CONVOLUTIONS, is_linear, is_norm, learning, widths
 from graft.architectures.site import Site, SiteRequest, SiteType
 from graft.architectures.sizes import head_sizes, hidden_width, latent_sizes, sublayer_widths
 from graft.architectures.source import bypassed
@@ -141,24 +141,27 @@ class SiteTable:
             yield replace(whole, name=name, part=name.removeprefix("attn."), out_features=size, features=features)
 
     def linears(self) -> Iterator[Site]:
-        """Yield every linear layer of the blocks that the model calls. If it only reads the weight, an adapter would have no effect."""
+        """Yield every linear layer of the blocks that the model calls and learns through.
+
+        If the model only reads the weight, an adapter would have no effect; in an indexer it would get no gradient.
+        """
         for block in self.blocks:
             named = {block.at(relative): name for name, relative in block.family.linears.items()}
-            for relative, module in base_modules(block.module):
+            for relative, module in learning(base_modules(block.module)):
                 parent, _, last = relative.rpartition(".")
                 if is_linear(module) and not bypassed(block.module.get_submodule(parent), last):
                     path = block.at(relative)
                     yield self.whole(named.get(path, "linear"), path, module, block.number)
 
     def norms(self) -> Iterator[Site]:
-        """Yield every norm of the model, in the blocks and outside."""
-        for path, module in base_modules(self.model):
+        """Yield every norm of the model, in the blocks and outside, but not those of indexers."""
+        for path, module in learning(base_modules(self.model)):
             if is_norm(module):
                 yield self.whole("norm", path, module, self.layer_of(path))
 
     def biased(self) -> Iterator[Site]:
-        """Yield every linear layer and norm with a bias."""
-        for path, module in base_modules(self.model):
+        """Yield every linear layer and norm with a bias, but not those of indexers."""
+        for path, module in learning(base_modules(self.model)):
             if (is_linear(module) or is_norm(module)) and module._parameters.get("bias") is not None:
                 yield self.whole("bias", path, module, self.layer_of(path))
 
