@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 import graft
 from graft.adapters.learning_rates import learning_rate
@@ -52,6 +53,32 @@ def test_an_unknown_kind_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert call("init", str(tmp_path / "run.yaml"), "--data", "a.json", "--kind", "llm-adapters/sries") == 2
     assert "Did you mean 'llm-adapters/series'?" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "cured"), [("lora", True), ("prompt", True), ("llm-adapters/lora", False)])
+def test_rows_of_tokens_that_the_base_never_learnt_are_trained_too(
+    kind: str, cured: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_small(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        table.weight.data[1] = table.weight.data.mean(0)  # the end mark
+    model.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"{n} + {n}?", "completion": str(2 * n)} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = ("--base", str(tmp_path / "base"), "--data", str(tmp_path / "rows.jsonl"), "--kind", kind)
+    assert call("init", str(tmp_path / "run.yaml"), *made) == 0
+    said = capsys.readouterr().err
+    assert "the base has not learnt </s>, so answers may never end" in said
+    assert ("trains the rows of these tokens too" if cured else "graft check says what helps") in said
+    config = load_run(tmp_path / "run.yaml")
+    if cured:
+        own = {"base": {"model": "b"}, "data": {"train": "x"}}
+        cure = {"kind": "full", "sites": "embed head", "tokens": [1]}
+        assert config.adapter == load_run({**own, "adapter": [kind, cure]}).adapter
+        assert config.train.lr == learning_rate(load_run({**own, "adapter": kind}).adapter)
+    assert call("check", str(tmp_path / "run.yaml")) == (0 if cured else 2)
+    assert ("has not learnt" in " ".join(capsys.readouterr().out.split())) is not cured
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

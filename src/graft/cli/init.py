@@ -81,10 +81,12 @@ def run_yaml(settings: dict[str, Any]) -> str:
     for name, field in RunConfig.model_fields.items():
         section: Any = getattr(config, name)
         lines += ["", *_comment(field.description or "", ""), f"{name}:"]
-        if hasattr(section, "preset"):
+        given = settings.get(name, {})
+        if isinstance(given, list):
+            lines += _listed(section, given)
+        elif hasattr(section, "preset"):
             lines.append(f"  preset: {_scalar(section.preset)}")
         else:
-            given = settings.get(name, {})
             shown = (*SHOWN.get(name, tuple(type(section).model_fields)), *(given if isinstance(given, dict) else ()))
             lines += _settings(section, shown)
     return "\n".join(lines) + "\n"
@@ -95,6 +97,22 @@ def _settings(section: BaseModel, shown: tuple[str, ...]) -> Iterator[str]:
     for name, field in type(section).model_fields.items():
         yield from _comment(field.description or "", "  ")
         yield f"  {'' if name in shown else '# '}{name}: {_scalar(_short(values[name]))}"
+
+
+def _listed(section: Any, given: list[Any]) -> Iterator[str]:
+    """Write a list of adapters: the first with its settings explained, unless it is a preset, and the others in one line each."""
+    yield from _comment("Several adapters under one name.", "  ")
+    if isinstance(given[0], str) and section.adapters[0].kind == given[0]:
+        yield "  -"
+        first = section.adapters[0]
+        yield from (f"  {line}" for line in _settings(first, tuple(type(first).model_fields)))
+    else:
+        yield f"  - {_scalar(given[0])}"
+    for other in given[1:]:
+        if "tokens" in other:
+            why = "Trains the rows of tokens that the base has not learnt; without it answers may never end."
+            yield from _comment(why, "  ")
+        yield f"  - {_scalar(other)}"
 
 
 def _short(value: Any) -> Any:

@@ -10,18 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graft.adapters.learning_rates import learning_rate
-from graft.bases import load_tokenizer
+from graft.bases import load_base, load_tokenizer
 from graft.bases.loading import SEEDLING, own_task
+from graft.bases.tokens import special_among, unlearnt
 from graft.config import RunConfig, load_run
 from graft.config.base import BaseConfig
 from graft.config.data import SourceConfig
+from graft.data.datasets import TokenDataset
 from graft.data.file_readers import read_rows
 from graft.data.folders import local_files
 from graft.data.pair_shapes import SIDES
 from graft.data.preparing import prepare
 from graft.data.reading import read
 from graft.errors import GraftError
+from graft.seedling import path as seedling_path
 from graft.training.assembly import room_of
 
 MOST_TOKENS = 2048
@@ -29,6 +34,8 @@ MOST_TOKENS = 2048
 MOST_ROWS = 50_000
 """Rows whose lengths are measured."""
 _LONGEST = 10**7
+MOST_BYTES = 4 * 2**30
+"""Largest base whose weights are read, to see whether it has learnt its end mark."""
 _SAME: dict[str, dict[str, tuple[str, ...]]] = {
     "causal": {
         "instruction": ("instruction", "question", "prompt", "query", "input", "source", "mr", "problem", "article", "document"),
@@ -123,7 +130,8 @@ def _look(found: Suggestion, rows: list[dict[str, Any]], task: str) -> None:
         is_text = len(sample.messages) == 1 and sample.messages[0]["role"] == "assistant"
         data["template"] = "plain" if is_text else "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
     whole = {**data, "train": _source(data["train"], limit=MOST_ROWS), "max_length": _LONGEST, "cache": False}
-    report = prepare(_config(Suggestion({**found.settings, "data": whole})).data, tokenizer).report
+    prepared = prepare(_config(Suggestion({**found.settings, "data": whole})).data, tokenizer)
+    report = prepared.report
     longest, room = report.train.longest, room_of(_config(found)) or MOST_TOKENS
     most = min(room, MOST_TOKENS)
     data["max_length"] = max(2, min(most, -(-longest // 8) * 8))
@@ -133,6 +141,34 @@ def _look(found: Suggestion, rows: list[dict[str, Any]], task: str) -> None:
             f"the longest sample has {longest:,} tokens, and {most:,} are kept: longer questions are cut (data.overlong)"
         )
     found.settings["train"]["batch_size"] = min(16, report.train.samples)
+    if task in ("causal", "preference"):
+        _cure(found, base, prepared.train)
+
+
+def _cure(found: Suggestion, config: BaseConfig, train: TokenDataset) -> None:
+    """Train the rows of special tokens that the data use and the base has not learnt, its end mark above all."""
+    folder = Path(seedling_path() if config.model == SEEDLING else config.model).expanduser()
+    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) > MOST_BYTES:
+        found.notes.append("the weights of the base were not read: graft check says whether it has learnt its end mark")
+        return
+    base, kind = load_base(config.model_copy(update={"device": "cpu"})), found.settings["adapter"]
+    read, written = (
+        special_among(base.tokenizer, ids) for ids in (np.unique(train.input_ids).tolist(), train.ids_written)
+    )
+    odd = unlearnt(base.model, "", base.tokenizer, read, written)
+    if not odd:
+        return
+    named = ", ".join(str(base.tokenizer.convert_ids_to_tokens(token)) for token in odd)
+    found.settings["adapter"] = [kind, {"kind": "full", "sites": "embed head", "tokens": sorted(odd)}]
+    try:
+        _config(found)
+    except GraftError:
+        found.settings["adapter"] = kind
+        found.notes.append(f"the base has not learnt {named}, so answers may never end: graft check says what helps")
+        return
+    found.notes.append(
+        f"the base has not learnt {named}, so answers may never end: the adapter trains the rows of these tokens too (kind full)"
+    )
 
 
 def _source(train: Any, limit: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The loss is the mean over all targets, or what the objective makes of all pairs. Classification adds the accuracy; objectives over pairs add
 their own scores. Supervised answers add the stop rate: the share of samples whose end mark has a probability above one half where the
-answer ends, so that greedy decoding would end it there.
+answer ends, so that greedy decoding would end it there. Where the data leave open whether an answer goes on, it stays below one although
+all generated answers end; where it is zero, none ends.
 """
 
 from __future__ import annotations
@@ -81,5 +82,9 @@ def in_words(scores: Mapping[str, float]) -> str:
     """Put validation scores into words."""
     said = f"validation loss {scores['validation_loss']:.4f}"
     said += f", accuracy {scores['validation_accuracy']:.1%}" if "validation_accuracy" in scores else ""
-    said += f", {scores['validation_stop_rate']:.0%} of answers end in time" if "validation_stop_rate" in scores else ""
+    said += (
+        f", {scores['validation_stop_rate']:.0%} of answers end where they do in the data"
+        if "validation_stop_rate" in scores
+        else ""
+    )
     return said + (f", margin {scores['validation_margin']:.3f}" if "validation_margin" in scores else "")
