@@ -12,6 +12,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 import graft
+import graft.seedling
 from tests.contract.table import randomise
 from tests.small import save_small
 
@@ -59,7 +60,7 @@ def test_another_folder_is_named_by_its_last_part_unless_a_name_is_given(
     monkeypatch.chdir(tmp_path / "elsewhere")
     model = adapted(base)
     (note,) = graft.export(model, "a", tmp_path / "short")
-    assert "call the base 'small'" in note and "AutoPeftModel finds no base there. --base-name" in note
+    assert "call the base 'small'" in note and "AutoPeftModel finds no base under this name. --base-name" in note
     assert named(tmp_path / "short") == "small"
     assert not any(str(tmp_path).encode() in file.read_bytes() for file in (tmp_path / "short").iterdir())
     assert graft.export(model, "a", tmp_path / "full", base_name=str(base)) == []
@@ -69,3 +70,11 @@ def test_another_folder_is_named_by_its_last_part_unless_a_name_is_given(
     graft.export(model, "a", tmp_path / "hub", format="adapterhub", base_name="owner/name")
     assert named(tmp_path / "hub", "model_name") == "owner/name"
     assert graft.load(AutoModelForCausalLM.from_pretrained(base), tmp_path / "short", name="b")
+
+
+def test_the_embedded_base_has_its_name(tmp_path: Path) -> None:
+    model = adapted(graft.seedling.path())
+    (note,) = graft.export(model, "a", tmp_path / "out")
+    assert named(tmp_path / "out") == "seedling" and "call the base 'seedling'" in note
+    graft.save(model, "a", tmp_path / "own")
+    assert json.loads((tmp_path / "own/adapter_config.json").read_text())["base"]["model"] == "seedling"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from graft.seedling import FOLDER
+
 CONTAINER = "graft"
 """The name of the submodule in which a module holds its adapters."""
 
@@ -14,9 +16,11 @@ CONTAINER = "graft"
 def public_name(name: str) -> str:
     """Return a base's name as files for others carry it: a hub name or relative folder as it is, of an absolute folder its last part.
 
-    An absolute path leads nowhere on another machine, and tells where its owner keeps things.
+    An absolute path leads nowhere on another machine, and tells where its owner keeps things. The embedded base is called seedling.
     """
     path = Path(name)
+    if path == FOLDER:
+        return "seedling"
     return path.name if path.is_absolute() or name.startswith("~") else name
 
 

@@ -79,7 +79,7 @@ def command(
         print_json({"source": source, "to": to, "format": format, "files": written, "notes": notes})
         return
     for note in notes:
-        typer.echo(f"note: {note}")
+        typer.echo(f"note: {note}", err=True)
     typer.echo(f"{source} -> {to} ({format}: {', '.join(written)})")
 
 

@@ -111,8 +111,8 @@ def _name_base(root: nn.Module, kind: Format, written: Folder, name: str | None)
         written.config[kind.base] = name
     elif kind is FORMATS["peft"] and is_shortened(root):
         written.notes.append(
-            f"the files call the base '{base_name_of(root)}', the last part of its folder, and tell nothing else of this machine: "
-            "AutoPeftModel finds no base there. --base-name (base_name= in Python) writes a hub name, or the whole folder"
+            f"the files call the base '{base_name_of(root)}' and do not say where it lies on this machine: AutoPeftModel finds "
+            "no base under this name. --base-name (base_name= in Python) writes a hub name, or the whole folder"
         )
 
 

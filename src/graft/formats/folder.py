@@ -49,7 +49,12 @@ def base_name(root: nn.Module) -> str | None:
     part is named (`public_name`).
     """
     name = str(getattr(getattr(root, "config", None), "_name_or_path", None) or "")
-    if name and Path(name).is_absolute() and Path(name).is_relative_to(Path.cwd()) and Path(name) != Path.cwd():
+    if (
+        public_name(name) != "seedling"
+        and Path(name).is_absolute()
+        and Path(name).is_relative_to(Path.cwd())
+        and Path(name) != Path.cwd()
+    ):
         return str(Path(name).relative_to(Path.cwd()))
     return public_name(name) if name else None
 

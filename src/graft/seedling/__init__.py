@@ -12,15 +12,17 @@ from pathlib import Path
 
 __all__ = ["path"]
 
+FOLDER = Path(__file__).parent / "model"
+"""Where the model lies, if the installation has it."""
+
 
 def path() -> Path:
     """Return the folder with config, weights (safetensors) and tokenizer, as `from_pretrained` reads it.
 
     Raises FileNotFoundError if the installation lacks the files.
     """
-    folder = Path(__file__).parent / "model"
-    if not (folder / "model.safetensors").is_file():
+    if not (FOLDER / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"the seedling model is missing from this installation: no model.safetensors in {folder}"
+            f"the seedling model is missing from this installation: no model.safetensors in {FOLDER}"
         )
-    return folder
+    return FOLDER
