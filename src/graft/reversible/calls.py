@@ -85,19 +85,19 @@ class BlockCall:
         """Return the arguments with these hidden states."""
         return ((x, *self.args), self.kwargs) if self.key is None else (self.args, {**self.kwargs, self.key: x})
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """Return what F or G reads of a stream: the stream in the dtype of the block, without history."""
+        return x.detach().to(self.dtype)
+
     def function(self, part: Part, x: Tensor) -> Tensor | None:
-        """Return F(x) or G(x) in the dtype of x, None for a stream without an adapter. x: [..., D] -> [..., D]."""
-        own = x.to(self.dtype)
+        """Return F(x) or G(x), None for a stream without an adapter. x: [..., D] in the dtype of the block -> [..., D]."""
         if part == "stream":
             host = self.block._modules[STREAM]
-            found = host(own) if host._modules else None
-        elif part == "mlp":
-            found = self.halves.mlp(self.block, own)
-        elif part == "attention":
-            args, kwargs = self.arguments(own)
-            given = {name: value for name, value in given_to(self.block, args, kwargs).items() if value is not own}
-            found = self.halves.attention(self.block, own, given)
-        else:
-            args, kwargs = self.arguments(own)
-            found = self.block.graft_own_forward(*args, **kwargs)
-        return None if found is None else found.to(x.dtype)
+            return host(x) if host._modules else None
+        if part == "mlp":
+            return self.halves.mlp(self.block, x)
+        args, kwargs = self.arguments(x)
+        if part == "attention":
+            given = {name: value for name, value in given_to(self.block, args, kwargs).items() if value is not x}
+            return self.halves.attention(self.block, x, given)
+        return self.block.graft_own_forward(*args, **kwargs)

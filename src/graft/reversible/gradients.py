@@ -17,7 +17,7 @@ Legend: [B, L, D] batch, length, hidden features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,16 +53,23 @@ class Record:
     steps: list[Step] = field(default_factory=list)
     parameters: list[Tensor] = field(default_factory=list)
     """The parameters of the blocks that require gradients. They are not saved tensors, whose hooks would hand back copies."""
+    owned: list[list[int]] = field(default_factory=list)
+    """Of each block, the numbers of the parameters that it may compute with."""
     not_repeatable: str = ""
     """Why the blocks cannot run again, empty if they can."""
 
 
-def trainable(record: Record) -> list[Tensor]:
-    """Return the parameters that the blocks compute with and that require gradients, each once."""
-    modules: list[nn.Module] = [step.call.block for step in record.steps]
+def trainable(record: Record) -> tuple[list[Tensor], list[list[int]]]:
+    """Return the parameters that the blocks compute with and that require gradients, each once, and the numbers of each block's own."""
+    shared: list[nn.Module] = []
     if record.state is not None and record.context is not None:
-        modules += [each for name in record.context.names for each in record.state.adapters[name].shared.values()]
-    return list({p: None for module in modules for p in module.parameters() if p.requires_grad})
+        shared = [each for name in record.context.names for each in record.state.adapters[name].shared.values()]
+    numbers: dict[Tensor, int] = {}
+    owned = []
+    for step in record.steps:
+        found = [p for module in (step.call.block, *shared) for p in module.parameters() if p.requires_grad]
+        owned.append([numbers.setdefault(p, len(numbers)) for p in dict.fromkeys(found)])
+    return list(numbers), owned
 
 
 def mean_of(x1: Tensor, x2: Tensor) -> Tensor:
@@ -90,16 +97,16 @@ class CoupledBlocks(torch.autograd.Function):
             raise GraftError(f"a reversible base cannot compute gradients of this pass: {record.not_repeatable}")
         hidden, x1, x2, *rest = ctx.saved_tensors
         anchors = {number: (rest[2 * at], rest[2 * at + 1]) for at, number in enumerate(ctx.places)}
-        anchors[0] = hidden.detach().to(x1.dtype), hidden.detach().to(x1.dtype)
+        anchors[0] = (hidden.detach().to(x1.dtype),) * 2
         sums: list[Tensor | None] = [None] * len(record.parameters)
         (dh,) = gradients
-        d1 = d2 = dh.to(x1.dtype) / 2
+        d1 = d2 = dh.to(torch.promote_types(dh.dtype, torch.float32)) / 2
         with ExitStack() as stack:
             if record.state is not None and record.context is not None:
                 stack.enter_context(record.state.entered(record.context))
             stack.enter_context(record.autocast.again())
             for number in reversed(range(len(record.steps))):
-                block = _Block(record.coupling, record.steps[number], record.parameters, sums)
+                block = _Block(record, number, sums)
                 (x1, x2), (d1, d2) = block.back((x1, x2), (d1, d2), anchors.get(number))
         d_hidden = (d1 + d2).to(hidden.dtype) if ctx.needs_input_grad[3] else None
         return None, None, None, d_hidden, *sums
@@ -108,8 +115,10 @@ class CoupledBlocks(torch.autograd.Function):
 class _Block:
     """One block in the backward pass."""
 
-    def __init__(self, coupling: Coupling, step: Step, parameters: Sequence[Tensor], sums: list[Tensor | None]) -> None:
-        self.coupling, self.step, self.parameters, self.sums = coupling, step, parameters, sums
+    def __init__(self, record: Record, number: int, sums: list[Tensor | None]) -> None:
+        self.coupling, self.step, self.sums = record.coupling, record.steps[number], sums
+        self.numbers = record.owned[number]
+        self.parameters = [record.parameters[each] for each in self.numbers]
 
     def back(
         self, after: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], anchor: tuple[Tensor, Tensor] | None
@@ -128,13 +137,13 @@ class _Block:
 
     def _through(self, part: Any, x: Tensor, d: Tensor, draws: Draws) -> tuple[Tensor | None, Tensor | None]:
         """Return F(x) or G(x) and J(x)^T d, and add to the gradients of the parameters."""
-        x = x.detach().requires_grad_()
+        x = self.step.call.rounded(x).requires_grad_()
         with torch.enable_grad(), draws.again():
             output = self.step.call.function(part, x)
         if output is None or not output.requires_grad:
             return output, None
-        found = torch.autograd.grad(output, (x, *self.parameters), d, allow_unused=True)
-        for at, gradient in enumerate(found[1:]):
+        found = torch.autograd.grad(output, (x, *self.parameters), d.to(output.dtype), allow_unused=True)
+        for at, gradient in zip(self.numbers, found[1:], strict=True):
             if gradient is not None:
                 known = self.sums[at]
                 self.sums[at] = gradient if known is None else known + gradient

@@ -106,9 +106,9 @@ class ForwardPass:
     def _function(self, call: BlockCall, part: Any, x: Tensor) -> Tensor | None:
         """Return F(x) or G(x), computed as in the backward pass: kernels and fused nodes depend on whether gradients are recorded."""
         if self.record is None:
-            return call.function(part, x)
+            return call.function(part, call.rounded(x))
         with torch.enable_grad():
-            output = call.function(part, x.detach().requires_grad_())
+            output = call.function(part, call.rounded(x).requires_grad_())
         return None if output is None else output.detach()
 
     def mean(self) -> Tensor:
@@ -128,7 +128,7 @@ class ForwardPass:
         record = self.record
         if record is None:
             return self.mean()
-        record.parameters = trainable(record)
+        record.parameters, record.owned = trainable(record)
         if not record.parameters and not self.hidden.requires_grad:
             return self.mean()
         return CoupledBlocks.apply(record, (self.x1, self.x2), self.anchors, self.hidden, *record.parameters)  # pyright: ignore

@@ -22,7 +22,7 @@ class Parallel(DenseBottleneckConfig):
     source = "arXiv 2110.04366"
     suits = "Like series, but it reads the site's input. With a wide bottleneck at the MLP it is the strongest form in its paper."
 
-    takes: ClassVar[frozenset[SiteType]] = DenseBottleneckConfig.takes | {"stream"}
+    takes: ClassVar[frozenset[SiteType]] = frozenset({*DenseBottleneckConfig.takes, "stream"})
 
     kind: Literal["parallel"] = "parallel"
     reads: Literal["site", "stream"] = "site"
