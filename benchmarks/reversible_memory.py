@@ -33,7 +33,11 @@ from graft.training.forward.modes import recomputing, set_training
 
 TINY = {"layers": "2,4", "hidden": 32, "length": 8, "repeats": 1}
 LORA = {"kind": "lora", "rank": 8, "sites": "linear"}
-METHODS = ("full", "lora", "lora_recomputed", "meft1", "meft2", "meft3", "meft1_no_anchors", "lora_on_meft1")
+ANCHORS = {"": 3, "_anchors_12": 12, "_no_anchors": None}
+"""What the name of a method ends with -> `anchor_every`."""
+METHODS = (
+    "full", "lora", "lora_recomputed", "meft1", "meft2", "meft3", "meft1_anchors_12", "meft1_no_anchors", "lora_on_meft1",
+)  # fmt: skip
 
 
 def options() -> argparse.Namespace:
@@ -106,9 +110,10 @@ def setting(method: str, args: argparse.Namespace, layers: int) -> Setting:
     model: Any = LlamaModel(config).eval()
     if method == "full":
         return Setting(model, list(model.parameters()))
-    variant = method.removeprefix("lora_on_").removesuffix("_no_anchors")
+    ending = next(each for each in reversed(ANCHORS) if method.endswith(each))
+    variant: Any = method.removeprefix("lora_on_").removesuffix(ending)
     if variant.startswith("meft"):
-        graft.make_reversible(model, variant, anchor_every=None if method.endswith("_no_anchors") else 3)  # pyright: ignore[reportArgumentType]
+        graft.make_reversible(model, variant, anchor_every=ANCHORS[ending])
     graft.attach(model, {"a": LORA if method.startswith("lora") else f"papers/{variant}"})
     set_training(model, ["a"])
     return Setting(model, [each for _, each in graft.parameters(model, "a")], method == "lora_recomputed")

@@ -86,12 +86,15 @@ class Reference:
 
 
 class Partner(nn.Module):
-    """The adapter of the papers: gelu between two linear layers, without dropout."""
+    """The adapter of the papers with a copy of an adapter's weights: gelu between two linear layers, without dropout."""
 
     def __init__(self, adapter: Any) -> None:
         super().__init__()
-        self.down, self.up = adapter.f.down, adapter.f.up
+        for name in ("down", "up"):
+            given = getattr(adapter.f, name)
+            layer = nn.Linear(given.in_features, given.out_features, dtype=given.weight.dtype)
+            layer.load_state_dict(given.state_dict())
+            self.add_module(name, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = nn.functional.gelu(nn.functional.linear(x, self.down.weight, self.down.bias))
-        return nn.functional.linear(hidden, self.up.weight, self.up.bias)
+        return self.up(nn.functional.gelu(self.down(x)))  # pyright: ignore[reportCallIssue]

@@ -58,7 +58,7 @@ def pair(
         Reference(plain, variant)
     else:
         hosts = [block.stream._modules["graft"]._modules["a"]._modules["stream"] for block in blocks_of(base)]
-        partners = [Partner(copy.deepcopy(host)) for host in hosts]
+        partners = [Partner(host) for host in hosts]
         Reference(plain, variant, partners)
         for number, partner in enumerate(partners):
             other |= {

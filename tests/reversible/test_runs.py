@@ -40,7 +40,7 @@ def trained(path: Path, names: str, variant: Any, adapters: dict[str, Any]) -> d
     return {name: [line["loss"] for line in lines if line["job"] == name and "loss" in line] for name in names}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["meft1", *(pytest.param(each, marks=pytest.mark.slow) for each in VARIANTS[1:])])
 def test_jobs_of_several_kinds_train_together_as_each_does_alone(variant: Any, tmp_path: Path) -> None:
     adapters = {**KINDS, "d": f"papers/{variant}"}
     together = trained(tmp_path / "all", "abcd", variant, adapters)

@@ -88,6 +88,10 @@ def _show(report: CheckReport, job: str | None) -> None:
         console.print(f"[bold]Quantised[/] {escape(str(held))}")
         if held.kept_note is not None:
             console.print(f"            {escape(held.kept_note)}")
+    if (coupling := parts.config.base.reversible) is not None:
+        every = parts.config.base.anchor_every
+        anchors = "no anchors" if every is None else f"anchors every {counted(every, 'block')}"
+        console.print(f"          reversible ({coupling}, {anchors}), gradients proved")
     template, task = parts.data.template, parts.base.task
     if task in ("classification", "regression"):
         fresh = (
