@@ -161,10 +161,17 @@ def _show_trial(report: CheckReport, console: Console, unit: str) -> None:
     console.print(f"[bold]Run[/]       {counted(job.steps, unit)}, about {_duration(trial.hours * 3600)}")
     if report.stop_rate is not None:
         console.print(
-            f"[bold]Ends[/]      before training, {report.stop_rate:.0%} of answers would end where they end in the data"
+            f"[bold]Ends[/]      before training, {report.stop_rate:.0%} of answers would end where they end in the data{_written(report)}"
         )
     what = "adapter" if job.trainable.adapter is not None else "model"
     console.print(f"[bold]Reload[/]    a saved and loaded {what} differs by {report.reload_difference:.2g}")
+
+
+def _written(report: CheckReport) -> str:
+    ends = report.ends
+    if ends is None:
+        return ""
+    return f"; {ends['ended']} of {counted(ends['asked'], 'written answer')} end by themselves within {ends['max_new_tokens']} tokens"
 
 
 def _show_pairs(found: OverlapReport, console: Console) -> None:

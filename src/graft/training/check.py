@@ -20,6 +20,7 @@ from graft.attaching.active import set_trainable, use
 from graft.attaching.attach import detach
 from graft.attaching.parameters import parameters
 from graft.attaching.saving import save
+from graft.attaching.stored import first_line
 from graft.attaching.summary import Summary
 from graft.bases import pad_id
 from graft.bases.inputs import inputs_of
@@ -35,6 +36,7 @@ from graft.formats.loading import load
 from graft.injection.state import unwrapped
 from graft.training.assembly import RunParts, build
 from graft.training.batching import Batcher
+from graft.training.ends import written_ends
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import Decision, decide, laid_out
 from graft.training.forward.modes import evaluating
@@ -70,6 +72,8 @@ class CheckReport:
     """How the base is quantised, None if it is not."""
     stop_rate: float | None = None
     """Before training: the share of validation samples (or training samples) whose end mark is likelier than not where the answer ends."""
+    ends: dict[str, int] | None = None
+    """Before training: how many of a few written answers end by themselves (`written_ends`)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -90,6 +94,7 @@ class CheckReport:
             "trial": vars(self.trial),
             "reload_difference": self.reload_difference,
             "stop_rate": self.stop_rate,
+            "ends": self.ends,
             "overlaps": {name: report.to_dict() for name, report in self.overlaps.items()},
             "problems": list(self.problems),
             "questions": list(self.questions),
@@ -131,10 +136,19 @@ def _checked(
     if job.trainable.adapter is not None:
         set_trainable(model, [job.name])
     trial = try_step(parts, forward, batcher)
-    ending, asked = None, job.validation or job.train
+    ending, written, asked, asks = None, None, job.validation or job.train, questions(parts)
     if job.stop_ids and not asked.has_pairs:
+        samples = [asked[at] for at in range(min(len(asked), ASKED))]
         with laid_out(model, batcher.layout):
-            ending = stop_rate(forward, job, batcher, [asked[at] for at in range(min(len(asked), ASKED))])
+            ending = stop_rate(forward, job, batcher, samples)
+        if ending is not None:
+            try:
+                written = written_ends(parts.base, job, samples, trial.seconds / 3)
+            except Exception as error:  # a model may train that Graft's generation cannot run
+                asks.append(
+                    f"the model trains, but writes no answers here ({type(error).__name__}: {first_line(error)}): graft eval, predict "
+                    "and chat will fail in the same way."
+                )
     if job.trainable.adapter is None:
         difference = reload_difference(parts.base, job, pad_id(parts.base.tokenizer, model))
     else:
@@ -162,9 +176,10 @@ def _checked(
         difference,
         overlaps,
         tuple(problems),
-        tuple(questions(parts)),
+        tuple(asks),
         quantised(model),
         ending,
+        written,
     )
 
 

@@ -3,7 +3,7 @@
 The loss is the mean over all targets, or what the objective makes of all pairs. Classification adds the accuracy; objectives over pairs add
 their own scores. Supervised answers add the stop rate: the share of samples whose end mark has a probability above one half where the
 answer ends, so that greedy decoding would end it there. Where the data leave open whether an answer goes on, it stays below one although
-all generated answers end; where it is zero, none ends.
+all generated answers end; and answers that end elsewhere do not count, as those of a base that knows nothing of the data yet.
 """
 
 from __future__ import annotations
