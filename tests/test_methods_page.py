@@ -28,6 +28,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_file_to_start_from_trains_with_its_method(here: Path) -> None:
+    (line,) = re.findall(r"`(graft init new[^`]+)`", PAGE)
+    graft_command(line)
+    written = Path("new.yaml").read_text()
+    assert re.search(r"\n  method: \{kind: full,", written) and "\nadapter:" not in written
+    graft_command("graft train new.yaml base.device=cpu train.steps=1 --out runs/new")
+    graft_command("graft init plain.yaml --data data.jsonl")
+    assert "\n  # method: adapter\n" in Path("plain.yaml").read_text()
+
+
 @pytest.mark.parametrize("name", re.findall(r"^# (\w+)\.yaml$", PAGE, re.MULTILINE))
 def test_the_commands_of_a_method_run(name: str, here: Path) -> None:
     Path(f"{name}.yaml").write_text(yaml_block(PAGE, f"{name}.yaml"))

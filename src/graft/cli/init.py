@@ -33,8 +33,12 @@ def command(
         str, typer.Option(help="Base model: a folder, a name on the hub, or the tiny seedling that ships with Graft.")
     ] = "seedling",
     kind: Annotated[
-        str, typer.Option(help="Adapter kind or preset (graft kinds and graft show presets list them).")
-    ] = "lora",
+        str | None,
+        typer.Option(
+            help="Adapter kind or preset (graft kinds and graft show presets list them). Default: lora.",
+            show_default=False,
+        ),
+    ] = None,
     task: Annotated[
         Literal["causal", "classification", "regression", "seq2seq", "preference"] | None,
         typer.Option(
@@ -43,6 +47,13 @@ def command(
             show_default=False,
         ),
     ] = None,
+    method: Annotated[
+        Literal["adapter", "full", "qft", "mezo"],
+        typer.Option(
+            help="What is trained, and how: an adapter, the base itself (full), the base in 8 bits (qft), or an adapter without a "
+            "backward pass (mezo)."
+        ),
+    ] = "adapter",
     as_json: AsJson = False,
 ) -> None:
     """Write a run.yaml with every setting explained, to start from.
@@ -59,7 +70,9 @@ def command(
         raise GraftError(f"{path} exists already: name another file, or remove it first")
     if not path.parent.is_dir():
         raise GraftError(f"cannot write {path}: there is no folder {path.parent}")
-    found = suggest(base, data, kind, task)
+    if kind is not None and method in ("full", "qft"):
+        raise GraftError(f"--method {method} trains the base itself, so an adapter has no use: leave out --kind")
+    found = suggest(base, data, None if method in ("full", "qft") else kind or "lora", task, method)
     write_text_atomic(path, run_yaml(found.settings))
     if as_json:
         print_json({"file": path, "settings": found.settings, "notes": found.notes})
@@ -80,6 +93,8 @@ def run_yaml(settings: dict[str, Any]) -> str:
     ]
     for name, field in RunConfig.model_fields.items():
         section: Any = getattr(config, name)
+        if section is None:
+            continue
         lines += ["", *_comment(field.description or "", ""), f"{name}:"]
         given = settings.get(name, {})
         if isinstance(given, list):
@@ -116,9 +131,11 @@ def _listed(section: Any, given: list[Any]) -> Iterator[str]:
 
 
 def _short(value: Any) -> Any:
-    """Return the settings of a data set without those that are empty or have their defaults."""
+    """Return a section that is only a name as this name, and a data set without what is empty or has its default."""
     from graft.config.data import SourceConfig
 
+    if isinstance(value, dict) and set(value) == {"kind"}:
+        return value["kind"]
     if not isinstance(value, dict) or "path" not in value:
         return value
     return SourceConfig.model_validate(value).model_dump(mode="json", exclude_defaults=True)

@@ -149,7 +149,7 @@ def method_of_base(train: Mapping[str, Any]) -> str | None:
     method = train.get("method")
     given = method if isinstance(method, Mapping) else getattr(method, "__dict__", {"kind": method})
     kind = given.get("kind")
-    return str(kind) if kind == "full" or given.get("parts") is not None else None
+    return str(kind) if kind in ("full", "qft") or given.get("parts") is not None else None
 
 
 def check_name(name: Any) -> None:

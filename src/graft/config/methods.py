@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field
 from graft.config.by_name import named
 from graft.config.section import Section
 
-Rule = Literal["gradients", "zeroth"]
+Rule = Literal["gradients", "in_backward", "stack", "zeroth"]
 """How a step comes from losses to an update: see `graft.training.updates.rules`."""
 
 
@@ -21,6 +21,9 @@ def _not_empty(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 Parts = Annotated[str | Annotated[tuple[str, ...], Field(strict=False)], AfterValidator(_not_empty)]
 """Which parts of the base train: `all`, or names as under `sites` of an adapter (attn.q, mlp, layer@8-15, embed, re:PATTERN)."""
+
+
+Update = Literal["after", "in_backward"]
 
 
 class AdapterMethod(Section):
@@ -36,12 +39,40 @@ class AdapterMethod(Section):
 class FullMethod(Section):
     """The base itself, or parts of it, trained by gradients and saved as an ordinary model."""
 
-    rule: ClassVar[Rule] = "gradients"
-
     kind: Literal["full"] = "full"
     """full"""
     parts: Parts = "all"
     """Which parts of the base train: all, or names as under `sites` of an adapter, such as attn mlp, layer@8-15 or embed head."""
+    update: Update = "after"
+    """When parameters change. after: when all gradients are there. in_backward: each as soon as its gradient is there, which is then freed;
+    it needs train.clip: null, and a train.token_budget that holds a whole step."""
+
+    @property
+    def rule(self) -> Rule:
+        """The rule of stepping."""
+        return "gradients" if self.update == "after" else "in_backward"
+
+
+class QFTMethod(Section):
+    """QFT (Li et al. 2023, arXiv 2310.07147): the base itself with weights, gradients and momenta in 8 bits, trained by Lion and saved as
+    an ordinary model. Weights are rounded stochastically, without which updates below half a step of their grid would be lost."""
+
+    kind: Literal["qft"] = "qft"
+    """qft"""
+    parts: Parts = "all"
+    """Which parts of the base train: all, or names as under `sites` of an adapter."""
+    outliers: float = Field(default=0.01, ge=0, lt=0.5)
+    """Share of each matrix, its largest values, that is kept in float32; chosen anew once per epoch."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How weights are rounded to their grid; nearest loses every update below half a step."""
+    update: Update = "after"
+    """When weights change. after: when all gradients are on the stack, clipped by their norm. in_backward: each as soon as its gradient is
+    there; it needs train.clip: null, and a train.token_budget that holds a whole step."""
+
+    @property
+    def rule(self) -> Rule:
+        """The rule of stepping."""
+        return "stack" if self.update == "after" else "in_backward"
 
 
 class MeZOMethod(Section):
@@ -63,7 +94,7 @@ class MeZOMethod(Section):
     again, which leaves differences of rounding."""
 
 
-METHODS: dict[str, type[Section]] = {"adapter": AdapterMethod, "full": FullMethod, "mezo": MeZOMethod}
+METHODS: dict[str, type[Section]] = {"adapter": AdapterMethod, "full": FullMethod, "qft": QFTMethod, "mezo": MeZOMethod}
 
-MethodConfig = AdapterMethod | FullMethod | MeZOMethod
+MethodConfig = AdapterMethod | FullMethod | QFTMethod | MeZOMethod
 AnyMethod = Annotated[Annotated[MethodConfig, Discriminator("kind")], BeforeValidator(named(METHODS))]

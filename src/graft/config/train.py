@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from graft.config.methods import AdapterMethod, AnyMethod, FullMethod, MeZOMethod
+from graft.config.methods import AdapterMethod, AnyMethod, FullMethod, MeZOMethod, QFTMethod
 from graft.config.objectives import AnyObjective, DPOConfig, IPOConfig, KTOConfig
-from graft.config.optimizers import SHARED, AdamWConfig, AnyOptimizer, Betas, OptimizerConfig, SGDConfig
+from graft.config.optimizers import SHARED, AdamWConfig, AnyOptimizer, Betas, LionConfig, OptimizerConfig, SGDConfig
 from graft.config.section import Place, Section
 
 SCHEDULES = Literal[
@@ -20,7 +20,7 @@ class TrainConfig(Section):
     """How the adapter is trained."""
 
     method: AnyMethod = Field(default_factory=AdapterMethod)
-    """The method of training: adapter, full or mezo, or a mapping with this kind and its settings."""
+    """The method of training: adapter, full, qft or mezo, or a mapping with this kind and its settings."""
     objective: AnyObjective = None
     """The objective for pairs of answers (data.task preference): dpo, ipo, cpo, orpo, simpo or kto, or a mapping with this kind and its
     settings; null trains the model to write the answers."""
@@ -36,7 +36,7 @@ class TrainConfig(Section):
     """Peak learning rate."""
     optimizer: AnyOptimizer = None
     """The optimiser: adamw, adamw-8bit, paged-adamw, paged-adamw-8bit, lion, lion-8bit, adafactor or sgd, or a mapping with this kind and
-    its settings; null is adamw, or sgd where train.method is mezo."""
+    its settings; null is adamw, or what train.method takes: lion for qft, sgd for mezo."""
     accumulate_in: Literal["float32"] | None = None
     """Number format in which the gradients of a step's micro-batches are added up, for method full on a base in bfloat16; null is that of
     the parameters."""
@@ -92,6 +92,8 @@ class TrainConfig(Section):
     @property
     def usual_optimizer(self) -> OptimizerConfig:
         """The optimiser that the method takes where none is named."""
+        if isinstance(self.method, QFTMethod):
+            return LionConfig()
         return SGDConfig() if isinstance(self.method, MeZOMethod) else AdamWConfig()
 
     @model_validator(mode="after")
@@ -108,10 +110,29 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _an_update_in_backward_sees_one_gradient_at_a_time(self) -> TrainConfig:
+        method = self.method
+        if isinstance(method, QFTMethod) and self.optimizer is not None and self.optimizer.kind != "lion":
+            raise ValueError(
+                f"method qft updates by Lion with a state of its own in 8 bits, not by {self.optimizer.kind}: set optimizer to lion, or "
+                "remove it"
+            )
+        if method.rule == "in_backward" and self.clip is not None:
+            raise ValueError(
+                f"method {method.kind} with update: in_backward never has all gradients at once, so their norm cannot be clipped: set clip "
+                "to null, or update to after"
+            )
+        if method.rule == "in_backward" and self.accumulate_in is not None:
+            raise ValueError(
+                "accumulate_in has no effect with update: in_backward, which takes a step in one pass: remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_base_that_trains_is_no_reference(self) -> TrainConfig:
         if self.accumulate_in is not None and not isinstance(self.method, FullMethod):
             raise ValueError(
-                f"accumulate_in has no effect with method {self.method.kind}: adapters train in float32. Remove it, or set method to full"
+                f"accumulate_in has no effect with method {self.method.kind}: it is for full training. Remove it"
             )
         if self.method.parts is None:
             return self

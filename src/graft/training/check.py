@@ -112,14 +112,18 @@ def check(config: RunConfig, against: Mapping[str, Sequence[Question]] | None = 
 def check_each(config: AnyRun, against: Mapping[str, Sequence[Question]] | None = None) -> dict[str, CheckReport]:
     """Check every job of a run on one base; a report for each, by the job's name. Arguments and errors are those of `check`."""
     parts = build(config)
-    model = parts.base.model
+    model, whole = parts.base.model, memory_report(parts.base.model)
+    for each in parts.jobs:
+        each.trainable.begin(each.optimizer)
     forward = forward_of(model)
     common = config.common()
     wanted = "padded" if common.compile else common.layout
     batcher = Batcher(common.token_budget, "padded", pad_id(parts.base.tokenizer, model))
     decision = decide(forward, parts.jobs, wanted, batcher)
     batcher = replace(batcher, layout=decision.layout)
-    return {part.job.name: _checked(parts.alone(part), forward, decision, batcher, against) for part in parts.members}
+    return {
+        part.job.name: _checked(parts.alone(part), forward, decision, batcher, against, whole) for part in parts.members
+    }
 
 
 def _checked(
@@ -128,6 +132,7 @@ def _checked(
     decision: Decision,
     batcher: Batcher,
     against: Mapping[str, Sequence[Question]] | None,
+    whole: MemoryReport,
 ) -> CheckReport:
     """The report of a run of one job."""
     (part,), model = parts.members, parts.base.model
@@ -169,7 +174,7 @@ def _checked(
         )
     return CheckReport(
         parts,
-        memory_report(model),
+        whole,
         trained_summary(model, job),
         decision,
         trial,

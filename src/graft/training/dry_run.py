@@ -25,16 +25,16 @@ def fullest(jobs: Sequence[Job], batcher: Batcher) -> list[Row]:
 
 
 def run_dry(forward: Forward, jobs: Sequence[Job], rows: Sequence[Row], batcher: Batcher) -> None:
-    """Run these rows of these jobs without a trace: gradients get zeros added, and random generators stay as they are.
+    """Run these rows of these jobs without a trace: random generators stay as they are.
 
     They run backward too if the rule of any of the jobs does.
     """
-    backward = any(rule_of(job).backward for job in jobs)
+    rule = next((rule_of(job) for job in jobs if rule_of(job).backward), None)
     with torch.random.fork_rng([forward.device] if forward.device.type == "cuda" else []):
-        with nullcontext() if backward else evaluating(forward.model):
+        with evaluating(forward.model) if rule is None else nullcontext():
             losses_N = forward.losses(*batcher.inputs(rows, forward.device))
-        if backward:
-            (losses_N.sum() * 0.0).backward()
+        if rule is not None:
+            rule.discard(jobs, losses_N.sum())
 
 
 def try_fullest(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> None:

@@ -27,7 +27,7 @@ from graft.errors import GraftError
 from graft.training.objectives import Objective, Supervised, objective_of
 from graft.training.rows import Row, View
 from graft.training.trainable import Trainable, trainable_of
-from graft.training.updates.optimizers import build_optimizer, update_bytes
+from graft.training.updates.optimizers import build_optimizer, update_bytes, weight_bytes
 from graft.training.updates.schedules import build_schedule, restart_schedule, restore_schedule, schedule_state
 from graft.training.updates.states import optimizer_tensors, restore_optimizer
 from graft.utils.clock import timed
@@ -110,7 +110,7 @@ class Job:
                 "others prompt, chosen and rejected"
             )
         params = list(trainable.params.values())
-        own_bytes = sum(each.numel() * each.element_size() for each in params) + update_bytes(params, config)
+        own_bytes = weight_bytes(params, config) + update_bytes(params, config)
         return cls(
             name, config, train, validation, trainable, optimizer, schedule, steps, epoch_steps, own_bytes=own_bytes,
             objective=objective_of(config.objective),

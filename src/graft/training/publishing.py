@@ -38,7 +38,7 @@ def publish(parts: RunParts, folder: RunFolder, job: Job, last_loss: float | Non
     card = model_card(part.config, job, losses, facts, len(part.data.classes))
     if job.trainable.adapter is None:
         with new_dir(folder.model_dir) as fresh:
-            write_model(parts.base, fresh)
+            write_model(parts.base, fresh, job.trainable.whole())
             template.save(fresh)
             (fresh / "README.md").write_text(card, encoding="utf-8")
         return

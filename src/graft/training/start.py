@@ -129,6 +129,8 @@ def run_parts(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet:
         trackers(common.loggers, folder.path, config.model_dump(mode="json")),
         lambda name, given: _submitted(parts, folder, name, given),
     )
+    for job in parts.jobs:
+        job.trainable.begin(job.optimizer)
     with outlasting():
         for part in parts.members:
             _announce(parts, part, folder, reporter, checkpoint)
@@ -152,7 +154,7 @@ def _keep_reference(folder: RunFolder, parts: RunParts, job: Job) -> None:
 def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Reporter, checkpoint: int | None) -> None:
     """Say what a job is: one line with sizes, notes and, in a terminal, the table of sites and a coloured sample."""
     job, data = part.job, part.data.report
-    count = sum(parameter.numel() for parameter in job.params.values())
+    count = job.trainable.count
     held = f", {data.validation.samples:,} held out" if data.validation else ""
     reporter.say(
         f"{folder.path}: '{job.name}' with {counted(count, 'parameter')} on {parts.base.name} ({parts.base.device}, "

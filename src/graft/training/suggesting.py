@@ -36,6 +36,8 @@ MOST_ROWS = 50_000
 _LONGEST = 10**7
 MOST_BYTES = 4 * 2**30
 """Largest base whose weights are read, to see whether it has learnt its end mark."""
+METHOD_RATES = {"full": 1e-5, "qft": 2e-5, "mezo": 1e-4}
+"""Usual learning rates of methods of training; those of adapters depend on the kind."""
 _SAME: dict[str, dict[str, tuple[str, ...]]] = {
     "causal": {
         "instruction": ("instruction", "question", "prompt", "query", "input", "source", "mr", "problem", "article", "document"),
@@ -66,20 +68,27 @@ class Suggestion:
     notes: list[str] = field(default_factory=list)
 
 
-def suggest(base: str, data: str, adapter: Any, task: str | None = None) -> Suggestion:
-    """Return settings for a run with this base, data and adapter.
+def suggest(base: str, data: str, adapter: Any, task: str | None = None, method: str = "adapter") -> Suggestion:
+    """Return settings for a run with this base, data and adapter (None where the method trains the base).
 
     task: None takes the one that suits the base and the data. Raises `GraftError` for an unknown kind or preset, or a wrong name.
     """
     found = Suggestion({"base": {"model": base}, "adapter": adapter, "data": {"train": data}, "train": {}})
+    if method != "adapter":
+        found.settings["train"]["method"] = method
     rows = _first_rows(data, found.notes)
     here = base == SEEDLING or Path(base).expanduser().is_dir()
     task = task or _task(base if here else None, rows)
     found.settings["data"]["task"] = task
     if task == "preference":
-        found.settings["train"]["objective"] = "dpo"
+        # A base that trains is no reference to compare with.
+        found.settings["train"]["objective"] = "dpo" if adapter is not None else "orpo"
     config = _config(found)
-    found.settings["train"]["lr"] = learning_rate(config.adapter)
+    found.settings["train"]["lr"] = (
+        METHOD_RATES[method] if config.adapter is None or method in METHOD_RATES else learning_rate(config.adapter)
+    )
+    if method == "mezo":
+        found.settings["train"]["schedule"] = "constant"
     if not here:
         found.notes.append(f"{base} is not on this machine: data.max_length and data.template keep their defaults")
     elif rows:
@@ -141,7 +150,9 @@ def _look(found: Suggestion, rows: list[dict[str, Any]], task: str) -> None:
             f"the longest sample has {longest:,} tokens, and {most:,} are kept: longer questions are cut (data.overlong)"
         )
     found.settings["train"]["batch_size"] = min(16, report.train.samples)
-    if task in ("causal", "preference"):
+    if (
+        task in ("causal", "preference") and found.settings["adapter"] is not None
+    ):  # a base that trains learns them itself
         _cure(found, base, prepared.train)
 
 

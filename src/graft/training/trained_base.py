@@ -17,7 +17,7 @@ from graft.data.batches import padded
 from graft.injection.state import unwrapped
 from graft.training.forward.modes import evaluating
 from graft.training.job import Job
-from graft.training.trainable import TrainedBase
+from graft.training.trainable import TrainedBase, TrainedInt8Base
 
 
 def trained_summary(model: torch.nn.Module, job: Job) -> Summary:
@@ -33,10 +33,9 @@ def trained_summary(model: torch.nn.Module, job: Job) -> Summary:
     rows = []
     for part, found in job.trainable.by_part.items():
         modules = list(dict.fromkeys(name.rpartition(".")[0] for name in found))
-        count = sum(each.numel() for each in found.values())
+        count = job.trainable.part_counts[part]
         rows.append(SummaryRow(job.name, job.config.method.kind, part, len(modules), modules[0], count))
-    total = sum(each.numel() for each in job.params.values())
-    return Summary(tuple(rows), (job.name,), {job.name: total}, sites.base_parameters)
+    return Summary(tuple(rows), (job.name,), {job.name: job.trainable.count}, job.trainable.base_count)
 
 
 def reload_difference(base: Base, job: Job, pad_id: int) -> float:
@@ -46,7 +45,7 @@ def reload_difference(base: Base, job: Job, pad_id: int) -> float:
     labels = base.model.config.id2label if base.task == "classification" else {}
     dtype = str(base.dtype).removeprefix("torch.")
     with tempfile.TemporaryDirectory() as scratch, evaluating(base.model):
-        write_model(base, Path(scratch))
+        write_model(base, Path(scratch), job.trainable.whole())
         saved = BaseConfig(model=scratch, dtype=dtype, device=str(base.device))  # pyright: ignore
         again = load_model(saved, base.task, [labels[number] for number in sorted(labels)])
         return float((base.model(**inputs).logits - again(**inputs).logits).abs().max())
@@ -54,7 +53,11 @@ def reload_difference(base: Base, job: Job, pad_id: int) -> float:
 
 def rounding_note(base: Base, job: Job) -> str | None:
     """A sentence on what training in bfloat16 loses, where the base's own weights train in it; else None."""
-    if not isinstance(job.trainable, TrainedBase) or base.dtype != torch.bfloat16:
+    if (
+        not isinstance(job.trainable, TrainedBase)
+        or isinstance(job.trainable, TrainedInt8Base)
+        or base.dtype != torch.bfloat16
+    ):
         return None
     return (
         "The weights train in bfloat16, which has 8 significant bits: an update of less than half a step, 1/512 to 1/256 of a weight's "

@@ -73,12 +73,9 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
             start = time.perf_counter()
             with nullcontext() if backward else evaluating(forward.model):
                 loss = loss_of([job], rows, sums_by_row(forward.losses(batch, context), rows), sizes)
-            if backward:
-                loss.backward()
+            rule_of(job).discard([job], loss)
             value = float(loss.detach())
             seconds = min(seconds, time.perf_counter() - start)
-            for parameter in job.params.values():
-                parameter.grad = None
         step_seconds = seconds / tokens * job.step_tokens * rule_of(job).passes(job)
         # Under torch.compile other shapes would be compiled again.
         if step_seconds < SHORT and not train.compile and math.isfinite(value):

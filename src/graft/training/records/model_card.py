@@ -38,7 +38,7 @@ def model_card(
         "Method" if config.adapter is None else "Adapter": ", ".join(
             f"{key} {_short(value)}" for key, value in _plain(adapter).items() if value not in ({}, [], None, False)
         ),
-        "Parameters": f"{sum(parameter.numel() for parameter in job.params.values()):,}",
+        "Parameters": f"{job.trainable.count:,}",
         **facts,
         "Steps": f"{job.step} of {job.steps} ({job.epochs_done:.2f} epochs), {config.train.batch_size} samples each",
         "Settings": _changed(config) or "all at their defaults",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from graft.errors import GraftError
@@ -48,7 +49,13 @@ class Gradients:
             job.optimizer.zero_grad(set_to_none=True)
         begun = begin(forward, jobs, batcher)
         ran = _accumulate(forward, jobs, batcher, begun)
-        return {job.name: _finish(job, begun, ran) for job in jobs}
+        return {job.name: self._finish(job, begun, ran) for job in jobs}
+
+    def discard(self, jobs: Sequence[Job], loss: Tensor) -> None:
+        """Run backward, and drop the gradients."""
+        loss.backward()
+        for job in jobs:
+            job.optimizer.zero_grad(set_to_none=True)
 
     def rehearse(self, forward: Forward, job: Job, batcher: Batcher) -> None:
         """Make the gradients, and drop them."""
@@ -62,6 +69,15 @@ class Gradients:
         # A fused step does not raise the versions of parameters, by which values kept from before it are known to be stale.
         increment_version(job.params.values())
         return finished(job, gradient, lr)
+
+    def clip(self, job: Job, rows: Sequence[Row]) -> float:
+        """Clip the job's gradient to `train.clip`, where that is set; returns the norm from before."""
+        return _clip(job, rows)
+
+    def _finish(self, job: Job, begun: Begun, ran: Ran) -> Gradient:
+        """Score the step of a job, refuse what is not finite, and clip."""
+        rows, scores = begun.rows[job.name], scores_of(job, begun, ran)
+        return Gradient(scores, self.clip(job, rows), num_tokens(rows), begun.sizes[job.name].targets)
 
 
 def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: Begun) -> Ran:
@@ -84,17 +100,10 @@ def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: 
     return Ran(ran, torch.cat(sums).cpu())
 
 
-def _finish(job: Job, begun: Begun, ran: Ran) -> Gradient:
-    """Score the step of a job, refuse what is not finite, and clip."""
-    rows, scores = begun.rows[job.name], scores_of(job, begun, ran)
-    return Gradient(scores, _clip(job, rows), num_tokens(rows), begun.sizes[job.name].targets)
-
-
 def _clip(job: Job, rows: Sequence[Row]) -> float:
-    """Clip the job's gradient to `train.clip`, where that is set; returns the norm from before."""
     # After a zero start the first gradient may be zero or missing; from the second step on every parameter must have one.
     if job.step == 1:
-        _refuse_missing(job)
+        refuse_missing(job, [name for name, parameter in job.params.items() if parameter.grad is None])
     given = {name: parameter for name, parameter in job.params.items() if parameter.grad is not None}
     total = torch.nn.utils.get_total_norm(
         [parameter.grad for parameter in given.values() if parameter.grad is not None]
@@ -108,10 +117,11 @@ def _clip(job: Job, rows: Sequence[Row]) -> float:
     return norm
 
 
-def _refuse_missing(job: Job) -> None:
-    missing = [name for name, parameter in job.params.items() if parameter.grad is None]
+def refuse_missing(job: Job, missing: Sequence[str]) -> None:
+    """Raise `GraftError` if the loss does not depend on some of a job's parameters."""
     if missing:
         raise GraftError(
             f"{len(missing)} of {len(job.params)} parameters of '{job.name}' get no gradient, among them '{missing[0]}': "
-            "the loss does not depend on them. Choose other sites"
+            "the loss does not depend on them. "
+            + ("Choose other sites" if job.trainable.adapter else "Name other parts in train.method")
         )

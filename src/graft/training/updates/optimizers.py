@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from graft.config.methods import MeZOMethod
+from graft.config.methods import MeZOMethod, QFTMethod
 from graft.config.optimizers import AdafactorConfig, AdamWConfig, LionConfig, SGDConfig
 from graft.config.train import TrainConfig
 from graft.training.updates.lion import Lion
 from graft.training.updates.noise_sgd import NoiseSGD
+from graft.training.updates.qft_lion import QFTLion
 from graft.utils.bits import bitsandbytes
 
 FEWEST_IN_8_BITS = 4096
@@ -49,6 +50,8 @@ def build_optimizer(groups: Sequence[dict[str, Any]], config: TrainConfig) -> Op
         )  # fmt: skip
     if isinstance(chosen, LionConfig):
         betas = _first(chosen.betas, config.betas, (0.9, 0.99))
+        if isinstance(config.method, QFTMethod):
+            return QFTLion(groups, config.lr, betas, decay, config.seed)
         if chosen.kind == "lion":
             return Lion(groups, config.lr, betas, decay)
         return _bitsandbytes().Lion8bit(groups, config.lr, betas, decay)
@@ -64,17 +67,39 @@ def build_optimizer(groups: Sequence[dict[str, Any]], config: TrainConfig) -> Op
 
 def state_bytes(parameters: Iterable[Tensor], config: TrainConfig) -> int:
     """Return the bytes that the optimiser's state of these parameters takes from the first step on."""
+    if isinstance(config.method, QFTMethod):
+        return sum(_int8_bytes(each, other=4) for each in parameters)
     return sum(_bytes_of(parameter, config.optimizer or config.usual_optimizer) for parameter in parameters)
 
 
 def update_bytes(parameters: Sequence[Tensor], config: TrainConfig) -> int:
     """Return what a step holds besides the parameters: gradients, or what stands in for them, and the optimiser's state."""
-    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    if isinstance(config.method, QFTMethod):
+        gradients = [_int8_bytes(each, other=each.element_size()) for each in parameters]
+    else:
+        gradients = [each.numel() * each.element_size() for each in parameters]
+    size = max(gradients, default=0) if config.method.rule == "in_backward" else sum(gradients)
     if isinstance(config.method, MeZOMethod) and config.method.restore == "subtract":
         size = 0
     if config.accumulate_in == "float32":
         size += 4 * sum(parameter.numel() for parameter in parameters)
     return size + state_bytes(parameters, config)
+
+
+def weight_bytes(parameters: Sequence[Tensor], config: TrainConfig) -> int:
+    """Return what the parameters take while they train: of QFT, codes, scale and zero of each row, and outliers with their places."""
+    size = sum(each.numel() * each.element_size() for each in parameters)
+    if not isinstance(config.method, QFTMethod):
+        return size
+    matrices = [each for each in parameters if each.dim() == 2]
+    size -= sum(each.numel() * each.element_size() for each in matrices)
+    outliers = sum(round(config.method.outliers * each.numel()) for each in matrices)
+    return size + sum(_int8_bytes(each, other=0) + 4 * len(each) for each in matrices) + 8 * outliers
+
+
+def _int8_bytes(parameter: Tensor, other: int) -> int:
+    """The bytes of a matrix in 8 bits with a scale per row; of a parameter that is no matrix, `other` for each value."""
+    return parameter.numel() + 4 * len(parameter) if parameter.dim() == 2 else other * parameter.numel()
 
 
 def _bytes_of(parameter: Tensor, chosen: AdamWConfig | LionConfig | AdafactorConfig | SGDConfig) -> int:

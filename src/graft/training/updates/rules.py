@@ -1,4 +1,4 @@
-"""The rules by which a step comes from losses to an update, one file each: `gradients`, `zeroth`.
+"""The rules by which a step comes from losses to an update, one file each: `gradients`, `in_backward`, `stack`, `zeroth`.
 
 `train.method` says by its `rule` which one a job follows. Rules keep nothing between steps: what has to last is in the job's optimiser.
 """
@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
+from torch import Tensor
+
 from graft.config.methods import Rule
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
 from graft.training.step import Gradient, Outcome
 from graft.training.updates.gradients import Gradients
+from graft.training.updates.in_backward import InBackward
+from graft.training.updates.stack import Stack
 from graft.training.updates.zeroth import Zeroth
 
 
@@ -31,8 +35,13 @@ class StepRule(Protocol):
         """Run the passes of the next step of these jobs; what is known of each job's gradient, by name.
 
         Raises `NonFinite` for the first job with a loss or gradient that is not finite, and `GraftError` where parameters get no
-        gradient. Parameters are then what they were, so the step can be taken again without that job.
+        gradient. Parameters are then what they were, so the step can be taken again without that job; under `in_backward`, which has one
+        job, those whose update came before a gradient that is not finite have changed.
         """
+        ...
+
+    def discard(self, jobs: Sequence[Job], loss: Tensor) -> None:
+        """Run backward from a loss of these jobs, where the rule does, and leave no trace of it."""
         ...
 
     def rehearse(self, forward: Forward, job: Job, batcher: Batcher) -> None:
@@ -44,7 +53,12 @@ class StepRule(Protocol):
         ...
 
 
-RULES: dict[Rule, StepRule] = {"gradients": Gradients(), "zeroth": Zeroth()}
+RULES: dict[Rule, StepRule] = {
+    "gradients": Gradients(),
+    "in_backward": InBackward(),
+    "stack": Stack(),
+    "zeroth": Zeroth(),
+}
 
 
 def rule_of(job: Job) -> StepRule:

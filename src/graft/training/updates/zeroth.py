@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
@@ -73,6 +74,9 @@ class Zeroth:
                     scores[job.name].append(found)
                     losses[job.name].append(found["loss"] + (0.0 if penalty is None else float(penalty)))
         return losses
+
+    def discard(self, jobs: Sequence[Job], loss: Tensor) -> None:
+        """There is nothing to run backward."""
 
     def rehearse(self, forward: Forward, job: Job, batcher: Batcher) -> None:
         """Run the passes: they leave the parameters as they were."""
