@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
+from graft.config.methods import FullMethod, QFTMethod
 from graft.errors import GraftError, counted
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
@@ -114,10 +115,11 @@ def longest_step(job: Job) -> list[Row]:
 
 
 def _refuse_several(job: Job, batcher: Batcher, rows: Sequence[Row], what: str) -> None:
-    count = len(batcher.cut(rows))
+    count, method = len(batcher.cut(rows)), job.config.method
     if count > 1:
+        assert isinstance(method, FullMethod | QFTMethod)
         raise GraftError(
-            f"train.method {job.config.method.kind} with update: in_backward takes a step in one pass, but {what} has "
+            f"train.method {method.kind} with update: {method.update} takes a step in one pass, but {what} has "
             f"{counted(num_tokens(rows), 'token')}, which train.token_budget {batcher.budget} cuts into {count} micro-batches: raise "
             "train.token_budget, lower train.batch_size, or set update to after"
         )
