@@ -233,6 +233,14 @@ def test_pairs_whose_answers_the_template_rewrites(marked, tmp_path, think):
     assert learnt == [f"{'hm' if think else ''}\n</think>\n\nsat<|end|>", "\n</think>\n\nate<|end|>"]
 
 
+def test_special_tokens_that_occur_equally_often_are_named_in_the_order_of_the_text(marked, tmp_path):
+    rows = tmp_path / "items.jsonl"
+    rows.write_text(json.dumps({"prompt": "<|turn|> next <|user|> <|end|>", "completion": "x"}) + "\n")
+    config = DataConfig.model_validate({"train": str(rows), "template": "plain", "cache": False})
+    notes = prepare(config, marked.tokenizer).report.notes
+    assert any("(<|turn|> in 1, <|user|> in 1, <|end|> in 1)" in note for note in notes)
+
+
 def test_special_tokens_in_the_data_are_counted_and_become_tokens_where_the_user_says_so(marked, tmp_path):
     tokenizer, rows = marked.tokenizer, tmp_path / "items.jsonl"
     rows.write_text(

@@ -58,7 +58,7 @@ def _spelled_tokens(samples: Sequence[Sample], template: Template, facts: Tokeni
     for sample in samples:
         messages = without_end([*sample.messages, *sample.rejected[sample.asked :]], facts.eos)
         texts = [text for message in messages for text in (message["content"], message.get("input", ""))]
-        spelled = {control for text in texts for control in any_control.findall(text)}
+        spelled = list(dict.fromkeys(control for text in texts for control in any_control.findall(text)))
         found.update(spelled)
         rows += bool(spelled)
     if not rows:
