@@ -24,6 +24,7 @@ from graft.training.job import Job
 from graft.training.resuming import resume
 from graft.training.start import train
 from graft.training.updates.gradients import Gradients
+from graft.training.updates.rounding import stochastic_bfloat16
 from tests.training.conftest import batcher, data, exact_norm, losses, take_step, tiny
 from tests.walk import graft_command
 
@@ -144,6 +145,35 @@ def test_micro_batches_are_added_up_in_float32() -> None:
             float((each.double() - exact[name]).abs().max() / exact[name].abs().max()) for name, each in found.items()
         )
     assert errors["float32"] < 2**-8 < errors[None]
+
+
+def test_stochastic_rounding_keeps_what_bfloat16_loses() -> None:
+    """The mean of many weights is that of float32; the nearest weight never moves; in backward it is the same step."""
+    values = torch.rand(20_000, generator=torch.Generator().manual_seed(0)) * 3 - 1.5
+    found = torch.stack([stochastic_bfloat16(values, torch.Generator().manual_seed(at)).float() for at in range(400)])
+    nearest = values.to(torch.bfloat16).float()
+    assert float((found.mean(0) - values).abs().mean()) < 0.1 * float((nearest - values).abs().mean())
+    assert bool(((found - values).abs() <= 2.0**-7 * values.abs()).all())
+    assert torch.equal(stochastic_bfloat16(nearest, torch.Generator().manual_seed(0)).float(), nearest)
+
+    moved, states = {}, []
+    for method in ({}, {"rounding": "stochastic"}, {"rounding": "stochastic", "update": "in_backward"}):
+        model = tiny(dtype=torch.bfloat16)
+        job = job_of(model, {"kind": "full", "parts": "mlp", **method}, clip=None, lr=2e-5)
+        before = {name: each.detach().float() for name, each in job.params.items()}
+        for _ in range(6):
+            take_step(Forward(model), [job], "padded")
+        moved[str(method)] = [
+            float((each.detach().float() - before[name]).abs()[before[name].abs() > 0.02].mean())
+            for name, each in job.params.items()
+        ]
+        states.append({**job.trainable.state(), **job.tensors()})
+        if method:
+            assert {each.dtype for name, each in job.tensors().items() if "exp_avg" in name} == {torch.float32}
+    plain, stochastic, _ = moved.values()
+    assert max(plain) == 0.0 and min(stochastic) > 1e-5
+    for name, each in states[1].items():
+        assert torch.equal(each, states[2][name]), name
 
 
 RUN: dict[str, Any] = {
@@ -270,6 +300,24 @@ def test_what_does_not_go_with_it_is_named(changes: list[str], said: str) -> Non
     with pytest.raises(GraftError) as raised:
         load_run(RUN, changes)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["train.accumulate_in=float32"], "train.accumulate_in: float32 has no effect on a base in float32"),
+        (
+            ["train.method={kind: full, rounding: stochastic}"],
+            "rounding: stochastic has no effect on a base in float32",
+        ),
+    ],
+)
+def test_what_has_no_effect_in_float32_is_named(
+    changes: list[str], said: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    with pytest.raises(GraftError, match=said):
+        train(load_run(RUN, changes), tmp_path / "out", quiet=True)
 
 
 def test_jobs_share_a_frozen_base() -> None:

@@ -278,12 +278,11 @@ def test_a_run_resumes_bit_for_bit_and_leaves_an_ordinary_model(
 @pytest.mark.slow
 def test_it_learns_as_lion_in_float32_where_nearest_rounding_stalls(tmp_path: Path) -> None:
     qft_rounding.toy(tmp_path)
-    for lr in (2e-5, 1e-4):
-        found = {name: qft_rounding.measure(tmp_path, name, lr, 400) for name in list(qft_rounding.METHODS)[:3]}
-        fall = found["lion, float32"]["start"] - found["lion, float32"]["end"]
-        assert fall > 0.2
-        assert found["qft, stochastic"]["end"] == pytest.approx(found["lion, float32"]["end"], abs=0.02)
-        assert found["qft, nearest"]["start"] - found["qft, nearest"]["end"] < 0.3 * fall
+    found = {name: qft_rounding.measure(tmp_path, name, 2e-5, 300) for name in list(qft_rounding.METHODS)[:3]}
+    fall = {name: each["start"] - each["end"] for name, each in found.items()}
+    assert fall["lion, float32"] > 1.0
+    assert found["qft, stochastic"]["end"] == pytest.approx(found["lion, float32"]["end"], abs=0.02)
+    assert fall["qft, nearest"] < 0.1 * fall["lion, float32"]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,9 @@ class FullMethod(Section):
     update: Update = "after"
     """When parameters change. after: when all gradients are there. in_backward: each as soon as its gradient is there, which is then freed;
     it needs train.clip: null, and a train.token_budget that holds a whole step."""
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """How weights of a base in bfloat16 are rounded after a step. nearest loses every update below half a step of the format; stochastic
+    keeps them on average, takes each step parameter by parameter, and holds the optimiser's state in float32."""
 
     @property
     def rule(self) -> Rule:

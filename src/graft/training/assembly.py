@@ -41,6 +41,7 @@ from graft.runs.folder import RunFolder
 from graft.training.job import Job
 from graft.training.objectives import reference_of
 from graft.training.records.trackers import check_installed
+from graft.training.trained_base import refuse_no_effect
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolde
     if (note := _other_template(base, own, data)) is not None:
         data = replace(data, report=replace(data.report, notes=(*data.report.notes, note)))
     job = Job.make(base.model, name, own.train, data.train, data.validation, also=base.fresh)
-    _refuse_no_effect(base, job)
+    refuse_no_effect(base, job)
     if isinstance(data.template, Template):
         job.stop_ids = frozenset(data.template.stop_ids(base.tokenizer))
     job.reference = _reference(base, name, own, begun)
@@ -251,17 +252,6 @@ def _refuse_too_long(base: Base, name: str | None, data: Prepared) -> None:
             f"the longest sample has {longest} tokens, but {base.name} has room for {room}{' with this adapter' if name else ''}: set "
             "data.max_length "
             f"to {room} and data.overlong to drop or truncate_prompt"
-        )
-
-
-def _refuse_no_effect(base: Base, job: Job) -> None:
-    """Raise `GraftError` for settings of a base that trains that do not suit its number format or its new tokens."""
-    if job.config.accumulate_in is not None and base.dtype == torch.float32:
-        raise GraftError("train.accumulate_in: float32 has no effect on a base in float32: remove it")
-    table = base.model.get_input_embeddings().weight
-    if base.added and job.trainable.adapter is None and not table.requires_grad:
-        raise GraftError(
-            "base.new_tokens adds rows to the embedding, which train.method does not train: add embed (and head) to its `parts`"
         )
 
 

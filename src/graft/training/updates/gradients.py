@@ -32,6 +32,7 @@ from graft.training.step import (
     sums_by_row,
 )
 from graft.training.updates.accumulation import Float32Sums
+from graft.training.updates.rounding import Alone, rounds_stochastically
 
 
 class Gradients:
@@ -65,7 +66,13 @@ class Gradients:
     def update(self, job: Job, gradient: Gradient) -> Outcome:
         """Take the job's optimiser step on the gradient that is in its parameters."""
         lr = float(job.optimizer.param_groups[0]["lr"])
-        job.optimizer.step()
+        if rounds_stochastically(job):
+            alone = Alone(job)
+            for parameter in job.params.values():
+                if parameter.grad is not None:
+                    alone(parameter)
+        else:
+            job.optimizer.step()
         # A fused step does not raise the versions of parameters, by which values kept from before it are known to be stale.
         increment_version(job.params.values())
         return finished(job, gradient, lr)

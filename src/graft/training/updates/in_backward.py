@@ -13,7 +13,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
-from torch.optim import Optimizer
 
 from graft.config.methods import FullMethod, QFTMethod
 from graft.errors import GraftError, counted
@@ -35,6 +34,7 @@ from graft.training.step import (
 )
 from graft.training.updates.gradients import refuse_missing
 from graft.training.updates.qft_lion import QFTLion
+from graft.training.updates.rounding import Alone
 from graft.training.updates.stack import refresh_if_due
 
 Note = Callable[[nn.Parameter, Tensor], None]
@@ -133,7 +133,7 @@ def updating(job: Job, note: Note | None) -> Iterator[None]:
         optimizer.now, optimizer.factor = job.step, 1.0
         plain, take, rest = optimizer.plain_alone, optimizer.sinking, optimizer.step
     else:
-        plain, take, rest = _Alone(optimizer), None, None
+        plain, take, rest = Alone(job), None, None
 
     def hook(parameter: Tensor) -> None:
         if parameter.grad is None:  # that of a weight in 8 bits goes another way
@@ -157,19 +157,3 @@ def updating(job: Job, note: Note | None) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         optimizer.zero_grad(set_to_none=True)
-
-
-class _Alone:
-    """Steps any optimiser of torch for one parameter at a time, by showing it a group that holds nothing else."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.groups = {id(each): group for group in optimizer.param_groups for each in group["params"]}
-
-    def __call__(self, parameter: nn.Parameter) -> None:
-        groups = self.optimizer.param_groups
-        self.optimizer.param_groups = [{**self.groups[id(parameter)], "params": [parameter]}]
-        try:
-            self.optimizer.step()
-        finally:
-            self.optimizer.param_groups = groups

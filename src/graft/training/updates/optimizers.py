@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from graft.config.methods import MeZOMethod, QFTMethod
+from graft.config.methods import FullMethod, MeZOMethod, QFTMethod
 from graft.config.optimizers import AdafactorConfig, AdamWConfig, LionConfig, SGDConfig
 from graft.config.train import TrainConfig
 from graft.training.updates.lion import Lion
@@ -69,6 +70,10 @@ def state_bytes(parameters: Iterable[Tensor], config: TrainConfig) -> int:
     """Return the bytes that the optimiser's state of these parameters takes from the first step on."""
     if isinstance(config.method, QFTMethod):
         return sum(_int8_bytes(each, other=4) for each in parameters)
+    if (
+        isinstance(config.method, FullMethod) and config.method.rounding == "stochastic"
+    ):  # the state is that of copies in float32
+        parameters = [torch.empty_like(each, dtype=torch.float32, device="meta") for each in parameters]
     return sum(_bytes_of(parameter, config.optimizer or config.usual_optimizer) for parameter in parameters)
 
 
