@@ -75,6 +75,18 @@ def test_the_five_minutes_run_and_print_what_the_readme_shows(here: Path, capfd:
     assert "I am a small model." in said  # it has learnt its three lines
 
 
+def test_the_commands_of_qlora_run(here: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install 'graft-llm[quant]')")
+    (here / "data.jsonl").write_text(block("jsonl"))
+    graft_command("graft init run.yaml --data data.jsonl")
+    part = README.split("## A base in 4 bits")[1].split("```")[1].replace("\\\n", "")
+    commands = re.findall(r"^(graft [^#\n]+)", part, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["train", "merge"]
+    for command in commands:
+        graft_command(command.replace("meta-llama/Llama-3.2-1B", "seedling"))
+    assert (here / "qlora-merged" / "model.safetensors").is_file()
+
+
 def test_the_python_block_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(block("python"), "README.md", "exec"), {})
     assert "math" in capsys.readouterr().out

@@ -141,7 +141,7 @@ def test_skip_takes_names_of_sites_and_paths(folder: Path) -> None:
         "embed": set(),  # is a table, which is never quantised
     }.items():
         assert everything - set(layers(load_model(config(folder, skip=[skip])))) == kept, skip
-    model = load_model(config(folder, skip=["head", "mlp.down"]))
+    model = load_model(config(folder, skip="head mlp.down"))
     graft.attach(model, {"a": graft.DoRA(rank=2, sites="attn.q mlp.down head")})
     found = quantised(model)
     assert found is not None and found.kept_note == (
@@ -157,7 +157,10 @@ def test_skip_takes_names_of_sites_and_paths(folder: Path) -> None:
             "attn.qq",
             r"^base.skip: site 'attn.qq' matches nothing in this model. Did you mean 'attn.q'\? This model has: attn",
         ),
-        ("mlp", "^base.skip: .*'mlp' is a sublayer site. Name its linear layers"),
+        (
+            "mlp",
+            r"^base.skip: 'mlp' is a sublayer: name its linear layers \(attn.q, mlp.up, ...\) or the path of a module",
+        ),
         ("model.layers.7", "^base.skip: there is no module 'model.layers.7' in this model. Did you mean 'model.layers"),
     ],
 )
@@ -332,6 +335,14 @@ def test_torchao_s_weights_are_dequantised(folder: Path, tmp_path: Path) -> None
     with running(model, ForwardContext(("a", "b"), (6, 6), False, (3, 4))):
         model(IDS, use_cache=False).logits.square().mean().backward()
     assert all(p.grad is not None for name in "ab" for _, p in graft.parameters(model, name))
+
+
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+def test_full_training_of_a_module_with_quantised_layers_is_refused_by_name(folder: Path, bits: str) -> None:
+    model = load_model(config(folder, bits))
+    with pytest.raises(GraftError, match="weight' is quantised: full training needs it in a floating-point dtype"):
+        graft.attach(model, {"a": graft.Full(sites="re:model.layers.0.mlp")})
+    graft.attach(model, {"a": graft.Full(sites="head norm"), "b": graft.Full(sites="mlp.down")})  # differences beside
 
 
 def test_an_adapter_knows_the_bits_of_its_base(folder: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class _Named:
     """A request to the site language for whatever one name of `base.skip` means."""
 
     kind = "base.skip"
-    takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "embedding", "norm", "experts", "other"})
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "sublayer", "embedding", "norm", "experts", "other"})
 
     def __init__(self, name: str) -> None:
         self.sites: str | tuple[str, ...] = (name,)
@@ -100,9 +100,15 @@ def _met(name: str, model: Any) -> list[str]:
         raise GraftError(f"base.skip: there is no module '{name}' in this model.{did_you_mean(name, modules)}")
     else:
         try:
-            roots = [site.module for site in resolve_sites(table, _Named(name))]
+            sites = resolve_sites(table, _Named(name))
         except GraftError as error:
-            raise GraftError(f"base.skip: {str(error).removeprefix('base.skip: ')}") from error
+            raise GraftError(f"base.skip: {error}") from error
+        if any(site.type == "sublayer" for site in sites):
+            raise GraftError(
+                f"base.skip: '{name}' is a sublayer: name its linear layers (attn.q, mlp.up, ...) or the path of a module "
+                f"({next(path for path in modules if path.count('.') > 1)})"
+            )
+        roots = [site.module for site in sites]
     return [
         path
         for path, module in modules.items()

@@ -54,6 +54,12 @@ def command(
             "backward pass (mezo)."
         ),
     ] = "adapter",
+    quantize: Annotated[
+        Literal["nf4", "fp4", "int8"] | None,
+        typer.Option(
+            help="Hold the base in 4 bits (nf4 is QLoRA's) or 8 bits. Default: not quantised.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run.yaml with every setting explained, to start from.
@@ -72,7 +78,7 @@ def command(
         raise GraftError(f"cannot write {path}: there is no folder {path.parent}")
     if kind is not None and method in ("full", "qft"):
         raise GraftError(f"--method {method} trains the base itself, so an adapter has no use: leave out --kind")
-    found = suggest(base, data, None if method in ("full", "qft") else kind or "lora", task, method)
+    found = suggest(base, data, None if method in ("full", "qft") else kind or "lora", task, method, quantize)
     write_text_atomic(path, run_yaml(found.settings))
     if as_json:
         print_json({"file": path, "settings": found.settings, "notes": found.notes})

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from graft.config.section import Place, Section
 
 ANCHOR_EVERY = 3
 """The default of `base.anchor_every`."""
 DTYPES = Literal["auto", "float32", "bfloat16"]
+
+
+def _names(value: Any) -> Any:
+    """Names in one text, as `sites` of an adapter may have them."""
+    if not isinstance(value, str):
+        return value
+    return (value,) if value.startswith("re:") else tuple(value.split())
 
 
 class BaseConfig(Section):
@@ -37,7 +44,7 @@ class BaseConfig(Section):
     """Whether the scales of 4-bit weights are quantised too, which saves 0.37 bits per parameter; null is true."""
     compute: Literal["float32", "bfloat16"] | None = None
     """Number format in which 4-bit layers compute; null is `dtype`."""
-    skip: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
+    skip: Annotated[tuple[str, ...] | None, Field(strict=False), BeforeValidator(_names)] = None
     """Layers that are not quantised: names of sites such as head or mlp.down@0-3, or paths of modules. null is the output head. A head that
     shares the embedding's weight, and a classifier's head, are never quantised."""
     device: str = "auto"

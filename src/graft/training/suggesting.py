@@ -68,14 +68,19 @@ class Suggestion:
     notes: list[str] = field(default_factory=list)
 
 
-def suggest(base: str, data: str, adapter: Any, task: str | None = None, method: str = "adapter") -> Suggestion:
+def suggest(
+    base: str, data: str, adapter: Any, task: str | None = None, method: str = "adapter", quantize: str | None = None
+) -> Suggestion:
     """Return settings for a run with this base, data and adapter (None where the method trains the base).
 
-    task: None takes the one that suits the base and the data. Raises `GraftError` for an unknown kind or preset, or a wrong name.
+    task: None takes the one that suits the base and the data. quantize: how the base is held in few bits.
+    Raises `GraftError` for an unknown kind or preset, or a wrong name.
     """
     found = Suggestion({"base": {"model": base}, "adapter": adapter, "data": {"train": data}, "train": {}})
     if method != "adapter":
         found.settings["train"]["method"] = method
+    if quantize is not None:
+        found.settings["base"]["quantize"] = quantize
     rows = _first_rows(data, found.notes)
     here = base == SEEDLING or Path(base).expanduser().is_dir()
     task = task or _task(base if here else None, rows)

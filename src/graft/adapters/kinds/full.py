@@ -230,7 +230,7 @@ class FullModule(Adapter):
         if not frozen:
             raise GraftError(f"'{self.path}' ({type(around.host).__name__}) has no parameters to train")
         for name, parameter in frozen.items():
-            if not parameter.is_floating_point():
+            if not parameter.is_floating_point() or getattr(parameter, "quant_state", None) is not None:
                 raise GraftError(
                     f"'{self.path}.{name}' is quantised: full training needs it in a floating-point dtype, such as bfloat16"
                 )
