@@ -110,6 +110,15 @@ def test_the_plain_inverse_is_exact_in_float64(family: str, variant: Any) -> Non
     )
 
 
+@pytest.mark.parametrize("variant", ["meft1", pytest.param("meft2", marks=pytest.mark.slow)])
+def test_streams_of_float64_need_no_anchors_through_twelve_blocks_of_float32(variant: Any) -> None:
+    """With streams of float32, the cosine at the lowest blocks is 0.1 to 0.7."""
+    base, plain, pairs = pair("bert", variant, layers=12, every=None, dtype=torch.float32)
+    _, own = gradients(base, [first for first, _ in pairs.values()], tokens())
+    _, expected = gradients(plain, [second for _, second in pairs.values()], tokens())
+    assert min(map(cosine, own, expected)) > 0.9999
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_anchors_change_no_gradient_and_half_precision_loses_nothing(variant: Any) -> None:
     base, _, pairs = pair("llama", variant, layers=7, every=3, dtype=torch.float32)
