@@ -5,7 +5,7 @@
 The base is a LLaMA with random weights in float32, and the loss is a sum over its last hidden states, so that the head (which is the same
 for all) does not count. Counted are the bytes of all tensors that are alive, without the base, the adapters and the gradients of
 parameters: `held` at the end of the forward pass, `peak` at any time of the step. A block's own activations, which the backward pass of
-MEFT makes again, are a part of the peak. Time is the median of whole steps without counting.
+MEFT makes again, are a part of the peak. Time is the median processor time of whole steps without counting.
 
 Legend: B rows, L length, D hidden size.
 """
@@ -159,12 +159,12 @@ def memory(given: Setting, ids: Tensor) -> dict[str, int]:
 
 
 def seconds(given: Setting, ids: Tensor, repeats: int) -> float:
-    """The median time of a forward and backward pass."""
+    """The median processor time of a forward and backward pass: wall time changes with what else the machine does."""
     times = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         loss_of(given.model, ids).backward()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
         for each in given.parameters:
             each.grad = None
     return statistics.median(times[1:])
