@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from graft.bases.streams import with_coupling
 from graft.bases.vocabulary import add_tokens, fit_tables
 from graft.config.base import BaseConfig
 from graft.errors import GraftError
+from graft.utils.allocator import large_blocks_given_back
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 LABELLED = ("classification", "regression")
@@ -139,7 +140,8 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
         quantised = config.quantize is not None or method_of(found) is not None
         if quantised:
             options |= _quantised(config, found, task, device, dtype)
-        with _without_missing_table(task):
+        on_host = large_blocks_given_back() if config.quantize is not None and device.type == "cpu" else nullcontext()
+        with _without_missing_table(task), on_host:
             loaded: Any = CLASSES[task].from_pretrained(
                 source, config=found, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=drawn, **options
             )

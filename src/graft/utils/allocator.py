@@ -1,0 +1,33 @@
+"""glibc's allocator, told to give large blocks back to the system at once.
+
+Why: it learns from the first large block that is freed to take blocks of up to 32 MiB from its own heap, where those that are still in use
+keep the freed ones from going back. A base that is quantised tensor by tensor then takes several times the memory that it holds.
+Breaks: with another C library, or one whose allocator was replaced, nothing happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+SMALL, LARGEST = 256 * 1024, 32 * 1024 * 1024
+"""Blocks from this size on are given back while loading; and what glibc comes to by itself in a process that frees large blocks."""
+
+
+@contextmanager
+def large_blocks_given_back() -> Iterator[None]:
+    """Let blocks from 256 KiB on go back to the system when they are freed. Afterwards the allocator is as training finds it anyway."""
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, SMALL)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, LARGEST)
+        mallopt(_TRIM_THRESHOLD, 2 * LARGEST)

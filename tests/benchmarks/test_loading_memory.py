@@ -1,0 +1,32 @@
+"""The benchmark of loading runs on a base that is tiny, and its kept result holds what the page promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+KEPT = json.loads((ROOT / "benchmarks" / "results" / "loading_memory.json").read_text())
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install 'graft-llm[quant]')")
+    script, out = ROOT / "benchmarks" / "loading_memory.py", tmp_path / "result.json"
+    subprocess.run([sys.executable, str(script), "--tiny", "--out", str(out)], check=True, timeout=600)
+    found = json.loads(out.read_text())
+    assert set(found["ways"]) == {"plain", "int8", "nf4"} and found["shards"] > 1
+    assert found["ways"]["nf4"]["model_bytes"] < found["ways"]["plain"]["model_bytes"]
+
+
+@pytest.mark.parametrize("way", ["int8", "nf4"])
+def test_loading_held_no_more_than_the_model_and_one_shard(way: str) -> None:
+    found = KEPT["ways"][way]
+    assert found["peak_bytes"] <= found["model_bytes"] + KEPT["largest_shard"] < KEPT["file_bytes"]
+    page = (ROOT / "docs" / "quantised-bases.md").read_text()
+    assert f"{found['peak_bytes'] / 1e6:.0f} MB" in page and f"{found['model_bytes'] / 1e6:.0f} MB" in page
