@@ -210,7 +210,7 @@ def test_a_run_leaves_an_ordinary_model_and_resumes_bit_for_bit(
     graft_command(f"graft eval {whole.path}")
     result = json.loads(next((whole.path / "eval").glob("*/result.json")).read_text())
     (scored,) = result["results"]
-    assert scored["name"] == "full"
+    assert scored["name"] == "full" and scored["trained"]["train"]["method"]["kind"] == "full"
     last = [line for line in whole.metrics.read() if "validation_loss" in line and line["step"] == best["step"]]
     assert scored["loss"] == pytest.approx(last[0]["validation_loss"], rel=1e-4)
     graft_command(f"graft chat {whole.path} --prompt hello --max-new-tokens 2")
@@ -218,7 +218,9 @@ def test_a_run_leaves_an_ordinary_model_and_resumes_bit_for_bit(
     graft_command(
         f"graft predict {whole.path} {tmp_path / 'prompts.txt'} --out {tmp_path / 'out.jsonl'} --max-new-tokens 2"
     )
+    capsys.readouterr()
     graft_command(f"graft show {whole.path}")
+    assert "adapter               full" in capsys.readouterr().out
     graft_command(f"graft check {whole.path}")
     capsys.readouterr()
     for command, said in (

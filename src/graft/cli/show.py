@@ -100,13 +100,20 @@ def summary(folder: Path) -> dict[str, Any]:
         if jobs
         else adapter.get("kind") or adapter.get("preset")
         if isinstance(adapter, dict)
-        else adapter,
+        else adapter or _method(config),
         "status": run.read_status(),
         "last_metrics": last,
         "adapters": run.adapters(),
         "checkpoints": run.checkpoints(),
         "evaluations": sorted(path.parent.name for path in (folder / "eval").glob("*/result.json")),
     }
+
+
+def _method(config: dict[str, Any]) -> Any:
+    """The method of a run without an adapter, which trained the base."""
+    train = config.get("train")
+    method = train.get("method") if isinstance(train, dict) else None
+    return method.get("kind") if isinstance(method, dict) else method
 
 
 def _runs(folder: Path, as_json: bool) -> None:

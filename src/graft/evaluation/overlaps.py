@@ -54,9 +54,9 @@ def known_overlaps(loaded: LoadedModel, tests: Mapping[str, Sequence[Question]])
 
 
 def _trained_on(loaded: LoadedModel) -> list[tuple[list[str], DataConfig]]:
-    """Return the training sets of the adapters, each with the names of the adapters that share it."""
+    """Return the training sets of the candidates, each with the names of those that share it."""
     found: dict[str, tuple[list[str], DataConfig]] = {}
-    for candidate in loaded.adapters:
+    for candidate in loaded.candidates:  # the bare base was trained by no run
         if candidate.trained is not None:
             data = candidate.trained.data
             found.setdefault(data.model_dump_json(), ([], data))[0].append(candidate.name)

@@ -150,7 +150,8 @@ def load_candidates(
     base_template = chosen or (templates[0] if templates else _run_template(None if whole else config, loaded))
     # A fresh head is noise without the adapter that trained it, so such a base is no candidate.
     name_of_base = next(iter(jobs)) if whole else "base"
-    candidates = [Candidate(name_of_base, None, base_template)] if not loaded.fresh else []
+    trained = config if whole else None
+    candidates = [Candidate(name_of_base, None, base_template, trained=trained)] if not loaded.fresh else []
     candidates += [
         Candidate(
             name,
