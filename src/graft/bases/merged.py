@@ -9,7 +9,7 @@ Legend: L tokens of a prompt, V vocabulary, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from graft.attaching.active import use
 from graft.attaching.attach import detach
 from graft.attaching.merge import followers, installs_by_host, merge
 from graft.bases.dequantising import dequantise
-from graft.bases.loading import Base, load_model
+from graft.bases.into_bits import BitsReport, IntoBits, before_merging, bring_into_bits
+from graft.bases.loading import LABELLED, Base, load_model
 from graft.bases.memory import memory_report
 from graft.bases.quantised import Quantised, quantised
 from graft.config.base import BaseConfig
@@ -52,6 +53,8 @@ class MergeReport:
     """How the base was quantised, None if it was not. The merged model is not."""
     untied: tuple[str, ...]
     """Weights that were tied to another module and are now separate."""
+    few_bits: BitsReport | None = None
+    """What was kept of the adapter, if the merged model is in few bits."""
 
 
 def write_merged(
@@ -60,12 +63,14 @@ def write_merged(
     prompts: Sequence[Sequence[int]],
     target: str | Path,
     add_files: Callable[[Path], object] | None = None,
+    into: IntoBits | None = None,
 ) -> MergeReport:
     """Fold an adapter into its base for good, and write the model and tokenizer to a new or empty folder.
 
     base: is used up; afterwards it holds the merged weights, and no adapter. prompts: token ids to compare the logits on. add_files: a
     function that adds files to the folder before the folder takes its place.
-    A base in few bits is dequantised first; what is compared is the adapter on the base as it was.
+    into: bring the merged model into few bits; it is then in memory in float32 for a while.
+    A base in few bits is dequantised first; what is compared is the adapter on the base as it was, or the model in few bits.
     Raises `CannotFold` for a kind that no weights can express, and `GraftError` for a folder that is not empty, for weights that cannot be
     dequantised, and if the reloaded model answers differently.
     """
@@ -78,10 +83,17 @@ def write_merged(
     # The expected logits are computed before the merge, which overwrites the weights.
     with use(model, name):
         expected = _logits(model, prompts)
+    before = None if into is None else before_merging(model, name, into, base.task in LABELLED)
     if (held := quantised(model)) is not None:
-        dequantise(model, base.dtype)
+        dequantise(model, base.dtype if into is None else torch.float32)
+    if into is not None:
+        model.float()
     merge(model, name, keep=False)
     detach(model)
+    bits = None
+    if into is not None and before is not None:
+        bits = bring_into_bits(model, into, before, base.dtype)
+        expected = _logits(model, prompts)
     with new_dir(target) as folder:
         model.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
@@ -89,7 +101,7 @@ def write_merged(
             add_files(folder)
         # If the comparison fails, `new_dir` removes what was written.
         report = _compare(base, name, folder, target, expected, prompts, untied, held)
-    return report
+    return replace(report, few_bits=bits)
 
 
 def _refuse_unfoldable(model: nn.Module, name: str) -> None:

@@ -20,7 +20,7 @@ from graft.architectures.layers import is_linear, is_transposed
 from graft.architectures.site import SiteType
 from graft.architectures.sites import SiteTable
 from graft.bases.heads import head_modules
-from graft.config.base import BaseConfig
+from graft.config.base import BaseConfig, FewBits
 from graft.errors import GraftError, did_you_mean, require
 from graft.utils.bits import bitsandbytes
 
@@ -52,21 +52,28 @@ def options_of(config: BaseConfig, found: Any, model: nn.Module, dtype: torch.dt
             f"base.quantize: '{config.model}' comes quantised already ({own.get('quant_method', 'by an unknown method')}): remove "
             f"base.quantize, or name the same base in bfloat16"
         )
+    compute, kept = (
+        dtype if config.compute is None else getattr(torch, config.compute),
+        kept_layers(config.skip, model, labelled),
+    )
+    assert config.quantize is not None
+    return {"quantization_config": instructions(config.quantize, config.double_quant is not False, compute, kept)}
+
+
+def instructions(kind: FewBits, double_quant: bool, compute: torch.dtype, kept: Iterable[str]) -> Any:
+    """Return what transformers reads and writes about a quantised model. kept: the paths of linear layers that are not quantised."""
     need_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
-    kept = sorted(_kept(config.skip, model, labelled))
-    if config.quantize == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)}
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=str(config.quantize),
-            bnb_4bit_use_double_quant=config.double_quant is not False,
-            bnb_4bit_compute_dtype=dtype if config.compute is None else getattr(torch, config.compute),
-            llm_int8_skip_modules=kept,
-        )
-    }
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=sorted(kept))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=sorted(kept),
+    )
 
 
 def need_bitsandbytes() -> None:
@@ -75,8 +82,8 @@ def need_bitsandbytes() -> None:
     require("accelerate", "quant")
 
 
-def _kept(skip: Iterable[str] | None, model: Any, labelled: bool) -> set[str]:
-    """Return the paths of the linear layers that are not quantised."""
+def kept_layers(skip: Iterable[str] | None, model: Any, labelled: bool) -> set[str]:
+    """Return the paths of the linear layers that are not quantised. skip: `base.skip`. labelled: whether the model is a classifier."""
     if skip is None:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         kept = {path for path, module in model.named_modules() if module is head}
@@ -128,7 +135,7 @@ def settle(model: nn.Module, dtype: torch.dtype, missing: Iterable[str]) -> None
     for path in missing:
         layer: Any = model.get_submodule(path)
         if isinstance(layer, library.nn.Linear4bit | library.nn.Linear8bitLt):
-            _replace(model, path, _plain(layer, dtype))
+            replace_layer(model, path, _plain(layer, dtype))
     for layer in model.modules():
         if PACKS in layer.__dict__:
             layer.__dict__[PACKS] = False
@@ -139,7 +146,8 @@ def settle(model: nn.Module, dtype: torch.dtype, missing: Iterable[str]) -> None
     compute_densely(model, dtype)
 
 
-def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
+def replace_layer(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put another layer in place of the one at a path."""
     parent, _, name = path.rpartition(".")
     model.get_submodule(parent)._modules[name] = layer
 

@@ -22,9 +22,11 @@ from graft.cli.loading import (
     load_model,
     one_of,
 )
+from graft.config.base import FewBits
 from graft.errors import GraftError, counted
 
 if TYPE_CHECKING:
+    from graft.bases.into_bits import BitsReport, IntoBits
     from graft.generation.loaded import Candidate, LoadedModel
 
 QUESTIONS = (
@@ -53,12 +55,18 @@ def command(
     dtype: Dtype = None,
     any_base: AnyBase = False,
     resize: Resize = False,
+    quantize: Annotated[
+        FewBits | None,
+        typer.Option("--quantize", help="Write the merged model in 4 or 8 bits (bitsandbytes).", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base and write a plain Hugging Face model.
 
     The written model is loaded again, and the largest difference of its logits from those of the adapter is reported. The template
     is written beside it.
+
+    With --quantize, several roundings are tried. The losses of base, adapter and merged model on rows of the run's data say what is lost.
 
     Example: graft merge runs/math --to math-merged
     """
@@ -74,14 +82,19 @@ def command(
         raise GraftError("there is no adapter to merge: name one with --adapter FOLDER")
     from graft.bases.merged import write_merged
 
-    report = write_merged(loaded.base, candidate.adapter, _prompts(loaded, candidate), to, candidate.template.save)
+    into = None if quantize is None else _into(quantize, loaded, candidate)
+    report = write_merged(
+        loaded.base, candidate.adapter, _prompts(loaded, candidate), to, candidate.template.save, into
+    )
     labels = loaded.base.task in ("classification", "regression")
     if as_json:
         print_json({**asdict(report), "template": None if labels else candidate.template.name})
         return
     about = report.dtype if labels else f"{report.dtype}, template {candidate.template.name}"
     typer.echo(f"{report.adapter} is merged into {loaded.base.name}: {to} ({about})")
-    if report.dequantised is not None:
+    if report.few_bits is not None:
+        _show_bits(report.few_bits)
+    elif report.dequantised is not None:
         typer.echo(
             f"the base was in {report.dequantised}: its weights were dequantised and the adapter was folded into them. The merged model is "
             "not quantised"
@@ -99,6 +112,33 @@ def command(
     )
     if report.untied:
         typer.echo(f"no longer tied (tie_word_embeddings: false): {', '.join(report.untied)}")
+
+
+def _into(kind: FewBits, loaded: LoadedModel, candidate: Candidate) -> IntoBits:
+    from graft.bases.requantising import Target
+    from graft.training.calibration import rows_of_run
+
+    config = candidate.trained or loaded.config
+    if config is None:
+        raise GraftError(
+            "--quantize chooses the rounding by the loss on rows of the run's data, so it needs the run that trained the adapter: give its "
+            "run folder, or an adapter in one"
+        )
+    return rows_of_run(config, loaded.base, Target(kind, config.base.double_quant is not False))
+
+
+def _show_bits(report: BitsReport) -> None:
+    losses = report.losses
+    typer.echo(
+        f"{counted(report.layers, 'linear layer')} in {report.kind}, rounding {report.rounding}; losses on {report.rows}:"
+    )
+    for what, loss, own in (
+        ("base", losses.base, None),
+        ("adapter beside it", losses.adapter, None),
+        ("merged, rounded to the nearest", losses.nearest, report.kept(losses.nearest)),
+        ("merged, as written", losses.merged, report.kept(losses.merged)),
+    ):
+        typer.echo(f"  {what:<32}{loss:.4f}" + ("" if own is None else f"   {own:.1%} of the adapter's gain"))
 
 
 def _prompts(loaded: LoadedModel, candidate: Candidate) -> list[list[int]]:

@@ -12,6 +12,7 @@ from graft.config.section import Place, Section
 ANCHOR_EVERY = 3
 """The default of `base.anchor_every`."""
 DTYPES = Literal["auto", "float32", "bfloat16"]
+FewBits = Literal["nf4", "fp4", "int8"]
 
 
 def _names(value: Any) -> Any:
@@ -37,7 +38,7 @@ class BaseConfig(Section):
     """Branch, tag or commit on the hub; null is the default branch."""
     dtype: DTYPES = "auto"
     """Number format of the base's weights and of the computation; auto is bfloat16 on a GPU that supports it, else float32."""
-    quantize: Literal["nf4", "fp4", "int8"] | None = None
+    quantize: FewBits | None = None
     """Hold the weights of linear layers in 4 bits (nf4, the levels of QLoRA; fp4) or 8 bits (int8), with bitsandbytes; null keeps them in
     `dtype`. They are quantised while the base is loaded; adapters, tables, norms and the head stay in `dtype`."""
     double_quant: bool | None = None

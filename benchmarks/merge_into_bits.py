@@ -1,0 +1,123 @@
+"""How much of an adapter survives when it is merged into 4 or 8 bits, for every kind that folds?
+
+    python benchmarks/merge_into_bits.py [--bits nf4,int8] [--first 250] [--steps 60] [--kinds lora,dora] [--tiny]
+
+The case is a hard one. The embedded base first learns word problems and is merged, so that it knows the task. Its weights are then
+quantised to nf4, and adapters of all kinds train on further problems, each at the learning rate of its kind: what they gain is small
+beside the steps between the levels. Each is merged into few bits; losses are those of held-out problems. Reported is the share of the
+adapter's gain that survives, rounded to the nearest and as `graft merge --quantize` writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from turns import keep, machine
+
+from graft.adapters.learning_rates import LEARNING_RATES
+from graft.quickstart.problems import generate
+
+KINDS: dict[str, dict[str, Any]] = {
+    **{kind: {"rank": 8} for kind in ("lora", "dora", "pissa", "loha", "lokr", "miss", "hira", "shira")},
+    "adalora": {"init_rank": 8, "target_rank": None}, "vera": {}, "oft": {"block_size": 8}, "ia3": {}, "full": {"sites": "mlp.down"},
+    "loretta-rep": {},
+}  # fmt: skip
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", default="nf4,int8")
+    parser.add_argument("--first", type=int, default=250, help="steps in which the base learns the task")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each adapter")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--run", help="a finished run of several jobs to merge, in place of training one")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "merge_into_bits.json"))
+    args = parser.parse_args()
+    if args.tiny:
+        vars(args).update(first=2, steps=2, kinds="lora,ia3", bits="int8")
+    return args
+
+
+def main() -> None:
+    args = options()
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        run = Path(args.run).resolve() if args.run else trained(folder, args)
+        for bits in args.bits.split(","):
+            found[bits] = {}
+            for kind in args.kinds.split(","):
+                target = folder / f"{kind}-{bits}"
+                said = graft(
+                    folder, args, "merge", str(run), "--use", kind, "--to", str(target), "--quantize", bits, "--json"
+                )
+                found[bits][kind] = one = shares(json.loads(said)["few_bits"])
+                print(
+                    f"{bits:<6}{kind:<14}gain {one['gain']:.5f}   nearest {one['nearest']:7.1%}   kept {one['kept']:7.1%}   "
+                    f"{one['rounding']}",
+                    flush=True,
+                )
+    if not args.tiny:
+        keep(args.out, {"options": vars(args), "machine": machine(args.threads), "bits": found})
+
+
+def shares(report: dict[str, Any]) -> dict[str, Any]:
+    """The gain of an adapter, and the shares of it that each way of rounding keeps."""
+    losses = report["losses"]
+    gain = losses["base"] - losses["adapter"]
+    kept = {name: (losses["base"] - losses[name]) / gain for name in ("nearest", "merged")}
+    return {
+        "gain": gain,
+        "nearest": kept["nearest"],
+        "kept": kept["merged"],
+        "rounding": report["rounding"],
+        "losses": losses,
+    }
+
+
+def trained(folder: Path, args: argparse.Namespace) -> Path:
+    """Train the base on the task, merge, and train all kinds on it in 4 bits; the folder of their run."""
+    rows = generate("train", 6000, seed=7)
+    for name, some in (("first", rows[:2000]), ("further", rows[2000:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    begin = {
+        "base": {"model": "seedling", "dtype": "float32"}, "data": {"train": "first.jsonl"},
+        "adapter": {"kind": "lora", "rank": 16, "sites": "linear"},
+        "train": {"steps": args.first, "batch_size": 32, "lr": 2e-3, "warmup": 0.05 if args.first > 20 else 0},
+    }  # fmt: skip
+    further = {
+        "base": {"model": "base", "dtype": "float32", "quantize": "nf4"}, "data": {"train": "further.jsonl", "validation": 200},
+        "train": {"steps": args.steps, "batch_size": 16, "warmup": 0.05 if args.steps > 20 else 0},
+        "jobs": {
+            kind: {"adapter": {"kind": kind, **KINDS[kind]}, "train": {"lr": LEARNING_RATES.get(kind, 1e-3)}}
+            for kind in args.kinds.split(",")
+        },
+    }  # fmt: skip
+    for name, run in (("begin", begin), ("kinds", further)):
+        (folder / f"{name}.json").write_text(json.dumps(run))  # YAML reads JSON
+    graft(folder, args, "train", "begin.json", "--out", "runs/begin")
+    graft(folder, args, "merge", "runs/begin", "--to", "base")
+    graft(folder, args, "train", "kinds.json", "--out", "runs/kinds")
+    return folder / "runs" / "kinds"
+
+
+def graft(folder: Path, args: argparse.Namespace, *words: str) -> str:
+    """Run the command line in a process of its own; what it wrote to stdout."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run([sys.executable, "-m", "graft", *words], capture_output=True, text=True, env=env, cwd=folder)
+    if done.returncode:
+        raise SystemExit(f"graft {' '.join(words)} failed:\n{done.stderr}{done.stdout}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
