@@ -21,6 +21,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,28 +173,31 @@ def profile(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     import torch
 
     from graft.attaching.active import set_trainable
+    from graft.training.batching import Batcher
     from graft.training.forward.layout import decide, laid_out
     from graft.training.forward.modes import set_training
     from graft.training.forward.tasks import forward_of
-    from graft.training.step import make_gradients, update
+    from graft.training.updates.rules import rule_of
 
     model, names = make_base(args), jobs_of(args)
     jobs = [job_of(args, work, model, name) for name in names]
     set_trainable(model, names)
     forward, seconds = forward_of(model), {"passes": [], "updates": []}
-    layout = decide(forward, jobs, "auto", 0).layout
+    batcher = Batcher(args.budget, "padded", 0)
+    layout = decide(forward, jobs, "auto", batcher).layout
+    batcher, rule = replace(batcher, layout=layout), rule_of(jobs[0])
     set_training(model, names)
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
     with laid_out(model, layout):
-        make_gradients(forward, jobs, args.budget, layout, 0)  # warm
+        rule.prepare(forward, jobs, batcher)  # warm
         with torch.profiler.profile(activities=activities) as profiler:
             for _ in range(min(3, args.steps)):
                 started = time.perf_counter()
-                gradients = make_gradients(forward, jobs, args.budget, layout, 0)
+                gradients = rule.prepare(forward, jobs, batcher)
                 middle = time.perf_counter()
                 for job in jobs:
-                    update(job, gradients)
+                    rule.update(job, gradients[job.name])
                 seconds["passes"].append(middle - started)
                 seconds["updates"].append(time.perf_counter() - middle)
     events, gpu = profiler.key_averages(), torch.cuda.is_available()

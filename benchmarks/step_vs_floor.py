@@ -44,11 +44,12 @@ def training_step(args: argparse.Namespace, model: Any, name: str) -> Step:
     """A step of the engine, on one adapter."""
     from graft.attaching.active import set_trainable
     from graft.config.train import TrainConfig
+    from graft.training.batching import Batcher
     from graft.training.forward.causal import Forward
     from graft.training.forward.layout import decide
     from graft.training.forward.modes import set_training
     from graft.training.job import Job
-    from graft.training.step import take_step
+    from graft.training.updates.rules import rule_of
 
     set_trainable(model, [name])
     budget = args.batch * args.length
@@ -57,12 +58,14 @@ def training_step(args: argparse.Namespace, model: Any, name: str) -> Step:
         Job.make(model, name, config, samples(args, args.steps * args.batch, 0, equal=True), None),
         Forward(model),
     )
-    decide(forward, [job], "padded", 0)
+    batcher = Batcher(budget, "padded", 0)
+    decide(forward, [job], "padded", batcher)
 
     def step() -> None:
         set_trainable(model, [name])
         set_training(model, [name])
-        take_step(forward, [job], budget, "padded", 0)
+        rule = rule_of(job)
+        rule.update(job, rule.prepare(forward, [job], batcher)[job.name])
 
     return step
 
