@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,13 +22,13 @@ from graft.cli.loading import (
     load_model,
     one_of,
 )
-from graft.config.base import FewBits
 from graft.errors import GraftError, counted
 
 if TYPE_CHECKING:
     from graft.bases.into_bits import BitsReport, IntoBits
     from graft.generation.loaded import Candidate, LoadedModel
 
+FewBits = Literal["nf4", "fp4", "int8"]
 QUESTIONS = (
     "What is 17 plus 25?",
     "Name three things that are found in a kitchen.",
