@@ -31,7 +31,7 @@ def obstacle(model: nn.Module, case: Case) -> str | None:
         for installed in state_of(model).adapter("a").installs
     }
     if any(packed_weight(host) is not None for host in hosts.values()):
-        return "has quantised weights, which cannot take an adapter in|learned a bias at .* where the base has none"
+        return "has quantised weights, which cannot|learned a bias at .* where the base has none|shares its weight with"
     learned = {name.rsplit(".", 2)[0] for name, _ in parameters(model, "a") if name.endswith((".bias", ".shift"))}
     if case.config.learns_bias and any(getattr(hosts[path], "bias", None) is None for path in learned & set(hosts)):
         return "learned a bias at .* where the base has none"
