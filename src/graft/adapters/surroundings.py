@@ -29,6 +29,8 @@ class Surroundings:
     """In a post-norm family (BERT): the norm of h + residual after this sublayer."""
     projections: Mapping[str, Surroundings] = field(default_factory=dict)
     """For an attention module: the layers that make its queries, keys, values and output ("q", "k", "v", "o"), if the family knows them."""
+    causal: bool = False
+    """Whether tokens here depend on earlier ones only, so that generation may compute them one by one."""
 
     def apply(self, x: Tensor) -> Tensor:
         """Return the output of the site without adapters. x: [..., I] -> [..., O]."""

@@ -75,6 +75,15 @@ def stack_of(path: str) -> str:
     return tower or next((part for part in parts if part in ("encoder", "decoder")), "")
 
 
+def bidirectional(root: nn.Module, block: Block) -> bool:
+    """Whether the tokens of a block see those after them too."""
+    if "attn" not in block.family.attentions:
+        return False
+    attention = root.get_submodule(block.at(block.family.attentions["attn"]))
+    causal = getattr(attention, "is_causal", None)
+    return not (getattr(attention, "is_decoder", True) if causal is None else causal)
+
+
 def layers_in(span: str, count: int, limit: int, name: str) -> set[int]:
     """Return the numbers of the layers that a span means in a stack of `count` layers.
 

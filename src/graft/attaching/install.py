@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
 from graft.adapters.surroundings import Surroundings
+from graft.architectures.blocks import bidirectional
 from graft.architectures.site import Site, SiteSpec
 from graft.architectures.sites import SiteTable
 from graft.architectures.transformers_internals import device_of
@@ -43,9 +46,9 @@ def install_adapter(root: nn.Module, state: State, name: str, installed: Install
     adapter.train(host.training)
     norm = root.get_submodule(site.norm) if site.norm else None
     projections = _projections(root, site_table, site) if isinstance(adapter, AttentionAdapter) else {}
-    adapter.on_install(Surroundings(host, site.features, norm, projections))
+    adapter.on_install(Surroundings(host, site.features, norm, projections, _causal(root, site_table, site)))
     if adapter.reads_mask:
-        substitute(root, RecordsMask)
+        _record_masks(root, state)
     container = container_of(host, state)
     if isinstance(adapter, EmbeddingAdapter):
         container.hold(name, installed.key, adapter)
@@ -68,6 +71,21 @@ def install_adapter(root: nn.Module, state: State, name: str, installed: Install
         # E.g. "experts.3.up_proj" in a block: a number in the path says that the host is in a list, so it may get some tokens only.
         container.is_expert = any(part.isdigit() for part in site.module.removeprefix(block).split("."))
         _install_around(root, container, name, installed)
+
+
+def _causal(root: nn.Module, site_table: SiteTable, site: Site) -> bool:
+    """Whether tokens at a site depend on earlier ones only. A site outside of the blocks is as causal as the last of them."""
+    own = [block for block in site_table.blocks if site.module.startswith(f"{block.path}.")]
+    return any(not bidirectional(root, block) for block in own or site_table.blocks[-1:])
+
+
+def _record_masks(root: Any, state: State) -> None:
+    """Let the model put the mask of each call into the forward context; an encoder-decoder also where a half of it is called alone."""
+    both = getattr(getattr(root, "config", None), "is_encoder_decoder", False)
+    halves = (root.get_encoder(), root.get_decoder()) if both else ()
+    for each in (root, *halves):
+        each.__dict__["graft_state"] = state
+        substitute(each, RecordsMask)
 
 
 def _install_around(root: nn.Module, container: AdapterContainer, name: str, installed: Installed) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.adapters.hooks import EmbeddingAdapter
-from graft.architectures.blocks import Block
+from graft.architectures.blocks import Block, bidirectional
 from graft.architectures.rope import Company, company_of
 from graft.architectures.sites import SiteTable
 from graft.attention.install import ShiftsPositions, can_call, install, shift_positions
@@ -190,11 +190,11 @@ def install_prompt(root: nn.Module, site_table: SiteTable, state: State, name: s
             continue
         found = True
         container_of(owner, state).add_prompt(name, adapter)
-        if adapter.after_positions and (not hasattr(owner, "embeddings") or not _bidirectional(root, blocks[0])):
+        if adapter.after_positions and (not hasattr(owner, "embeddings") or not bidirectional(root, blocks[0])):
             raise GraftError(
                 f"enters: blocks is for encoders whose embeddings are one module, not for {type(owner).__name__}: use enters: embedding"
             )
-        if _bidirectional(root, blocks[0]):
+        if bidirectional(root, blocks[0]):
             owner.__dict__["graft_feeds_decoder"] = any(
                 "cross" in block.family.attentions for block in site_table.blocks
             )
@@ -251,15 +251,6 @@ def _keeps_state(root: nn.Module, blocks: Sequence[Block]) -> bool:
 def _masks_padding(root: nn.Module, state: State, owner: nn.Module) -> bool:
     with evaluation_mode(root), state.carrying(ForwardContext()):
         return masks_padding(root, owner)
-
-
-def _bidirectional(root: nn.Module, block: Block) -> bool:
-    """Whether the tokens of a block see those after them too."""
-    if "attn" not in block.family.attentions:
-        return False
-    attention = root.get_submodule(block.at(block.family.attentions["attn"]))
-    causal = getattr(attention, "is_causal", None)
-    return not (getattr(attention, "is_decoder", True) if causal is None else causal)
 
 
 def _install_cached(

@@ -14,7 +14,7 @@ from graft.injection.substitution import register_mixin
 
 @register_mixin
 class RecordsMask:
-    """Mixin for the root: puts a mask [B, S] into the context, with 1 at real tokens, cached ones included.
+    """Mixin for the root: puts a mask [B, S] into the context, with 1 at real tokens, and the number of cached ones, which S includes.
 
     Without an attention mask all tokens are real: 4 new tokens after a cache of 5 give a mask of 9 ones.
     """
@@ -26,11 +26,12 @@ class RecordsMask:
         given = given_to(self, args, kwargs)
         mask = given.get("attention_mask")
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+        cached = cached_tokens(given)
         if tokens is not None:
-            length = cached_tokens(given) + tokens.shape[1]
+            length = cached + tokens.shape[1]
             if mask is None:
                 mask = torch.ones(tokens.shape[0], length, device=tokens.device)
             elif mask.dim() == 2:  # under a static cache it is as long as the cache, with zeros for tokens to come
                 mask = mask[:, :length]
-        with state.entered(replace(state.current, mask=mask, _groups={})):
+        with state.entered(replace(state.current, mask=mask, cached=cached, _groups={})):
             return super().forward(*args, **kwargs)  # pyright: ignore

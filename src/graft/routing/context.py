@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,53 @@ class AdapterContext:
     """One dropout seed per row. With None, dropout draws from torch's global generator."""
     mask: Tensor | None = None
     """[B, L] with 1 at real tokens, for kinds that need whole sequences."""
+    cached: int = 0
+    """The number of tokens of each row that earlier calls put into the cache, if the mask is recorded."""
+
+    def mean(self, x: Tensor, over: Literal["tokens", "positions"] = "tokens") -> Tensor:
+        """Return the mean of each row of x over its tokens, [R, D] for x [R, L, D] or padding-free [1, T, D].
+
+        over: tokens leaves padding out, wherever it is. positions counts padding too, which only a padded batch has.
+        Raises `GraftError` where a row's tokens are not known, or are not all in x because earlier calls put some into a cache.
+        """
+        if x.dim() != 3:
+            raise GraftError(f"a mean over rows needs activations [rows, length, features], not {tuple(x.shape)}")
+        if self.cached:
+            raise GraftError(
+                f"a mean over a whole row cannot be taken in a call that continues a cache of {self.cached} tokens: run whole sequences "
+                "(use_cache=False), or compute per token"
+            )
+        if over == "positions":
+            if self.flat:
+                raise GraftError(
+                    "a mean over all positions, padding included, needs a padded batch, not a padding-free one"
+                )
+            return x.mean(1)
+        if self.flat:
+            assert self.lengths is not None
+            return torch.stack([row.mean(0) for row in x[0].split(self.lengths)])
+        real_BL1 = self._real(x)[..., None].to(x.dtype)
+        return (x * real_BL1).sum(1) / real_BL1.sum(1).clamp(min=1)
+
+    def _real(self, x: Tensor) -> Tensor:
+        """Return the mask of the real tokens of x, [B, L]: that of the call or, without one, each row's first `lengths` tokens."""
+        if self.mask is not None and self.mask.shape == x.shape[:2]:
+            return self.mask.to(x.device) != 0
+        if self.mask is None and self.lengths is not None and len(self.lengths) == x.shape[0]:
+            return torch.arange(x.shape[1], device=x.device) < torch.tensor(self.lengths, device=x.device)[:, None]
+        given = "none" if self.mask is None else tuple(self.mask.shape)
+        raise GraftError(
+            f"a mean over the real tokens of activations {tuple(x.shape)} needs an attention mask [rows, length] (given: {given}): call "
+            "the whole model with one, and not a compiled one, since a graph does not know the padding; or take the mean over all positions"
+        )
+
+    def spread(self, y: Tensor, like: Tensor) -> Tensor:
+        """Lay one vector per row over the row's tokens. y: [R, D] -> [R, 1, D], or [1, T, D] if `like` is padding-free, [1, T, ...]."""
+        if not self.flat:
+            return y[:, None]
+        assert self.lengths is not None
+        lengths = torch.tensor(self.lengths, device=y.device)
+        return y.repeat_interleave(lengths, 0, output_size=like.shape[1])[None]
 
     def dropout(self, x: Tensor, p: float, site: int) -> Tensor:
         """Apply inverted dropout to x, [B, L, D] or padding-free [1, T, D].
@@ -97,6 +145,7 @@ class ForwardContext:
     prompt_seeds: Mapping[str, int] | None = None
     """Adapter -> dropout seed of its virtual tokens, which run once for all its rows. Without one, it is the seed of its first row."""
     mask: Tensor | None = None
+    cached: int = 0
     cached_kv: PromptCache | None = None
     """The keys and values that the model computed in this pass for virtual tokens in the embedding."""
     cache_to_fill: PromptCache | None = None
@@ -122,7 +171,7 @@ class ForwardContext:
     @cached_property
     def everything(self) -> AdapterContext:
         """The context of an adapter that serves all rows."""
-        return AdapterContext(self.lengths, self.flat, self.seeds, self.mask)
+        return AdapterContext(self.lengths, self.flat, self.seeds, self.mask, self.cached)
 
     def prompt_seed(self, name: str) -> int | None:
         """Return the dropout seed of an adapter's virtual tokens. With None, dropout draws from torch's global generator."""
@@ -174,9 +223,8 @@ class ForwardContext:
             stop = start + sum(self.lengths[first:last])
             if (name := names[first]) is not None:
                 seeds = self.seeds[first:last] if self.seeds is not None else None
-                groups.append(
-                    (name, slice(start, stop), AdapterContext(self.lengths[first:last], True, seeds, self.mask))
-                )
+                own = AdapterContext(self.lengths[first:last], True, seeds, self.mask, self.cached)
+                groups.append((name, slice(start, stop), own))
             start = stop
         return groups
 
@@ -199,6 +247,7 @@ class ForwardContext:
                         False,
                         pick(self.seeds) if self.seeds is not None else None,
                         self.mask[index] if self.mask is not None and self.mask.shape[0] == len(names) else None,
+                        self.cached,
                     ),
                 )
             )
