@@ -14,7 +14,7 @@ from tests.training.conftest import batcher
 
 def row(job: str, position: int, ids: list[int], supervised: list[int]) -> Row:
     example = Example(np.array(ids, np.int32), np.isin(ids, supervised), "data.jsonl", position + 1)
-    return Row(job, job, example, position, position, 0, "adapter", seed=position, prompt_seed=9)
+    return Row(job, job, example, position, position, 0, "adapter", seed=position, pass_seed=9)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,6 @@ def test_a_context_names_the_adapter_the_length_and_the_seed_of_each_row() -> No
     rows = [row("a", 0, [5, 6], [6]), row("b", 1, [7, 8, 9], [9])]
     context = batcher("flat").context(rows)
     assert (context.rows, context.lengths, context.flat, context.seeds) == (("a", "b"), (2, 3), True, (0, 1))
-    assert context.prompt_seeds == {"a": 9, "b": 9}
+    assert context.pass_seeds == (9, 9)
     assert batcher("padded").context(rows[:1], seeded=False).seeds is None
     assert batcher("padded").context(rows[:1]).rows == "a"

@@ -9,7 +9,7 @@ Legend: B rows, L padded length, T tokens of a padding-free batch, D features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.errors import GraftError
+from graft.routing.seeded import kept, mix, whole_number
 
 Index = slice | Tensor
 PromptCache = dict[nn.Module, tuple[Tensor, Tensor]]
@@ -34,6 +35,9 @@ class AdapterContext:
     """Whether the batch is padding-free: rows are segments along dimension 1 of its one entry, and not entries along dimension 0."""
     seeds: tuple[int, ...] | None = None
     """One dropout seed per row. With None, dropout draws from torch's global generator."""
+    pass_seeds: tuple[int, ...] | None = None
+    """One seed per row for what the rows of a pass draw together. It is the same for all rows of a job in a step, but for those of a second
+    view of each sample."""
     mask: Tensor | None = None
     """[B, L] with 1 at real tokens, for kinds that need whole sequences."""
     cached: int = 0
@@ -98,6 +102,38 @@ class AdapterContext:
 
     def dropout_mask(self, x: Tensor, p: float, site: int) -> Tensor:
         """Return the mask of seeded dropout in x's shape: 0 or 1 / (1 - p) in each place. Every call gives the same."""
+        keep = torch.ones_like(x)
+        for seed, part in self._seeded_rows(keep):
+            generator = torch.Generator(x.device).manual_seed(mix(seed, site))
+            part.copy_(kept(part, p, generator)).div_(1.0 - p)
+        return keep
+
+    def draw(self, choices: int, site: int, per: Literal["pass", "row"] = "pass", rows: int = 1) -> tuple[int, ...]:
+        """Draw a number from 0 to `choices` - 1 for each row.
+
+        per: "row": for each row by itself. "pass": one number for all rows of a pass, whatever micro-batches it is cut into.
+        With seeds, the numbers depend on the seeds and the site alone, so layout, company and recomputation change nothing. Without,
+        torch's global generator draws, and `rows` says how many numbers to return.
+        """
+        seeds = self.pass_seeds if per == "pass" else self.seeds
+        if seeds is not None:
+            return tuple(whole_number(seed, site, choices) for seed in seeds)
+        if per == "pass":
+            return (int(torch.randint(choices, ())),) * rows
+        return tuple(torch.randint(choices, (rows,)).tolist())
+
+    def draw_by_token(self, x: Tensor, choices: int, site: int) -> Tensor:
+        """Draw a number from 0 to `choices` - 1 for each token of x, [B, L, D] -> [B, L]. Padding gets 0 where there are seeds."""
+        if self.seeds is None:
+            return torch.randint(choices, x.shape[:2], device=x.device)
+        numbers = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+        for seed, part in self._seeded_rows(numbers):
+            # ~: another stream than that of a dropout mask at the same site
+            part.random_(0, choices, generator=torch.Generator(x.device).manual_seed(~mix(seed, site) & 2**63 - 1))
+        return numbers
+
+    def _seeded_rows(self, x: Tensor) -> list[tuple[int, Tensor]]:
+        """Return (seed, view of the real tokens) of each row of x, [B, L, ...] or padding-free [1, T, ...]."""
         assert self.seeds is not None
         covered = sum(self.lengths or ()) if self.flat else len(self.seeds)
         if covered != x.shape[1 if self.flat else 0]:
@@ -105,32 +141,12 @@ class AdapterContext:
                 f"{len(self.seeds)} dropout seeds for {covered} {'tokens' if self.flat else 'rows'} do not fit a tensor of shape "
                 f"{tuple(x.shape)}"
             )
-        keep = torch.ones_like(x)
-        start = 0
+        found, start = [], 0
         for row, seed in enumerate(self.seeds):
             length = self.lengths[row] if self.lengths is not None else x.shape[1]
-            part = keep[0, start : start + length] if self.flat else keep[row, :length]
-            generator = torch.Generator(x.device).manual_seed(_mix(seed, site))
-            part.copy_(_drawn(part, p, generator)).div_(1.0 - p)
+            found.append((seed, x[0, start : start + length] if self.flat else x[row, :length]))
             start += length
-        return keep
-
-
-def _drawn(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
-    """Draw True with probability 1 - p, rounded to a multiple of 1/65536: 16 random bits per element, fewer than `bernoulli_` draws."""
-    # One random int64 is viewed as four int16, so 10 elements need 3 words. An int16 n is kept if n >= round(p 65536) - 32768: for p = 0.25
-    # that is n >= -16384, which 3 of 4 numbers are. The bound stays within int16, so at p = 1 one number of 65536 is still kept.
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-    bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]
-    return (bits >= min(round(p * 2**16) - 2**15, 2**15 - 1)).view(like.shape)
-
-
-def _mix(seed: int, site: int) -> int:
-    """Hash two integers into a 63-bit seed, with the constants of splitmix64."""
-    z = (seed * 0x9E3779B97F4A7C15 + site * 0xBF58476D1CE4E5B9 + 1) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return (z ^ (z >> 31)) & 0x7FFFFFFFFFFFFFFF
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +158,8 @@ class ForwardContext:
     lengths: tuple[int, ...] | None = None
     flat: bool = False
     seeds: tuple[int, ...] | None = None
-    prompt_seeds: Mapping[str, int] | None = None
-    """Adapter -> dropout seed of its virtual tokens, which run once for all its rows. Without one, it is the seed of its first row."""
+    pass_seeds: tuple[int, ...] | None = None
+    """As in `AdapterContext`. Without them, all rows of an adapter have the dropout seed of its first row."""
     mask: Tensor | None = None
     cached: int = 0
     cached_kv: PromptCache | None = None
@@ -156,7 +172,7 @@ class ForwardContext:
     def __post_init__(self) -> None:
         if self.flat and self.lengths is None:
             raise GraftError("a padding-free batch needs the length of every segment (lengths)")
-        sizes = {"rows": self.rows, "lengths": self.lengths, "seeds": self.seeds}
+        sizes = {"rows": self.rows, "lengths": self.lengths, "seeds": self.seeds, "pass seeds": self.pass_seeds}
         counts = {name: len(value) for name, value in sizes.items() if isinstance(value, tuple)}
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -171,15 +187,21 @@ class ForwardContext:
     @cached_property
     def everything(self) -> AdapterContext:
         """The context of an adapter that serves all rows."""
-        return AdapterContext(self.lengths, self.flat, self.seeds, self.mask, self.cached)
+        return AdapterContext(self.lengths, self.flat, self.seeds, self._shared_seeds, self.mask, self.cached)
+
+    @cached_property
+    def _shared_seeds(self) -> tuple[int, ...] | None:
+        """The seeds of passes, one per row."""
+        if self.pass_seeds is not None or self.seeds is None:
+            return self.pass_seeds
+        first = dict(reversed(list(zip(self.row_names(len(self.seeds)), self.seeds, strict=True))))
+        return tuple(first[name] for name in self.row_names(len(self.seeds)))
 
     def prompt_seed(self, name: str) -> int | None:
         """Return the dropout seed of an adapter's virtual tokens. With None, dropout draws from torch's global generator."""
-        if self.seeds is None:
+        if (seeds := self._shared_seeds) is None:
             return None
-        if self.prompt_seeds is not None and name in self.prompt_seeds:
-            return self.prompt_seeds[name]
-        return self.seeds[self.rows.index(name) if isinstance(self.rows, tuple) else 0]
+        return seeds[self.rows.index(name) if isinstance(self.rows, tuple) else 0]
 
     def row_names(self, num_rows: int) -> tuple[str | None, ...]:
         """Return the adapter of each row of a batch. Raises `GraftError` if the number of rows does not fit.
@@ -222,8 +244,10 @@ class ForwardContext:
         for first, last in _runs(names):
             stop = start + sum(self.lengths[first:last])
             if (name := names[first]) is not None:
-                seeds = self.seeds[first:last] if self.seeds is not None else None
-                own = AdapterContext(self.lengths[first:last], True, seeds, self.mask, self.cached)
+                seeds, shared = (
+                    None if each is None else each[first:last] for each in (self.seeds, self._shared_seeds)
+                )
+                own = AdapterContext(self.lengths[first:last], True, seeds, shared, self.mask, self.cached)
                 groups.append((name, slice(start, stop), own))
             start = stop
         return groups
@@ -246,6 +270,7 @@ class ForwardContext:
                         pick(self.lengths) if self.lengths is not None else None,
                         False,
                         pick(self.seeds) if self.seeds is not None else None,
+                        pick(self._shared_seeds) if self._shared_seeds is not None else None,
                         self.mask[index] if self.mask is not None and self.mask.shape[0] == len(names) else None,
                         self.cached,
                     ),

@@ -98,7 +98,7 @@ class Batcher:
             lengths=None if two_lengths else tuple(row.tokens for row in rows),
             flat=self.layout == "flat",
             seeds=tuple(row.seed for row in rows) if seeded else None,
-            prompt_seeds={row.job: row.prompt_seed for row in rows} if seeded else None,
+            pass_seeds=tuple(row.pass_seed for row in rows) if seeded else None,
         )
 
     def inputs(self, rows: Sequence[Row], device: torch.device, seeded: bool = True) -> tuple[Batch, ForwardContext]:

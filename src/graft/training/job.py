@@ -33,8 +33,10 @@ from graft.training.updates.states import optimizer_tensors, restore_optimizer
 from graft.utils.clock import timed
 
 FAILED = "failed"
-PROMPT_PART = 2
-"""Stands in for `Row.part`, which is 0 or 1, in the dropout seed of virtual tokens."""
+PASS_PART = 2
+"""Stands in for `Row.part`, which is 0 or 1, in the seed that all rows of a view share."""
+AGAIN_PART = 4
+"""Added to the part in the seeds of rows that run again."""
 POSITION = ("step", "epoch", "batch", "best", "best_at", "stale", "ended", "priority", "arrival", "last")
 """Fields of a job that a checkpoint keeps, besides tensors and schedule."""
 
@@ -141,7 +143,6 @@ class Job:
         views: dict[View, str | None] = {"adapter": self.trainable.adapter}
         if self.objective.compares:
             views["reference"] = self.reference
-        prompt_seed = self.prompt_seed
         return [
             Row(
                 job=self.name,
@@ -151,22 +152,18 @@ class Job:
                 position=position,
                 part=part,
                 view=view,
-                seed=self.seed_of(position, part),
-                prompt_seed=prompt_seed,
+                seed=self.seed_of(position, part, view),
+                pass_seed=self.seed_of(0, PASS_PART, view),
             )
             for view, adapter in views.items()
             for part, sequence in enumerate(example.sequences)
         ]
 
-    def seed_of(self, position: int, part: int = 0) -> int:
+    def seed_of(self, position: int, part: int = 0, view: View = "adapter") -> int:
         """Dropout seed (63 bits) of the next step for the sample at a position and, of a pair, for one side (see `Row.part`)."""
-        words = np.random.SeedSequence((self.config.seed, self.step, position, part)).generate_state(1, np.uint64)
+        key = (self.config.seed, self.step, position, part + (AGAIN_PART if view == "again" else 0))
+        words = np.random.SeedSequence(key).generate_state(1, np.uint64)
         return int(words[0] >> np.uint64(1))
-
-    @property
-    def prompt_seed(self) -> int:
-        """Dropout seed of the next step for virtual tokens, which all rows of the step share."""
-        return self.seed_of(0, PROMPT_PART)
 
     @property
     def step_tokens(self) -> float:

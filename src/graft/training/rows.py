@@ -10,8 +10,9 @@ from typing import Literal
 
 from graft.data.samples import Example
 
-View = Literal["adapter", "reference"]
-"""What a row runs through: the job's adapter, or the frozen reference that its objective compares with."""
+View = Literal["adapter", "reference", "again"]
+"""What a row runs through: the job's adapter, the frozen reference that its objective compares with, or the adapter a second time, with
+other draws (dropout, routes)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +38,8 @@ class Row:
     view: View
     seed: int
     """Dropout seed of this sequence: the same in any layout, in any micro-batch and next to any other jobs."""
-    prompt_seed: int
-    """Dropout seed of the job's virtual tokens, which all rows of a step share."""
+    pass_seed: int
+    """Seed of what all rows of a view draw together in a step: dropout of virtual tokens, the route of a mixture."""
 
     @property
     def tokens(self) -> int:

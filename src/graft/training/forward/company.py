@@ -86,6 +86,7 @@ def _only(
         rows=names[0] if len(set(names)) == 1 else names,
         lengths=None if context.lengths is None else tuple(context.lengths[row] for row in rows),
         seeds=None if context.seeds is None else tuple(context.seeds[row] for row in rows),
+        pass_seeds=None if context.pass_seeds is None else tuple(context.pass_seeds[row] for row in rows),
         mask=None,
         _groups={},
     )  # fmt: skip
