@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from graft.adapters.base import Adapter, AdapterConfig, Shared
-from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
+from graft.adapters.hooks import ALL_ROWS, AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
 from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
@@ -203,7 +203,7 @@ class WrapsAttention(Wrapper, AttentionAdapter):
 
     def __init__(self, spec: SiteSpec, of: AttentionAdapter) -> None:
         super().__init__(spec, of)
-        self.position_shift, self.windowed = of.position_shift, of.windowed
+        self.position_shift, self.windowed, self.per_row = of.position_shift, of.windowed, of.per_row
         self.adapts_output_projection = of.adapts_output_projection
 
     @property
@@ -213,11 +213,11 @@ class WrapsAttention(Wrapper, AttentionAdapter):
     def start_at(self, keys: Tensor, values: Tensor) -> None:
         self.of.start_at(keys, values)
 
-    def keys_values(self) -> tuple[Tensor, Tensor]:
-        return self.of.keys_values()
+    def keys_values(self, x: Tensor | None = None, ctx: AdapterContext = ALL_ROWS) -> tuple[Tensor, Tensor]:
+        return self.of.keys_values(x, ctx)
 
-    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext) -> Tensor:
-        return self.of.beside(query, scaling, ctx)
+    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext, x: Tensor | None = None) -> Tensor:
+        return self.of.beside(query, scaling, ctx, x)
 
 
 class WrapsPrompt(Wrapper, EmbeddingAdapter):

@@ -1,6 +1,7 @@
 """The adapters that do not act around a module: in an attention, before the embedded sequence, and on the weights of experts.
 
-Legend: B rows, L length, H query heads, K key-value heads, D head size (or width of an embedding), P virtual tokens.
+Legend: B rows, L length, H query heads, K key-value heads, D head size (or width of an embedding), P virtual tokens,
+R rows of one adapter, C features of the attention's input.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from graft.architectures.experts import PARTS, expert_sizes
 from graft.architectures.site import SiteSpec
 from graft.routing.context import AdapterContext
 
+ALL_ROWS = AdapterContext()
+
 
 class AttentionAdapter(Adapter):
     """An adapter in an attention module: more keys and values in its softmax, or a second attention that is added to it."""
@@ -26,6 +29,10 @@ class AttentionAdapter(Adapter):
     """Whether a layer's sliding window hides the virtual tokens, as it hides real ones."""
     cached_kv: ClassVar[bool] = False
     """Whether the model itself computes the keys of its tokens, which have then seen all other virtual tokens."""
+    reads = "nothing"
+    """Set `input` to get the input x of the attention module in `keys_values` and `beside`."""
+    per_row: bool = False
+    """Whether `keys_values` returns those of each row, [R, P, K, D]. It is then called for every group of the adapter's rows."""
     adapts_output_projection: bool = False
     """Whether `adapt` changes the output of the output projection too."""
 
@@ -38,12 +45,18 @@ class AttentionAdapter(Adapter):
         """Start at keys and values [P, K, D] that the base computed for the tokens `starts_from`, rotated as the base rotates them."""
         raise NotImplementedError
 
-    def keys_values(self) -> tuple[Tensor, Tensor]:
-        """Return keys and values [P, K, D] of P virtual tokens. The keys are not rotated."""
+    def keys_values(self, x: Tensor | None = None, ctx: AdapterContext = ALL_ROWS) -> tuple[Tensor, Tensor]:
+        """Return keys and values of P virtual tokens: [P, K, D] for all rows or, with `per_row`, [R, P, K, D]. The keys are not rotated.
+
+        x: [R, L, C] (padding-free [1, T, C]), the attention's input in these rows, if the adapter `reads` it.
+        """
         raise NotImplementedError
 
-    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext) -> Tensor:
-        """Return the output of a second attention, which is added to the module's own. query: [B, L, H, D] -> [B, L, H, D]."""
+    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext, x: Tensor | None = None) -> Tensor:
+        """Return the output of a second attention, which is added to the module's own. query: [B, L, H, D] -> [B, L, H, D].
+
+        x: [B, L, C], the attention's input, if the adapter `reads` it.
+        """
         raise NotImplementedError
 
 

@@ -19,6 +19,7 @@ from graft.attention.prompts import install_prompt
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer, container_of
 from graft.injection.experts import RunsExperts
+from graft.injection.inputs import KeepsInput
 from graft.injection.masks import RecordsMask
 from graft.injection.state import Installed, State
 from graft.injection.substitution import GraftedCall, GraftedForward, substitute
@@ -56,6 +57,8 @@ def install_adapter(root: nn.Module, state: State, name: str, installed: Install
     elif isinstance(adapter, AttentionAdapter):
         container.add_attention(name, installed.key, adapter)
         install(host, state, site.module)
+        if adapter.reads == "input":
+            substitute(host, KeepsInput)
         if adapter.position_shift:
             shift_positions(root, site_table, state, name, host)
         if adapter.adapts_output_projection:

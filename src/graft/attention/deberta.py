@@ -92,7 +92,7 @@ def _attended(
         raise GraftError(
             "llama-adapter cannot run in DeBERTa, because its scores depend on positions: choose kind prefix"
         )
-    virtual = virtual_tokens(self, self.__dict__["graft_state"], context, query.shape[0])
+    virtual = virtual_tokens(self, self.__dict__["graft_state"], context, query)
     if virtual is not None:
         rows = virtual.of_rows(query.shape[0], query.shape[1])
         own = (query @ rows.keys.to(query).transpose(-1, -2)).masked_fill(~rows.visible[:, None, None, :], -math.inf)

@@ -130,7 +130,7 @@ def _with_virtual_tokens(
     """Run attention with virtual tokens before the keys, if the rows have any. The arguments are those of `attend`."""
     state: State = module.__dict__["graft_state"]
     function, context = backend_function(module, backend), current_context(module)
-    virtual = virtual_tokens(module, state, context, query.shape[0])
+    virtual = virtual_tokens(module, state, context, query)
     if context.flat:
         return _by_segments(module, backend, function, query, key, value, context, virtual, alibi, kwargs), None
     if virtual is None:

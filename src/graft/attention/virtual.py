@@ -11,7 +11,10 @@ The same code serves one adapter, a mixed batch and compiled graphs. An example 
     keys [B, K, 3, D]      f0 f1 f2 | - - - | g0 g1 - | f0 f1 f2
     visible [B, 3]         1 1 1    | 0 0 0 | 1 1 0   | 1 1 1
 
-Legend: N adapters, B rows, P virtual tokens (of the adapter with the most), K key-value heads, L queries, D head size.
+An adapter whose tokens depend on the row (a gated prefix) has an entry in the stack for each of its rows, and the others have one for all.
+
+Legend: B rows, P virtual tokens (of the adapter with the most), K key-value heads, L queries, D head size,
+E entries of the stack.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graft.adapters.hooks import AttentionAdapter
+from graft.adapters.hooks import ALL_ROWS, AttentionAdapter
+from graft.attention.joining import Joined, entries, entries_in_graph, joined
 from graft.errors import GraftError
 from graft.injection.state import State
-from graft.routing.context import ForwardContext
+from graft.routing.context import AdapterContext, ForwardContext
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class CachedPrompt(AttentionAdapter):
         self.in_graph: tuple[Tensor, Tensor] | None = None
         """Keys and values in a compiled graph, which cannot read the forward context."""
 
-    def keys_values(self) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor | None = None, ctx: AdapterContext = ALL_ROWS) -> tuple[Tensor, Tensor]:
         found = self.in_graph if torch.compiler.is_compiling() else (self.state.current.cached_kv or {}).get(self)
         if found is None:
             raise GraftError(
@@ -114,10 +118,10 @@ class CachedPrompt(AttentionAdapter):
         return found
 
 
-def virtual_tokens(module: nn.Module, state: State, context: ForwardContext, num_rows: int) -> VirtualTokens | None:
+def virtual_tokens(module: nn.Module, state: State, context: ForwardContext, query: Tensor) -> VirtualTokens | None:
     """Return the virtual tokens that the current forward context adds to this attention module, None if there are none.
 
-    num_rows: rows of the batch. In a padding-free batch each segment counts as a row, whatever is given.
+    query: [B, H, L, D], or padding-free [1, H, T, D]; there each segment counts as a row.
     """
     container: Any = module._modules.get("graft")
     table: dict[str, list[AttentionAdapter]] = {} if container is None else container.hooks.keys_values
@@ -130,18 +134,20 @@ def virtual_tokens(module: nn.Module, state: State, context: ForwardContext, num
     if torch.compiler.is_compiling():
         # A graph cannot depend on who has which row: it stacks all adapters in memory.
         there = [name for name in table if not state.adapters[name].offloaded]
-        return _gathered(there, table, compiled_choice(state, there, num_rows)) if there else None
+        parts = [joined(container, table[name], [(None, ALL_ROWS)]) for name in there]
+        return _gathered(parts, entries_in_graph(parts, compiled_choice(state, there, len(query)))) if there else None
     if state.reached is not None and any(name in context.names for name in container.hooks.keys_values):  # pyright: ignore
         state.reached.add(id(container))
     names = [name for name in table if name in context.names]
     if not names:
         return None
     if isinstance(context.rows, str):
-        return _gathered(names, table, None)
-    num_rows = len(context.lengths or ()) if context.flat else num_rows
-    numbers = [names.index(name) if name in names else len(names) for name in context.row_names(num_rows)]
-    device = table[names[0]][0].keys_values()[0].device
-    return _gathered(names, table, torch.tensor(numbers, device=device))
+        return _gathered([joined(container, table[context.rows], [(None, context.everything)])], None)
+    groups = context.groups(query.transpose(1, 2))
+    own = {name: [(index, ctx) for each, index, ctx in groups if each == name] for name in names}
+    parts = [joined(container, table[name], own[name], 1 if context.flat else 0) for name in names]
+    rows = context.row_names(len(context.lengths or ()) if context.flat else len(query))
+    return _gathered(parts, entries(parts, [names.index(name) if name in own else None for name in rows]))
 
 
 def position_shifts(
@@ -173,50 +179,27 @@ def compiled_choice(state: State, names: list[str], num_rows: int) -> Tensor:
     return choice.long()
 
 
-def _gathered(names: list[str], table: dict[str, list[AttentionAdapter]], choice: Tensor | None) -> VirtualTokens:
-    """Return each row's virtual tokens. choice: [B] indices into `names`, len(names) for the bare base; None: names[0] for all rows."""
-    parts = [_joined(table[name]) for name in names]
-    hides = any(adapter.windowed for name in names for adapter in table[name])
+def _gathered(parts: list[Joined], choice: Tensor | None) -> VirtualTokens:
+    """Return each row's virtual tokens. choice: [B] entries in the stack of all parts, the last for the bare base; None: the only part."""
+    hides = any(part.hides for part in parts)
     if choice is None:
-        keys, values, offsets, windowed = parts[0]
-        visible = torch.ones(1, keys.shape[0], dtype=torch.bool, device=keys.device)
-        keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-        return VirtualTokens(keys, values, visible, offsets[None], not hides, windowed[None] if hides else None)
-    longest, heads = (max(part[0].shape[dim] for part in parts) for dim in (0, 1))
-    parts.append(tuple(each[:0] for each in parts[0]))  # pyright: ignore[reportArgumentType]  # the bare base: no tokens
-    # Stack with padding to [N + 1, ...], then let each row pick its entry.
-    keys_N, values_N = (
-        torch.stack([_padded(part[i], longest, heads) for part in parts]).transpose(1, 2) for i in (0, 1)
+        keys, values = parts[0].keys.transpose(1, 2), parts[0].values.transpose(1, 2)
+        offsets, windowed = (each.expand(len(keys), -1) for each in (parts[0].offsets, parts[0].windowed))
+        return VirtualTokens(keys, values, torch.ones_like(windowed), offsets, not hides, windowed if hides else None)
+    longest, heads = (max(part.keys.shape[dim] for part in parts) for dim in (1, 2))
+    # Stack with padding to [E, ...], the bare base with no tokens last, then let each row pick its entry.
+    everyone = [*parts, parts[0].nothing]
+    keys_E, values_E, offsets_E, windowed_E = (
+        torch.cat(found) for found in zip(*(part.as_wide(longest, heads) for part in everyone), strict=True)
     )
-    counts_N = torch.tensor([len(part[0]) for part in parts], device=keys_N.device)
-    visible_N = torch.arange(longest, device=keys_N.device) < counts_N[:, None]
-    offsets_N, windowed_N = (
-        torch.stack([nn.functional.pad(part[i], (0, longest - len(part[i]))) for part in parts]) for i in (2, 3)
+    counts_E = torch.tensor([part.keys.shape[1] for part in everyone for _ in part.keys], device=choice.device)
+    visible_E = torch.arange(longest, device=choice.device) < counts_E[:, None]
+    windowed = windowed_E[choice] if hides else None
+    return VirtualTokens(
+        keys_E.transpose(1, 2)[choice],
+        values_E.transpose(1, 2)[choice],
+        visible_E[choice],
+        offsets_E[choice],
+        False,
+        windowed,
     )
-    windowed = windowed_N[choice] if hides else None
-    return VirtualTokens(keys_N[choice], values_N[choice], visible_N[choice], offsets_N[choice], False, windowed)
-
-
-def _joined(adapters: list[AttentionAdapter]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lay the virtual tokens of one adapter end to end; a stack may have several. Return keys, values, offsets and windowed.
-
-    E.g. a prefix of 2 tokens without positions and a prompt of 3 tokens that shifts positions by 3 have offsets 0, 0, -3, -2, -1.
-    """
-    pairs = [adapter.keys_values() for adapter in adapters]
-    heads, start, offsets, windowed = max(keys.shape[1] for keys, _ in pairs), 0, [], []
-    total = sum(adapter.position_shift for adapter in adapters)
-    for adapter, (keys, _) in zip(adapters, pairs, strict=True):
-        places = torch.arange(keys.shape[0], device=keys.device)
-        offsets.append(places + (start - total) if adapter.position_shift else torch.zeros_like(places))
-        windowed.append(torch.full_like(places, adapter.windowed, dtype=torch.bool))
-        start += adapter.position_shift
-    if len(pairs) == 1:
-        return *pairs[0], offsets[0], windowed[0]
-    keys, values = (torch.cat([_padded(pair[i], len(pair[i]), heads) for pair in pairs]) for i in (0, 1))
-    return keys, values, torch.cat(offsets), torch.cat(windowed)
-
-
-def _padded(x_PKD: Tensor, length: int, heads: int) -> Tensor:
-    """Pad with zero tokens up to a length, and repeat heads up to a number."""
-    repeated = x_PKD if x_PKD.shape[1] == heads else x_PKD.repeat_interleave(heads // x_PKD.shape[1], 1)
-    return nn.functional.pad(repeated, (0, 0, 0, 0, 0, length - x_PKD.shape[0]))

@@ -43,6 +43,8 @@ class AdapterContainer(nn.Module):
         """The number of adapters here that run the host's forward again."""
         self.is_expert = False
         """Whether the host is one expert in a list, which gets only the tokens that were chosen for it."""
+        self.attention_input: Tensor | None = None
+        """The input of an attention module while it runs, if an adapter reads it (`inputs.py`)."""
 
     @property
     def host(self) -> nn.Module:
@@ -161,9 +163,19 @@ class AdapterContainer(nn.Module):
             state.reached.add(id(self))
 
         def step(adapter: AttentionAdapter, h: Tensor, ctx: AdapterContext, gather: Gather = whole) -> Tensor:
-            return h + adapter.beside(gather(query_BLHD), scaling, ctx)
+            x = gather(self.input_of_attention()) if adapter.reads == "input" else None
+            return h + adapter.beside(gather(query_BLHD), scaling, ctx, x)
 
         return rows.apply(output_BLHD, table, step)
+
+    def input_of_attention(self) -> Tensor:
+        """Return the input [B, L, D] of the attention module that runs. Raises `GraftError` if other code runs its forward."""
+        if self.attention_input is None:
+            raise GraftError(
+                f"an adapter reads the input of {type(self.host).__name__}, but other code runs the module's forward (a hook that offloads "
+                "it?): attach before such hooks, or choose a kind that does not read it"
+            )
+        return self.attention_input
 
     def _check(self, call: Call, output: Any, rows: Rows) -> None:
         """Raise `GraftError` for a call that the adapters cannot compute, or would compute wrongly."""

@@ -98,7 +98,7 @@ class LLaMAAdapterModule(AttentionAdapter):
             keys = frozen(norm, keys.view(shape))
         return keys.view(self.shape), values.view(self.shape)
 
-    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext) -> Tensor:
+    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext, x: Tensor | None = None) -> Tensor:
         keys_PKD, values_PKD = self._keys_values(query.dtype)
         group = query.shape[2] // keys_PKD.shape[1]  # query heads that share a key-value head
         keys_PHD, values_PHD = (x.repeat_interleave(group, 1) for x in (keys_PKD, values_PKD))

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.adapters.base import AdapterConfig, Shared
-from graft.adapters.hooks import AttentionAdapter
+from graft.adapters.hooks import ALL_ROWS, AttentionAdapter
 from graft.adapters.parts.starting_text import require_ids, text_ids
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
+from graft.routing.context import AdapterContext
 
 
 class Prefix(AdapterConfig):
@@ -141,7 +142,7 @@ class PrefixAdapter(AttentionAdapter):
             self.keys.copy_(keys[:, ::copies])
             self.values.copy_(values[:, ::copies])
 
-    def keys_values(self) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor | None = None, ctx: AdapterContext = ALL_ROWS) -> tuple[Tensor, Tensor]:
         if self.keys is not None and self.values is not None:
             return self.keys, self.values
         _, heads, head_dim = self.shape
