@@ -19,13 +19,13 @@ _HOME = {
     "after_step": "graft.attaching.parameters",
     "attach": "graft.attaching.attach",
     "callback": "graft.attaching.trainer",
-    "copy": "graft.attaching.attach",
+    "copy": "graft.attaching.renaming",
     "detach": "graft.attaching.attach",
     "names": "graft.attaching.parameters",
     "parameter_groups": "graft.attaching.parameters",
     "parameters": "graft.attaching.parameters",
     "penalty": "graft.attaching.parameters",
-    "rename": "graft.attaching.attach",
+    "rename": "graft.attaching.renaming",
     "route": "graft.attaching.active",
     "set_active": "graft.attaching.active",
     "use": "graft.attaching.active",
@@ -91,9 +91,10 @@ if TYPE_CHECKING:
     from graft.adapters.presets import presets
     from graft.adapters.registry import kinds, register
     from graft.attaching.active import route, set_active, use
-    from graft.attaching.attach import attach, copy, detach, rename
+    from graft.attaching.attach import attach, detach
     from graft.attaching.merge import merge, unmerge
     from graft.attaching.parameters import after_step, names, parameter_groups, parameters, penalty
+    from graft.attaching.renaming import copy, rename
     from graft.attaching.saving import save
     from graft.attaching.summary import sites, summary
     from graft.attaching.trainer import callback

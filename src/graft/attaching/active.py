@@ -8,24 +8,30 @@ from contextlib import contextmanager
 from torch import nn
 
 from graft.attaching.parameters import parameters
+from graft.attaching.together import Choice, name_of
 from graft.injection.state import state_of
 from graft.routing.context import ForwardContext
 
 
 @contextmanager
-def use(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Make one adapter active for all rows in a block of code (None: the bare base). The choice before is restored, also after an error."""
-    with state_of(model).entered(ForwardContext(name)):
+def use(model: nn.Module, name: Choice) -> Iterator[None]:
+    """Make an adapter active for all rows in a block of code (None: the bare base). The choice before is restored, also after an error.
+
+    Several adapters can act on the same rows: a list names them in their order, a mapping gives each a weight, as in
+    `use(model, {"style": 0.5, "task": 1.0})`. Differences of weights add up, and others act one after another (`injection/together.py`).
+    Raises `GraftError` for a name that is not attached and for adapters that cannot act together.
+    """
+    with state_of(model).entered(ForwardContext(name_of(model, name))):
         yield
 
 
 @contextmanager
-def route(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
-    """Choose one adapter, or None for the bare base, for each row of a batch in a block of code. The base runs once on all rows.
+def route(model: nn.Module, rows: Sequence[Choice]) -> Iterator[None]:
+    """Choose an adapter, or None for the bare base, for each row of a batch in a block of code. The base runs once on all rows.
 
-    rows: one name per row, e.g. `["math", None, "code"]` for a batch of three.
+    rows: one choice per row, e.g. `["math", None, ["style", "code"], {"style": 0.5}]` for a batch of four. See `use`.
     """
-    with state_of(model).entered(ForwardContext(tuple(rows))):
+    with state_of(model).entered(ForwardContext(tuple(name_of(model, row) for row in rows))):
         yield
 
 
@@ -36,10 +42,13 @@ def running(model: nn.Module, context: ForwardContext) -> Iterator[None]:
         yield
 
 
-def set_active(model: nn.Module, name: str | None) -> None:
-    """Make one adapter active from now on, and let only this one train. With None the bare base is active, and nothing trains."""
-    state_of(model).enter(ForwardContext(name))
-    set_trainable(model, () if name is None else (name,))
+def set_active(model: nn.Module, name: Choice) -> None:
+    """Make an adapter active from now on, and let only this one train. With None the bare base is active, and nothing trains.
+
+    Of several adapters (see `use`) all train.
+    """
+    state_of(model).enter(ForwardContext(name_of(model, name)))
+    set_trainable(model, () if name is None else (name,) if isinstance(name, str) else tuple(name))
 
 
 def set_trainable(model: nn.Module, names: Sequence[str]) -> None:

@@ -10,11 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from graft.adapters.base import AdapterConfig
-from graft.adapters.filling import to_be_filled, will_be_filled
+from graft.adapters.filling import will_be_filled
 from graft.adapters.hooks import AttentionAdapter
 from graft.adapters.nesting import every_config
 from graft.adapters.parsing import parse
@@ -27,9 +26,10 @@ from graft.architectures.transformers_internals import is_checkpointed_layer
 from graft.architectures.walk import CONTAINER, base_modules
 from graft.attaching.active import set_active, set_trainable
 from graft.attaching.install import install_adapter, spec_of
-from graft.attaching.parameters import tensors
 from graft.attaching.probe import explained, probe
 from graft.attaching.room import refuse_too_large
+from graft.attaching.together import remove as remove_combination
+from graft.attaching.together import with_adapter
 from graft.attaching.trainer import SavesAdapter
 from graft.attention.cached_text import start_from_text
 from graft.attention.install import ShiftsPositions, uninstall
@@ -103,7 +103,8 @@ def _refuse_foreign(root: nn.Module) -> None:
             )
 
 
-def _check_name(name: Any) -> None:
+def check_name(name: Any) -> None:
+    """Raise `GraftError` for what cannot be the name of an adapter."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise GraftError(
             f"'{name}' is not an adapter name: use letters, digits, '_' and '-', with a letter or digit first, and not the word 'training' "
@@ -115,7 +116,7 @@ def _plan(
     site_table: SiteTable, state: State, name: str, spec: Any
 ) -> tuple[AdapterConfig, list[tuple[AdapterConfig, list[Site]]]]:
     """Return the config that a user means, and each of its simple parts with the sites in this model. Changes nothing."""
-    _check_name(name)
+    check_name(name)
     if name in state.adapters:
         raise GraftError(f"an adapter '{name}' is attached already: detach it first, or choose another name")
     config = parse(spec)
@@ -225,7 +226,9 @@ def _refuse_hooked(root: nn.Module, state: State) -> None:
 
 
 def _remove(root: nn.Module, state: State, name: str) -> None:
-    """Take an adapter out of the model, and restore the hosts that no adapter is left in."""
+    """Take an adapter out of the model, with the combinations that it is in, and restore the hosts that no adapter is left in."""
+    for combination in with_adapter(state, name):
+        remove_combination(root, state, combination)
     state.adapters.pop(name)
     state.prompt_caches.clear()
     state.reroute(name, None)
@@ -260,34 +263,3 @@ def _restore_base(root: nn.Module, state: State) -> None:
             module.__dict__.pop(key, None)
     for name, parameter in root.named_parameters():
         parameter.requires_grad_(name in state.base_trainable)
-
-
-def rename(model: nn.Module, old: str, new: str) -> None:
-    """Give an adapter another name."""
-    root, state = unwrapped(model), state_of(model)
-    attached = state.adapter(old)
-    if new in state.adapters:
-        raise GraftError(f"an adapter '{new}' is attached already; attached: {', '.join(state.adapters)}")
-    _check_name(new)
-    for _, module in base_modules(root):
-        container = module._modules.get(CONTAINER)
-        if isinstance(container, AdapterContainer):
-            container.rename(old, new)
-        shifts = module.__dict__.get("graft_shifts", {})
-        if old in shifts:
-            shifts[new] = shifts.pop(old)
-    state.adapters = {new if name == old else name: item for name, item in state.adapters.items()}
-    assert state.adapters[new] is attached
-    state.reroute(old, new)
-
-
-def copy(model: nn.Module, name: str, new: str) -> None:
-    """Attach a copy of an adapter, with its weights, under another name."""
-    root, state = unwrapped(model), state_of(model)
-    attached = state.adapter(name)
-    with to_be_filled():
-        attach(model, {new: attached.config})
-    with torch.no_grad():
-        fresh = dict(tensors(root, state, new))
-        for key, tensor in tensors(root, state, name):
-            fresh[key].copy_(tensor)

@@ -103,10 +103,10 @@ class CachesPrompts:
         slots, everything = state.slots, {}
         # While a prompt runs, every row has its adapter's slot, so that the other parts of a stack act on the prompt.
         for name, prompts in container.hooks.prompts.items():
-            if state.adapters[name].offloaded:
+            if not state.in_memory(name):
                 continue
             cache: PromptCache = {}
-            state.cache_in_graph, state.slots = (name, cache), torch.full_like(slots, state.adapters[name].slot)
+            state.cache_in_graph, state.slots = (name, cache), torch.full_like(slots, state.served(name).slot)
             super().forward(**_prompt_inputs(self, prompts))  # pyright: ignore
             everything |= cache
         state.cache_in_graph, state.slots = None, slots

@@ -133,7 +133,7 @@ def virtual_tokens(module: nn.Module, state: State, context: ForwardContext, que
         table = {name: adapters for name, adapters in own.items() if adapters}
     if torch.compiler.is_compiling():
         # A graph cannot depend on who has which row: it stacks all adapters in memory.
-        there = [name for name in table if not state.adapters[name].offloaded]
+        there = [name for name in table if state.in_memory(name)]
         parts = [joined(container, table[name], [(None, ALL_ROWS)]) for name in there]
         return _gathered(parts, entries_in_graph(parts, compiled_choice(state, there, len(query)))) if there else None
     if state.reached is not None and any(name in context.names for name in container.hooks.keys_values):  # pyright: ignore
@@ -175,7 +175,7 @@ def compiled_choice(state: State, names: list[str], num_rows: int) -> Tensor:
     slot_B = state.slots_of_rows(num_rows)
     choice = torch.full_like(slot_B, len(names))
     for number, name in enumerate(names):
-        choice = torch.where(slot_B == state.adapters[name].slot, number, choice)
+        choice = torch.where(slot_B == state.served(name).slot, number, choice)
     return choice.long()
 
 

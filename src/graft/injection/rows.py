@@ -90,9 +90,9 @@ class SlotSelection:
             return h
         slot_B = self.state.slots_of_rows(h.shape[0], h.device)
         for name, adapters in table.items():
-            if self.state.adapters[name].offloaded:
+            if not self.state.in_memory(name):
                 continue
-            chosen = (slot_B == self.state.adapters[name].slot).view((-1,) + (1,) * (h.dim() - 1))
+            chosen = (slot_B == self.state.served(name).slot).view((-1,) + (1,) * (h.dim() - 1))
             for adapter in adapters:
                 h = torch.where(chosen, step(adapter, h, AdapterContext()), h)
         return h

@@ -84,6 +84,15 @@ class AttachedAdapter:
         return found + [each for each in self.shared.values() if each.training == training]
 
 
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """Several adapters that serve rows together, and their number in compiled graphs."""
+
+    weights: dict[str, float]
+    """Adapter -> weight, in the order in which they act."""
+    slot: int
+
+
 class PromptCaches(dict[str, tuple[list[Tensor], list[tuple[int, int]], PromptCache]]):
     """Adapter -> its weights, their versions and places in memory, and the keys and values they gave. A copied model starts empty."""
 
@@ -99,6 +108,8 @@ class State:
     """The adapters of one model and the current forward context."""
 
     adapters: dict[str, AttachedAdapter] = field(default_factory=dict)
+    combinations: dict[str, Combination] = field(default_factory=dict)
+    """Adapters that were asked for together, by the name that rows carry: "style+0.5*task"."""
     current: ForwardContext = field(default_factory=ForwardContext)
     merged: str | None = None
     originals: dict[str, Tensor] = field(default_factory=dict)
@@ -143,9 +154,19 @@ class State:
             raise GraftError(f"no adapter '{name}' is attached.{did_you_mean(name, self.adapters)} Attached: {have}")
         return self.adapters[name]
 
+    def served(self, name: str) -> AttachedAdapter | Combination:
+        """Look up what serves the rows of this name: an adapter, or several together. Raises `GraftError` as `adapter` does."""
+        return self.combinations.get(name) or self.adapter(name)
+
+    def in_memory(self, name: str) -> bool:
+        """Whether the tensors of what serves the rows of this name are in memory."""
+        served = self.served(name)
+        names = (name,) if isinstance(served, AttachedAdapter) else tuple(served.weights)
+        return not any(self.adapters[each].offloaded for each in names)
+
     def free_slot(self) -> int:
         """Return the lowest slot number that is not in use."""
-        used = {attached.slot for attached in self.adapters.values()}
+        used = {served.slot for served in (*self.adapters.values(), *self.combinations.values())}
         return next(slot for slot in range(len(used) + 1) if slot not in used)
 
     def reroute(self, old: str, new: str | None) -> None:
@@ -160,7 +181,7 @@ class State:
     def enter(self, context: ForwardContext) -> None:
         """Make a context the current one, for eager modules and for compiled graphs. Raises `GraftError` if an adapter is not available."""
         for name in context.names:
-            self.adapter(name)
+            self.served(name)
         if self.merged is not None and context.rows != self.merged:
             raise GraftError(
                 f"adapter '{self.merged}' is merged into the base, so neither the base alone nor other adapters can run: "
@@ -200,11 +221,11 @@ class State:
         if self.merged is not None:
             return torch.full_like(self.slots, BARE)
         if not isinstance(context.rows, tuple) and not context.flat:
-            return torch.full_like(self.slots, BARE if context.rows is None else self.adapters[context.rows].slot)
+            return torch.full_like(self.slots, BARE if context.rows is None else self.served(context.rows).slot)
         # If all slots are NO_ROW (a padding-free batch, or too many rows), compiled graphs refuse to run.
         slots = torch.full_like(self.slots, NO_ROW)
         if isinstance(context.rows, tuple) and not context.flat and len(context.rows) <= MAX_ROWS:
-            numbers = [BARE if name is None else self.adapters[name].slot for name in context.rows]
+            numbers = [BARE if name is None else self.served(name).slot for name in context.rows]
             slots[: len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
         return slots
 

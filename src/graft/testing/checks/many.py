@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from graft.attaching.active import route, set_active, set_trainable, use
-from graft.attaching.attach import copy, detach, rename
+from graft.attaching.attach import detach
 from graft.attaching.parameters import names, parameters
+from graft.attaching.renaming import copy, rename
 from graft.testing.bases import ids, logits, loss, outputs
 from graft.testing.case import Case
 from graft.testing.checks.promise import close, equal, gradients, holds, listed, promise, same_gradients

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.attaching.attach import attach, copy
+from graft.attaching.attach import attach
 from graft.attaching.parameters import parameters
+from graft.attaching.renaming import copy
 from graft.attaching.saving import save
 from graft.formats.loading import load
 from graft.injection.container import AdapterContainer
