@@ -66,8 +66,24 @@ def differences(model: Any) -> list[dict[str, Tensor]] | None:
         return None
 
 
-@rows()
+CHOSEN = (
+    "llama-series-into-mlp llama-prefix-projection bloom-prompt-text gptj-llama-adapter-stack gpt2-llama-adapter-peft bert-prompt "
+    "t5-prompt-stack qwen3-parallel-mlp gptj-hadamard gptj-oft llama-ia3 gptj-pissa bert-full-head t5-head-whole"
+)
+
+
+@rows(CHOSEN)
 def test_two_adapters_on_one_row(row: Row) -> None:
+    check_two(row)
+
+
+@pytest.mark.slow
+@rows(where=lambda row: row.id not in CHOSEN.split())
+def test_any_kind_beside_another_on_one_row(row: Row) -> None:
+    check_two(row)
+
+
+def check_two(row: Row) -> None:
     model = with_adapters(row.family, a=row.config, b=OTHER)
     apart = differences(model)
     wanted = stacked(model, row) if apart is None else added(row.family, *((1.0, each) for each in apart))

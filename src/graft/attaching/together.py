@@ -21,7 +21,7 @@ from graft.attention.virtual import CachedPrompt
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer
 from graft.injection.hooks import Hooks, HostedAdapter
-from graft.injection.state import Combination, State, state_of, unwrapped
+from graft.injection.state import Combination, Installed, State, state_of, unwrapped
 from graft.injection.together import Part, Together, WeightedAttention, WeightedExperts, local_runs
 
 Choice = str | Sequence[str] | Mapping[str, float] | None
@@ -89,19 +89,20 @@ def _refuse(state: State, weights: Mapping[str, float]) -> None:
                     f"adapter '{name}' has virtual tokens, which are there or not: its weight must be 1; given: {weight!r}"
                 )
             first = owner.setdefault(each.site.module, name)
-            if first != name and (each.config.replaces or each.module.runs_host):
+            if first != name and (each.config.replaces or each.module.runs_host) and not _differs(each):
                 raise GraftError(
-                    f"adapter '{name}' computes {each.site.module} anew, without what '{first}' did there: name '{name}' first, or one of them"
+                    f"adapter '{name}' computes {each.site.module} anew, without what '{first}' did there: name '{name}' first, "
+                    "or one of them"
                 )
 
 
+def _differs(installed: Installed) -> bool:
+    """Whether a module is a difference of weights of a linear layer, which adds to those of other adapters."""
+    return installed.site.type == "linear" and installed.config.folds and not installed.module.acts_before
+
+
 def _put_in(root: nn.Module, state: State, name: str, weights: Mapping[str, float]) -> None:
-    differences = {
-        id(each.module)
-        for member in weights
-        for each in state.adapters[member].installs
-        if each.site.type == "linear" and each.config.folds and not each.module.acts_before
-    }
+    differences = {id(each.module) for member in weights for each in state.adapters[member].installs if _differs(each)}
     moved: dict[int, HostedAdapter] = {}  # an adapter of a sublayer is in the tables of two modules, which share it
     for _, host in list(base_modules(root)):
         container = host._modules.get(CONTAINER)

@@ -88,14 +88,14 @@ class WeightedAttention(AttentionAdapter):
     def __init__(self, of: AttentionAdapter, weight: float) -> None:
         nn.Module.__init__(self)
         self._of, self.weight = (of,), weight
-        self.adapts_output_projection = of.adapts_output_projection
+        self.adapts_output_projection, self.reads = of.adapts_output_projection, of.reads
 
     @property
     def adds_attention(self) -> bool:
         return True
 
-    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext) -> Tensor:
-        return self.weight * self._of[0].beside(query, scaling, ctx)
+    def beside(self, query: Tensor, scaling: float, ctx: AdapterContext, x: Tensor | None = None) -> Tensor:
+        return self.weight * self._of[0].beside(query, scaling, ctx, x)
 
 
 class WeightedExperts(ExpertsAdapter):
