@@ -18,7 +18,7 @@ from graft.version import __version__
 
 _PANELS = {
     "Start": ("quickstart", "init"),
-    "Train": ("check", "train", "resume", "jobs"),
+    "Train": ("check", "train", "resume", "jobs", "study"),
     "Evaluate and use": ("eval", "compare", "score", "predict", "chat"),
     "Convert": ("merge", "import", "export"),
     "Look up": ("show", "kinds", "env"),

@@ -47,8 +47,11 @@ class Document:
 
     def change(self, changes: Iterable[str]) -> None:
         """Apply changes of the form `key.sub=value`. A change of the adapter's kind comes first and drops the fields of the old kind."""
-        parsed = [parse_change(text) for text in changes]
-        for path, value, text in sorted(parsed, key=lambda change: not _names_kind(change[0])):
+        self.assign(parse_change(text) for text in changes)
+
+    def assign(self, changes: Iterable[tuple[KeyPath, Any, str]]) -> None:
+        """Set values, each given as (path, value, the text or place that it comes from). Changes of the adapter's kind come first."""
+        for path, value, text in sorted(changes, key=lambda change: not _names_kind(change[0])):
             if _names_kind(path):
                 self._change_kind(path, value)
             else:
@@ -56,7 +59,7 @@ class Document:
             # The places of what the change has replaced are outdated.
             for old in [place for place in self.places if place[: len(path)] == path]:
                 del self.places[old]
-            self.places[path] = f"'{text}'"
+            self.places[path] = f"'{text}'" if "=" in text else text
 
     def _change_kind(self, path: KeyPath, value: Any) -> None:
         owner = self.data if len(path) == 2 else self._job(path)

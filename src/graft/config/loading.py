@@ -42,6 +42,13 @@ def load_run(
     document = read_document(source)
     relocate(document.data, started_in)
     document.change(overrides)
+    config = validated(document)
+    _refuse_changes_without_effect(document, overrides)
+    return config
+
+
+def validated(document: Document) -> Any:
+    """Return the run that a document holds. Raises `GraftError` as `load_run` does."""
     model = JobsConfig if "jobs" in document.data else RunConfig
     config, mistakes = None, []
     try:
@@ -53,7 +60,6 @@ def load_run(
         mistakes += _mistakes_of(document, name)
     if config is None or mistakes:
         raise GraftError("\n".join(dict.fromkeys(mistakes)))
-    _refuse_changes_without_effect(document, overrides)
     return config
 
 

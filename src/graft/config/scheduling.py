@@ -25,6 +25,17 @@ class HalvingConfig(Section):
         return value
 
 
+class MedianConfig(Section):
+    """The median rule: at each validation, a job ends whose loss is above the median of all jobs at the same step."""
+
+    after: int = Field(default=1, ge=1)
+    """The first step at which a job may end."""
+    least: int = Field(default=4, ge=2)
+    """The number of losses at a step, this job's among them, before one may end there."""
+    history: dict[str, list[float]] = Field(default_factory=dict)
+    """Losses of earlier runs at each step, which count as those of other jobs."""
+
+
 class SchedulerConfig(Section):
     """Which jobs run when. Jobs run by priority, then first come, first served; without a limit all run together."""
 
@@ -36,3 +47,5 @@ class SchedulerConfig(Section):
     """Memory that the run may use, in GB (1e9 bytes); null means all of the GPU's, or no limit on a CPU."""
     halving: HalvingConfig | None = None
     """Successive halving; null runs every job to its own end."""
+    median: MedianConfig | None = None
+    """The median rule; null lets no job end by it."""

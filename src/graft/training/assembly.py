@@ -164,8 +164,9 @@ def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: P
     data = prepare(own.data, tokenizer, cache_folder(), classes=classes, room=lambda: room_of(own))
     if first is not None and data.classes != first.classes:
         raise GraftError(f"its classes are {data.classes}, but those of the run's other jobs are {first.classes}")
-    if config.scheduler.halving is not None and data.validation is None:
-        raise GraftError("scheduler.halving compares validation losses: set data.validation")
+    for rule in ("halving", "median"):
+        if getattr(config.scheduler, rule) is not None and data.validation is None:
+            raise GraftError(f"scheduler.{rule} compares validation losses: set data.validation")
     return data
 
 

@@ -13,8 +13,6 @@ of training. So the loop is a series of sessions: a session has the same adapter
 
 from __future__ import annotations
 
-import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -48,6 +46,7 @@ from graft.training.records.progress import Reporter
 from graft.training.records.recorder import Recorder
 from graft.training.records.trackers import Tracker
 from graft.training.saving import Saver
+from graft.training.scheduling.halving import HALVED
 from graft.training.scheduling.memory import Peak, measuring
 from graft.training.settings import Settings
 from graft.training.step import NonFinite
@@ -237,8 +236,7 @@ class Engine:
         best = job.note_validation(loss)
         if best:
             job.best_at = self.step
-        if self.pool.halving.at_rung(job):
-            self.pool.halving.note(job, loss if math.isfinite(loss) else sys.float_info.max)
+        self.pool.note_loss(job, loss)
         self.recorder.validated(self.step, job, scores, best)
         if job.ended == "early":
             self.recorder.event("early_stop", job=job.name, step=self.step, best=job.best)
@@ -248,10 +246,11 @@ class Engine:
         return best
 
     def _end_halved(self) -> None:
-        """End the jobs that lose at their rung."""
-        for job in self.pool.halving.decide(self.jobs):
-            self.recorder.event("halved", job=job.name, step=self.step, best=job.best)
-            self.recorder.say(f"{self.recorder.at(self.step)}  {job.name}: ended at its rung, job step {job.step}")
+        """End the jobs that lose against the others."""
+        for job in self.pool.end_worst():
+            self.recorder.event(str(job.ended), job=job.name, step=self.step, best=job.best)
+            rule = "at its rung" if job.ended == HALVED else "above the median"
+            self.recorder.say(f"{self.recorder.at(self.step)}  {job.name}: ended {rule}, job step {job.step}")
 
     def _fail_job(self, job: Job, error: Exception) -> None:
         """Note that a job failed; it leaves when the session ends. The only job of a run raises its error, which ends the run."""

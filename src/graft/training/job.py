@@ -65,7 +65,7 @@ class Job:
     stale: int = 0
     """Validations since the best one."""
     ended: str | None = None
-    """Why the job takes no more steps: "finished", "early", "halved", "cancelled" or "failed"."""
+    """Why the job takes no more steps: "finished", "early", "halved", "median", "cancelled" or "failed"."""
     best_at: int | None = None
     """The run's step at the best validation: the checkpoint of that step has the best weights."""
     priority: int = 0

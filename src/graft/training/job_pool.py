@@ -5,6 +5,8 @@ Decisions depend on the jobs, on the commands carried out and, where memory is l
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from graft.training.offload import offload, reload
 from graft.training.rows import Row
 from graft.training.scheduling.admission import admit, in_order, window
 from graft.training.scheduling.halving import Halving
+from graft.training.scheduling.median import Median
 from graft.training.scheduling.memory import Load, MemoryModel, memory_limit
 
 
@@ -33,7 +36,7 @@ class JobPool:
         for arrival, job in enumerate(self.jobs):
             job.arrival = arrival
         self.failed: dict[str, dict[str, Any]] = {}
-        self.halving = Halving(config.halving)
+        self.halving, self.median = Halving(config.halving), Median(config.median)
         self.memory = MemoryModel()
         self.limit: int | None = None
         self._fullest: dict[tuple[str, str], Load] = {}
@@ -59,6 +62,17 @@ class JobPool:
         """Add a job that joins while others train."""
         job.arrival = 1 + max((each.arrival for each in self.jobs), default=-1)
         self.jobs.append(job)
+
+    def end_worst(self) -> list[Job]:
+        """End the jobs that lose at their rung, or that are above the median at a validation; returns them."""
+        return [*self.halving.decide(self.jobs), *self.median.decide(self.jobs)]
+
+    def note_loss(self, job: Job, loss: float) -> None:
+        """Note a validation loss for the comparisons that may end jobs. One that is not finite is the worst of all."""
+        known = loss if math.isfinite(loss) else sys.float_info.max
+        self.median.note(job, known)
+        if self.halving.at_rung(job):
+            self.halving.note(job, known)
 
     def measure(self, device: torch.device) -> bool:
         """Set the limit of memory for this device; whether there is one."""
@@ -132,10 +146,12 @@ class JobPool:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the pool, besides the jobs themselves."""
-        return {"gone": self.failed, "halving": self.halving.state(), "memory": self.memory.seen}
+        own = {"halving": self.halving.state(), "median": self.median.state(), "memory": self.memory.seen}
+        return {"gone": self.failed, **own}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint was made."""
         self.failed = state["gone"]
         self.halving = Halving(self.config.halving, state["halving"])
+        self.median = Median(self.config.median, state.get("median"))
         self.memory = MemoryModel([tuple(each) for each in state["memory"]])

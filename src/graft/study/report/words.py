@@ -1,0 +1,50 @@
+"""The words that the forms of a report share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = (
+    "rank",
+    "setting",
+    "score",
+    "95 % interval",
+    "seeds",
+    "p (Holm)",
+    "parameters",
+    "tokens",
+    "seconds",
+    "forgetting",
+)
+
+
+def title_of(report: Mapping[str, Any]) -> str:
+    return f"{report['name']}: {report['objective'].replace('_', ' ')}"
+
+
+def row_cells(row: Mapping[str, Any]) -> list[str]:
+    """The cells of one setting, for `COLUMNS`."""
+    forgetting = row["forgetting"]
+    return [
+        f"{row['rank']}{' *' if row['pareto'] else ''}",
+        row["setting"],
+        row["shown"],
+        row["interval_shown"],
+        str(row["trials"]),
+        row["p_shown"],
+        row["parameters_shown"],
+        f"{row['tokens']:,}",
+        f"{row['seconds']:.1f}",
+        "" if forgetting is None else f"{forgetting:+.3f}",
+    ]
+
+
+def cost_in_words(report: Mapping[str, Any]) -> str:
+    cost = report["cost"]
+    peak = "" if cost["peak_bytes"] is None else f", with a peak of {cost['peak_bytes'] / 1e9:.2f} GB"
+    hits = f" The sampler proposed {report['hits']} points that were known already." if report["hits"] else ""
+    return (
+        f"{cost['joint_runs']} joint runs took {cost['seconds']:,.0f} seconds of training steps for {cost['tokens']:,} tokens{peak}. "
+        "The seconds of a row are its share by tokens." + hits
+    )
