@@ -7,7 +7,8 @@ import math
 import pytest
 
 from graft.config.study import SearchConfig
-from graft.study.samplers.base import Known, sampler_of
+from graft.study.samplers.base import Known
+from graft.study.samplers.choosing import sampler_of
 from graft.study.samplers.space import Codes, Space
 
 SPACE = Space.of(

@@ -9,7 +9,8 @@ from typing import Any
 from graft.errors import GraftError
 from graft.study.definition import Study
 from graft.study.points import is_better_high, objectives
-from graft.study.samplers.base import Known, sampler_of
+from graft.study.samplers.base import Known
+from graft.study.samplers.choosing import sampler_of
 from graft.study.samplers.space import Codes, Space
 from graft.study.store import Store, Trial
 

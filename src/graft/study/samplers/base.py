@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from graft.study.samplers.space import Codes, Space
+from graft.study.samplers.space import Codes
 
 State = Literal["done", "failed", "infeasible", "pending"]
 
@@ -27,18 +27,3 @@ class Sampler(Protocol):
     def ask(self, known: Sequence[Known], count: int) -> list[Codes]:
         """Return at most `count` points. One that is known already is no use, but may be returned."""
         ...
-
-
-def sampler_of(name: str, space: Space, objectives: int, seed: int) -> Sampler:
-    """Return a sampler by its name. Raises `MissingExtra` if its package is not installed."""
-    if name == "random":
-        from graft.study.samplers.chance import Chance
-
-        return Chance(space, seed)
-    if name == "nomad":
-        from graft.study.samplers.nomad import Nomad
-
-        return Nomad(space, objectives, seed)
-    from graft.study.samplers.tpe import TPE
-
-    return TPE(space, objectives, seed)
