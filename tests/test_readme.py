@@ -43,7 +43,7 @@ def test_every_command_of_the_table_runs(here: Path) -> None:
     furnish(here)
     (here / "run.yaml").write_text(block("yaml"))
     commands = re.findall(r"^\| `(graft [^`]+)` \|", README, re.MULTILINE)
-    assert len(commands) == 13
+    assert len(commands) == 14
     for command in commands:
         line = command.replace("meta-llama/Llama-3.2-1B", "seedling")
         graft_command(f"{line} {ADDED.get(command.split()[1], '')}")

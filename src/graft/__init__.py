@@ -19,6 +19,7 @@ _HOME = {
     "after_step": "graft.attaching.parameters",
     "attach": "graft.attaching.attach",
     "callback": "graft.attaching.trainer",
+    "combine": "graft.combining.combine",
     "copy": "graft.attaching.renaming",
     "detach": "graft.attaching.attach",
     "names": "graft.attaching.parameters",
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     from graft.attaching.saving import save
     from graft.attaching.summary import sites, summary
     from graft.attaching.trainer import callback
+    from graft.combining.combine import combine
     from graft.errors import GraftError
     from graft.formats.exporting import export
     from graft.formats.loading import load

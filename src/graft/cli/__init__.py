@@ -20,7 +20,7 @@ _PANELS = {
     "Start": ("quickstart", "init"),
     "Train": ("check", "train", "resume", "jobs", "study"),
     "Evaluate and use": ("eval", "compare", "score", "predict", "chat"),
-    "Convert": ("merge", "import", "export"),
+    "Convert": ("merge", "combine", "import", "export"),
     "Look up": ("show", "kinds", "env"),
 }
 """The verbs under the headings of `graft --help`."""

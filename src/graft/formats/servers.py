@@ -21,13 +21,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from graft.adapters.base import fold_steps
-from graft.adapters.surroundings import Surroundings
 from graft.architectures.layers import is_linear, is_transposed, widths
 from graft.architectures.walk import base_submodules
 from graft.errors import GraftError, did_you_mean, listed
 from graft.formats.folder import Folder, SiteAdapter, base_name
 from graft.formats.peft.naming import ROOT, shortest_names
+from graft.formats.weight_change import nearest_lora, weight_change
 from graft.injection.state import site_table_of
 
 Server = Literal["vllm", "sglang", "tgi"]
@@ -186,18 +185,12 @@ def by_svd(root: nn.Module, adapters: list[SiteAdapter], rank: int) -> Folder:
                 f"'{adapter.config.kind}' at '{adapter.path}' does not change a linear layer's weight, so no LoRA can stand for it"
             )
         by_path[adapter.path].append(adapter)
-    # The error sums squares: a singular value that is cut off adds its square to `missed`, and all of them add up to `total`.
     tensors, worst, missed, total = {}, 0.0, 0.0, 0.0
     for path, own in by_path.items():
-        delta = _weight_change(root.get_submodule(path), path, own)
-        left, values, right = torch.linalg.svd(delta, full_matrices=False)
-        kept = min(rank, len(values))
-        root_values = values[:kept].sqrt()  # each of A and B gets the root of the singular values
-        A, B = root_values[:, None] * right[:kept], left[:, :kept] * root_values
-        # A layer smaller than the rank has fewer singular values: zeros fill the rest.
-        A, B = torch.cat([A, A.new_zeros(rank - kept, A.shape[1])]), torch.cat([B, B.new_zeros(len(B), rank - kept)], 1)
+        delta = weight_change(root.get_submodule(path), path, own)
+        A, B = nearest_lora(delta, rank)
         tensors |= {f"{ROOT}{path}.lora_A.weight": A, f"{ROOT}{path}.lora_B.weight": B}
-        lost, whole = float(values[kept:].square().sum()), float(values.square().sum())
+        lost, whole = float((delta - B @ A).square().sum()), float(delta.square().sum())
         worst, missed, total = max(worst, (lost / whole) ** 0.5 if whole else 0.0), missed + lost, total + whole
     config = {"auto_mapping": None, "inference_mode": True, "revision": None, "peft_version": "0.21.2", "peft_type": "LORA",
               "r": rank, "lora_alpha": rank, "use_rslora": False, "use_dora": False, "lora_dropout": 0.0, "bias": "none",
@@ -211,16 +204,3 @@ def by_svd(root: nn.Module, adapters: list[SiteAdapter], rank: int) -> Folder:
         f"{worst:.2%} at the worst layer"
     )
     return Folder(config, tensors, notes=[note])
-
-
-def _weight_change(host: Any, path: str, adapters: list[SiteAdapter]) -> Tensor:
-    """Return what all parts of an adapter together add to one weight [O, I], in float32."""
-    weight = Surroundings(host).weight().detach().float()
-    whole, bias = weight.clone(), getattr(host, "bias", None)
-    bias = None if bias is None else bias.detach().float()
-    for fold, features in fold_steps([(adapter.module, adapter.features) for adapter in adapters]):
-        new, new_bias = fold(whole[features], None if bias is None else bias[features])
-        whole[features] = new
-        if new_bias is not None and (bias is None or not torch.equal(new_bias, bias[features])):
-            raise GraftError(f"the adapter changes the bias of '{path}', which a LoRA cannot")
-    return whole - weight

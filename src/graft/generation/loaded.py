@@ -7,7 +7,6 @@ those of the training are the commonest cause of bad answers.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,9 +26,10 @@ from graft.errors import GraftError
 from graft.formats.loading import load
 from graft.formats.own import coupling_of
 from graft.formats.rows import has_tokenizer, needed_rows
+from graft.generation.adapter_folders import named_folders, run_adapters, trained_by
 from graft.generation.beside import template_beside, template_source, tokenizer_for
 from graft.generation.engines import Engine, LocalEngine
-from graft.generation.whole import trained_base, without_adapter
+from graft.generation.whole import trained_base
 from graft.injection.state import state_of
 from graft.runs.folder import RunFolder
 
@@ -130,8 +130,8 @@ def load_candidates(
     whole = trained_base(folder, config, base) if folder is not None and config is not None else None
     base = whole or base
     found = [
-        *(_run_adapters(folder) if folder is not None and whole is None else []),
-        *(pair for text in adapters for pair in _parse(text)),
+        *(run_adapters(folder) if folder is not None and whole is None else []),
+        *(pair for text in adapters for pair in named_folders(text)),
     ]
     _check_names([name for name, _ in found])
     paths = [path for _, path in found]
@@ -160,7 +160,7 @@ def load_candidates(
             path,
             _digest(path),
             _settings(loaded, name),
-            _trained_by(path),
+            trained_by(path),
             None if chosen else template_source(path),
         )
         for (name, path), its in zip(found, templates, strict=True)
@@ -213,34 +213,6 @@ def _named_template(name: str, base: Base) -> Template:
     return EncoderTemplate.of(template) if base.task == "seq2seq" else template
 
 
-def _run_adapters(folder: RunFolder) -> list[tuple[str, Path]]:
-    """Return name and folder of every adapter of a run."""
-    names = folder.adapters()
-    if not names:
-        raise without_adapter(folder)
-    return [(name, folder.adapter_dir(name)) for name in names]
-
-
-def _parse(text: str) -> list[tuple[str, Path]]:
-    """Return name and folder of the adapters that one --adapter value means: "FOLDER" or "NAME=FOLDER".
-
-    The folder of a run with several adapters, `runs/math`, gives `math-lora`, `math-prefix` and so on.
-    """
-    name, equals, rest = text.partition("=")
-    path = Path(rest if equals and not Path(text).exists() else text)  # a folder's name may contain "="
-    given_name = name if str(path) != text else None
-    if (path / "config.yaml").is_file() and not (path / "adapter_config.json").is_file():
-        inside = _run_adapters(RunFolder(path))
-        if given_name is not None and len(inside) > 1:
-            raise GraftError(
-                f"{path} holds several adapters ({', '.join(each for each, _ in inside)}), so {given_name} cannot name them all: "
-                "name the folder of one"
-            )
-        label = given_name or path.resolve().name
-        return [(label if len(inside) == 1 else f"{label}-{each}", folder) for each, folder in inside]
-    return [(given_name or re.sub(r"[^A-Za-z0-9_\-]", "-", path.resolve().name), path)]
-
-
 def _check_names(names: Sequence[str]) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -276,16 +248,6 @@ def _run_template(config: RunConfig | None, base: Base) -> Template:
 
 def _settings(base: Base, name: str) -> dict[str, Any]:
     return state_of(base.model).adapter(name).config.model_dump(mode="json")
-
-
-def _trained_by(folder: Path) -> RunConfig | None:
-    """Return the configuration that trained the adapter in this folder, if it is adapters/<name> of a run folder."""
-    inside = folder.resolve()
-    run = RunFolder(inside.parent.parent)
-    if inside.parent.name != "adapters" or not run.config_path.is_file():
-        return None
-    jobs = run.jobs()
-    return next(iter(jobs.values())) if len(jobs) == 1 else jobs.get(inside.name)
 
 
 def _digest(folder: Path) -> str | None:

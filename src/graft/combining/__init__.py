@@ -1,0 +1,1 @@
+"""One lasting adapter made of several trained ones."""

@@ -1,0 +1,168 @@
+"""Make one lasting adapter of several trained ones, attach it, and say how far it is from their weighted sum.
+
+LoRAs can be combined by their factors, A and B apart, as PEFT's `add_weighted_adapter` does, or laid side by side (`cat`), which is their
+sum exactly. Any adapter that is a difference of weights of linear layers has its difference D; the differences are combined, and a LoRA of
+a given rank approximates the result. Adapters that are no differences, such as bottlenecks, can be averaged if their settings are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from graft.adapters.base import AdapterConfig
+from graft.attaching.parameters import tensors
+from graft.combining.arithmetic import Arithmetic, combined
+from graft.combining.loras import distance, is_difference, is_lora, of_differences, of_factors
+from graft.errors import GraftError, listed
+from graft.formats.composing import composed
+from graft.formats.filling import attach_filled
+from graft.formats.folder import SiteAdapter, site_adapters
+from graft.injection.state import State, state_of, unwrapped
+
+How = Literal["cat", "svd"] | Arithmetic
+HOWS: tuple[str, ...] = tuple(each for part in get_args(How) for each in (get_args(part) or (part,)))
+On = Literal["factors", "differences"]
+PRUNING = ("magnitude-prune", "dare", "ties", "dare-ties")
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What a combination is."""
+
+    how: str
+    on: Literal["factors", "differences", "parameters"]
+    """What was combined: LoRA's A and B, differences of weights, or the parameters of equal adapters."""
+    weights: dict[str, float]
+    modules: int
+    rank: int | None
+    """The highest rank of the LoRA; None for the average of another kind."""
+    error: float | None
+    """The distance from the weighted sum of the adapters' differences, relative to that sum (Frobenius norm). None for an average."""
+    worst: float | None
+    """The same at the module where it is largest."""
+
+
+@torch.no_grad()
+def combine(
+    model: nn.Module,
+    adapters: Sequence[str] | Mapping[str, float],
+    name: str,
+    *,
+    how: str = "cat",
+    on: On | None = None,
+    rank: int | None = None,
+    density: float = 0.5,
+    seed: int = 0,
+) -> Combined:
+    """Attach one adapter made of several attached ones, which stay.
+
+    adapters: their names, each with weight 1, or a weight for each; an average of parameters has the same weight for each by default.
+    how: cat (LoRAs side by side: the sum, exactly), svd (the sum, approximated by a LoRA), linear, ties, dare, dare-ties or
+    magnitude-prune (`arithmetic.py`). on: combine the factors of LoRAs, the default where their ranks are equal, or the differences of
+    weights. rank: of the LoRA that approximates differences; by default the highest rank of the adapters. density: the share of entries
+    that pruning keeps. seed: of random pruning.
+    Raises `GraftError` for a name that is taken or not there, an adapter that is named twice, weights, density or rank that are out of
+    range, and adapters that cannot be combined like this.
+    """
+    root, state = unwrapped(model), state_of(model)
+    if how not in HOWS:
+        raise GraftError(f"there is no way '{how}' to combine adapters; there is {', '.join(HOWS)}")
+    names = _checked(state, adapters, name)
+    given = adapters if isinstance(adapters, Mapping) else None
+    weights = {each: 1.0 if given is None else _finite(each, given[each]) for each in names}
+    if how in PRUNING and not 0.0 < density <= 1.0:
+        raise GraftError(f"density is the share of entries that pruning keeps, above 0 and at most 1; given: {density}")
+    if rank is not None and rank < 1:
+        raise GraftError(f"a rank is at least 1; given: {rank}")
+    parts = {each: site_adapters(root, state, each) for each in names}
+    on = on or _usual(how, parts)
+    if on is None:
+        return _averaged(model, root, state, names, given, name, how)
+    generator = torch.Generator().manual_seed(seed)
+    if on == "factors":
+        pieces = of_factors(parts, weights, how, density, generator)
+    else:
+        pieces = of_differences(root, parts, weights, how, rank, density, generator)
+    config, found = composed(root, pieces)
+    attach_filled(model, name, config, found, f"the combination of {' and '.join(names)}")
+    error, worst = distance(root, pieces, parts, weights)
+    ranks = [int(piece.config.rank) for piece in pieces]  # pyright: ignore[reportAttributeAccessIssue]
+    return Combined(how, on, weights, len(pieces), max(ranks), error, worst)
+
+
+def _checked(state: State, adapters: Sequence[str] | Mapping[str, float], name: str) -> list[str]:
+    names = [adapters] if isinstance(adapters, str) else list(adapters)
+    for each in names:
+        state.adapter(each)
+    if len(names) < 2:
+        raise GraftError(f"a combination is made of at least two adapters; given: {listed(names, 3) or 'none'}")
+    if twice := [each for each in names if names.count(each) > 1]:
+        raise GraftError(f"adapter '{twice[0]}' is named twice: name it once, with weight 2 if it should count twice")
+    if name in state.adapters:
+        raise GraftError(f"an adapter '{name}' is attached already: choose another name for the combination")
+    return names
+
+
+def _finite(name: str, weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise GraftError(f"the weight of adapter '{name}' must be a finite number; given: {weight!r}")
+    return float(weight)
+
+
+def _usual(how: str, parts: Mapping[str, list[SiteAdapter]]) -> On | None:
+    """Return on what these adapters are combined if nothing is said; None: their parameters are averaged."""
+    every = [each for own in parts.values() for each in own]
+    if how == "cat":
+        return "factors"
+    if how == "svd":
+        return "differences"
+    if all(is_lora(each) for each in every) and len({each.config.rank for each in every}) == 1:
+        return "factors"
+    return "differences" if all(is_difference(each) for each in every) or how != "linear" else None
+
+
+def _averaged(
+    model: nn.Module,
+    root: nn.Module,
+    state: State,
+    names: list[str],
+    given: Mapping[str, float] | None,
+    name: str,
+    how: str,
+) -> Combined:
+    """Average the parameters of adapters with equal settings."""
+    configs = [_settings(state.adapters[each].config) for each in names]
+    if unlike := next((each for each, config in zip(names, configs, strict=True) if config != configs[0]), None):
+        raise GraftError(
+            f"'{names[0]}' and '{unlike}' are no differences of weights, so {how} averages their parameters, but their settings differ"
+        )
+    weights = {each: 1.0 / len(names) if given is None else _finite(each, given[each]) for each in names}
+    if abs(sum(weights.values()) - 1.0) > 1e-6:
+        raise GraftError(
+            f"the parameters of these adapters are averaged, so their weights have to add up to 1; they add up to {sum(weights.values()):g}"
+        )
+    stored: dict[str, Tensor] = {}
+    every = {each: dict(tensors(root, state, each)) for each in names}
+    for key, first in every[names[0]].items():
+        if first.is_floating_point():
+            stored[key] = combined(
+                "linear", [every[each][key] for each in names], list(weights.values()), 1.0, torch.Generator()
+            )
+        elif all(torch.equal(first, every[each][key]) for each in names):
+            stored[key] = first.clone()
+        else:
+            raise GraftError(f"the adapters hold unlike whole numbers in {key}, which have no average")
+    attach_filled(model, name, state.adapters[names[0]].config, stored, f"the average of {' and '.join(names)}")
+    return Combined(how, "parameters", weights, len(state.adapters[name].installs), None, None, None)
+
+
+def _settings(config: AdapterConfig) -> dict[str, Any]:
+    """Return what a config says of the adapter's computation: dropout and initial values do not matter any more."""
+    found = config.model_dump()
+    return {key: value for key, value in found.items() if key != "dropout" and not key.startswith("init")}
