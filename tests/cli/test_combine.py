@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_a_template_is_chosen_where_they_differ(combine: Any, runs: Path, tmp_pa
     given = [runs / "style", runs / "other", "--to", tmp_path / "sum"]
     assert "style and other were trained with different templates" in combine(*given)
     combine(*given, "--template", "alpaca")
+    base = BaseConfig(model=str(runs / "style-base"), device="cpu")
+    found = load_candidates(None, base, [str(runs / "other"), str(tmp_path / "sum")]).adapters
+    assert found[0].template == found[1].template
+
+
+def test_an_adapter_without_a_template_is_asked_as_the_others(combine: Any, runs: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(runs / "style" / "adapters" / "style", bare)
+    (bare / "template.json").unlink()
+    combine(bare, runs / "other", "--to", tmp_path / "sum")
     base = BaseConfig(model=str(runs / "style-base"), device="cpu")
     found = load_candidates(None, base, [str(runs / "other"), str(tmp_path / "sum")]).adapters
     assert found[0].template == found[1].template

@@ -13,7 +13,7 @@ from graft.cli.loading import AnyBase, BaseName, Device, Dtype, TemplateName, ba
 from graft.errors import GraftError, counted
 
 if TYPE_CHECKING:
-    from graft.generation.loaded import LoadedModel
+    from graft.generation.loaded import Candidate, LoadedModel
 
 Way = Literal["cat", "svd", "linear", "ties", "dare", "dare-ties", "magnitude-prune"]
 NAME = "combined"
@@ -70,12 +70,7 @@ def command(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise GraftError(f"{to} is not an empty folder: name a new folder for the combined adapter")
     loaded = _load(adapters, base, template, device, dtype, any_base)
-    first, *others = loaded.adapters
-    if other := next((each for each in others if each.template != first.template), None):
-        raise GraftError(
-            f"{first.name} and {other.name} were trained with different templates: say which one the combination is asked with "
-            "(--template NAME or FILE)"
-        )
+    asked = _asked(loaded, template)
     numbers = _numbers(weights, [each.name for each in loaded.adapters])
     from graft.attaching.saving import save
     from graft.combining.combine import combine
@@ -87,7 +82,7 @@ def command(
 
     report = combine(loaded.base.model, numbers, NAME, how=how, on=on, rank=rank, density=density, seed=seed)
     save(loaded.base.model, NAME, to)
-    first.template.save(to)
+    asked.template.save(to)
     if as_json:
         print_json({"to": to, **asdict(report)})
         return
@@ -116,6 +111,25 @@ def _load(
     if len(adapters) < 2 and len(loaded.adapters) < 2:
         raise GraftError(f"a combination is made of at least two adapters; given: {', '.join(adapters)}")
     return loaded
+
+
+def _asked(loaded: LoadedModel, template: str | None) -> Candidate:
+    """Return an adapter that is asked as the combination will be. Those without a template beside them are asked as the others."""
+    own = [each for each in loaded.adapters if each.template_file is not None]
+    if template is not None or not own:
+        return loaded.adapters[0]
+    first, *others = own
+    if other := next((each for each in others if each.template != first.template), None):
+        raise GraftError(
+            f"{first.name} and {other.name} were trained with different templates: say which one the combination is asked with "
+            "(--template NAME or FILE)"
+        )
+    if bare := [each.name for each in loaded.adapters if each.template_file is None]:
+        typer.echo(
+            f"note: no template lies beside {' and '.join(bare)}: the combination is asked with that of {first.name}",
+            err=True,
+        )
+    return first
 
 
 def _numbers(given: str | None, names: list[str]) -> list[str] | dict[str, float]:
