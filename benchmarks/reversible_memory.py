@@ -29,7 +29,8 @@ from torch.utils._pytree import tree_leaves
 from turns import keep, machine
 
 import graft
-from graft.training.forward.modes import recomputing, set_training
+from graft.training.forward.activations import holding
+from graft.training.forward.modes import set_training
 
 TINY = {"layers": "2,4", "hidden": 32, "length": 8, "repeats": 1}
 LORA = {"kind": "lora", "rank": 8, "sites": "linear"}
@@ -125,7 +126,7 @@ def ready(given: Setting) -> Iterator[None]:
     if not given.recomputes:
         yield
         return
-    with recomputing(given.model):
+    with holding(given.model, "recompute"):
         set_training(given.model, ["a"])
         yield
 

@@ -111,7 +111,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train": {"gradient_checkpointing": True}}, "gradient_checkpointing has no effect with base.reversible"),
+        ({"train": {"activations": {"0": "recompute"}}}, "activations has no effect with base.reversible"),
         ({"train": {"compile": True}}, "train.compile does not go with base.reversible"),
         ({"base": {"reversible": None, "anchor_every": 4}}, "anchor_every has no effect without base.reversible"),
         ({"train": {"method": "mezo"}}, "train.method mezo has no backward pass, so base.reversible saves nothing"),

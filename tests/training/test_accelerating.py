@@ -47,7 +47,7 @@ def run(
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-@pytest.mark.parametrize("settings", [{}, {"layout": "padded"}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("settings", [{}, {"layout": "padded"}, {"activations": "recompute"}])
 def test_jobs_of_several_kinds_learn_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, settings: dict[str, Any]
 ) -> None:

@@ -132,7 +132,7 @@ def test_a_graph_that_computes_something_else_is_an_error(tmp_path: Path, wrong:
     ("changes", "reason"),
     [
         ({"train": {"compile": True, "layout": "flat"}}, "cannot keep the sequences apart"),
-        ({"train": {"compile": True, "gradient_checkpointing": True}}, "gradient_checkpointing"),
+        ({"train": {"compile": True, "activations": "recompute"}}, "train.activations"),
         ({"base": {"model": "x", "dropout": True}}, "base.dropout"),
         ({"data": {"train": "x", "task": "classification"}}, "data.task classification"),
         ({"adapter": {"kind": "lora", "dropout": 0.1}}, "dropout of 0.1"),

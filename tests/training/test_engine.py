@@ -113,9 +113,9 @@ def test_a_bfloat16_base_trains_float32_masters(tmp_path: Path, kind: str) -> No
 
 
 def test_gradient_checkpointing_is_a_setting_that_changes_nothing_but_memory(tmp_path: Path) -> None:
-    for recompute in (False, True):
-        fresh(tmp_path / str(recompute), steps=4, settings={"gradient_checkpointing": recompute}).run()
-    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-6)
+    for way in ("keep", "recompute"):
+        fresh(tmp_path / way, steps=4, settings={"activations": way}).run()
+    assert losses(tmp_path / "recompute") == pytest.approx(losses(tmp_path / "keep"), rel=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["flat", "padded"])
@@ -134,5 +134,5 @@ def test_the_longest_batch_is_tried_without_a_trace_and_one_that_does_not_fit_sa
             raise torch.OutOfMemoryError("no room")
 
         monkeypatch.setattr(engine.forward, "losses", full)
-        with pytest.raises(GraftError, match="does not fit.*token_budget.*gradient_checkpointing"):
+        with pytest.raises(GraftError, match="does not fit.*token_budget.*activations"):
             try_fullest(*given)

@@ -17,9 +17,10 @@ from graft.config import load_run
 from graft.config.train import TrainConfig
 from graft.errors import GraftError
 from graft.training.batching import num_tokens
+from graft.training.forward.activations import holding
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import decide, laid_out
-from graft.training.forward.modes import recomputing, set_training
+from graft.training.forward.modes import set_training
 from graft.training.job import Job
 from graft.training.resuming import resume
 from graft.training.start import train
@@ -54,7 +55,7 @@ def loss_of(model: Any, job: Job) -> torch.Tensor:
 def steps(model: Any, job: Job, count: int, layout: Any, budget: int = 4096, again: bool = False) -> list[float]:
     forward, taken = Forward(model), []
     decide(forward, [job], "auto", batcher())
-    with laid_out(model, layout), recomputing(model):
+    with laid_out(model, layout), holding(model, "recompute"):
         set_training(model, [])
         taken = [take_step(forward, [job], layout, budget)["full"].loss for _ in range(count)]
     return taken

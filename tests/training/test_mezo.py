@@ -244,7 +244,7 @@ def test_a_run_is_resumed_bit_for_bit(world: Path, tmp_path: Path, monkeypatch: 
         (["train.optimizer=adamw"], "method mezo updates parameters along its noise, as sgd without momentum does"),
         (["train.optimizer={kind: sgd, momentum: 0.9}"], "as sgd without momentum does: set optimizer to sgd"),
         (["train.betas=[0.9, 0.99]"], "optimizer sgd has no betas"),
-        (["train.gradient_checkpointing=true"], "method mezo has no backward pass, so gradient_checkpointing has no use"),
+        (["train.gradient_checkpointing=true"], "method mezo has no backward pass, so activations has no use"),
         (["train.compile=true"], "method mezo has no backward pass, so compile has no use"),
         (["adapter.dropout=0.1"], "compares two passes without dropout, so an adapter's dropout of 0.1 has no use"),
         (["base.dropout=true"], "compares two passes without dropout, so base.dropout has no use"),

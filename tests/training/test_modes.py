@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from graft.errors import GraftError
+from graft.training.forward.activations import holding
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import decide, laid_out
-from graft.training.forward.modes import evaluating, recomputing, set_training
+from graft.training.forward.modes import evaluating, set_training
 from tests.training.conftest import assert_same_gradient, attach, batcher, gradients, job_on, take_step, tiny
 
 ADAPTERS: dict[str, Any] = {
@@ -37,7 +38,7 @@ def one_step(model: Any, layout: Any, recompute: bool) -> tuple[float, torch.Ten
     with laid_out(model, layout):
         handle = counted.register_forward_hook(count)
         if recompute:
-            with recomputing(model):
+            with holding(model, "recompute"):
                 set_training(model, ["a"])
                 loss = take_step(forward, [job], layout)["a"].loss
         else:
@@ -62,7 +63,7 @@ def test_recomputed_blocks_give_the_same_loss_and_gradient(family: str, adapter:
 def test_after_recomputing_the_model_is_as_before() -> None:
     model = attach(tiny())
     before = {name: dict(module.__dict__) for name, module in model.named_modules()}
-    with recomputing(model):
+    with holding(model, "recompute"):
         set_training(model, ["a"])
     model.eval()
     after = {name: dict(module.__dict__) for name, module in model.named_modules()}
@@ -73,7 +74,10 @@ def test_after_recomputing_the_model_is_as_before() -> None:
 
 
 def test_a_model_without_blocks_is_refused() -> None:
-    with pytest.raises(GraftError, match="no blocks that can be recomputed"), recomputing(torch.nn.Linear(2, 2)):
+    with (
+        pytest.raises(GraftError, match="no blocks that can be recomputed"),
+        holding(torch.nn.Linear(2, 2), "recompute"),
+    ):
         pass
 
 

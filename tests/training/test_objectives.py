@@ -22,9 +22,10 @@ import graft
 from graft.attaching.active import set_trainable
 from graft.data.datasets import TokenDataset
 from graft.errors import GraftError
+from graft.training.forward.activations import holding
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import decide, laid_out
-from graft.training.forward.modes import recomputing, set_training
+from graft.training.forward.modes import set_training
 from graft.training.job import Job
 from graft.training.objectives import Pairs, Preference, objective_of
 from graft.training.updates.gradients import Gradients
@@ -380,7 +381,7 @@ def test_recomputed_blocks_keep_the_reference_apart() -> None:
         job = job_on(model, train=rows, objective="dpo", batch_size=5, clip=None)
         forward = Forward(model)
         decide(forward, [job], "auto", batcher())
-        with laid_out(model, "flat"), recomputing(model) if again else nullcontext():
+        with laid_out(model, "flat"), holding(model, "recompute") if again else nullcontext():
             set_training(model, ["a"])
             Gradients().prepare(forward, [job], batcher("flat"))
         found.append(torch.cat([p.grad.flatten() for p in job.params.values() if p.grad is not None]))

@@ -18,8 +18,9 @@ from graft.attaching.bare import keep_context
 from graft.config import load_run
 from graft.config.train import TrainConfig
 from graft.errors import GraftError
+from graft.training.forward.activations import holding
 from graft.training.forward.causal import Forward
-from graft.training.forward.modes import recomputing, set_training
+from graft.training.forward.modes import set_training
 from graft.training.job import Job
 from graft.training.resuming import resume
 from graft.training.start import train
@@ -118,7 +119,7 @@ def test_gradients_are_those_of_the_dequantised_weights(family: str, again: bool
         each.sink = sink
     keep_context(plain)
     plain.requires_grad_(True)
-    with recomputing(model) if again else nullcontext():
+    with holding(model, "recompute") if again else nullcontext():
         set_training(model, [])
         own = loss(Forward(model))
         own.backward()

@@ -80,9 +80,7 @@ def test_eight_jobs_of_mixed_kinds_are_each_job_alone(folder: Path, bits: str, t
 
 
 @pytest.mark.parametrize("bits", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "changed", [{"layout": "padded"}, {"gradient_checkpointing": True}, {"token_budget": 40}], ids=str
-)
+@pytest.mark.parametrize("changed", [{"layout": "padded"}, {"activations": "recompute"}, {"token_budget": 40}], ids=str)
 def test_layout_recomputation_and_accumulation_change_no_loss(
     folder: Path, bits: str, changed: dict[str, Any], tmp_path: Path
 ) -> None:

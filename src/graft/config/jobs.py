@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
+from graft.config.activations import OTHER_NAME, by_one_name
 from graft.config.base import BaseConfig
 from graft.config.data import DataConfig
 from graft.config.document import Document, Key, KeyPath, dotted
@@ -32,7 +33,7 @@ from graft.config.train import TrainConfig
 SHARED = frozenset(
     {
         "token_budget",
-        "gradient_checkpointing",
+        "activations",
         "compile",
         "kernels",
         "layout",
@@ -96,7 +97,7 @@ class JobsConfig(Section):
     @classmethod
     def _with_defaults(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
         """Write all settings down, so that a later version with other defaults resumes the same run."""
-        return {**_defaults(SECTIONS[info.field_name]), **value}
+        return {**_defaults(SECTIONS[info.field_name]), **by_one_name(value)}
 
     @field_validator("jobs")
     @classmethod
@@ -172,7 +173,7 @@ def resolve_job(run: AnyRun, given: Mapping[str, Any]) -> RunConfig:
 
 def shared_fields(job: Mapping[str, Any]) -> list[KeyPath]:
     """Return the paths of the fields that a job sets although all jobs share them."""
-    return [("train", key) for key in _mapping(job.get("train")) if key in SHARED]
+    return [("train", key) for key in _mapping(job.get("train")) if key in (*SHARED, OTHER_NAME)]
 
 
 def merge_job(top: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:

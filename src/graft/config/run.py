@@ -124,9 +124,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _a_reversible_base_recomputes_by_itself(self) -> RunConfig:
-        if self.base.reversible is not None and self.train.gradient_checkpointing:
+        if self.base.reversible is not None and self.train.activations != "keep":
             raise ValueError(
-                "train.gradient_checkpointing has no effect with base.reversible, which keeps no activations of its blocks: remove it"
+                "train.activations has no effect with base.reversible, which keeps no activations of its blocks: remove it"
             )
         return self
 
@@ -182,8 +182,8 @@ def compile_obstacle(config: RunConfig) -> str | None:
         return (
             "base.reversible: its backward pass runs the blocks again, which a graph does not see. Use one of the two"
         )
-    if config.train.gradient_checkpointing:
-        return "train.gradient_checkpointing: use one of the two"
+    if config.train.activations != "keep":
+        return "train.activations: a compiled graph chooses by itself what it computes again. Use one of the two"
     if config.train.kernels == "liger":
         return "train.kernels liger: a compiled graph fuses these operations itself. Use kernels: auto or off"
     if isinstance(config.train.objective, KTOConfig):

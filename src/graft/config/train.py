@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from graft.config.activations import Activations, by_one_name
 from graft.config.methods import AdapterMethod, AnyMethod, FullMethod, MeZOMethod, QFTMethod
 from graft.config.objectives import AnyObjective, DPOConfig, IPOConfig, KTOConfig
 from graft.config.optimizers import SHARED, AdamWConfig, AnyOptimizer, Betas, LionConfig, OptimizerConfig, SGDConfig
@@ -55,8 +56,10 @@ class TrainConfig(Section):
     noise alone, whose root mean square estimates this norm."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of initialisation, sample order and dropout."""
-    gradient_checkpointing: bool = False
-    """Whether to recompute activations in the backward pass, which takes less memory and more time."""
+    activations: Activations = "keep"
+    """What becomes of the activations that the backward pass needs. keep: they stay. recompute: each block keeps its input and runs again,
+    which takes less memory and more time. offload: they move from the GPU to the host's memory and back. A mapping from ranges of layers
+    says it for each, such as {0-15: recompute, last4: offload}; the others keep theirs."""
     compile: bool = False
     """Whether to run the base as one compiled graph (torch.compile): needs padded batches and no dropout; the first step takes minutes."""
     kernels: Literal["auto", "off", "liger"] = "auto"
@@ -82,6 +85,11 @@ class TrainConfig(Section):
     log_every: int = Field(default=1, ge=1)
     """Steps between lines of metrics.jsonl."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _checkpointing_by_one_name(cls, value: Any) -> Any:
+        return by_one_name(value)
+
     @field_validator("warmup")
     @classmethod
     def _warmup_is_steps_or_fraction(cls, value: int | float) -> int | float:
@@ -104,8 +112,8 @@ class TrainConfig(Section):
             raise ValueError(
                 "method mezo updates parameters along its noise, as sgd without momentum does: set optimizer to sgd, or remove it"
             )
-        for key in ("gradient_checkpointing", "compile"):
-            if getattr(self, key):
+        for key, default in (("activations", "keep"), ("compile", False)):
+            if getattr(self, key) != default:
                 raise ValueError(f"method mezo has no backward pass, so {key} has no use: remove it")
         return self
 

@@ -38,6 +38,7 @@ from graft.formats.loading import load
 from graft.injection.state import site_table_of, state_of
 from graft.kernels import chosen
 from graft.runs.folder import RunFolder
+from graft.training.forward.activations import refuse_nothing_to_gain
 from graft.training.job import Job
 from graft.training.objectives import reference_of
 from graft.training.records.trackers import check_installed
@@ -103,6 +104,7 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
             prepared.append((own.data, data[name]))
     base = load_base(config.base, task, next(iter(data.values())).classes if data else ())
     chosen(config.common().kernels, base.device)
+    refuse_nothing_to_gain(config.common().activations, base.device)
     parts = RunParts(config, base, [])
     for name, own in each.items():
         with _named(name, len(each) > 1):

@@ -48,7 +48,7 @@ def try_fullest(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> None
     except torch.OutOfMemoryError as error:
         raise GraftError(
             f"the longest batch ({num_tokens(rows):,} tokens) does not fit into the memory of "
-            f"{forward.device}: lower train.token_budget (now {batcher.budget}), set train.gradient_checkpointing: true, or lower "
+            f"{forward.device}: lower train.token_budget (now {batcher.budget}), set train.activations: recompute, or lower "
             "data.max_length"
         ) from error
 

@@ -31,11 +31,12 @@ from graft.runs.folder import RunFolder
 from graft.training.batching import Batcher
 from graft.training.commands import BuildJob, Commands
 from graft.training.dry_run import calibrate, try_fullest
+from graft.training.forward.activations import holding
 from graft.training.forward.anchors import prove_anchors
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import decide, laid_out
-from graft.training.forward.modes import recomputing, set_training
+from graft.training.forward.modes import set_training
 from graft.training.forward.tasks import forward_of
 from graft.training.interrupt import Interrupt
 from graft.training.isolation import joint_step
@@ -154,8 +155,7 @@ class Engine:
                 facts = {**asdict(decision), "head": self.forward.head_mode, "jobs": [job.name for job in resident]}
                 self.recorder.event("resume" if resumed else "start", **facts)
         session.enter_context(laid_out(self.model, self.layout))
-        if settings.gradient_checkpointing:
-            session.enter_context(recomputing(self.model, settings.base_dropout))
+        session.enter_context(holding(self.model, settings.activations, settings.base_dropout))
         self._set_modes()
         # The graph, or the kernels, come last: they are proved on the model as it trains.
         if resident and settings.compile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from graft.config.activations import Activations
 from graft.config.scheduling import SchedulerConfig
 
 
@@ -15,7 +16,7 @@ class Settings:
     """Token id of padding."""
     token_budget: int = 4096
     layout: str = "auto"
-    gradient_checkpointing: bool = False
+    activations: Activations = "keep"
     compile: str | None = None
     """Backend of torch.compile; None runs eager code."""
     kernels: str = "auto"

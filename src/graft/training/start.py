@@ -109,7 +109,7 @@ def run_parts(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet:
         pad_id=pad_id(parts.base.tokenizer, parts.base.model),
         token_budget=common.token_budget,
         layout=common.layout,
-        gradient_checkpointing=common.gradient_checkpointing,
+        activations=common.activations,
         compile="inductor" if common.compile else None,
         kernels=common.kernels,
         base_dropout=config.base.dropout,

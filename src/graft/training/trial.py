@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from graft.training.assembly import RunParts
 from graft.training.batching import Batcher, num_tokens
+from graft.training.forward.activations import holding
 from graft.training.forward.anchors import prove_anchors
 from graft.training.forward.causal import Forward
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import laid_out
-from graft.training.forward.modes import evaluating, recomputing, set_training
+from graft.training.forward.modes import evaluating, set_training
 from graft.training.job import Job
 from graft.training.records.progress import memory_bytes
 from graft.training.step import NonFinite, loss_of, sums_by_row
@@ -57,8 +58,7 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
     batch, context = batcher.inputs(rows, forward.device)
     with ExitStack() as stack:
         stack.enter_context(laid_out(parts.base.model, batcher.layout))
-        if train.gradient_checkpointing:
-            stack.enter_context(recomputing(parts.base.model, parts.config.base.dropout))
+        stack.enter_context(holding(parts.base.model, train.activations, parts.config.base.dropout))
         set_training(parts.base.model, [job.name], parts.config.base.dropout)
         start, compiling = time.perf_counter(), None
         if train.compile:
