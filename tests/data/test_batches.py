@@ -178,3 +178,11 @@ def test_the_digest_follows_tokens_masks_borders_and_weights():
 
 def test_an_empty_data_set_has_no_steps():
     assert epoch_steps(TokenDataset.of([]), 4) == []
+
+
+def test_a_micro_batch_of_answers_stays_within_the_budget() -> None:
+    widths = np.array([[30, 2], [2, 30], [16, 16], [5, 5]])
+    groups = micro_batches(widths, range(4), 64, "padded")
+    assert sorted(row for group in groups for row in group) == [0, 1, 2, 3]
+    for group in groups:
+        assert len(group) == 1 or len(group) * widths[group].max(0).sum() <= 64

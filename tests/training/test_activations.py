@@ -17,7 +17,11 @@ from graft.training.forward.activations import holding, refuse_nothing_to_gain, 
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import decide, laid_out
 from graft.training.forward.modes import set_training
+from tests.task_bases import save_task_base
 from tests.training.conftest import GATED, attach, batcher, engine_for, gradients, job_on, losses, take_step, tiny
+from tests.training.test_task_forward import answered, labelled, loaded
+from tests.training.test_task_forward import job_on as job_on_base
+from tests.training.test_task_forward import run as run_on
 
 LORA: dict[str, Any] = {"kind": "lora", "rank": 4, "sites": "linear", "dropout": 0.3}
 PREFIX: dict[str, Any] = {"kind": "prefix", "tokens": 3}
@@ -194,3 +198,17 @@ def test_a_run_that_would_offload_from_a_cpu_ends_before_its_first_step(tmp_path
     with pytest.raises(GraftError, match="there is nothing to gain"):
         graft.Run.load("run.yaml", "base.device=cpu").train(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("bert", "classification"), ("modernbert", "classification"), ("t5", "seq2seq"), ("bart", "seq2seq")],
+)
+def test_recomputing_blocks_of_other_tasks_changes_nothing(tmp_path: Path, family: str, task: str) -> None:
+    folder, curves = save_task_base(tmp_path / "base", family), []
+    for way in ("keep", "recompute"):
+        base = loaded(folder, task)
+        data = labelled(base) if task == "classification" else answered(base)
+        lines = run_on(base, [job_on_base(base, "a", data, steps=3)], tmp_path / way, activations=way)
+        curves.append([line["loss"] for line in lines])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6)

@@ -284,23 +284,3 @@ def test_it_learns_as_lion_in_float32_where_nearest_rounding_stalls(tmp_path: Pa
     assert fall["lion, float32"] > 1.0
     assert found["qft, stochastic"]["end"] == pytest.approx(found["lion, float32"]["end"], abs=0.02)
     assert fall["qft, nearest"] < 0.1 * fall["lion, float32"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (["train.optimizer=adamw"], "method qft updates by Lion with a state of its own in 8 bits, not by adamw"),
-        (["train.optimizer=lion-8bit"], "not by lion-8bit: set optimizer to lion, or remove it"),
-        (["train.method={kind: qft, update: in_backward}"], "so their norm cannot be clipped: set clip to null, or update to after"),
-        (["train.accumulate_in=float32"], "accumulate_in has no effect with method qft"),
-        (["train.method={kind: qft, outliers: 0.9}"], "train.method.outliers"),
-        (["train.compile=true"], "train.compile does not go with train.method qft"),
-        (["adapter=lora"], "train.method qft trains the base itself, so an adapter has no use"),
-        (["base.quantize=int8"], "train.method qft trains the base's own weights, which base.quantize: int8"),
-        (["data.task=preference", "train.objective=ipo"], "objective ipo compares with the base, which method qft itself trains"),
-    ],
-)  # fmt: skip
-def test_what_does_not_go_with_it_is_named(changes: list[str], said: str) -> None:
-    with pytest.raises(GraftError) as raised:
-        load_run(RUN, changes)
-    assert said in str(raised.value)

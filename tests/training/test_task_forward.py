@@ -253,16 +253,6 @@ def test_flat_batches_of_labels_are_refused(folders: dict[str, Path]) -> None:
         decide(forward, [job], "flat", batcher())
 
 
-def test_a_micro_batch_of_answers_stays_within_the_budget() -> None:
-    from graft.data.batches import micro_batches
-
-    widths = np.array([[30, 2], [2, 30], [16, 16], [5, 5]])
-    groups = micro_batches(widths, range(4), 64, "padded")
-    assert sorted(row for group in groups for row in group) == [0, 1, 2, 3]
-    for group in groups:
-        assert len(group) == 1 or len(group) * widths[group].max(0).sum() <= 64
-
-
 def test_a_fresh_head_is_trained_once_and_whole(folders: dict[str, Path], tmp_path: Path) -> None:
     base = loaded(folders["bert"])
     alone = with_head(base.model, parse({"kind": "head", "sites": "head"}), base.fresh)
@@ -280,20 +270,6 @@ def test_a_fresh_head_is_trained_once_and_whole(folders: dict[str, Path], tmp_pa
     graft.load(again.model, tmp_path / "adapter")
     with torch.no_grad():
         assert torch.equal(again.model(input_ids=ids).logits, wanted)
-
-
-@pytest.mark.parametrize(
-    ("family", "task"),
-    [("bert", "classification"), ("modernbert", "classification"), ("t5", "seq2seq"), ("bart", "seq2seq")],
-)
-def test_recomputing_blocks_changes_nothing(folders: dict[str, Path], tmp_path: Path, family: str, task: str) -> None:
-    curves = []
-    for way in ("keep", "recompute"):
-        base = loaded(folders[family], task)
-        data = labelled(base) if task == "classification" else answered(base)
-        lines = run(base, [job_on(base, "a", data, steps=3)], tmp_path / way, activations=way)
-        curves.append([line["loss"] for line in lines])
-    assert curves[0] == pytest.approx(curves[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(("family", "task"), [("roberta", "classification"), ("bert", "regression"), ("t5", "seq2seq")])
