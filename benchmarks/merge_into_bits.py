@@ -66,8 +66,8 @@ def main() -> None:
                     f"{one['rounding']}",
                     flush=True,
                 )
-    if not args.tiny:
-        keep(args.out, {"options": vars(args), "machine": machine(args.threads), "bits": found})
+                if not args.tiny:  # a merge takes minutes, so what is there is kept
+                    keep({"options": vars(args), "machine": machine(args.threads), "bits": found}, args.out)
 
 
 def shares(report: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,33 @@ def config_of(args: argparse.Namespace) -> Any:
     )
 
 
+def write_base(folder: Any, shape: str, rows: int) -> int:
+    """Write such a base with the tokenizer of the base that ships with Graft to folder/base, and word problems to folder/rows.jsonl.
+
+    Returns the number of its parameters. shape: hidden size, layers, intermediate size, heads.
+    """
+    import json
+
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    import graft.seedling
+    from graft.quickstart.problems import generate
+
+    tokenizer = AutoTokenizer.from_pretrained(str(graft.seedling.path()))
+    hidden, layers, inner, heads = map(int, shape.split(","))
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": inner}
+    few = {"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 512}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "tie_word_embeddings": True}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **few, **ends))
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    lines = (json.dumps(row) + "\n" for row in generate("train", rows, seed=3))
+    (folder / "rows.jsonl").write_text("".join(lines))
+    return sum(each.numel() for each in model.parameters())
+
+
 def make_base(args: argparse.Namespace) -> Any:
     """The base in the dtype of the run, on the GPU where there is one; the same weights in every process."""
     import torch

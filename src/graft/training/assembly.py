@@ -41,6 +41,7 @@ from graft.runs.folder import RunFolder
 from graft.training.forward.activations import refuse_nothing_to_gain
 from graft.training.job import Job
 from graft.training.objectives import reference_of
+from graft.training.out_of_memory import loading
 from graft.training.records.trackers import check_installed
 from graft.training.trained_base import refuse_no_effect
 
@@ -102,7 +103,8 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
             found = next((made for settings, made in prepared if settings == own.data), None)
             data[name] = found or _data_of(own, tokenizer, config, task, next(iter(data.values()), None))
             prepared.append((own.data, data[name]))
-    base = load_base(config.base, task, next(iter(data.values())).classes if data else ())
+    with loading(config.base, task):
+        base = load_base(config.base, task, next(iter(data.values())).classes if data else ())
     chosen(config.common().kernels, base.device)
     refuse_nothing_to_gain(config.common().activations, base.device)
     parts = RunParts(config, base, [])

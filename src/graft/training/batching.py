@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,14 @@ import numpy as np
 import torch
 
 from graft.data import batches
-from graft.data.batches import Batch, Layout
+from graft.data.batches import Batch, Layout, samples_of_step
 from graft.routing.context import ForwardContext
 from graft.training.job import Job
 from graft.training.rows import Row
 from graft.utils.clock import timed
+
+FULLEST = 4
+"""Steps of an epoch that are cut to find the fullest micro-batch of a run."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,27 @@ class Batcher:
         samples = sorted(range(len(job.train)), key=lambda index: -int(job.train.lengths[index]))[:size]
         rows = [row for at, sample in enumerate(samples) for row in job.rows_of(job.train[sample], sample, at)]
         return max(self.cut(rows), key=num_tokens)
+
+    def fullest(self, job: Job) -> list[Row]:
+        """The fullest micro-batch that the run of this job alone will have: its seed says which samples meet. Of each epoch, the steps
+        with most tokens and the one with the longest sample are cut."""
+        size, data = job.config.batch_size, job.train
+        found: list[list[Row]] = []
+        for epoch in range(math.ceil(job.steps / job.epoch_steps)):
+            order = data.epoch_order(job.config.seed, epoch)
+            starts = np.arange(0, len(order), size)[: job.steps - epoch * job.epoch_steps]
+            order = order[: starts[-1] + size]
+            tokens = np.add.reduceat(data.lengths[order], starts)
+            longest = int(np.maximum.reduceat(data.lengths[order], starts).argmax())
+            for step in {*np.argsort(-tokens, kind="stable")[:FULLEST].tolist(), longest}:
+                samples = samples_of_step(data, order, size, step)
+                rows = [row for at, sample in enumerate(samples) for row in job.rows_of(data[sample], sample, at)]
+                found += self.cut(rows)
+        return max(found, key=self.laid_out)
+
+    def laid_out(self, rows: Sequence[Row]) -> int:
+        """Tokens of these rows as one batch, padding counted."""
+        return num_tokens(rows) if self.layout == "flat" else len(rows) * max(row.tokens for row in rows)
 
     @timed("batches")
     def batch(self, rows: Sequence[Row]) -> Batch:

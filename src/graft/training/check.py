@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from graft.training.forward.layout import Decision, decide, laid_out
 from graft.training.forward.modes import evaluating
 from graft.training.forward.tasks import forward_of
 from graft.training.job import Job
+from graft.training.out_of_memory import named
 from graft.training.questions import questions
 from graft.training.trained_base import reload_difference, trained_summary
 from graft.training.trial import Trial, try_step
@@ -91,7 +92,7 @@ class CheckReport:
             "adapter_parameters": self.sites.adapter_parameters,
             "steps": job.steps,
             "layout": vars(self.layout),
-            "trial": vars(self.trial),
+            "trial": asdict(self.trial),
             "reload_difference": self.reload_difference,
             "stop_rate": self.stop_rate,
             "ends": self.ends,
@@ -119,7 +120,8 @@ def check_each(config: AnyRun, against: Mapping[str, Sequence[Question]] | None 
     common = config.common()
     wanted = "padded" if common.compile else common.layout
     batcher = Batcher(common.token_budget, "padded", pad_id(parts.base.tokenizer, model))
-    decision = decide(forward, parts.jobs, wanted, batcher)
+    with named():
+        decision = decide(forward, parts.jobs, wanted, batcher)
     batcher = replace(batcher, layout=decision.layout)
     return {
         part.job.name: _checked(parts.alone(part), forward, decision, batcher, against, whole) for part in parts.members

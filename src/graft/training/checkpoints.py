@@ -24,7 +24,7 @@ from graft.errors import GraftError
 from graft.runs.contents import delete_unfinished
 from graft.runs.folder import RunFolder
 from graft.training.job import Job
-from graft.training.tensor_files import load_tensors, save_tensors
+from graft.training.tensor_files import each_tensor, load_tensors, save_tensors
 from graft.utils.clock import timed
 from graft.utils.files import new_dir, write_json_atomic
 from graft.utils.jsonl import read_json
@@ -85,12 +85,14 @@ def link(source: Path, target: Path) -> None:
 def verify_checkpoint(path: Path, jobs: Sequence[Job]) -> None:
     """Read a checkpoint back and compare what jobs train with what is in memory. Raises `GraftError` that names the tensor that differs."""
     for job in jobs:
-        stored = load_tensors(path / f"{job.name}.safetensors")
-        for name, tensor in job.trainable.state().items():
-            if not torch.equal(stored[ADAPTER + name], tensor.cpu()):
+        wanted = {ADAPTER + name: tensor for name, tensor in job.trainable.state().items()}
+        for key, stored in each_tensor(path / f"{job.name}.safetensors"):
+            if (tensor := wanted.pop(key, None)) is not None and not torch.equal(stored, tensor.cpu()):
+                name = key.removeprefix(ADAPTER)
                 raise GraftError(
                     f"the checkpoint {path} does not hold what was written: '{name}' of '{job.name}' differs. Check the disk"
                 )
+        assert not wanted
 
 
 def read_state(folder: RunFolder, step: int) -> dict[str, Any]:
@@ -129,8 +131,9 @@ def restore_checkpoint(folder: RunFolder, jobs: Sequence[Job], step: int) -> dic
 @timed("checkpoints")
 def restore_trained(folder: RunFolder, job: Job, step: int) -> None:
     """Load what one job trains from a checkpoint."""
-    stored = load_tensors(folder.checkpoint_dir(step) / f"{job.name}.safetensors")
-    job.trainable.restore(with_prefix(stored, ADAPTER))
+    path = folder.checkpoint_dir(step) / f"{job.name}.safetensors"
+    own = {key: each.clone() for key, each in each_tensor(path) if key.startswith(ADAPTER)}
+    job.trainable.restore(with_prefix(own, ADAPTER))
 
 
 def newest(folder: RunFolder) -> tuple[int | None, list[str]]:
@@ -169,7 +172,8 @@ def _check(folder: RunFolder, step: int) -> None:
     load_tensors(path / "rng.safetensors")
     for name, job in state["jobs"].items():
         for at in {step, job.get("best_at") or step}:
-            load_tensors(folder.checkpoint_dir(at) / f"{name}.safetensors")
+            for _ in each_tensor(folder.checkpoint_dir(at) / f"{name}.safetensors"):
+                pass  # a damaged one raises
 
 
 def tidy(folder: RunFolder) -> None:

@@ -7,12 +7,14 @@ from contextlib import nullcontext
 
 import torch
 
+from graft.config.activations import Activations
 from graft.errors import GraftError
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
 from graft.training.forward.modes import evaluating
 from graft.training.job import Job
 from graft.training.job_pool import JobPool
+from graft.training.out_of_memory import explained
 from graft.training.rows import Row
 from graft.training.scheduling.memory import measuring
 from graft.training.updates.rules import rule_of
@@ -37,20 +39,24 @@ def run_dry(forward: Forward, jobs: Sequence[Job], rows: Sequence[Row], batcher:
             rule.discard(jobs, losses_N.sum())
 
 
-def try_fullest(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> None:
+def try_fullest(forward: Forward, jobs: Sequence[Job], batcher: Batcher, activations: Activations = "keep") -> None:
     """Run the fullest micro-batch dry, so that one that does not fit fails now and not in an hour.
 
     Raises `GraftError`, which says what helps, where the device has not enough memory.
     """
     rows = fullest(jobs, batcher)
+    failed = _failure(forward, jobs, rows, batcher)
+    if failed is not None:
+        raise explained(failed, forward, jobs[0], batcher, activations, rows)
+
+
+def _failure(forward: Forward, jobs: Sequence[Job], rows: Sequence[Row], batcher: Batcher) -> Exception | None:
+    """Run dry; the error, whose frames the caller can then let go."""
     try:
         run_dry(forward, jobs, rows, batcher)
-    except torch.OutOfMemoryError as error:
-        raise GraftError(
-            f"the longest batch ({num_tokens(rows):,} tokens) does not fit into the memory of "
-            f"{forward.device}: lower train.token_budget (now {batcher.budget}), set train.activations: recompute, or lower "
-            "data.max_length"
-        ) from error
+    except (RuntimeError, MemoryError) as error:
+        return error
+    return None
 
 
 def calibrate(forward: Forward, pool: JobPool) -> None:

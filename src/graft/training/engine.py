@@ -42,6 +42,7 @@ from graft.training.interrupt import Interrupt
 from graft.training.isolation import joint_step
 from graft.training.job import FAILED, Job
 from graft.training.job_pool import JobPool
+from graft.training.out_of_memory import explained
 from graft.training.records.failed_batch import save_failed_batch
 from graft.training.records.progress import Reporter
 from graft.training.records.recorder import Recorder
@@ -174,7 +175,7 @@ class Engine:
     def _check_memory(self, resident: Sequence[Job], resumed: bool) -> None:
         """Try the longest batch, and learn what a step takes where memory is limited."""
         if self.forward.device.type == "cuda" and not resumed:
-            try_fullest(self.forward, resident, self.pool.batcher)
+            try_fullest(self.forward, resident, self.pool.batcher, self.settings.activations)
         if self.pool.measure(self.forward.device):
             if not self.pool.memory.seen:
                 calibrate(self.forward, self.pool)
@@ -211,10 +212,13 @@ class Engine:
         seconds = time.perf_counter() - started
         for job in jobs:
             if job.name in failures:
-                self._fail_job(job, failures[job.name])
+                error = explained(
+                    failures.pop(job.name), self.forward, job, self.pool.batcher, self.settings.activations
+                )
+                self._fail_job(job, error)
         if not outcomes:
             return
-        if load is not None and not failures:  # a step that was taken again has another peak
+        if load is not None and len(outcomes) == len(jobs):  # a step that was taken again has another peak
             self.pool.observe(load, peak.num_bytes)
         self.step += 1
         stepped = [job for job in jobs if job.name in outcomes]

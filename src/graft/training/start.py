@@ -19,6 +19,7 @@ from graft.training.assembly import JobParts, RunParts, build, build_job
 from graft.training.engine import Engine
 from graft.training.job import Job
 from graft.training.objectives import reference_of
+from graft.training.out_of_memory import named
 from graft.training.publishing import publish
 from graft.training.records.progress import Reporter
 from graft.training.records.trackers import trackers
@@ -131,7 +132,7 @@ def run_parts(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet:
     )
     for job in parts.jobs:
         job.trainable.begin(job.optimizer)
-    with outlasting():
+    with outlasting(), named():
         for part in parts.members:
             _announce(parts, part, folder, reporter, checkpoint)
         engine.run(checkpoint)

@@ -8,6 +8,7 @@ the base.
     begin             rows and sizes of a step, and what objectives measure before its losses
     sums_by_row       from the losses of tokens to those of rows
     loss_of           what a micro-batch adds to the losses of its jobs
+    backward          from a loss to gradients
     scores_of         scores of one job; refuses a loss that is not finite
     finished          after the update: schedule, position, and the numbers for the records
 """
@@ -154,6 +155,23 @@ def loss_of(jobs: Sequence[Job], rows: Sequence[Row], sums_R: Tensor, sizes: Map
         own_sums = sums_R if len(names) == 1 else sums_R[own]
         total = total + objectives[name].share([rows[at] for at in own], own_sums, sizes[name])
     return total
+
+
+def backward(jobs: Sequence[Job], loss: Tensor) -> None:
+    """Run backward from a loss of these jobs. Raises `GraftError` if it depends on none of their parameters."""
+    if not loss.requires_grad:
+        refuse_missing(jobs[0], list(jobs[0].params))
+    loss.backward()
+
+
+def refuse_missing(job: Job, missing: Sequence[str]) -> None:
+    """Raise `GraftError` if the loss does not depend on some of a job's parameters."""
+    if missing:
+        raise GraftError(
+            f"{len(missing)} of {len(job.params)} parameters of '{job.name}' get no gradient, among them '{missing[0]}': "
+            "the loss does not depend on them. "
+            + ("Choose other sites" if job.trainable.adapter else "Name other parts in train.method")
+        )
 
 
 def scores_of(job: Job, begun: Begun, ran: Ran) -> Scores:

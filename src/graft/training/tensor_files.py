@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from graft.errors import GraftError
+
+PIECE = 1 << 26
+"""Bytes of a file that are read before it is opened anew."""
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -25,21 +29,42 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     Each has memory of its own: a view into the file begins at any byte, and kernels round differently on such tensors.
     """
+    return {name: tensor.clone() for name, tensor in each_tensor(path)}
+
+
+def each_tensor(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a file one by one, by name, as views into it. Errors are those of `load_tensors`; a wrong checksum shows after
+    the last one.
+
+    The file is opened anew every so many bytes, since what was read of it stays in memory until it is closed.
+    """
+    digest = hashlib.sha256()
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            written = (file.metadata() or {}).get("sha256")
+            names, written = sorted(file.keys()), (file.metadata() or {}).get("sha256")
+        while names:
+            held = 0
+            with safe_open(path, framework="pt") as file:
+                while names and held < PIECE:
+                    name = names.pop(0)
+                    tensor = file.get_tensor(name)
+                    held += tensor.nbytes
+                    _add(digest, name, tensor)
+                    yield name, tensor
+                    del tensor
     except (OSError, SafetensorError) as error:
         raise GraftError(f"{path} cannot be read ({error})") from error
-    if written is not None and written != _checksum(tensors):
+    if written is not None and written != digest.hexdigest():
         raise GraftError(f"{path} is damaged (its checksum is wrong)")
-    return tensors
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        _add(digest, name, tensors[name])
     return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.flatten().view(torch.uint8).numpy().data)

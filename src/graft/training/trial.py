@@ -6,9 +6,11 @@ import copy
 import math
 import statistics
 import time
+from collections import Counter
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 
+from graft.bases.memory import memory_report
 from graft.training.assembly import RunParts
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.activations import holding
@@ -19,9 +21,12 @@ from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import laid_out
 from graft.training.forward.modes import evaluating, set_training
 from graft.training.job import Job
+from graft.training.out_of_memory import explained
 from graft.training.records.progress import memory_bytes
+from graft.training.saved import counting
+from graft.training.scheduling.memory import measuring
 from graft.training.step import NonFinite, loss_of, sums_by_row
-from graft.training.updates.optimizers import state_bytes, update_bytes
+from graft.training.updates.optimizers import state_bytes, update_bytes, weight_bytes
 from graft.training.updates.rules import rule_of
 
 SHORT = 3.0
@@ -31,8 +36,22 @@ WARM_STEPS, WARM_SECONDS = 9, 1.0
 
 
 @dataclass(frozen=True)
+class MemoryParts:
+    """Bytes of what a step holds on the device. The rest of the peak is the process itself (on a CPU) and what lives for a moment."""
+
+    weights: int
+    """Of the base, also where it trains."""
+    adapter: int
+    gradients: int
+    """Or what stands in for them: the copies of MeZO."""
+    optimizer: int
+    activations: int
+    """What a pass over the batch keeps for backward; 0 where it has none, and under torch.compile, which does not tell."""
+
+
+@dataclass(frozen=True)
 class Trial:
-    """One forward pass, and a backward pass where the method has one, over the fullest micro-batch that the job can have."""
+    """One forward pass, and a backward pass where the method has one, over the fullest micro-batch that the job's run will have."""
 
     tokens: int
     longest: int
@@ -40,20 +59,25 @@ class Trial:
     loss: float
     seconds: float
     peak_bytes: int
-    """Peak of the memory allocated on a GPU; elsewhere that of the whole process."""
+    """Peak of the memory allocated on a GPU, elsewhere that of the whole process, from its start to the end of such a step."""
     hours: float
     """Time of all steps of the run, without validation and saving."""
     kernels: str
     """The kernels that computed: torch's own, or Liger's."""
+    memory: MemoryParts
     compile_seconds: float | None = None
     """Time until the graph of `train.compile` was made and proved; None where the run does not compile."""
 
 
 def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
-    """Run the job's fullest micro-batch as training does. Optimiser, position and parameters stay as they are."""
+    """Run the job's fullest micro-batch as training does. Optimiser, position and parameters stay as they are.
+
+    Raises `OutOfMemory`, with what would fit, where it does not.
+    """
     (part,) = parts.members
     job, train = part.job, part.config.train
-    rows = batcher.longest(job)
+    rows = batcher.fullest(job)
+    before = memory_bytes(forward.device)
     sizes, backward = {job.name: job.objective.size(rows)}, rule_of(job).backward
     batch, context = batcher.inputs(rows, forward.device)
     with ExitStack() as stack:
@@ -68,33 +92,52 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
         wanted = "off" if train.compile else train.kernels
         kernels = stack.enter_context(accelerating(forward, [job], wanted, batcher)).kernels
         prove_anchors(forward, [job], batcher)
+        peak = stack.enter_context(measuring(forward.device))
         seconds, tokens = float("inf"), num_tokens(rows)
-        for _ in range(2):  # the faster of two passes counts, since the first also warms up
-            start = time.perf_counter()
-            with nullcontext() if backward else evaluating(forward.model):
-                loss = loss_of([job], rows, sums_by_row(forward.losses(batch, context), rows), sizes)
-            rule_of(job).discard([job], loss)
-            value = float(loss.detach())
-            seconds = min(seconds, time.perf_counter() - start)
-        step_seconds = seconds / tokens * job.step_tokens * rule_of(job).passes(job)
-        # Under torch.compile other shapes would be compiled again.
-        if step_seconds < SHORT and not train.compile and math.isfinite(value):
-            with suppress(NonFinite):
-                step_seconds = _warm_step(forward, job, batcher)
+        held: Counter[int] = Counter()
+        failed: Exception | None = None
+        try:
+            for count in range(2):  # the faster of two passes counts, since the first also warms up
+                start = time.perf_counter()
+                noted = nullcontext() if count or train.compile else counting(forward.root, held, Counter())
+                with noted, nullcontext() if backward else evaluating(forward.model):
+                    loss = loss_of([job], rows, sums_by_row(forward.losses(batch, context), rows), sizes)
+                rule_of(job).discard([job], loss)
+                value = float(loss.detach())
+                seconds = min(seconds, time.perf_counter() - start)
+            step_seconds = seconds / tokens * job.step_tokens * rule_of(job).passes(job)
+            # Under torch.compile other shapes would be compiled again.
+            if step_seconds < SHORT and not train.compile and math.isfinite(value):
+                with suppress(NonFinite):
+                    step_seconds = _warm_step(forward, job, batcher)
+        except (RuntimeError, MemoryError) as error:
+            failed = error
+        if failed is not None:
+            raise explained(failed, forward, job, batcher, train.activations, rows)
     # The trial takes no optimiser step, and passes without backward make nothing that stands in for gradients.
-    peak = memory_bytes(forward.device) + (state_bytes if backward else update_bytes)(
-        list(job.params.values()), job.config
-    )
+    parameters = list(job.params.values())
+    lacking = (state_bytes if backward else update_bytes)(parameters, job.config)
+    measured = memory_bytes(forward.device) if peak.num_bytes is None else peak.num_bytes
     return Trial(
         tokens,
         max(row.tokens for row in rows),
         value,
         seconds,
-        peak,
+        max(before, measured + lacking),
         step_seconds * job.steps / 3600,
         kernels,
+        _parts_of(parts, job, held.total()),
         compiling,
     )
+
+
+def _parts_of(parts: RunParts, job: Job, activations: int) -> MemoryParts:
+    """What the memory of a step consists of."""
+    parameters, own = list(job.params.values()), job.trainable.adapter is not None
+    trained, state = weight_bytes(parameters, job.config), state_bytes(parameters, job.config)
+    gradients = update_bytes(parameters, job.config) - state
+    base = memory_report(parts.base.model).num_bytes
+    return MemoryParts(base, trained if own else 0, gradients, state, activations)
 
 
 def _warm_step(forward: Forward, job: Job, batcher: Batcher) -> float:

@@ -8,6 +8,7 @@ Breaks: with another C library, or one whose allocator was replaced, nothing hap
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,15 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 SMALL, LARGEST = 256 * 1024, 32 * 1024 * 1024
 """Blocks from this size on are given back while loading; and what glibc comes to by itself in a process that frees large blocks."""
 
+OWN_CHOICE = "MALLOC_MMAP_THRESHOLD_"
+"""Variable of the environment by which the user sets glibc's threshold; it is then left alone."""
+
 
 @contextmanager
 def large_blocks_given_back() -> Iterator[None]:
     """Let blocks from 256 KiB on go back to the system when they are freed. Afterwards the allocator is as training finds it anyway."""
     mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
+    if mallopt is None or OWN_CHOICE in os.environ:
         yield
         return
     mallopt(_MMAP_THRESHOLD, SMALL)

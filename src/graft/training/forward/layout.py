@@ -21,6 +21,7 @@ from graft.training.forward.causal import Forward
 from graft.training.forward.modes import evaluating
 from graft.training.job import Job
 from graft.training.rows import Row
+from graft.training.step import refuse_missing
 
 PROOF_ROWS = 4
 """Most short rows that a proof runs."""
@@ -154,6 +155,8 @@ def losses_and_gradients(
     by_name = {job.name: job for job in jobs}
     trained = [each for name in dict.fromkeys(row.job for row in rows) for each in by_name[name].params.values()]
     losses = token_losses(forward, rows, batcher)
+    if not losses.requires_grad:
+        refuse_missing(jobs[0], list(jobs[0].params))
     gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
     pairs = zip(gradients, trained, strict=True)
     flat = [(torch.zeros_like(each) if grad is None else grad).double().flatten() for grad, each in pairs]

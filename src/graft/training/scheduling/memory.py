@@ -10,6 +10,7 @@ For example, rows of 4 and 3 tokens have the load (7, 25) flat, since 16 + 9 = 2
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def measuring(device: torch.device) -> Iterator[Peak]:
     forgotten = _forget_peak()
     yield peak
     if forgotten:
-        peak.num_bytes = _high_water()
+        peak.num_bytes = _status("VmHWM")
 
 
 def _forget_peak() -> bool:
@@ -111,10 +112,44 @@ def _forget_peak() -> bool:
     return True
 
 
-def _high_water() -> int | None:
-    """The largest resident size of this process since the last reset, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+def _status(name: str) -> int | None:
+    """A size of this process, in bytes: VmRSS, what is resident now, or VmHWM, the most since the last reset. None where none is told."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Bytes that are held now: allocated on a GPU, else by the process (0 where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _status("VmRSS") or 0
+
+
+def room(device: torch.device) -> int | None:
+    """Bytes that this process can hold at most at present: what it holds, and what is free; None where the system does not say."""
+    if device.type == "cuda":
+        return memory_limit(device, None)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return None if free is None else min(free + held_bytes(device), *_limits())
+
+
+def _limits() -> Iterator[int]:
+    """Yield what the system allows this process: its address space, and the memory of its control group."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    yield sys.maxsize if soft == resource.RLIM_INFINITY else soft
+    try:
+        yield int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        yield sys.maxsize
 
 
 def memory_limit(device: torch.device, gigabytes: float | None) -> int | None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from graft.errors import GraftError
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
@@ -25,9 +24,11 @@ from graft.training.step import (
     NonFinite,
     Outcome,
     Ran,
+    backward,
     begin,
     finished,
     loss_of,
+    refuse_missing,
     scores_of,
     sums_by_row,
 )
@@ -54,7 +55,7 @@ class Gradients:
 
     def discard(self, jobs: Sequence[Job], loss: Tensor) -> None:
         """Run backward, and drop the gradients."""
-        loss.backward()
+        backward(jobs, loss)
         for job in jobs:
             job.optimizer.zero_grad(set_to_none=True)
 
@@ -94,7 +95,7 @@ def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: 
     for micro in batcher.cut(begun.to_run):
         losses_N = forward.losses(*batcher.inputs(micro, forward.device))
         sums_R = sums_by_row(losses_N, micro)
-        loss_of(jobs, micro, sums_R, begun.sizes).backward()
+        backward(jobs, loss_of(jobs, micro, sums_R, begun.sizes))
         for each in wide:
             each.take()
         ran += micro
@@ -122,13 +123,3 @@ def _clip(job: Job, rows: Sequence[Row]) -> float:
     if job.config.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(given.values(), job.config.clip, total)
     return norm
-
-
-def refuse_missing(job: Job, missing: Sequence[str]) -> None:
-    """Raise `GraftError` if the loss does not depend on some of a job's parameters."""
-    if missing:
-        raise GraftError(
-            f"{len(missing)} of {len(job.params)} parameters of '{job.name}' get no gradient, among them '{missing[0]}': "
-            "the loss does not depend on them. "
-            + ("Choose other sites" if job.trainable.adapter else "Name other parts in train.method")
-        )

@@ -26,13 +26,14 @@ from graft.training.step import (
     NonFinite,
     Outcome,
     Ran,
+    backward,
     begin,
     finished,
     loss_of,
+    refuse_missing,
     scores_of,
     sums_by_row,
 )
-from graft.training.updates.gradients import refuse_missing
 from graft.training.updates.qft_lion import QFTLion
 from graft.training.updates.rounding import Alone
 from graft.training.updates.stack import refresh_if_due
@@ -67,7 +68,7 @@ class InBackward:
             squares[parameter] = squares.get(parameter, torch.zeros_like(square)) + square
 
         with updating(job, note):
-            loss.backward()
+            backward([job], loss)
         if job.step == 1:
             refuse_missing(job, [name for name, each in job.params.items() if each not in squares])
         norm = float(torch.stack(list(squares.values())).sum().sqrt())
@@ -77,7 +78,7 @@ class InBackward:
         """Run backward, and drop each gradient where it would make an update."""
         (job,) = jobs
         with updating(job, None):
-            loss.backward()
+            backward([job], loss)
 
     def rehearse(self, forward: Forward, job: Job, batcher: Batcher) -> None:
         """Run the passes, and drop the gradients."""

@@ -13,8 +13,8 @@ import torch
 
 from graft.training.job import Job
 from graft.training.rows import Row
-from graft.training.step import Gradient, NonFinite, Outcome
-from graft.training.updates.gradients import Gradients, refuse_missing
+from graft.training.step import Gradient, NonFinite, Outcome, refuse_missing
+from graft.training.updates.gradients import Gradients
 from graft.training.updates.qft_lion import QFTLion
 
 
