@@ -39,6 +39,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--configurations", default=";".join(CONFIGURATIONS), help="separated by semicolons")
+    parser.add_argument("--add", action="store_true", help="keep what the results file says of other configurations")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "memory_prediction.json"))
@@ -50,12 +51,15 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     args = options()
-    found: dict[str, dict[str, Any]] = {}
+    kept = Path(args.out)
+    found: dict[str, dict[str, Any]] = (
+        json.loads(kept.read_text())["by_allocator"] if args.add and kept.exists() else {}
+    )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         parameters = write_base(folder, args.shape, rows=4 * args.steps * args.batch)
         for allocator, variables in ALLOCATORS.items():
-            found[allocator] = {}
+            found.setdefault(allocator, {})
             for name in args.configurations.split(";"):
                 found[allocator][name] = one = measured(folder, args, name, variables)
                 print(
