@@ -74,6 +74,21 @@ def test_orders_are_placed_and_listed(half: Path, world: Path, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["jobs"]["one"]["state"] == "running"
 
 
+def test_a_clone_starts_from_the_adapter_of_a_job_that_has_ended(
+    half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert graft("jobs", "clone", half, "one") == 2 and "has not ended" in capsys.readouterr().err
+    adapter = RunFolder(half).adapter_dir("two")
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    assert graft("jobs", "clone", half, "two", "train.lr=0.5") == 0
+    assert graft("jobs", "clone", half, "two", "--name", "one") == 2
+    (order,) = CommandQueue(half).pending()
+    assert (order["do"], order["job"]) == ("submit", "two-2")
+    assert order["config"]["train"] == {"lr": 0.5, "init_from": str(adapter.resolve())}
+    assert order["config"]["adapter"]["bottleneck"] == 3 and order["config"]["priority"] == 1
+
+
 def test_a_job_that_was_taken_is_known_before_the_status_names_it(
     half: Path, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""graft jobs: list the jobs of a run; submit, cancel and prioritise jobs while it trains."""
+"""graft jobs: list the jobs of a run; submit, clone, cancel and prioritise jobs while it trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", sho
 Name = Annotated[str, typer.Argument(metavar="JOB", help="The name of a job.", show_default=False)]
 
 app = typer.Typer(
-    help="List the jobs of a run, and submit, cancel or prioritise jobs while it trains.",
+    help="List the jobs of a run, and submit, clone, cancel or prioritise jobs while it trains.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -96,6 +96,55 @@ def submit(
         raise GraftError(f"{run} already has a job '{called}': choose another name with --name")
     job = load_job(file, called, folder.config, changes or ())
     _place(folder, status, "submit", called, as_json, config=job.model_dump(mode="json"))
+
+
+@app.command()
+def clone(
+    run: Folder,
+    job: Name,
+    changes: Changes = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the new job. Default: the old one's with -2, -3, ...", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a job that starts from the adapter of a job that has ended, with its settings and the changes given.
+
+    The new job has an optimiser and a schedule of its own.
+
+    Example: graft jobs clone runs/many small train.lr=1e-4 --name small-on
+    """
+    from graft.config import load_job
+    from graft.errors import GraftError, did_you_mean
+
+    folder, status, placed = _known(run)
+    names = _names(folder, status, placed)
+    if job not in names:
+        raise GraftError(f"{run} has no job '{job}'.{did_you_mean(job, names)} Its jobs: {', '.join(names)}")
+    called = name or next(f"{job}-{number}" for number in range(2, len(names) + 3) if f"{job}-{number}" not in names)
+    if called in names:
+        raise GraftError(f"{run} already has a job '{called}': choose another name with --name")
+    if status.get("jobs", {}).get(job, {}).get("ended") is None or job not in folder.adapters():
+        raise GraftError(
+            f"the job '{job}' of {run} has not ended, so its adapter is not there yet: wait, or cancel it first"
+        )
+    given = _settings_of(folder, job)
+    given["train"] = {**given.get("train", {}), "init_from": str(folder.adapter_dir(job).resolve())}
+    made = load_job(given, called, folder.config, changes or ())
+    _place(folder, status, "submit", called, as_json, config=made.model_dump(mode="json"))
+
+
+def _settings_of(folder: RunFolder, job: str) -> dict[str, Any]:
+    """Return the settings that a job has of its own, as it was configured or submitted; a run's only job has them all from the run."""
+    from graft.config import JobsConfig
+    from graft.runs.commands import CommandQueue
+
+    for order in CommandQueue(folder.path).journal.read():
+        if order["do"] == "submit" and order["job"] == job:
+            return folder.located(order["config"])
+    config = folder.config
+    return config.jobs[job].model_dump(mode="json") if isinstance(config, JobsConfig) else {}
 
 
 @app.command()

@@ -19,7 +19,7 @@ def command(
         str,
         typer.Argument(
             metavar="[WHAT]",
-            help="A folder of runs, a run folder, a folder of results, a preset, or one of: presets, kinds, tasks, schema.",
+            help="A folder of runs, a run folder, a folder of results, a preset, or one of: presets, studies, kinds, tasks, schema.",
         ),
     ] = "runs",
     curve: Annotated[
@@ -34,12 +34,12 @@ def command(
 ) -> None:
     """Show the runs in a folder, one run with its results, or a list.
 
-    The lists are: presets (named adapter settings), kinds (adapter kinds with their settings), tasks (benchmarks with their
-    protocols) and schema (the JSON schema of a run's YAML).
+    The lists are: presets (named adapter settings), studies (Graft's own, for graft study), kinds (adapter kinds with their
+    settings), tasks (benchmarks with their protocols) and schema (the JSON schema of a run's YAML).
 
     Example: graft show runs/math
     """
-    lists = {"presets": _presets, "kinds": _kinds, "tasks": _tasks, "schema": _schema}
+    lists = {"presets": _presets, "studies": _studies, "kinds": _kinds, "tasks": _tasks, "schema": _schema}
     is_run, is_result = (Path(what) / "config.yaml").is_file(), Path(what).is_dir() and _holds_results(Path(what))
     _refuse_files(what, None if is_run else curve, None if is_run or is_result else csv or latex)
     if what in lists and not Path(what).exists():
@@ -241,6 +241,19 @@ def _presets(as_json: bool, name: str | None = None) -> None:
         typer.echo(each)
         for part in parts:
             typer.echo("  " + ", ".join(f"{key} {value}" for key, value in part.items()))
+
+
+def _studies(as_json: bool) -> None:
+    from graft.study.definition import PRESETS, presets
+
+    texts = {name: (PRESETS / f"{name}.yaml").read_text(encoding="utf-8") for name in presets()}
+    if as_json:
+        print_json(texts)
+        return
+    for name, text in texts.items():
+        said = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+        typer.echo(f"{name}\n  " + "\n  ".join(said))
+    typer.echo("\nRun one with: graft study NAME. Its YAML: graft show studies --json")
 
 
 def _kinds(as_json: bool) -> None:

@@ -100,6 +100,7 @@ def _row(each: Ranked, name: str, on_front: bool, study: Study, base: Any) -> di
         "tuned": facts["tuned"],
         "values": facts["values"],
         "validation_loss": facts["validation_loss"],
+        "test_accuracy": facts["test_accuracy"],
         "forgetting": None if unrelated is None or of_base is None else unrelated - of_base,
         "tokens": facts["tokens"],
         "seconds": facts["seconds"],

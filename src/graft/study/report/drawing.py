@@ -74,13 +74,17 @@ def scatter(
     with chart() as (axes, found):
         front = sorted((x, y) for x, y, _, best in points if best)
         axes.plot(*zip(*front, strict=True), color="#9a9a9a", linewidth=1, zorder=1) if front else None
-        for (x, y, label, best), bar in zip(points, bars, strict=True):
+        order = sorted(
+            range(len(points)), key=lambda at: points[at][0]
+        )  # neighbours have their labels on different sides
+        sides = {at: 4 if place % 2 else -10 for place, at in enumerate(order)}
+        for at, ((x, y, label, best), bar) in enumerate(zip(points, bars, strict=True)):
             if bar is not None:
                 axes.plot([x, x], bar, color="#b8b8b8", linewidth=1, zorder=0)
             axes.plot(
                 [x], [y], marker="o", markersize=5, color="#111111", fillstyle="full" if best else "none", zorder=2
             )
-            axes.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(label, (x, y), xytext=(4, sides[at]), textcoords="offset points", fontsize=8)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if all(x > 0 for x, *_ in points):
             axes.set_xscale("log")

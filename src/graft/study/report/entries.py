@@ -85,6 +85,7 @@ def entry_of(study: Study, group: Group, out: Path) -> Entry:
         "values": {each: mean_of(group.trials, each) for each in objectives(study)},
         "unrelated_loss": _mean_or_none(group.trials, "unrelated_loss"),
         "validation_loss": _mean_or_none(group.trials, "validation_loss"),
+        "test_accuracy": _mean_or_none(group.trials, "test_accuracy"),
     }
     return Entry(
         in_words({**group.settings, **group.tuned}),

@@ -33,6 +33,7 @@ def row_cells(row: Mapping[str, Any]) -> list[str]:
         row["interval_shown"],
         str(row["trials"]),
         row["p_shown"],
+        "" if row["test_accuracy"] is None else f"{row['test_accuracy']:.1%}",
         row["parameters_shown"],
         f"{row['tokens']:,}",
         f"{row['seconds']:.1f}",
