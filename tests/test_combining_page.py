@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.runs_at_hand import make_run
-from tests.walk import graft_command
+from tests.runs_at_hand import make_run, write_rows
+from tests.walk import graft_command, yaml_block
 
 PAGE = (ROOT / "docs" / "combining.md").read_text(encoding="utf-8")
 
@@ -25,6 +25,13 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     for seed, name in enumerate(("style", "task")):
         make_run(tmp_path / "runs" / name, {name: {"kind": "lora", "rank": 4, "sites": "attn.q"}}, seed=seed)
     (block,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "on-top.yaml").write_text(yaml_block(PAGE, "on-top.yaml"))
+    write_rows(tmp_path / "data.jsonl")
+    base = tmp_path / "runs" / "task-base"
+    graft_command(
+        f"graft train on-top.yaml base.model={base} base.device=cpu train.steps=2 train.batch_size=2 --out runs/top"
+    )
+    assert (tmp_path / "runs" / "top" / "adapters" / "stack" / "adapter_model.safetensors").is_file()
     combining = [line for line in block.splitlines() if line.startswith("graft combine")]
     for line in combining:
         graft_command(line)

@@ -9,7 +9,7 @@ import torch
 
 import graft
 from graft.adapters.parsing import parse
-from graft.adapters.registry import entries
+from graft.adapters.registry import BY_REFERENCE, entries
 from graft.attaching.summary import spans
 from tests.architectures import TYPES, UNBUILT, build, tokens
 
@@ -46,7 +46,11 @@ WORKS = [
 
 
 def specs() -> list[dict[str, Any]]:
-    kinds = [kind for kind, entry in entries().items() if entry.origin == "graft" and kind not in ("stack", "head")]
+    kinds = [
+        kind
+        for kind, entry in entries().items()
+        if entry.origin == "graft" and kind not in ("stack", "head", *BY_REFERENCE)
+    ]
     return [*({"kind": kind, **SMALL.get(kind, {})} for kind in kinds), *EXTRA]
 
 

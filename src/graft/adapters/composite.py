@@ -23,7 +23,7 @@ Legend: [..., I] input features, [..., O] output features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -40,6 +40,9 @@ from graft.routing.context import AdapterContext
 class Composite(AdapterConfig):
     """The settings of every kind made of another kind."""
 
+    takes_several: ClassVar[bool] = False
+    """Whether `of` may be several adapters under one name, for a kind with a part of its own for each (`parts`)."""
+
     of: AdapterConfig
     """The inner adapter: a mapping with `kind`, or the name of a kind."""
     sites: str | tuple[str, ...] = Field(default=(), validate_default=False)
@@ -55,7 +58,7 @@ class Composite(AdapterConfig):
             return value
         kind, given = cls.model_fields["kind"].default, value["of"]
         inner = parse(given)
-        if not isinstance(inner, AdapterConfig) or inner.parts() != (inner,):
+        if not isinstance(inner, AdapterConfig) or inner.parts() != (inner,) and not cls.takes_several:
             what = "a preset" if not isinstance(inner, AdapterConfig) else "a list of adapters"
             raise GraftError(f"{kind}: `of` takes one adapter, but it is {what}: write a list with a {kind} of each")
         sites = value.get("sites") or inner.sites

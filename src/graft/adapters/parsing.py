@@ -32,6 +32,8 @@ def parse(value: Any) -> AdapterConfig | Preset:
 def _parse_mapping(value: dict[str, Any]) -> AdapterConfig | Preset:
     if "preset" in value:
         return preset(value.pop("preset"), value)
+    if "from" in value and "kind" not in value:  # a trained adapter by its folder
+        value = {"kind": "trained", "folder": value.pop("from"), **value}
     kind = value.get("kind")
     if kind is None:
         raise GraftError(

@@ -52,7 +52,10 @@ BUILT_IN: dict[str, str] = {
     "full": "graft.adapters.kinds.full:Full",
     "head": "graft.adapters.kinds.head:Head",
     "stack": "graft.adapters.kinds.stack:Stack",
+    "trained": "graft.adapters.kinds.trained:Trained",
 }
+BY_REFERENCE = ("trained",)
+"""Kinds that stand for an adapter in a folder. They have no settings of their own to choose, so lists of kinds leave them out."""
 GROUP = "graft.kinds"
 """The entry-point group of the kinds in other packages."""
 Config = TypeVar("Config", bound="type[AdapterConfig]")
@@ -130,12 +133,17 @@ def _imported(kind: str, entry: Entry) -> type[AdapterConfig]:
 
 
 def kinds() -> dict[str, type[AdapterConfig]]:
-    """Return every adapter kind by its name in YAML. A kind of another package that cannot be imported is left out, with a warning."""
+    """Return every adapter kind to choose from, by its name in YAML.
+
+    A kind of another package that cannot be imported is left out, with a warning.
+    """
     return dict(_usable())
 
 
 def _usable() -> Iterator[tuple[str, type[AdapterConfig]]]:
     for kind, entry in entries().items():
+        if kind in BY_REFERENCE:
+            continue
         try:
             yield kind, kind_class(kind)
         except GraftError as error:
@@ -191,4 +199,5 @@ def readable(config: AdapterConfig) -> str | None:
 
 def built_in_classes() -> Mapping[str, str]:
     """Return the classes of Graft's own kinds with their modules. They are the public names `graft.LoRA` and so on."""
-    return {target.partition(":")[2]: target.partition(":")[0] for target in BUILT_IN.values()}
+    shown = [target for kind, target in BUILT_IN.items() if kind not in BY_REFERENCE]
+    return {target.partition(":")[2]: target.partition(":")[0] for target in shown}

@@ -30,6 +30,7 @@ from graft.attaching.probe import explained, probe
 from graft.attaching.room import refuse_too_large
 from graft.attaching.together import remove as remove_combination
 from graft.attaching.together import with_adapter
+from graft.attaching.trained import check_references, fill_references
 from graft.attaching.trainer import SavesAdapter
 from graft.attention.cached_text import start_from_text
 from graft.attention.install import ShiftsPositions, uninstall
@@ -77,6 +78,7 @@ def attach(
         for name, (config, parts) in planned.items():
             with explained(root, state, [config], "putting it into the model"):
                 _install(root, state, name, config, parts)
+                fill_references(root, state, state.adapters[name])
         with explained(root, state, configs, "a trial pass"):
             prove_forwards(root, state)
         probe(root, state, tuple(planned))
@@ -122,6 +124,7 @@ def _plan(
     config = parse(spec)
     if isinstance(config, Preset):
         config = config.resolve(site_table.names())
+    check_references(config)
     with explained(site_table.model, state, [config], "looking for its sites"):
         parts = [(part, resolve_sites(site_table, part)) for part in config.parts()]
     for part, sites in parts:

@@ -15,10 +15,10 @@ from graft.adapters.nesting import every_config
 from graft.adapters.registry import entries, readable
 from graft.attaching.fingerprint import fingerprint
 from graft.attaching.parameters import modules_of, tensors
-from graft.attaching.stored import checksum, copy_strictly, write_tensors
+from graft.attaching.stored import copy_strictly, write_tensors
 from graft.errors import GraftError, listed
 from graft.injection.state import SHARED, State, state_of, unwrapped
-from graft.utils.files import explain_write_errors, keep_others, new_dir, write_json_atomic
+from graft.utils.files import checksum, explain_write_errors, keep_others, new_dir, write_json_atomic
 from graft.utils.strict_json import read_object
 from graft.version import __version__
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,12 +37,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write contiguous tensors as safetensors, readable for whoever may read other files of the folder."""
     save_file(dict(tensors), path, metadata={"format": "pt"})
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files for their owner only
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file, as configs write it: "sha256:" and 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def is_plain(value: object) -> bool:

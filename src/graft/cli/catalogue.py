@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from graft.adapters.base import AdapterConfig
 from graft.adapters.parsing import parse
-from graft.adapters.registry import BUILT_IN, entries, kind_class, kinds
+from graft.adapters.registry import BUILT_IN, BY_REFERENCE, entries, kind_class, kinds
 
 _INTRODUCTION = """# Adapter kinds
 
@@ -93,7 +93,7 @@ def equation_of(kind: str) -> str:
 
 def pages() -> dict[str, str]:
     """Return name of a file in docs/adapters -> its text: README.md with the table, and a page for each kind."""
-    return {"README.md": _overview(), **{f"{kind}.md": _page_of(kind) for kind in BUILT_IN}}
+    return {"README.md": _overview(), **{f"{kind}.md": _page_of(kind) for kind in BUILT_IN if kind not in BY_REFERENCE}}
 
 
 def _overview() -> str:

@@ -20,10 +20,11 @@ from graft.adapters.registry import entries
 from graft.attaching.attach import Model, detach
 from graft.attaching.fingerprint import check_base
 from graft.attaching.saving import CONFIG, FORMAT_VERSION, TRAINER_WEIGHTS, WEIGHTS
-from graft.attaching.stored import checksum, load_tensors
+from graft.attaching.stored import load_tensors
 from graft.errors import GraftError, did_you_mean
 from graft.formats.filling import attach_filled
 from graft.injection.state import unwrapped
+from graft.utils.files import checksum
 from graft.utils.strict_json import read_object
 from graft.version import __version__
 

@@ -7,6 +7,7 @@ the user to fix, so it becomes a `GraftError`; the old file or folder then stays
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -179,3 +180,9 @@ def recover_dir(final: str | Path) -> None:
 
 def _old(final: Path) -> Path:
     return final.with_name(f".{final.name}.old")
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, as configs write it: "sha256:" and 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
