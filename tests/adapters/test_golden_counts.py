@@ -74,6 +74,12 @@ SEQ_BN = SERIES(bottleneck=48)
 QV = "attn.q attn.v"
 LORETTA = [graft.LorettaAdp(position="before", sites="mlp.gate mlp.up"), graft.LorettaAdp(sites="mlp.down")]
 
+DEPLOYED = [
+    graft.Gate(of=graft.Prefix(tokens=10)),
+    graft.Gate(of=graft.LoRA(rank=8, sites=QV)),
+    graft.Gate(of=SEQ_BN, reads="output"),
+]
+
 COUNTS: list[tuple[str, str, Any, int]] = [
     # LoRA and its relatives
     ("lora r8", "bert-base", graft.LoRA(rank=8, sites=QV), 294_912),
@@ -136,6 +142,9 @@ COUNTS: list[tuple[str, str, Any, int]] = [
     ("prefix 30 with projection", "bert-base", graft.Prefix(tokens=30, projection=512), 9_872_384),
     ("unipelt without gates", "bert-base", [graft.Prefix(tokens=10), graft.LoRA(rank=8, sites=QV), SEQ_BN], 1_373_760),
     ("unipelt AP without gates", "bert-base", [graft.Prefix(tokens=10), SEQ_BN], 1_078_848),
+    ("unipelt", "bert-base", "papers/unipelt", 11_083_376),
+    ("unipelt AP", "bert-base", "papers/unipelt-ap", 9_857_024 + 894_528 + 18_456),
+    ("unipelt with its gates, deployed", "bert-base", DEPLOYED, 1_410_672),
     # prompts
     ("prompt 10", "bert-base", graft.PromptTuning(tokens=10), 7_680),
     ("prompt 20", "gpt2-medium", graft.PromptTuning(tokens=20), 20_480),

@@ -10,6 +10,7 @@ import pytest
 import graft
 from graft.adapters.learning_rates import LEARNING_RATES, OTHERWISE, learning_rate
 from graft.adapters.parsing import parse
+from graft.adapters.registry import by_name_alone
 from graft.config import load_run
 from graft.quickstart.problems import generate
 from graft.training import train
@@ -19,7 +20,7 @@ ADAPTERS["full"] = {"kind": "full", "sites": "linear"}
 
 
 def test_every_kind_has_a_rate_and_a_stack_takes_the_smallest() -> None:
-    assert set(LEARNING_RATES) == set(graft.kinds()) - {"stack"}
+    assert set(LEARNING_RATES) == set(by_name_alone())
     assert learning_rate(parse([{"kind": "prompt"}, {"kind": "lora"}])) == LEARNING_RATES["lora"]
     assert all(learning_rate(parse(name)) in LEARNING_RATES.values() for name in graft.presets())
     assert OTHERWISE == 3e-4

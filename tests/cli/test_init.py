@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import graft
 from graft.adapters.learning_rates import learning_rate
+from graft.adapters.registry import by_name_alone
 from graft.cli import main
 from graft.cli.init import COLUMNS, run_yaml
 from graft.config import RunConfig, load_run
@@ -23,7 +24,7 @@ def call(*arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-@pytest.mark.parametrize("kind", [*sorted(set(graft.kinds()) - {"stack"}), *graft.presets()])
+@pytest.mark.parametrize("kind", [*sorted(by_name_alone()), *graft.presets()])
 def test_the_file_is_the_run_that_was_asked_for(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "run.yaml"
     assert call("init", str(path), "--base", "some/base", "--data", "a: b.json", "--kind", kind) == 0

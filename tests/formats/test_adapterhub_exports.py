@@ -26,6 +26,7 @@ ELSEWHERE = {"model_class", "model_name"}
 EQUALS: dict[str, set[str]] = {
     "adapter_residual_before_ln": {"bert-double_seq_bn-v2"},  # without ln_after it changes nothing
     "init_weights": {"bert-lora-scale-mode", "bert-vera"},
+    "alpha": {"bert-unipelt", "llama-unipelt", "t5-unipelt", "bert-lora-gating"},  # the gate replaces alpha / r
     "vera_b": {"bert-vera"}, "vera_d": {"bert-vera"},  # which is written as the LoRA that it is there
 }  # fmt: skip
 """Fields that may differ, and where."""
@@ -63,7 +64,7 @@ def test_what_the_library_wrote_is_written_again(shared: Path, tmp_path: Path) -
         graft.export(model, "fx", out, format="adapterhub")
         _compare(name, folder / "checkpoint", out)
         written += 1
-    assert written == 55
+    assert written == 62
 
 
 def _compare(name: str, folder: Path, out: Path) -> None:
@@ -115,6 +116,11 @@ HELD: dict[str, tuple[str, Any]] = {
     "noreft": ("bert", graft.ReFT(form="noreft", rank=2, prefix=2, suffix=2)),
     "reft-suffix": ("bert", graft.ReFT(form="noreft", rank=2, prefix=0, suffix=2, sites="layer@1")),
     "reft-tied": ("gpt2", graft.ReFT(form="noreft", rank=2, prefix=2, suffix=2, tied=True)),
+    "gate-slices": ("gpt2", graft.Gate(of={"kind": "lora", "rank": 3, "alpha": 3.0, "sites": "attn.q attn.v"}, mean="positions")),
+    "gate-prefix": ("bert", graft.Gate(of={"kind": "prefix", "tokens": 3, "sites": "attn@1"}, mean="positions")),
+    "gate-compacter": ("bert", graft.Gate(
+        of={"kind": "compacter", "bottleneck": 8, "reads": "stream", "sites": "mlp"}, reads="output", mean="positions")),
+    "gate-parallel": ("llama", graft.Gate(of={"kind": "parallel", "bottleneck": 4, "reads": "stream"}, mean="positions")),
     "mam": ("llama", [graft.Prefix(tokens=3), graft.Parallel(bottleneck=4, reads="stream", scale=4.0, init="mam", sites="mlp")]),
 }  # fmt: skip
 
@@ -214,7 +220,13 @@ def test_a_classifiers_head_goes_along(family: str, tmp_path: Path) -> None:
         ("t5", graft.Series(bottleneck=4, sites="decoder.mlp"), "library would put an untrained one"),
         ("llama", graft.Series(bottleneck=4, sites="attn@0 mlp@1"), "library would put an untrained one"),
         ("llama", graft.Prefix(tokens=2, positions="after_prefix"), "positions: after_prefix"),
-        ("llama", graft.Prefix(tokens=2, sites="attn@0"), "some layers only"),
+        (
+            "t5",
+            graft.Prefix(tokens=2, positions="moved_keys", sites="decoder.attn@0"),
+            "some layers of an encoder-decoder only",
+        ),
+        ("bert", graft.Gate(of={"kind": "lora", "rank": 2, "alpha": 2.0, "sites": "attn.q attn.v"}), "mean over all positions"),
+        ("llama", graft.Gate(of={"kind": "dora", "rank": 2}, per="token"), "gate around dora"),
         ("llama", graft.PromptTuning(tokens=2), "a base of type llama, where the library has none"),
         ("bert", graft.PromptTuning(tokens=2), "positions of their own"),
         ("bert", graft.ReFT(form="direft"), "which its file does not tell from noreft"),

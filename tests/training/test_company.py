@@ -25,6 +25,8 @@ def spec(kind: str) -> Any:
     """A kind as it comes, with all it has of dropout; parts for the kind that is made of others."""
     if kind == "stack":
         return [{"kind": "lora", "rank": 2, "dropout": 0.3}, {"kind": "prefix", "tokens": 2}]
+    if kind == "gate":
+        return {"kind": "gate", "of": {"kind": "lora", "rank": 2, "dropout": 0.3}, "per": "token"}
     dropout = {"dropout": 0.3} if "dropout" in graft.kinds()[kind].model_fields else {}
     return {"kind": kind, **dropout}
 
@@ -33,6 +35,14 @@ JOBS: dict[str, Any] = {kind: spec(kind) for kind in graft.kinds()}
 JOBS |= {
     "lora-wide": {"kind": "lora", "rank": 16, "dropout": 0.1},
     "lora-one": {"kind": "lora", "rank": 1, "sites": "attn.q"},
+    "gate-series": {
+        "kind": "gate",
+        "of": {"kind": "series", "bottleneck": 4, "dropout": 0.3},
+        "reads": "output",
+        "per": "token",
+    },
+    "gate-ia3": {"kind": "gate", "of": {"kind": "ia3"}, "per": "token"},
+    "gate-second": {"kind": "gate", "of": {"kind": "llama-adapter", "tokens": 2, "sites": "attn"}, "per": "token"},
 }
 OBJECTIVES: dict[str, Any] = {
     "dpo": "dpo",

@@ -215,6 +215,10 @@ class Adapter(AdapterModule):
         """Return the input that the base gets in place of x. x: [..., I] -> [..., I]."""
         return x
 
+    def output_read(self, x: Tensor, h: Tensor) -> Tensor:
+        """Return the site's output as this adapter reads it: h, or h and the residual stream x together."""
+        return h
+
     # A kind may write these: merging, and low-rank updates that are added together with those of other adapters.
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

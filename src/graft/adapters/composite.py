@@ -263,5 +263,8 @@ def wrap(
     }  # fmt: skip
     chosen = next(wrapper for hook, wrapper in by_hook.items() if isinstance(of, hook))
     if chosen is None:
-        raise GraftError(f"'{spec.name}' is a {spec.type} site, where this composite has no meaning for its inner kind")
+        kind = type(of).__name__
+        raise GraftError(
+            f"'{spec.name}' is a {spec.type} site, where this composite has no meaning for what is in it ({kind})"
+        )
     return chosen(spec, of, **settings)

@@ -45,6 +45,6 @@ OTHERWISE = 3e-4
 
 
 def learning_rate(adapter: AdapterConfig | Preset) -> float:
-    """Return the rate to start from; of a stack, the smallest of its parts', which spoils none."""
+    """Return the rate to start from; of a kind made of others, the smallest of theirs, which spoils none."""
     config = adapter.resolve(frozenset()) if isinstance(adapter, Preset) else adapter
-    return min(LEARNING_RATES.get(part.kind, OTHERWISE) for part in every_config(config))
+    return min(LEARNING_RATES.get(part.kind, OTHERWISE) for part in every_config(config) if not part.inner())

@@ -17,6 +17,12 @@ def every_config(config: AdapterConfig) -> Iterator[AdapterConfig]:
             yield from every_config(each)
 
 
+def placed(config: AdapterConfig, sites: str | tuple[str, ...]) -> AdapterConfig:
+    """Return a config, and what is inside it, at other sites."""
+    of = {"of": placed(config.inner()[0], sites)} if config.inner() else {}
+    return config.model_copy(update={"sites": sites, **of})
+
+
 def every_module(path: str, module: nn.Module) -> Iterator[tuple[str, AdapterModule]]:
     """Yield (path, module) of a module of an adapter and, after it, of those inside it."""
     if isinstance(module, AdapterModule):

@@ -23,6 +23,8 @@ _BOTTLENECK = {"bottleneck": 256, "activation": "tanh", "biases": False, "init":
 
 _NORMS = {"kind": "full", "sites": "norm"}
 
+_PFEIFFER = {"kind": "series", "bottleneck": 48, "reads": "stream", "init": "bert"}
+
 _MEFT = {"bottleneck": 8, "activation": "gelu", "hidden_dropout": 0.1, "init": "bert"}
 
 _PRESETS: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
@@ -39,11 +41,20 @@ _PRESETS: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
         {"kind": "series", "bottleneck": 64, "activation": "gelu", "init": "houlsby", "sites": "attn mlp"},
         _NORMS,
     ],
-    "papers/pfeiffer": {"kind": "series", "bottleneck": 48, "reads": "stream", "init": "bert", "sites": "mlp"},
+    "papers/pfeiffer": {**_PFEIFFER, "sites": "mlp"},
     "papers/parallel": {"kind": "parallel", "bottleneck": 512, "scale": 4.0, "init": "mam", "sites": "mlp"},
     "papers/mam": [
         {"kind": "prefix", "tokens": 30, "projection": 800},
         {"kind": "parallel", "bottleneck": 512, "scale": 4.0, "init": "mam", "sites": "mlp"},
+    ],
+    "papers/unipelt": [
+        {"kind": "gate", "of": {"kind": "prefix", "tokens": 10, "projection": 512}, "sites": "attn"},
+        {"kind": "gate", "of": {"kind": "lora", "rank": 8, "alpha": 8.0}, "sites": "attn.q attn.v"},
+        {"kind": "gate", "of": _PFEIFFER, "reads": "output", "sites": "mlp"},
+    ],
+    "papers/unipelt-ap": [
+        {"kind": "gate", "of": {"kind": "prefix", "tokens": 10, "projection": 512}, "sites": "attn"},
+        {"kind": "gate", "of": _PFEIFFER, "reads": "output", "sites": "mlp"},
     ],
     "papers/compacter": [{"kind": "compacter", "sites": "attn mlp"}, _NORMS],
     "papers/compacter++": [{"kind": "compacter", "sites": "mlp"}, _NORMS],
@@ -86,8 +97,7 @@ class Preset(BaseModel):
 
     def _filled(self, part: Mapping[str, Any], site_names: frozenset[str]) -> dict[str, Any]:
         """Apply the user's changes to one part, and fill in the sites that depend on the family."""
-        own = _fields_of(part["kind"])  # a change of `tokens` reaches the prefix of MAM and not its bottleneck
-        filled = {**part, **{key: value for key, value in self.changes.items() if key in own}}
+        filled = _changed(part, self.changes)
         if isinstance(filled.get("sites"), str):
             qkv = "attn.qkv" if "attn.qkv" in site_names else "attn.q attn.k attn.v"
             into_mlp = "mlp.gate mlp.up" if "mlp.gate" in site_names else "mlp.up"
@@ -105,7 +115,7 @@ def preset(name: Any, changes: Mapping[str, Any] | None = None) -> Preset:
             f"unknown preset '{name}'.{did_you_mean(str(name), _PRESETS)} There are: {', '.join(_PRESETS)}"
         )
     entry, changes = _PRESETS[name], dict(changes or {})
-    fields = {field for part in (entry if isinstance(entry, list) else [entry]) for field in _fields_of(part["kind"])}
+    fields = {field for part in (entry if isinstance(entry, list) else [entry]) for field in _fields_of(part)}
     for key in changes:
         if key not in fields:
             raise GraftError(
@@ -116,9 +126,22 @@ def preset(name: Any, changes: Mapping[str, Any] | None = None) -> Preset:
     return found
 
 
-def _fields_of(kind: str) -> set[str]:
-    """Return the settings of a kind."""
-    return set(kind_class(kind).model_fields) - {"kind"}
+def _changed(part: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part with those changes that are settings of its kind: `tokens` reaches the prefix of MAM and not its bottleneck.
+
+    In a kind around another they reach the inner one too, but for the sites, which are given outside.
+    """
+    own = set(kind_class(part["kind"]).model_fields) - {"kind", "of"}
+    changed = {**part, **{key: value for key, value in changes.items() if key in own}}
+    if "of" in part:
+        changed["of"] = _changed(part["of"], {key: value for key, value in changes.items() if key != "sites"})
+    return changed
+
+
+def _fields_of(part: Mapping[str, Any]) -> set[str]:
+    """Return the settings of a part's kind, and of the kind inside it."""
+    own = set(kind_class(part["kind"]).model_fields) - {"kind", "of"}
+    return own | _fields_of(part["of"]) if "of" in part else own
 
 
 def presets() -> tuple[str, ...]:

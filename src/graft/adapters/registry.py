@@ -51,6 +51,7 @@ BUILT_IN: dict[str, str] = {
     "llama-adapter-v2": "graft.adapters.kinds.llama_adapter_v2:LLaMAAdapterV2",
     "full": "graft.adapters.kinds.full:Full",
     "head": "graft.adapters.kinds.head:Head",
+    "gate": "graft.adapters.kinds.gate:Gate",
     "stack": "graft.adapters.kinds.stack:Stack",
     "trained": "graft.adapters.kinds.trained:Trained",
 }
@@ -150,6 +151,12 @@ def _usable() -> Iterator[tuple[str, type[AdapterConfig]]]:
             if entry.origin == "graft":
                 raise
             warnings.warn(str(error), stacklevel=3)
+
+
+def by_name_alone() -> tuple[str, ...]:
+    """Return the kinds of which the name says enough, because every setting has a default. A kind made of others needs those."""
+    required = {name: any(field.is_required() for field in cls.model_fields.values()) for name, cls in kinds().items()}
+    return tuple(name for name, needed in required.items() if not needed)
 
 
 def register(config: Config) -> Config:

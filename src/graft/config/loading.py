@@ -132,12 +132,11 @@ def dump_run(config: AnyRun, path: str | Path) -> None:
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a run's YAML, with one alternative per adapter kind."""
     from graft.adapters.presets import presets
-    from graft.adapters.registry import kinds
+    from graft.adapters.registry import by_name_alone, kinds
 
     root = RunConfig.model_json_schema()
     # An adapter is the name of a kind or preset, a mapping with a kind or a preset, or a list of these.
-    names = [name for name in kinds() if name != "stack"]  # a stack needs its adapters
-    alternatives: list[dict[str, Any]] = [{"type": "string", "enum": [*names, *presets()]}]
+    alternatives: list[dict[str, Any]] = [{"type": "string", "enum": [*by_name_alone(), *presets()]}]
     # The definitions that a kind needs move to the root, with the kind as a prefix; `kind` has a default but tells the alternatives apart.
     for name, kind in kinds().items():
         part = kind.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")

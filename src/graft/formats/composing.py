@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from graft.adapters.base import AdapterConfig
 from graft.adapters.kinds.stack import Stack
+from graft.adapters.nesting import placed
 from graft.architectures.blocks import stack_of
 from graft.architectures.experts import PARTS
 from graft.architectures.site import Site, SiteKeys
@@ -65,7 +66,7 @@ def composed(model: nn.Module, pieces: Sequence[Piece]) -> tuple[AdapterConfig, 
         for part in dict.fromkeys(piece.part for piece in group.pieces):
             names += site_names(site_table, [piece.path for piece in group.pieces if piece.part == part], part)
         sites = tuple(names) if any(name.startswith("re:") for name in names) else " ".join(names)
-        configs.append(group.config.model_copy(update={"sites": sites}))
+        configs.append(placed(group.config, sites))
     keys = SiteKeys()
     tensors: dict[str, Tensor] = {}
     for piece in (piece for group in groups for piece in group.pieces):

@@ -83,11 +83,12 @@ class SeriesAdapter(BottleneckAdapter):
         h = self.with_bias(h)
         if self.position == "before":
             return h
-        u = self._stream(x, h) if self.reads == "residual" else h  # x is the residual stream here
+        u = self.output_read(x, h)
         f = self.f(u, ctx).to(h.dtype)  # [..., O]
         return f if self.skip == "none" else f + (u if self.skip == "stream" else h)
 
-    def _stream(self, residual: Tensor, h: Tensor) -> Tensor:
-        """Return h + r, after the norm if the family has one here."""
-        stream, norm = h + residual.to(h.dtype), self.around.norm
+    def output_read(self, x: Tensor, h: Tensor) -> Tensor:
+        if self.reads != "residual":
+            return h
+        stream, norm = h + x.to(h.dtype), self.around.norm  # x is the residual stream here
         return stream if norm is None else frozen(norm, stream)

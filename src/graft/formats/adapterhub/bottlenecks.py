@@ -21,6 +21,7 @@ from graft.adapters.kinds.parallel import Parallel
 from graft.adapters.kinds.series import Series
 from graft.errors import GraftError
 from graft.formats.adapterhub.file import HubFile
+from graft.formats.adapterhub.gates import gated
 from graft.formats.adapterhub.places import (
     MLP_AFTER_ATTENTION,
     bottleneck_prefix,
@@ -43,7 +44,6 @@ UNUSED: dict[str, Any] = {
 }  # fmt: skip
 """Fields of the config, with the values that mean "not used"."""
 NO_EQUAL = {
-    "use_gating": "gates (as in UniPELT)",
     "inv_adapter": "invertible adapters",
     "shared_W_phm": "one Kronecker factor for all layers",
 }
@@ -73,7 +73,14 @@ def read_bottleneck(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
         names.append("cross")
     sites = file.sublayers(*names, leave_out=tuple(config.get("leave_out") or ()))
     read = _read_compacter if config.get("phm_layer") else _read_dense
-    return [Piece(site.module, *read(file, config, prefix), site.part) for site, prefix in sites]
+    pieces = [Piece(site.module, *read(file, config, prefix), site.part) for site, prefix in sites]
+    if not config.get("use_gating"):
+        return pieces
+    if config.get("ln_after") or not config.get("residual_before_ln", True):
+        raise GraftError(
+            f"{file.folder}: gates with ln_after, or with residual_before_ln: false, have no equal in Graft"
+        )
+    return [gated(file, piece, f"{prefix}gate") for piece, (_, prefix) in zip(pieces, sites, strict=True)]
 
 
 def _has_cross(file: HubFile) -> bool:

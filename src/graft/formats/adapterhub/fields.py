@@ -96,7 +96,7 @@ class PrefixFields(Fields):
     non_linearity: Literal["tanh"] | None = "tanh"
     use_gating: bool | None = False
     dropout: Unused = 0.0
-    shared_gating: Ignored = True
+    shared_gating: bool | None = True
     flat: Ignored = False
     bottleneck_size: Ignored = 512
     init_weights_seed: Ignored = None

@@ -22,6 +22,7 @@ from graft.architectures.layers import is_transposed
 from graft.architectures.site import Site
 from graft.errors import GraftError
 from graft.formats.adapterhub.file import HubFile
+from graft.formats.adapterhub.gates import gated
 from graft.formats.adapterhub.places import REVERSED, differing, model_type, refuse
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
@@ -36,12 +37,18 @@ COMMON: dict[str, Any] = {
 
 def read_lora(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
     """Read LoRA, DoRA, VeRA, or (IA)3, which the library stores as a LoRA with `composition_mode: scale`."""
-    if config.get("use_gating"):
-        raise GraftError(f"{file.folder} has gates (use_gating), which Graft has no kind for")
+    if config.get("use_gating") and (config.get("vera_d") is not None or config.get("use_dora")):
+        raise GraftError(f"{file.folder} has gates (use_gating) with DoRA or VeRA, which has no equal in Graft")
     if config.get("vera_d") is not None:
         return _read_vera(file, config)
     read = _read_scaling if config["composition_mode"] == "scale" else _read_update
-    return [read(file, config, site, key, which) for site, key, which in _adapted_sites(file, config)]
+    if not config.get("use_gating"):
+        return [read(file, config, site, key, which) for site, key, which in _adapted_sites(file, config)]
+    config = {**config, "alpha": config["r"]}  # the gate replaces alpha / r
+    return [
+        gated(file, read(file, config, site, key, which), f"{key}gate", slice(which[0], which[0] + 1))
+        for site, key, which in _adapted_sites(file, config)
+    ]
 
 
 def _adapted_sites(file: HubFile, config: Mapping[str, Any]) -> Iterator[tuple[Site, str, tuple[int, int]]]:

@@ -16,6 +16,7 @@ from graft.adapters.kinds.prompt import PromptTuning
 from graft.architectures.sites import SiteTable
 from graft.errors import GraftError
 from graft.formats.adapterhub.file import HubFile
+from graft.formats.adapterhub.gates import gated
 from graft.formats.adapterhub.places import DENSE, T5_TYPES, differing, model_type, outer, refuse
 from graft.formats.composing import Piece
 from graft.formats.folder import Folder, SiteAdapter
@@ -32,21 +33,30 @@ def _prefix_sites(site_table: SiteTable) -> dict[str, str]:
 
 def read_prefix(file: HubFile, config: Mapping[str, Any]) -> list[Piece]:
     """Read the keys and values of every layer. If the file has a reparametrisation, they are computed from it."""
-    if config.get("use_gating"):
-        raise GraftError(f"{file.folder} has gates (use_gating), which Graft has no kind for")
+    if config.get("use_gating") and not config.get("shared_gating", True):
+        raise GraftError(
+            f"{file.folder} has a gate for keys and one for values (shared_gating: false), which has no equal in Graft"
+        )
+    leave_out = config.get("leave_out") or ()
     # The library's positions start at 0. In T5 they move the keys of the sequence after the prefix, but not the queries.
     relative = any(hasattr(module, "relative_attention_bias") for module in file.model.modules())
     prefix, pieces = Prefix(tokens=config["prefix_length"], positions="moved_keys" if relative else "zero"), []
     for part, names in _prefix_sites(file.site_table).items():
         if part != "self_prefix" and not config.get(part, True):
             continue
-        sites = sites_of(file.model, prefix.model_copy(update={"sites": names}))
+        sites = [
+            site
+            for site in sites_of(file.model, prefix.model_copy(update={"sites": names}))
+            if site.layer not in leave_out
+        ]
         keys = [key for key in file.left if f".{part}." in key and f".{file.name}." in key]
         flat = _computed(file, part, keys, prefix.tokens)
         slots = flat.view(prefix.tokens, 2 * len(sites), sites[0].num_kv_heads, sites[0].head_dim).transpose(0, 1)
         for n, site in enumerate(sites):
             tensors = {"keys": slots[2 * n].contiguous(), "values": slots[2 * n + 1].contiguous()}
-            pieces.append(Piece(site.module, prefix, tensors, site.part))
+            piece = Piece(site.module, prefix, tensors, site.part)
+            gate = f"{site.module}.prefix_tuning.prefix_gates.{file.name}"
+            pieces.append(gated(file, piece, gate) if config.get("use_gating") else piece)
     return pieces
 
 
@@ -80,11 +90,18 @@ def write_prefix(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folde
     refuse("prefix tuning", {
         "settings that differ between sites": differing(adapters),
         f"positions: {config.positions} (on this base it computes positions: {positions})": config.positions != positions,
-        "some layers only": any(own and own != sites[part] for part, own in present.items()) or len(paths) != len(set(paths)),
+        "some layers of an encoder-decoder only": len(sites) > 1 and any(own and own != sites[part] for part, own in present.items()),
+        "two prefixes in one layer": len(paths) != len(set(paths)),
         "an encoder-decoder without a prefix in its decoder": not present["self_prefix"],
         "keys and values of several sizes": len({half.shape for each in adapters for half in each.module.keys_values()}) > 1,
     })  # fmt: skip
     by_path = {adapter.path: adapter for adapter in adapters}
+    every = (
+        {site.layer for site in sites_of(root, config.model_copy(update={"sites": "attn"}))}
+        if len(sites) == 1
+        else set()
+    )
+    left = sorted(every - {adapter.installed.site.layer for adapter in adapters}, key=lambda layer: layer or 0)
     for part, own in present.items():
         if own:
             slots = [half for path in own for half in by_path[path].module.keys_values()]
@@ -92,7 +109,7 @@ def write_prefix(root: nn.Module, adapters: Sequence[SiteAdapter], folder: Folde
             folder.tensors[f"{outer(root)}prefix_tuning.prefix_tunings.{name}.{part}.control_trans"] = flat
     return {
         "architecture": "prefix_tuning", "encoder_prefix": bool(present.get("encoder_prefix", True)),
-        "cross_prefix": bool(present.get("cross_prefix", True)), "leave_out": [], "flat": True, "prefix_length": config.tokens,
+        "cross_prefix": bool(present.get("cross_prefix", True)), "leave_out": left, "flat": True, "prefix_length": config.tokens,
         "bottleneck_size": 512, "non_linearity": "tanh", "dropout": 0.0, "use_gating": False, "shared_gating": True,
         "init_weights_seed": None,
     }  # fmt: skip
