@@ -17,6 +17,7 @@ SAMPLE = {"deepseek_v3", "falcon_h1", "gemma4_text", "llama4_text", "rwkv"}
 SMALL: dict[str, dict[str, Any]] = {
     **{kind: {"tokens": 3} for kind in ("prefix", "prompt", "p-tuning", "llama-adapter")},
     **{kind: {"bottleneck": 2} for kind in ("series", "parallel")},
+    "sum": {"of": [{"kind": "lora", "rank": 2}, {"kind": "miss", "rank": 2}]},
     "gate": {"of": {"kind": "lora", "rank": 2}, "per": "token"},
 }
 EXTRA = [

@@ -85,6 +85,24 @@ VARIANTS: dict[str, Any] = {
     "gate-stack": [
         graft.Gate(of={"kind": "lora", "rank": 2, "sites": "attn.q"}, per="token"), graft.LoRA(rank=2, sites="attn.q attn.v"),
     ],
+    "sum": graft.Sum(of=[{"kind": "lora", "rank": 3, "dropout": 0.3}, {"kind": "lora", "rank": 2}], sites="attn.q mlp.down"),
+    "sum-mixed": graft.Sum(
+        of=[{"kind": "lora", "rank": 3}, {"kind": "series", "bottleneck": 6}, {"kind": "parallel", "bottleneck": 4}, "ia3"],
+        sites="mlp.up mlp.down",
+    ),
+    "sum-folds": graft.Sum(
+        of=[{"kind": "dora", "rank": 2}, {"kind": "vera", "rank": 4}, {"kind": "ia3", "inputs": []}, {"kind": "loha", "rank": 2}],
+        sites="attn.o mlp.down",
+    ),
+    "sum-before": graft.Sum(
+        of=[{"kind": "series", "bottleneck": 4, "position": "before"}, {"kind": "parallel", "bottleneck": 4}], sites="mlp",
+    ),
+    "sum-compacter": graft.Sum(of=[{"kind": "compacter", "bottleneck": 8, "rule_std": 0.5}, {"kind": "parallel"}], sites="mlp"),
+    "sum-gated": graft.Sum(
+        of=[{"kind": "gate", "of": {"kind": "lora", "rank": 2}, "per": "token"}, {"kind": "lora", "rank": 2}], sites="attn.v",
+    ),
+    "invertible": graft.Invertible(),
+    "invertible-stack": [graft.Invertible(activation="silu", reduction=4), graft.Series(bottleneck=4)],
     "ia3": graft.IA3(),
     "ia3-outputs": graft.IA3(inputs=(), sites="attn.q mlp.up"),
     "bitfit": graft.BitFit(),

@@ -25,6 +25,8 @@ def spec(kind: str) -> Any:
     """A kind as it comes, with all it has of dropout; parts for the kind that is made of others."""
     if kind == "stack":
         return [{"kind": "lora", "rank": 2, "dropout": 0.3}, {"kind": "prefix", "tokens": 2}]
+    if kind == "sum":
+        return {"kind": "sum", "of": [{"kind": "lora", "rank": 2, "dropout": 0.3}] * 2, "sites": "attn.q mlp.down"}
     if kind == "gate":
         return {"kind": "gate", "of": {"kind": "lora", "rank": 2, "dropout": 0.3}, "per": "token"}
     dropout = {"dropout": 0.3} if "dropout" in graft.kinds()[kind].model_fields else {}
@@ -40,6 +42,11 @@ JOBS |= {
         "of": {"kind": "series", "bottleneck": 4, "dropout": 0.3},
         "reads": "output",
         "per": "token",
+    },
+    "sum-mixed": {
+        "kind": "sum",
+        "of": [{"kind": "series", "bottleneck": 4, "dropout": 0.3}, "ia3"],
+        "sites": "mlp.down",
     },
     "gate-ia3": {"kind": "gate", "of": {"kind": "ia3"}, "per": "token"},
     "gate-second": {"kind": "gate", "of": {"kind": "llama-adapter", "tokens": 2, "sites": "attn"}, "per": "token"},

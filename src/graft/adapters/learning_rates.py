@@ -37,6 +37,7 @@ LEARNING_RATES = {
     "bitfit": 1e-3,
     "hadamard": 3e-3,
     "llama-adapter-v2": 1e-3,
+    "invertible": 1e-3,
     "full": 3e-5,
     "head": 1e-3,
 }

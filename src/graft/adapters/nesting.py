@@ -19,7 +19,9 @@ def every_config(config: AdapterConfig) -> Iterator[AdapterConfig]:
 
 def placed(config: AdapterConfig, sites: str | tuple[str, ...]) -> AdapterConfig:
     """Return a config, and what is inside it, at other sites."""
-    of = {"of": placed(config.inner()[0], sites)} if config.inner() else {}
+    inside = tuple(placed(each, sites) for each in config.inner())
+    several = isinstance(getattr(config, "of", None), tuple)
+    of = {"of": inside if several else inside[0]} if inside else {}
     return config.model_copy(update={"sites": sites, **of})
 
 

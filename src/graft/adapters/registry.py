@@ -52,6 +52,8 @@ BUILT_IN: dict[str, str] = {
     "full": "graft.adapters.kinds.full:Full",
     "head": "graft.adapters.kinds.head:Head",
     "gate": "graft.adapters.kinds.gate:Gate",
+    "invertible": "graft.adapters.kinds.invertible:Invertible",
+    "sum": "graft.adapters.kinds.sum:Sum",
     "stack": "graft.adapters.kinds.stack:Stack",
     "trained": "graft.adapters.kinds.trained:Trained",
 }

@@ -70,7 +70,10 @@ def widths(module: nn.Module, path: str) -> tuple[int, int]:
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.dim() == 1:
         return weight.shape[0], weight.shape[0]
-    linears = [child for _, child in base_modules(module) if is_linear(child)]
+    children = [child for _, child in base_modules(module)]
+    linears = [child for child in children if is_linear(child)]
+    if not linears and (tables := [child for child in children if isinstance(child, nn.Embedding)]):
+        return tables[0].num_embeddings, tables[0].embedding_dim  # a module of embeddings
     if not linears:
         raise GraftError(
             f"the widths of module '{path}' ({type(module).__name__}) are not known: adapt a linear layer or a norm in it"

@@ -114,7 +114,7 @@ class Bottleneck(nn.Module):
         self.site_index, self.p, self.hidden_p = spec.index, config.dropout, config.hidden_dropout
         self.norm = nn.LayerNorm(width_in, **like) if config.norm else None
         self.down, self.up = config.layers(spec, width_in, width_out)
-        self.act = _activation(config.activation)
+        self.act = activation_of(config.activation)
         self.norm_after = nn.LayerNorm(width_out, **like) if config.norm_after else None
         if isinstance(config.scale, str):
             self.scale = nn.Parameter(torch.ones(width_out if config.scale == "channel" else 1, **like))
@@ -164,7 +164,7 @@ def cast_like(parameter: Tensor | None, u: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(u.dtype)
 
 
-def _activation(name: str) -> nn.Module:
+def activation_of(name: str) -> nn.Module:
     """Return an activation by its transformers name ("relu", "tanh", "gelu", "gelu_new", "silu", ...)."""
     from transformers.activations import ACT2FN
 

@@ -44,7 +44,6 @@ UNUSED: dict[str, Any] = {
 }  # fmt: skip
 """Fields of the config, with the values that mean "not used"."""
 NO_EQUAL = {
-    "inv_adapter": "invertible adapters",
     "shared_W_phm": "one Kronecker factor for all layers",
 }
 """Fields that have no equal in Graft, and what they turn on."""

@@ -13,7 +13,7 @@ class FolderFields(Fields):
     config: dict[str, object]
     name: str
     model_type: Ignored
-    model_class: Ignored = None
+    model_class: str | None = None
     model_name: Ignored = None
     hidden_size: Ignored = None
     version: Ignored = None
@@ -48,7 +48,7 @@ class BottleneckFields(Fields):
     stochastic_depth: Unused = 0.0
     init_weights: Ignored = "bert"
     init_weights_seed: Ignored = None
-    inv_adapter: Ignored = None
+    inv_adapter: str | None = None
     inv_adapter_reduction_factor: Ignored = None
     use_gating: bool | None = False
     phm_layer: bool | None = False

@@ -17,6 +17,7 @@ from graft.formats.adapterhub.bottlenecks import read_bottleneck, shared_rule
 from graft.formats.adapterhub.fields import FIELDS, FolderFields, UnionFields
 from graft.formats.adapterhub.file import HubFile
 from graft.formats.adapterhub.heads import head_pieces
+from graft.formats.adapterhub.invertible import read_invertible
 from graft.formats.adapterhub.lora import read_lora
 from graft.formats.adapterhub.prompts import read_prefix, read_prompt
 from graft.formats.adapterhub.reft import read_reft
@@ -57,7 +58,8 @@ def _pieces(file: HubFile, config: Mapping[str, Any], where: str) -> list[Piece]
     if kind is None and "reduction_factor" in config:
         config = known(FIELDS[None], config, where, "an AdapterHub bottleneck")
         pieces, shared = read_bottleneck(file, config), shared_rule(file, config)
-        return [Piece(p.path, p.config, p.tensors, p.part, shared) for p in pieces] if shared else pieces
+        pieces = [Piece(p.path, p.config, p.tensors, p.part, shared) for p in pieces] if shared else pieces
+        return pieces + read_invertible(file, config)
     if kind not in READERS:
         raise GraftError(
             f"{file.folder} holds an AdapterHub adapter of kind {kind!r}, which Graft does not read. It reads: bottlenecks, "

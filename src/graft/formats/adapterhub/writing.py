@@ -15,6 +15,7 @@ from graft.errors import GraftError
 from graft.formats.adapterhub.bottlenecks import write_compacter, write_parallel, write_series
 from graft.formats.adapterhub.gates import FORMS, ungated, write_gates
 from graft.formats.adapterhub.heads import write_head
+from graft.formats.adapterhub.invertible import write_invertible
 from graft.formats.adapterhub.lora import write_dora, write_ia3, write_lora
 from graft.formats.adapterhub.places import model_type
 from graft.formats.adapterhub.prompts import write_prefix, write_prompt
@@ -30,7 +31,7 @@ def write(root: nn.Module, state: State, name: str) -> Folder:
     by_kind: dict[str, list[SiteAdapter]] = defaultdict(list)
     for adapter in site_adapters(root, state, name):
         by_kind[" around ".join((adapter.config.kind, *(of.kind for of in adapter.config.inner())))].append(adapter)
-    head = by_kind.pop("head", [])
+    head, invertible = by_kind.pop("head", []), by_kind.pop("invertible", [])
     unknown = sorted(set(by_kind) - set(WRITERS) - {f"gate around {kind}" for kind in FORMS})
     if unknown or not by_kind:
         raise GraftError(
@@ -42,6 +43,8 @@ def write(root: nn.Module, state: State, name: str) -> Folder:
     configs = [_written(root, each, adapters, folder, name) for each, adapters in by_kind.items()]
     about = {"hidden_size": config.hidden_size, "model_class": type(root).__name__, "model_name": base_name(root),
              "model_type": kind, "name": name, "version": "adapters.1.3.0"}  # fmt: skip
+    if invertible:
+        write_invertible(root, invertible, configs, folder, name)
     whole = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
     folder.config = {"config": whole, **about}
     if head:
