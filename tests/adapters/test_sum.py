@@ -93,7 +93,7 @@ def test_parts_draw_dropout_of_their_own() -> None:
         ({"of": [LORA, "papers/mam"], "sites": SITE}, "not a preset or a list"),
         ({"of": [LORA, SERIES]}, "its parts act at one site"),
         ({"of": [{**LORA, "sites": "attn.q"}, SERIES], "sites": SITE}, "its parts act at one site"),
-        ({"of": ["prefix", "prefix"]}, "does not act around|cannot attach|takes no sites|cannot be attached|sites"),
+        ({"of": ["prefix", "prefix"]}, "has nothing to add: write a list"),
         ({"of": ["head", "head"], "sites": "head"}, "replaces weights of the base"),
         ({"of": [SERIES, {"kind": "parallel", "reads": "stream"}, {"kind": "parallel"}], "sites": "mlp"}, "in a sum all read the same"),
     ],

@@ -54,20 +54,24 @@ class Sum(AdapterConfig):
             return value
         given = value["of"]
         if not isinstance(given, list | tuple):
-            raise GraftError(f"sum: `of` takes a list of adapters; given: {given!r}")
+            raise GraftError(f"`of` takes a list of adapters; given: {given!r}")
         parts = [parse(each) for each in given]
         for part in parts:
             if not isinstance(part, AdapterConfig) or part.parts() != (part,):
-                raise GraftError("sum: each part is one adapter, and not a preset or a list: write its adapters out")
+                raise GraftError("each part is one adapter, and not a preset or a list: write its adapters out")
+            if part.takes <= {"attention", "experts"}:
+                raise GraftError(
+                    f"kind {part.kind} does not act around a module's input and output, so it has nothing to add: write a list (a stack)"
+                )
             if part.replaces:
-                raise GraftError(f"sum: kind {part.kind} replaces weights of the base, so it has no change to add")
+                raise GraftError(f"kind {part.kind} replaces weights of the base, so it has no change to add")
         sites = value.get("sites") or parts[0].sites  # pyright: ignore[reportAttributeAccessIssue]
         sites = tuple(sites) if isinstance(sites, list) else sites
         told = {part.sites for part, each in zip(parts, given, strict=True)  # pyright: ignore[reportAttributeAccessIssue]
                 if not value.get("sites") or (isinstance(each, Mapping) and "sites" in each)}  # fmt: skip
         if told - {sites}:
             raise GraftError(
-                f"sum: its parts act at one site, but they are at {', '.join(sorted(map(repr, told | {sites})))}: give `sites` once, "
+                f"its parts act at one site, but they are at {', '.join(sorted(map(repr, told | {sites})))}: give `sites` once, "
                 "beside `of`, or write a list (a stack), whose parts have sites of their own"
             )
         return {**value, "of": tuple(placed(part, sites) for part in parts), "sites": sites}  # pyright: ignore[reportArgumentType]
