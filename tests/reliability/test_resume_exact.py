@@ -20,6 +20,8 @@ SECOND = {
     "prefix": PREFIX,
     "stack": [LORA, PREFIX],
     "series": {"kind": "series", "bottleneck": 8, "dropout": 0.1, "sites": "mlp"},
+    "gate": {"kind": "gate", "of": LORA, "per": "token"},
+    "sum": {"kind": "sum", "of": [LORA, {"kind": "series", "bottleneck": 4, "dropout": 0.1, "sites": "attn.q"}]},
     "dora": {"kind": "dora", "rank": 3, "sites": "linear"},
     "reft": {"kind": "reft", "rank": 2, "sites": "layer"},
     "compacter": {"kind": "compacter", "bottleneck": 8, "sites": "mlp"},
