@@ -57,7 +57,7 @@ def card_of(kind: str) -> Card:
         sites, identity, folds = "those of its parts", "if all parts are", "if all parts do"
     elif config.inner():
         sites, identity = "those of what is in it", "if what is in it is"
-        folds = f"{folds}, if what is in it does" if config.folds else folds
+        folds = "if what is in it does" if config.folds or kind == "sum" else folds
     else:
         sites, identity = " ".join(sorted(config.takes)), "yes" if config.starts_as_identity else "no"
     names = config.sites if isinstance(config.sites, str) else " ".join(config.sites)
