@@ -34,6 +34,7 @@ from transformers import (
 )
 
 import graft
+from graft.adapters.parsing import parse
 
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
@@ -121,6 +122,13 @@ COUNTS: list[tuple[str, str, Any, int]] = [
     ("par_bn", "bert-base", graft.Parallel(bottleneck=384), 7_091_712),
     ("par_bn with learned scale", "bert-base", graft.Parallel(bottleneck=384, scale="learned"), 7_091_724),
     ("mam", "bert-base", [graft.Prefix(tokens=30, projection=800), graft.Parallel(bottleneck=384)], 22_493_984),
+    # mixtures, in training
+    ("adamix r48", "bert-base", "papers/adamix", 2_223_360),
+    ("adamix r16", "roberta-large", {"preset": "papers/adamix", "bottleneck": 16}, 1_992_192),
+    ("adamix r8, 8 experts", "gpt2-medium", {"preset": "papers/adamix", "bottleneck": 8, "experts": 8}, 1_795_584),
+    ("adamix lora r4, 8 experts", "gpt2-medium", "papers/adamix-lora", 1_769_472),
+    ("adamix r64 in encoder and decoder", "t5-base", {"preset": "papers/adamix", "bottleneck": 64}, 5_922_816),
+    ("mixphm", "t5-base", "papers/mixphm", 874_048),
     # factorised
     ("compacter", "bert-base", graft.Compacter(), 57_088),
     ("compacter++", "bert-base", graft.Compacter(sites="mlp"), 28_576),
@@ -194,3 +202,21 @@ def test_the_models_themselves_are_those_of_the_publications(name: str) -> None:
 
 def test_the_distilbert_recipe_has_the_published_total() -> None:
     assert 599_424 + sum(p.numel() for p in model("distilbert 2-class").parameters()) == 67_554_434
+
+
+COLLAPSED: list[tuple[str, Any, int]] = [
+    ("bert-base", "papers/adamix", 894_528),
+    ("roberta-large", {"preset": "papers/adamix", "bottleneck": 16}, 811_392),
+    ("gpt2-medium", {"preset": "papers/adamix", "bottleneck": 8, "experts": 8}, 417_984),
+    ("gpt2-medium", "papers/adamix-lora", 393_216),
+    ("t5-base", "papers/mixphm", 339_520),
+]
+"""Mixtures with their parameters once their experts are one adapter."""
+
+
+@pytest.mark.parametrize(("base", "adapter", "published"), COLLAPSED)
+def test_a_mixture_becomes_an_adapter_of_the_published_size(base: str, adapter: Any, published: int) -> None:
+    preset: Any = parse(adapter)
+    grafted = model(base)
+    graft.attach(grafted, {"a": preset.resolve(frozenset()).collapsed()})
+    assert graft.summary(grafted).adapter_parameters["a"] == published

@@ -112,6 +112,16 @@ VARIANTS: dict[str, Any] = {
     "llama-adapter-v2-input": graft.LLaMAAdapterV2(scale="input"),
     "adapterh": {"preset": "llm-adapters/adapterh", "bottleneck": 6},
     "mam": graft.Stack(adapters=(graft.Prefix(tokens=3), graft.Parallel(bottleneck=6, scale=4.0, init="mam", sites="mlp"))),
+    "mixture-series": graft.Mixture(of=graft.Series(bottleneck=6, init="bert", dropout=0.3, sites="mlp"), share="up"),
+    "mixture-lora": graft.Mixture(of=graft.LoRA(rank=4, dropout=0.3, sites="attn.q mlp.down"), experts=3, share="up"),
+    "mixture-lora-both": graft.Mixture(of=graft.LoRA(rank=4, lr_ratio=8.0, train_bias=True, sites="attn.q mlp.down"), experts=2),
+    "mixture-rows": graft.Mixture(of=graft.IA3(sites="attn.v mlp.down"), route="row"),
+    "mixture-tokens": graft.Mixture(of=graft.Parallel(bottleneck=6, dropout=0.3), route="token", experts=2),
+    "mixture-compacter": graft.Mixture(of=graft.Compacter(bottleneck=8, rule_std=0.5), share="down", start="copies"),
+    "mixture-dora": graft.Mixture(of=graft.DoRA(rank=4, sites="attn.q attn.o mlp.down"), experts=3, share="up"),
+    "mixture-pissa": graft.Mixture(of=graft.PiSSA(rank=4, sites="attn.q mlp.down"), experts=3),
+    "mixture-before": graft.Mixture(of=graft.Series(bottleneck=6, position="before", sites="mlp"), route="row", share="down"),
+    "mixture-full": graft.Mixture(of=graft.Full(sites="norm"), experts=2),
 }  # fmt: skip
 """Variants for any family, in the site language."""
 OF_FAMILY: dict[str, dict[str, Any]] = {

@@ -29,6 +29,8 @@ def spec(kind: str) -> Any:
         return {"kind": "sum", "of": [{"kind": "lora", "rank": 2, "dropout": 0.3}] * 2, "sites": "attn.q mlp.down"}
     if kind == "gate":
         return {"kind": "gate", "of": {"kind": "lora", "rank": 2, "dropout": 0.3}, "per": "token"}
+    if kind == "mixture":
+        return {"kind": kind, "of": {"kind": "series", "bottleneck": 4, "dropout": 0.3}, "share": "up"}
     dropout = {"dropout": 0.3} if "dropout" in graft.kinds()[kind].model_fields else {}
     return {"kind": kind, **dropout}
 
@@ -62,6 +64,16 @@ OBJECTIVES: dict[str, Any] = {
 }
 """Jobs that learn from pairs, beside those that learn to write."""
 JOBS |= {name: {"kind": "lora", "rank": 3, "dropout": 0.3} for name in OBJECTIVES}
+TWICE: dict[str, Any] = {
+    "adamix": {"kind": "consistency", "weight": 5.0, "label_smoothing": 0.1},
+    "adamix-rows": "consistency",
+}
+"""Jobs of which every sample runs twice."""
+JOBS |= {
+    "adamix": {"preset": "papers/adamix-lora", "rank": 2, "experts": 3},
+    "adamix-rows": {"kind": "mixture", "of": {"kind": "ia3"}, "route": "row"},
+    "mixture-tokens": {"kind": "mixture", "of": {"kind": "parallel", "bottleneck": 4}, "route": "token"},
+}
 JOBS |= {"ipo": {"kind": "series", "bottleneck": 4, "dropout": 0.2}, "orpo": {"kind": "prefix", "tokens": 2}}
 NUMBER = {name: number for number, name in enumerate(JOBS)}
 
@@ -79,7 +91,11 @@ def world(dtype: torch.dtype, names: list[str]) -> tuple[Any, list[Job]]:
         number = NUMBER[name]
         make = pairs if name in OBJECTIVES else data
         rows = make(20 + number, seed=number, longest=8 + number % 9)
-        settings = {"steps": STEPS - number % 5, "lr": 1e-3 * (1 + number % 3), "objective": OBJECTIVES.get(name)}
+        settings = {
+            "steps": STEPS - number % 5,
+            "lr": 1e-3 * (1 + number % 3),
+            "objective": {**OBJECTIVES, **TWICE}.get(name),
+        }
         jobs.append(job_on(model, name, rows, batch_size=2 + number % 4, seed=number, **settings))
     return model, jobs
 

@@ -73,6 +73,18 @@ _PRESETS: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
         {"kind": "parallel", "sites": "mlp", **_MEFT},
     ],
     "papers/meft3": [{"kind": "series", "sites": "attn", **_MEFT}, {"kind": "parallel", "sites": "mlp", **_MEFT}],
+    "papers/adamix": {
+        "kind": "mixture", "experts": 4, "share": "up", "sites": "mlp.down",
+        "of": {"kind": "series", "bottleneck": 48, "activation": "gelu", "init": "bert"},
+    },
+    "papers/adamix-lora": {
+        "kind": "mixture", "experts": 8, "share": "up", "start": "copies", "sites": "attn.q attn.v",
+        "of": {"kind": "lora", "rank": 4, "alpha": 32.0, "dropout": 0.1},
+    },
+    "papers/mixphm": {
+        "kind": "mixture", "experts": 4, "share": "down", "start": "copies", "sites": "mlp.down",
+        "of": {"kind": "compacter", "bottleneck": 64, "rank": 8, "hidden_dropout": 0.5, "rule_std": 0.01},
+    },
     "papers/distilbert": {
         "kind": "series", "bottleneck": 32, "activation": "gelu", "skip": "none", "init": "torch", "sites": "attn mlp",
     },

@@ -56,6 +56,7 @@ BUILT_IN: dict[str, str] = {
     "sum": "graft.adapters.kinds.sum:Sum",
     "stack": "graft.adapters.kinds.stack:Stack",
     "trained": "graft.adapters.kinds.trained:Trained",
+    "mixture": "graft.adapters.kinds.mixture:Mixture",
 }
 BY_REFERENCE = ("trained",)
 """Kinds that stand for an adapter in a folder. They have no settings of their own to choose, so lists of kinds leave them out."""

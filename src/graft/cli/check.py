@@ -101,8 +101,8 @@ def _show(report: CheckReport, job: str | None) -> None:
     else:
         learnt = "the answer" if task == "seq2seq" else parts.members[0].config.data.train_on
         if (objective := parts.members[0].config.train.objective) is not None:
-            what = "answers marked good or bad" if objective.kind == "kto" else "chosen versus rejected answers"
-            learnt = f"{what} ({objective.kind})"
+            what = {"kto": "answers marked good or bad", "consistency": f"{learnt} in two passes"}
+            learnt = f"{what.get(objective.kind, 'chosen versus rejected answers')} ({objective.kind})"
         console.print(f"[bold]Template[/]  {escape(template.name)} ({template.digest[:12]}), trained on: {learnt}")
     if (note := reference_note(parts.members[0].config)) is not None:
         console.print(f"[bold]Reference[/] {escape(note)}")

@@ -1,4 +1,5 @@
-"""The objectives for preferred and rejected answers, in pairs or (kto) one by one: one section each, with `kind` to tell them apart.
+"""The objectives besides the mean loss: for preferred and rejected answers, in pairs or (kto) one by one, and for two passes of a sample
+(consistency). One section each, with `kind` to tell them apart.
 
 A name alone stands for the objective with its defaults: `objective: dpo` is `objective: {kind: dpo}`.
 """
@@ -97,6 +98,17 @@ class KTOConfig(Section):
     """The reference that answers are compared with: the base without adapters, or the adapter of train.init_from as it was at the start."""
 
 
+class ConsistencyConfig(Section):
+    """The mean loss, and how far two random passes of each sample are apart (AdaMix: Wang et al. 2022, arXiv 2205.12410)."""
+
+    kind: Literal["consistency"] = "consistency"
+    """consistency"""
+    weight: float = Field(default=1.0, gt=0)
+    """The paper's lambda, the weight of the divergence between the answers of the two passes: 1 for classes, 100 for text."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target that is spread over all classes, or over the vocabulary. The paper takes 0.1 for E2E and WebNLG."""
+
+
 OBJECTIVES: dict[str, type[Section]] = {
     "dpo": DPOConfig,
     "ipo": IPOConfig,
@@ -104,8 +116,11 @@ OBJECTIVES: dict[str, type[Section]] = {
     "orpo": ORPOConfig,
     "simpo": SimPOConfig,
     "kto": KTOConfig,
+    "consistency": ConsistencyConfig,
 }
 
 
-ObjectiveConfig = DPOConfig | IPOConfig | CPOConfig | ORPOConfig | SimPOConfig | KTOConfig
+PreferenceConfig = DPOConfig | IPOConfig | CPOConfig | ORPOConfig | SimPOConfig | KTOConfig
+"""The objectives that learn which answer is preferred."""
+ObjectiveConfig = PreferenceConfig | ConsistencyConfig
 AnyObjective = Annotated[Annotated[ObjectiveConfig, Discriminator("kind")] | None, BeforeValidator(named(OBJECTIVES))]

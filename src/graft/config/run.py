@@ -19,7 +19,7 @@ from graft.config.base import BaseConfig
 from graft.config.data import DataConfig
 from graft.config.eval import EvalConfig
 from graft.config.methods import MeZOMethod
-from graft.config.objectives import KTOConfig
+from graft.config.objectives import ConsistencyConfig, KTOConfig
 from graft.config.scheduling import SchedulerConfig
 from graft.config.section import Section
 from graft.config.train import TrainConfig
@@ -133,6 +133,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _pairs_and_objectives_go_together(self) -> RunConfig:
         objective = self.train.objective
+        if isinstance(objective, ConsistencyConfig):
+            return self._two_passes_differ()
         if self.data.task == "preference" and objective is None:
             raise ValueError(
                 "data.task is preference but train.objective is not set: choose one of dpo, ipo, cpo, orpo, simpo and kto"
@@ -145,10 +147,34 @@ class RunConfig(Section):
             )
         return self
 
+    def _two_passes_differ(self) -> RunConfig:
+        """Check that the two passes of the objective consistency can differ, and that their distributions can."""
+        if self.data.task in ("regression", "preference"):
+            why = (
+                "one value has no distribution" if self.data.task == "regression" else "it compares passes, not answers"
+            )
+            raise ValueError(f"train.objective consistency has no meaning for data.task {self.data.task}: {why}")
+        if isinstance(self.train.method, MeZOMethod):
+            raise ValueError(
+                "train.objective consistency compares random passes, but those of train.method mezo draw nothing"
+            )
+        if not (
+            self.base.dropout or _dropout_of(self) or any(getattr(part, "draws", False) for part in _parts_of(self))
+        ):
+            raise ValueError(
+                "train.objective consistency compares two passes of a sample, but nothing in this run draws at random: take a mixture "
+                "(adapter.kind: mixture), or set a dropout"
+            )
+        return self
+
     @model_validator(mode="after")
     def _mezo_goes_with_the_adapter(self) -> RunConfig:
         if not isinstance(self.train.method, MeZOMethod):
             return self
+        if any(getattr(part, "draws", False) for part in _parts_of(self)):
+            raise ValueError(
+                "train.method mezo runs without random draws, so a mixture would never use one expert: take its inner kind"
+            )
         if self.base.dropout or (rate := _dropout_of(self)):
             name = "base.dropout" if self.base.dropout else f"an adapter's dropout of {rate}"
             raise ValueError(
@@ -190,6 +216,8 @@ def compile_obstacle(config: RunConfig) -> str | None:
         return "train.objective kto: its mismatched sequences run without gradients"
     if config.base.dropout:
         return "base.dropout: a compiled graph draws other random numbers than eager code"
+    if drawing := [part.kind for part in _parts_of(config) if getattr(part, "draws", False)]:
+        return f"adapter kind {drawing[0]}: its draws come from seeds that a compiled graph cannot use"
     if rate := _dropout_of(config):
         return f"an adapter's dropout of {rate}: its masks come from seeds that a compiled graph cannot use. Set dropout: 0"
     return None

@@ -23,8 +23,8 @@ class TrainConfig(Section):
     method: AnyMethod = Field(default_factory=AdapterMethod)
     """The method of training: adapter, full, qft or mezo, or a mapping with this kind and its settings."""
     objective: AnyObjective = None
-    """The objective for pairs of answers (data.task preference): dpo, ipo, cpo, orpo, simpo or kto, or a mapping with this kind and its
-    settings; null trains the model to write the answers."""
+    """What to learn besides the answers. For pairs of answers (data.task preference): dpo, ipo, cpo, orpo, simpo or kto. For two random
+    passes of each sample (AdaMix): consistency. Or a mapping with this kind and its settings; null learns the answers alone."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training data."""
     steps: int | None = Field(default=None, ge=1)

@@ -35,6 +35,34 @@ Layout = Literal["flat", "padded"]
 
 
 @dataclass(frozen=True)
+class Twins:
+    """Which targets of a batch are the same target in a first and in a second pass of a sample, by their numbers."""
+
+    first: Tensor
+    """[P]"""
+    again: Tensor
+    """[P]: in the same order."""
+    others: Tensor
+    """[N - 2P]: targets of samples with one pass."""
+    smoothing: Tensor
+    """[P]: the share of each target that is spread over the vocabulary, or over all classes."""
+
+    def to(self, device: torch.device | str) -> Twins:
+        """Return them on another device."""
+        return Twins(*(getattr(self, each.name).to(device, non_blocking=True) for each in fields(self)))
+
+    def among(self, numbers: Tensor, targets: int) -> Twins | None:
+        """Return those among some of the batch's targets, counted there; None if there are none. Both passes of a sample are among them."""
+        place = torch.full((targets,), -1, device=numbers.device)
+        place[numbers] = torch.arange(len(numbers), device=numbers.device)
+        first, again, others = (place[each] for each in (self.first, self.again, self.others))
+        chosen = first >= 0
+        return (
+            Twins(first[chosen], again[chosen], others[others >= 0], self.smoothing[chosen]) if chosen.any() else None
+        )
+
+
+@dataclass(frozen=True)
 class Batch:
     """Samples as tensors."""
 
@@ -60,6 +88,8 @@ class Batch:
     """[B, M]: the answers that the decoder learns to write."""
     answer_mask: Tensor | None = None
     """[B, M]: 1 at tokens of the answer, 0 at padding."""
+    twins: Twins | None = None
+    """The targets that two passes predict, if the batch has any."""
 
     @property
     def num_targets(self) -> int:
@@ -70,7 +100,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return replace(self, **moved, twins=None if self.twins is None else self.twins.to(device))
 
 
 def flat(examples: Sequence[Example], samples: Sequence[int]) -> Batch:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from graft.data import batches
-from graft.data.batches import Batch, Layout, samples_of_step
+from graft.data.batches import Batch, Layout, Twins, samples_of_step
 from graft.routing.context import ForwardContext
 from graft.training.job import Job
 from graft.training.rows import Row
@@ -105,9 +106,10 @@ class Batcher:
         The output at a token predicts the next one: 6 comes from the output at 5, and 9 from that at 8.
         """
         examples, samples = [row.example for row in rows], [row.sample for row in rows]
-        return (
+        made = (
             batches.flat(examples, samples) if self.layout == "flat" else batches.padded(examples, samples, self.pad_id)
         )
+        return replace(made, twins=twins_of(rows))
 
     @timed("batches")
     def context(self, rows: Sequence[Row], seeded: bool = True) -> ForwardContext:
@@ -129,6 +131,20 @@ class Batcher:
     def inputs(self, rows: Sequence[Row], device: torch.device, seeded: bool = True) -> tuple[Batch, ForwardContext]:
         """The batch of these rows on a device, and its context: the arguments of `Forward.losses`."""
         return self.batch(rows).to(device), self.context(rows, seeded)
+
+
+def twins_of(rows: Sequence[Row]) -> Twins | None:
+    """Return which targets of these rows two passes of a sample predict; None if no sample runs twice."""
+    if all(row.view != "again" for row in rows):
+        return None
+    starts = [0, *itertools.accumulate(row.targets for row in rows)]
+    first = {(row.job, row.position, row.part): at for at, row in enumerate(rows) if row.view == "adapter"}
+    pairs = [(first[row.job, row.position, row.part], at) for at, row in enumerate(rows) if row.view == "again"]
+    numbers = [[np.arange(starts[at], starts[at + 1]) for at in side] for side in zip(*pairs, strict=True)]
+    ahead, again = (np.concatenate(each) for each in numbers)
+    others = np.setdiff1d(np.arange(starts[-1]), np.concatenate([ahead, again]))
+    smoothing = np.concatenate([np.full(rows[at].targets, rows[at].smoothing) for at, _ in pairs])
+    return Twins(*(torch.from_numpy(each) for each in (ahead, again, others, smoothing)))
 
 
 def num_tokens(rows: Sequence[Row]) -> int:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from graft.adapters.base import AdapterModule
 from graft.attaching.parameters import summed_penalty
-from graft.config.objectives import KTOConfig
+from graft.config.objectives import ConsistencyConfig, KTOConfig
 from graft.config.train import TrainConfig
 from graft.data.batches import samples_of_step, steps_per_epoch
 from graft.data.datasets import TokenDataset
@@ -101,7 +101,8 @@ class Job:
         epoch_steps = steps_per_epoch(train, config.batch_size)
         steps = config.steps if config.steps is not None else max(1, math.ceil(config.epochs * epoch_steps))
         schedule = build_schedule(optimizer, config, steps)
-        if train.has_pairs != (config.objective is not None):
+        prefers = config.objective is not None and not isinstance(config.objective, ConsistencyConfig)
+        if train.has_pairs != prefers:
             raise GraftError(
                 f"'{name}' has {'pairs of answers but no' if train.has_pairs else 'no pairs of answers for its'} train.objective"
             )
@@ -138,9 +139,14 @@ class Job:
             row for position, sample in enumerate(samples) for row in self.rows_of(self.train[sample], sample, position)
         ]
 
-    def rows_of(self, example: Example, sample: int, position: int) -> list[Row]:
-        """Make the rows of one sample: those of the adapter, then those of the reference where the objective compares with one."""
+    def rows_of(self, example: Example, sample: int, position: int, learning: bool = True) -> list[Row]:
+        """Make the rows of one sample: those of the adapter, then those of the reference where the objective compares with one.
+
+        learning: with what only training has, the second pass and the smoothed targets of an objective.
+        """
         views: dict[View, str | None] = {"adapter": self.trainable.adapter}
+        if self.objective.twice and learning:
+            views["again"] = self.trainable.adapter
         if self.objective.compares:
             views["reference"] = self.reference
         return [
@@ -154,6 +160,7 @@ class Job:
                 view=view,
                 seed=self.seed_of(position, part, view),
                 pass_seed=self.seed_of(0, PASS_PART, view),
+                smoothing=self.objective.smoothing if learning else 0.0,
             )
             for view, adapter in views.items()
             for part, sequence in enumerate(example.sequences)
@@ -167,8 +174,9 @@ class Job:
 
     @property
     def step_tokens(self) -> float:
-        """Mean number of tokens per step, those of a reference included."""
-        return float(self.train.lengths.sum()) / self.epoch_steps * (2 if self.objective.compares else 1)
+        """Mean number of tokens per step, those of a reference or of second passes included."""
+        twice = self.objective.compares or self.objective.twice
+        return float(self.train.lengths.sum()) / self.epoch_steps * (2 if twice else 1)
 
     def penalty(self) -> Tensor | None:
         """The penalty that the adapter's kind adds to the loss, once per step; None where it has none."""

@@ -22,6 +22,8 @@ class Row:
     A supervised sample is one row. A pair of answers is two rows, or four where the objective compares with a reference:
 
         part 0, adapter      part 1, adapter      part 0, reference      part 1, reference
+
+    A sample whose objective compares two passes is two rows, of the views adapter and again.
     """
 
     job: str
@@ -40,6 +42,9 @@ class Row:
     """Dropout seed of this sequence: the same in any layout, in any micro-batch and next to any other jobs."""
     pass_seed: int
     """Seed of what all rows of a view draw together in a step: dropout of virtual tokens, the route of a mixture."""
+
+    smoothing: float = 0.0
+    """Share of each target that is spread over the vocabulary, or over all classes."""
 
     @property
     def tokens(self) -> int:

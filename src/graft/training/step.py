@@ -2,7 +2,7 @@
 
 The rows of the jobs run together in micro-batches, and each job then takes its own update by its rule (`updates/rules.py`).
 A job's loss is the sum over the supervised tokens of its whole step divided by their number, or what its objective makes of the pairs
-of the whole step (`objectives.py`). It is the same however the step is cut into micro-batches. Jobs share nothing but the pass over
+of the whole step (`objectives/`). It is the same however the step is cut into micro-batches. Jobs share nothing but the pass over
 the base.
 
     begin             rows and sizes of a step, and what objectives measure before its losses

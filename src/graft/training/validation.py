@@ -30,7 +30,11 @@ from graft.utils.clock import timed
 def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str, float]:
     """Validate a job's adapter; its scores by their names in metrics.jsonl, such as `validation_loss`. The job has validation data."""
     assert job.validation is not None
-    rows = [row for sample, example in enumerate(job.validation) for row in job.rows_of(example, sample, sample)]
+    rows = [
+        row
+        for sample, example in enumerate(job.validation)
+        for row in job.rows_of(example, sample, sample, learning=False)
+    ]
     done: list[Row] = []
     sums: list[Tensor] = []
     ends: list[bool] = []
@@ -56,7 +60,12 @@ def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str,
 
 def stop_rate(forward: Forward, job: Job, batcher: Batcher, samples: Sequence[Example]) -> float | None:
     """Return the stop rate on some samples (see above); None where no answer has an end mark. The adapter is active."""
-    rows = [row for at, example in enumerate(samples) for row in job.rows_of(example, at, at) if row.view == "adapter"]
+    rows = [
+        row
+        for at, each in enumerate(samples)
+        for row in job.rows_of(each, at, at, learning=False)
+        if row.view == "adapter"
+    ]
     ends: list[bool] = []
     with evaluating(forward.model):
         for micro in batcher.cut(rows):

@@ -37,6 +37,8 @@ from graft.routing.context import AdapterContext
 class LoRAFields(LowRank):
     """The settings of the kinds that train a pair A, B: LoRA, DoRA, PiSSA."""
 
+    down = ("A",)
+
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank."""
     lr_ratio: float = Field(default=1.0, gt=0.0)

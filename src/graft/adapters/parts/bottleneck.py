@@ -30,6 +30,7 @@ class BottleneckConfig(AdapterConfig):
     """The settings that all bottleneck adapters share."""
 
     takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "sublayer", "norm", "other"})
+    down = ("f.norm.", "f.down.")
 
     bottleneck: int = Field(default=64, ge=1)
     """Width of the bottleneck."""

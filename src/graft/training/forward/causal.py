@@ -29,9 +29,10 @@ from graft.attaching.active import running
 from graft.data.batches import Batch
 from graft.errors import GraftError
 from graft.injection.state import unwrapped
-from graft.ops.cross_entropy import LogitTransform, cross_entropy, linear_cross_entropy
+from graft.ops.cross_entropy import LogitTransform
 from graft.routing.context import ForwardContext
 from graft.training.forward.company import in_passes
+from graft.training.forward.targets import target_losses
 
 HeadMode = Literal["chunks", "kept", "whole"]
 BUILD_OWN_MASK = frozenset({"bloom", "falcon"})
@@ -78,7 +79,7 @@ class Forward:
         return running(self.model, replace(context, mask=batch.attention_mask))
 
     def losses(self, batch: Batch, context: ForwardContext) -> Tensor:
-        """The loss of each target: [N] in the batch's order of targets, in float32 or wider."""
+        """The loss of each target, or its divergence in a second pass: [N] in the batch's order of targets, in float32 or wider."""
         return in_passes(self._losses, self.root, batch, context)
 
     def _losses(self, batch: Batch, context: ForwardContext) -> Tensor:
@@ -86,10 +87,8 @@ class Forward:
         with self._running(batch, context):
             if self.head_mode == "chunks":
                 hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.target_index)
-                return linear_cross_entropy(
-                    hidden, self.head.weight, self.head.bias, batch.target_ids, self.logit_transform
-                )
-            return cross_entropy(self._own_logits(batch), batch.target_ids)
+                return target_losses(hidden, batch, self.head.weight, self.head.bias, self.logit_transform)
+            return target_losses(self._own_logits(batch), batch)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """The hidden states that the head reads: [B, L, D], or [1, T, D] in a flat batch."""

@@ -79,6 +79,7 @@ def _only(
         target_index=index,
         target_ids=batch.target_ids[numbers],
         samples=tuple(batch.samples[row] for row in rows),
+        twins=None if batch.twins is None else batch.twins.among(numbers, batch.num_targets),
     )
     names = tuple(adapters[row] for row in rows)
     return numbers, part, replace(

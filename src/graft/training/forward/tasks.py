@@ -18,10 +18,11 @@ from graft.attaching.active import running
 from graft.bases.inputs import inputs_of
 from graft.data.batches import Batch
 from graft.injection.state import unwrapped
-from graft.ops.cross_entropy import LogitTransform, cross_entropy
+from graft.ops.cross_entropy import LogitTransform
 from graft.routing.context import ForwardContext
 from graft.training.forward.causal import Forward, HeadMode
 from graft.training.forward.company import in_passes
+from graft.training.forward.targets import target_losses
 
 
 class LabelForward(Forward):
@@ -49,7 +50,7 @@ class LabelForward(Forward):
     def losses_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of each sample [B], from its logits."""
         if not batch.target_ids.is_floating_point():
-            return cross_entropy(logits, batch.target_ids)
+            return target_losses(logits, batch)
         exact = torch.promote_types(logits.dtype, torch.float32)
         return (logits[:, 0].to(exact) - batch.target_ids.to(exact)).square()
 

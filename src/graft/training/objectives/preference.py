@@ -1,4 +1,4 @@
-"""Objectives: what a job makes of the losses of its rows, to learn its targets or to prefer one answer to another.
+"""Objectives over pairs of answers: what a job makes of the losses of its rows, to prefer one answer to another.
 
 With c and r the log-probabilities of the chosen and the rejected answer, summed over their tokens, c' and r' those under the reference,
 |c| and |r| the numbers of tokens, and s(x) = -(1 - e) log sigmoid(x) - e log sigmoid(-x) for a label smoothing e, the loss of a pair is
@@ -9,14 +9,8 @@ With c and r the log-probabilities of the chosen and the rejected answer, summed
     orpo    -beta log sigmoid(odds(c / |c|) - odds(r / |r|))                 Hong et al. 2024 (arXiv 2403.07691)
     simpo   s(beta (c / |c| - r / |r|) - gamma)                              Meng et al. 2024 (arXiv 2405.14734)
 
-and the loss of a single answer a that is marked good or bad
-
-    kto     d sigmoid(beta (z - (a - a'))) if good, u sigmoid(beta ((a - a') - z)) if bad    Ethayarajh et al. 2024 (arXiv 2402.01306)
-
-where z is how far the adapter is from its reference: the mean of m - m' over mismatched sequences m of the whole step, 0 at least, and a
-constant for the gradient. The mismatched sequences run first, without gradients. Here odds(x) = x - log(1 - e^x). A job's loss is the
-mean over the pairs of its whole step, to which cpo (times `nll`) and orpo add the mean of -c over the chosen tokens of the step. Both are
-sums over pairs divided by counts of the whole step, so the shares of micro-batches add up to the loss.
+where odds(x) = x - log(1 - e^x). A job's loss is the mean over the pairs of its whole step, to which cpo (times `nll`) and orpo add the
+mean of -c over the chosen tokens of the step.
 
 Legend: P pairs, R sequences.
 """
@@ -24,50 +18,17 @@ Legend: P pairs, R sequences.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from graft.config import CPOConfig, DPOConfig, IPOConfig, KTOConfig, ObjectiveConfig, ORPOConfig, SimPOConfig
-from graft.config.objectives import Reference
+from graft.config import CPOConfig, DPOConfig, IPOConfig, ORPOConfig, SimPOConfig
+from graft.config.objectives import PreferenceConfig
+from graft.training.objectives.supervised import Scores, Size
 from graft.training.rows import Row, View
-
-Scores = dict[str, float]
-"""The loss and further scores of a step, by their names in metrics.jsonl."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """Counts of a whole step, by which its sums are divided."""
-
-    targets: int
-    """Targets of the adapter's rows; of pairs, the targets of the chosen answers."""
-    pairs: int = 0
-    """Pairs, or answers that are marked."""
-    distance: float = 0.0
-    """How far the adapter is from the reference, in nats: kto's z."""
-
-
-class Supervised:
-    """The mean loss over all targets: what a job without `train.objective` learns."""
-
-    compares: ClassVar[bool] = False
-    """Whether every sequence also runs through a reference."""
-
-    def size(self, rows: Sequence[Row]) -> Size:
-        """Count the targets of a whole step."""
-        return Size(sum(row.targets for row in rows))
-
-    def share(self, rows: Sequence[Row], sums_R: Tensor, size: Size) -> Tensor:
-        """What these rows add to the step's loss. sums_R: the summed target losses of each row."""
-        return sums_R.sum() / size.targets
-
-    def scores(self, rows: Sequence[Row], sums_R: Tensor) -> Scores:
-        """Scores of a whole step, or of all validation data."""
-        return {"loss": float(self.share(rows, sums_R, self.size(rows)))}
 
 
 @dataclass(frozen=True)
@@ -157,9 +118,12 @@ RULES: dict[str, Callable[[Any, Pairs], PairScores]] = {
 class Preference:
     """An objective over pairs of answers, by the rule of its kind."""
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    twice: ClassVar[bool] = False
+    smoothing: ClassVar[float] = 0.0
+
+    def __init__(self, config: PreferenceConfig) -> None:
         self.config, self._rule = config, RULES[config.kind]
-        self.compares = reference_of(config) is not None
+        self.compares = isinstance(config, DPOConfig | IPOConfig)
         self.nll = config.nll if isinstance(config, CPOConfig) else float(isinstance(config, ORPOConfig))
 
     def size(self, rows: Sequence[Row]) -> Size:
@@ -194,82 +158,3 @@ class Preference:
             "logps_chosen": float(logps[0].mean()),
             "logps_rejected": float(logps[1].mean()),
         }
-
-
-class Marked:
-    """KTO: an objective over answers that are marked good or bad. Part 1 of each sample is its mismatched sequence."""
-
-    compares: ClassVar[bool] = True
-
-    def __init__(self, config: KTOConfig) -> None:
-        self.config = config
-
-    def first(self, rows: Sequence[Row]) -> list[Row]:
-        """The mismatched sequences."""
-        return [row for row in rows if row.part == 1]
-
-    def size(self, rows: Sequence[Row]) -> Size:
-        """Count the answers of a whole step, and their targets."""
-        own = [row for row in rows if row.part == 0 and row.view == "adapter"]
-        return Size(sum(row.targets for row in own), len(own))
-
-    def measured(self, size: Size, rows: Sequence[Row], sums_R: Tensor) -> Size:
-        """Return the size with the distance that the mismatched sequences of the whole step give."""
-        return replace(size, distance=float(self._gains(rows, sums_R, part=1).mean().clamp(min=0)))
-
-    def share(self, rows: Sequence[Row], sums_R: Tensor, size: Size) -> Tensor:
-        """What these rows add to the step's loss; mismatched sequences among them add nothing."""
-        gains_P, good_P = self._gains(rows, sums_R, part=0), self._good(rows, sums_R)
-        margin_P = torch.where(good_P, gains_P - size.distance, size.distance - gains_P)
-        weights = sums_R.new_tensor([self.config.undesirable_weight, self.config.desirable_weight])
-        weight_P = weights[good_P.long()]
-        return (weight_P * torch.sigmoid(-self.config.beta * margin_P)).sum() / size.pairs
-
-    def scores(self, rows: Sequence[Row], sums_R: Tensor) -> Scores:
-        """Scores of a whole step, or of all validation data.
-
-        Besides the loss: the distance (`kl`), the share of answers on the right side of it (accuracy), and where there are such answers,
-        the mean rewards and log-probabilities of good and of bad ones, and the margin between the rewards.
-        """
-        size = self.measured(self.size(rows), rows, sums_R)
-        gains_P, good_P = self._gains(rows, sums_R, part=0), self._good(rows, sums_R)
-        logps_P = -sums_R[[at for at, row in enumerate(rows) if row.part == 0 and row.view == "adapter"]]
-        found = {
-            "loss": float(self.share(rows, sums_R, size)),
-            "kl": size.distance,
-            "accuracy": float(((gains_P > size.distance) == good_P).double().mean()),
-        }
-        for name, own_P in (("chosen", good_P), ("rejected", ~good_P)):
-            if bool(own_P.any()):
-                found[f"rewards_{name}"] = self.config.beta * float(gains_P[own_P].mean())
-                found[f"logps_{name}"] = float(logps_P[own_P].mean())
-        if "rewards_chosen" in found and "rewards_rejected" in found:
-            found["margin"] = found["rewards_chosen"] - found["rewards_rejected"]
-        return found
-
-    def _gains(self, rows: Sequence[Row], sums_R: Tensor, part: int) -> Tensor:
-        """Log-probabilities less those of the reference, of the answers (part 0) or the mismatched sequences (part 1). [P]"""
-        own, theirs = (
-            [at for at, row in enumerate(rows) if row.part == part and row.view == view]
-            for view in ("adapter", "reference")
-        )
-        return sums_R[theirs].detach() - sums_R[own]
-
-    def _good(self, rows: Sequence[Row], sums_R: Tensor) -> Tensor:
-        marks = [bool(row.example.desirable) for row in rows if row.part == 0 and row.view == "adapter"]
-        return torch.tensor(marks, device=sums_R.device)
-
-
-Objective = Supervised | Preference | Marked
-
-
-def objective_of(config: ObjectiveConfig | None) -> Objective:
-    """Make the objective that `train.objective` describes."""
-    if isinstance(config, KTOConfig):
-        return Marked(config)
-    return Supervised() if config is None else Preference(config)
-
-
-def reference_of(config: ObjectiveConfig | None) -> Reference | None:
-    """What the objective compares answers with: "base" or "init", or None where it compares with nothing."""
-    return config.reference if isinstance(config, DPOConfig | IPOConfig | KTOConfig) else None

@@ -1,0 +1,84 @@
+"""The losses of targets that two passes predict: the cross entropy of the first, and how far the two distributions are apart.
+
+With p and q the softmax of the two passes' logits z and w, a target y, V entries and a label smoothing e:
+
+    loss         -(1 - e) log p(y) - e / V sum_v log p(v)
+    divergence   (KL(q || p) + KL(p || q)) / 2 = sum_v (p(v) - q(v)) (log p(v) - log q(v)) / 2
+
+In the divergence, the first distribution of each KL is a constant for the gradient, so its gradients are (p - q) / 2 with respect to z and
+the opposite for w (AdaMix: Wang et al. 2022, arXiv 2205.12410).
+
+As in `cross_entropy.py`, the head makes a chunk of logits at a time, and the gradients of unit losses are made with them; what is computed
+from the losses reaches them in backward as a factor per target.
+
+Legend: P targets, D hidden features, V vocabulary or classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from graft.ops.cross_entropy import CHUNK_BYTES, LogitTransform
+
+BUFFERS = 6
+"""Tensors of a chunk's logits that are alive at once."""
+
+
+def two_pass_losses(
+    first_PD: Tensor,
+    again_PD: Tensor,
+    target_P: Tensor,
+    smoothing_P: Tensor,
+    head_VD: Tensor | None = None,
+    bias_V: Tensor | None = None,
+    logit_transform: LogitTransform = LogitTransform(),  # noqa: B008
+) -> tuple[Tensor, Tensor]:
+    """Return losses and divergences, each [P], in float32 (float64 for float64 input). The head gets no gradient.
+
+    first_PD, again_PD: hidden states of the two passes, or finished logits [P, V] if there is no head.
+    """
+    frozen = (None if each is None else each.detach() for each in (head_VD, bias_V))
+    return _TwoPasses.apply(first_PD, again_PD, target_P, smoothing_P, *frozen, logit_transform)
+
+
+class _TwoPasses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, target: Tensor, smoothing: Tensor, head: Tensor | None, bias: Tensor | None,
+        transform: LogitTransform,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        vocabulary = x.shape[1] if head is None else head.shape[0]
+        size = max(1, CHUNK_BYTES // (BUFFERS * vocabulary * exact.itemsize))  # targets per chunk
+        losses, divergences = (torch.empty(len(x), dtype=exact, device=x.device) for _ in range(2))
+        grads = [torch.empty_like(x) for _ in range(3)] if any(ctx.needs_input_grad[:2]) else []
+        for start in range(0, len(x), size):
+            at = slice(start, start + size)
+            z, w = (each[at] if head is None else F.linear(each[at], head, bias) for each in (x, y))
+            z, w = (transform.apply_(each.to(exact, copy=head is None)) for each in (z, w))
+            slopes = [transform.derivative(each) for each in (z, w)]
+            log_p, log_q = (each.log_softmax(1) for each in (z, w))
+            e = smoothing[at].to(exact)
+            losses[at] = -(1 - e) * log_p.gather(1, target[at][:, None])[:, 0] - e * log_p.mean(1)
+            p = log_p.exp()
+            apart = (p - log_q.exp()) / 2
+            divergences[at] = (apart * (log_p - log_q)).sum(1)
+            if grads:
+                p -= (e / vocabulary)[:, None]
+                p.scatter_add_(1, target[at][:, None], (e - 1)[:, None])
+                for grad, dz in zip(grads, (p * slopes[0], apart * slopes[0], -apart * slopes[1]), strict=True):
+                    grad[at] = dz if head is None else dz.to(head.dtype) @ head
+        ctx.save_for_backward(*grads)
+        return losses, divergences
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        own, towards, back = (
+            ctx.saved_tensors
+        )  # the gradients of a loss and, for both passes, of a divergence; [P, D] each
+        loss, divergence = (each[:, None].to(own.dtype) for each in grads)
+        return own * loss + towards * divergence, back * divergence, None, None, None, None, None
