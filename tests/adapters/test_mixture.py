@@ -60,8 +60,8 @@ def test_one_expert_is_the_plain_adapter(of: Any, share: Any) -> None:
         graft.attach(model, {"a": config})
         randomise(model, "a")
         model.train()
-        torch.manual_seed(5)
-        value = loss(model, ids())
+        with running(model, ForwardContext("a", seeds=(1, 2))):
+            value = loss(model, ids(2))
         value.backward()
         gradients.append([value.detach(), *(p.grad for _, p in graft.parameters(model, "a"))])
         gradients[-1] += [logits(model.eval(), ids()).detach()]
@@ -202,7 +202,6 @@ def test_before_and_adapt_of_a_pass_see_one_expert() -> None:
     [
         ({"of": "lora", "experts": 1}, "experts"),
         ({"of": "lora", "experts": 0}, "experts"),
-        ({"of": "prompt"}, "but experts need a kind that acts around"),
         ({"of": "prefix"}, "kind prefix acts at attention sites, but experts need"),
         ({"of": "ia3", "share": "up"}, "kind ia3 has no halves, so experts cannot share its up half"),
         ({"of": "adalora"}, "its experts have no mean"),
@@ -215,5 +214,7 @@ def test_what_cannot_be_a_mixture_is_named(given: Any, said: str) -> None:
 
 
 def test_a_site_where_the_inner_kind_has_no_experts_is_named() -> None:
+    with pytest.raises(graft.GraftError, match="'embed' is a embedding site, where this composite has no meaning"):
+        graft.attach(base("llama"), {"a": graft.Mixture(of="prompt")})
     with pytest.raises(graft.GraftError, match="attn"):
         graft.attach(base("llama"), {"a": graft.Mixture(of="lora", sites="attn")})

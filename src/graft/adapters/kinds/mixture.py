@@ -170,6 +170,8 @@ class MixtureAdapter(Wrapper):
         return self._run(lambda of, x, h, ctx: of.adapt(x, h, ctx), (x, h), ctx, numbers)
 
     def low_rank(self, ctx: AdapterContext, rows: slice | None = None) -> LowRankUpdate | None:
+        if type(self.of).low_rank is Adapter.low_rank:
+            return None
         if not self.training:
             with self.experts.averaged() as of:
                 return of.low_rank(ctx, rows)
