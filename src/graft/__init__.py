@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from graft.adapters.kinds.lora import LoRA
     from graft.adapters.kinds.loretta import LorettaAdp, LorettaRep
     from graft.adapters.kinds.miss import MiSS
+    from graft.adapters.kinds.mixture import Mixture
     from graft.adapters.kinds.oft import OFT
     from graft.adapters.kinds.p_tuning import PTuning
     from graft.adapters.kinds.parallel import Parallel

@@ -217,6 +217,6 @@ COLLAPSED: list[tuple[str, Any, int]] = [
 @pytest.mark.parametrize(("base", "adapter", "published"), COLLAPSED)
 def test_a_mixture_becomes_an_adapter_of_the_published_size(base: str, adapter: Any, published: int) -> None:
     preset: Any = parse(adapter)
-    grafted = model(base)
-    graft.attach(grafted, {"a": preset.resolve(frozenset()).collapsed()})
-    assert graft.summary(grafted).adapter_parameters["a"] == published
+    grafted, config = model(base), preset.resolve(frozenset()).collapsed()
+    graft.attach(grafted, {f"collapsed-{published}": config})
+    assert graft.summary(grafted).adapter_parameters[f"collapsed-{published}"] == published

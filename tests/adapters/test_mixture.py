@@ -11,7 +11,6 @@ from torch import Tensor
 
 import graft
 from graft.adapters.kinds.mixture import MixtureAdapter
-from graft.adapters.parts.experts import Experts
 from graft.attaching.active import running
 from graft.attaching.saving import training_state
 from graft.injection.state import state_of
@@ -120,12 +119,14 @@ def test_a_pass_draws_one_expert_for_each_site_and_half(
 ) -> None:
     model, drawn = mixed(SERIES, share), []
 
-    def watched(experts: Experts, numbers: Any) -> Any:
-        drawn.append((next(at for at, each in enumerate(modules(model)) if each.experts is experts), numbers))
-        return expert(experts, numbers)
+    def watched(module: MixtureAdapter, *given: Any) -> Any:
+        numbers = draw(module, *given)
+        assert len(set(numbers)) == 1  # one for all rows
+        drawn.append((module.site_index, numbers[0]))
+        return numbers
 
-    expert = Experts.expert
-    monkeypatch.setattr(Experts, "expert", watched)
+    draw = MixtureAdapter._draw
+    monkeypatch.setattr(MixtureAdapter, "_draw", watched)
     assert all(each.experts.draws == draws for each in modules(model))
     torch.manual_seed(0)
     for _ in range(20):

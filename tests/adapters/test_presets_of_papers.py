@@ -54,6 +54,6 @@ def test_presets_attach_and_take_changes_of_their_own_fields(preset: str) -> Non
     model = base("llama")
     if "meft" in preset:
         graft.make_reversible(model, preset.removeprefix("papers/"))  # pyright: ignore[reportArgumentType]
-    changes = {} if preset == "papers/loretta-rep" else {"bottleneck": 8}
+    changes = {"papers/loretta-rep": {}, "papers/adamix-lora": {"rank": 3}}.get(preset, {"bottleneck": 8})
     graft.attach(model, {"a": {"preset": preset, **changes}})
     assert graft.names(model) == ("a",)

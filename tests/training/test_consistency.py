@@ -55,7 +55,7 @@ def _norms_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def world(objective: Any = OBJECTIVE, adapter: Any = MIXTURE, **settings: Any) -> tuple[Any, Job]:
     model = attach(tiny(dtype=torch.float64), adapter=adapter)
-    settings = {"clip": None, "lr": 0.0, "weight_decay": 0.0, **settings}
+    settings = {"clip": None, "lr": 1e-30, "weight_decay": 0.0, **settings}
     job = job_on(model, train=data(12, seed=2), objective=objective, **settings)
     set_training(model, ["a"])
     return model, job
