@@ -134,17 +134,18 @@ class Batcher:
 
 
 def twins_of(rows: Sequence[Row]) -> Twins | None:
-    """Return which targets of these rows two passes of a sample predict; None if no sample runs twice."""
-    if all(row.view != "again" for row in rows):
-        return None
+    """Return which targets of these rows two passes of a sample predict; None if no sample has both of its passes here."""
     starts = [0, *itertools.accumulate(row.targets for row in rows)]
     first = {(row.job, row.position, row.part): at for at, row in enumerate(rows) if row.view == "adapter"}
-    pairs = [(first[row.job, row.position, row.part], at) for at, row in enumerate(rows) if row.view == "again"]
+    again = {(row.job, row.position, row.part): at for at, row in enumerate(rows) if row.view == "again"}
+    pairs = [(first[key], at) for key, at in again.items() if key in first]
+    if not pairs:
+        return None
     numbers = [[np.arange(starts[at], starts[at + 1]) for at in side] for side in zip(*pairs, strict=True)]
-    ahead, again = (np.concatenate(each) for each in numbers)
-    others = np.setdiff1d(np.arange(starts[-1]), np.concatenate([ahead, again]))
+    ahead, behind = (np.concatenate(each) for each in numbers)
+    others = np.setdiff1d(np.arange(starts[-1]), np.concatenate([ahead, behind]))
     smoothing = np.concatenate([np.full(rows[at].targets, rows[at].smoothing) for at, _ in pairs])
-    return Twins(*(torch.from_numpy(each) for each in (ahead, again, others, smoothing)))
+    return Twins(*(torch.from_numpy(each) for each in (ahead, behind, others, smoothing)))
 
 
 def num_tokens(rows: Sequence[Row]) -> int:
