@@ -175,7 +175,8 @@ class MixtureAdapter(Wrapper):
         if not self.training:
             with self.experts.averaged() as of:
                 return of.low_rank(ctx, rows)
-        if self.route != "pass" or len(set(numbers := self._of_rows(ctx, 1))) > 1:
+        # Without seeds, only `adapt` draws: a recomputed block has to draw as often as it did at first, whichever path it takes.
+        if ctx.pass_seeds is None or self.route != "pass" or len(set(numbers := self._of_rows(ctx, 1))) > 1:
             return None
         with holding(self.of, self.experts.expert(numbers[0])):
             return self.of.low_rank(ctx, rows)
