@@ -32,7 +32,8 @@ def obstacle(model: nn.Module, case: Case) -> str | None:
     }
     if any(packed_weight(host) is not None for host in hosts.values()):
         return "has quantised weights, which cannot|learned a bias at .* where the base has none|shares its weight with"
-    learned = {name.rsplit(".", 2)[0] for name, _ in parameters(model, "a") if name.endswith((".bias", ".shift"))}
+    names = (name.replace(".of.", ".") for name, _ in parameters(model, "a"))  # as if nothing were around the kind
+    learned = {name.rsplit(".", 2)[0] for name in names if name.endswith((".bias", ".shift"))}
     if case.config.learns_bias and any(getattr(hosts[path], "bias", None) is None for path in learned & set(hosts)):
         return "learned a bias at .* where the base has none"
     if all(name.endswith(".bias") for name, _ in parameters(model, "a")):
