@@ -19,6 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     **{kind: {"bottleneck": 2} for kind in ("series", "parallel")},
     "sum": {"of": [{"kind": "lora", "rank": 2}, {"kind": "miss", "rank": 2}]},
     "gate": {"of": {"kind": "lora", "rank": 2}, "per": "token"},
+    "mixture": {"of": {"kind": "lora", "rank": 2}},
 }
 EXTRA = [
     {"kind": kind, "bottleneck": 2, "sites": sites}

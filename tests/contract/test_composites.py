@@ -56,10 +56,6 @@ def plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "of")
 
 
-def by_plain_name(values: dict[str, float]) -> dict[str, float]:
-    return {plain(name): value for name, value in values.items()}
-
-
 def same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     found, wanted = ({plain(name): tensor for name, tensor in each.items()} for each in (found, wanted))
     assert set(found) == set(wanted)
