@@ -132,8 +132,7 @@ class AdapterConfig(Strict):
     needs: ClassVar[frozenset[str]] = frozenset()
     """Site names that a model must have for this kind to be of use ("bias" for BitFit)."""
     down: ClassVar[tuple[str, ...]] = ()
-    """What the names of the module's parameters in its down half begin with, if it has two halves (LoRA's A and B): those that read the
-    input. All others are its up half. A mixture can share one half among its experts."""
+    """What the names of parameters begin with that read the input (LoRA's A). They are the down half, which a mixture can share, or not."""
     replaces: ClassVar[bool] = False
     """Whether the adapter replaces the weights of its sites, so that those of the base do not matter."""
 
