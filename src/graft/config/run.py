@@ -171,6 +171,10 @@ class RunConfig(Section):
     def _mezo_goes_with_the_adapter(self) -> RunConfig:
         if not isinstance(self.train.method, MeZOMethod):
             return self
+        if any(getattr(part, "redundancy", 0.0) for part in _parts_of(self)):
+            raise ValueError(
+                "train.method mezo runs in evaluation mode, where redundancy adds no loss: remove it, or use another method"
+            )
         if any(getattr(part, "draws", False) for part in _parts_of(self)):
             raise ValueError(
                 "train.method mezo runs without random draws, so a mixture would never use one expert: take its inner kind"
@@ -216,6 +220,8 @@ def compile_obstacle(config: RunConfig) -> str | None:
         return "train.objective kto: its mismatched sequences run without gradients"
     if config.base.dropout:
         return "base.dropout: a compiled graph draws other random numbers than eager code"
+    if any(getattr(part, "redundancy", 0.0) for part in _parts_of(config)):
+        return "redundancy, a loss on the real tokens of each row: a compiled graph does not know the padding"
     if drawing := [part.kind for part in _parts_of(config) if getattr(part, "draws", False)]:
         return f"adapter kind {drawing[0]}: its draws come from seeds that a compiled graph cannot use"
     if rate := _dropout_of(config):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,18 @@ class AdapterContext:
     """[B, L] with 1 at real tokens, for kinds that need whole sequences."""
     cached: int = 0
     """The number of tokens of each row that earlier calls put into the cache, if the mask is recorded."""
+    loss_shares: tuple[float, ...] | None = None
+    """The share of each row in losses that adapters add. None: the mean over the rows at hand."""
+    losses: dict[str, Tensor] | None = None
+    """Where losses that the adapter adds are noted by name. None: nobody asks."""
+
+    def tokens(self, x: Tensor) -> list[Tensor]:
+        """Return the real tokens of each row of x, [L', D] each; all positions where a padded batch does not say which they are."""
+        if self.flat:
+            return list(x[0].split(self.lengths or ()))
+        if self.mask is None and self.lengths is None:
+            return list(x)
+        return [row[real] for row, real in zip(x, self._real(x), strict=True)]
 
     def mean(self, x: Tensor, over: Literal["tokens", "positions"] = "tokens") -> Tensor:
         """Return the mean of each row of x over its tokens, [R, D] for x [R, L, D] or padding-free [1, T, D].
@@ -162,6 +174,10 @@ class ForwardContext:
     """As in `AdapterContext`. Without them, all rows of an adapter have the dropout seed of its first row."""
     mask: Tensor | None = None
     cached: int = 0
+    loss_shares: tuple[float, ...] | None = None
+    """As in `AdapterContext`. Without them, the rows of an adapter have equal shares."""
+    losses: dict[str, dict[str, Tensor]] | None = None
+    """Adapter -> name -> a loss that it added in this pass."""
     cached_kv: PromptCache | None = None
     """The keys and values that the model computed in this pass for virtual tokens in the embedding."""
     cache_to_fill: PromptCache | None = None
@@ -187,7 +203,11 @@ class ForwardContext:
     @cached_property
     def everything(self) -> AdapterContext:
         """The context of an adapter that serves all rows."""
-        return AdapterContext(self.lengths, self.flat, self.seeds, self._shared_seeds, self.mask, self.cached)
+        losses = self._losses_of(self.rows)
+        return AdapterContext(self.lengths, self.flat, self.seeds, self._shared_seeds, self.mask, self.cached, self.loss_shares, losses)  # fmt: skip
+
+    def _losses_of(self, name: str | None | tuple[str | None, ...]) -> dict[str, Tensor] | None:
+        return self.losses.setdefault(name, {}) if self.losses is not None and isinstance(name, str) else None
 
     @cached_property
     def _shared_seeds(self) -> tuple[int, ...] | None:
@@ -244,11 +264,7 @@ class ForwardContext:
         for first, last in _runs(names):
             stop = start + sum(self.lengths[first:last])
             if (name := names[first]) is not None:
-                seeds, shared = (
-                    None if each is None else each[first:last] for each in (self.seeds, self._shared_seeds)
-                )
-                own = AdapterContext(self.lengths[first:last], True, seeds, shared, self.mask, self.cached)
-                groups.append((name, slice(start, stop), own))
+                groups.append((name, slice(start, stop), self._own(name, range(first, last), self.mask, names)))
             start = stop
         return groups
 
@@ -259,24 +275,21 @@ class ForwardContext:
             chosen = [row for row, other in enumerate(names) if other == name]
             contiguous = chosen == list(range(chosen[0], chosen[-1] + 1))
             index = slice(chosen[0], chosen[-1] + 1) if contiguous else torch.tensor(chosen, device=x.device)
-            # Lengths and seeds belong to the rows of the context. Under beams, or with one adapter for all rows, they say nothing here.
-            given = isinstance(self.rows, tuple) and len(names) == len(self.rows)
-            pick = (lambda values: tuple(values[row] for row in chosen)) if given else (lambda values: None)  # noqa: B023
-            groups.append(
-                (
-                    name,
-                    index,
-                    AdapterContext(
-                        pick(self.lengths) if self.lengths is not None else None,
-                        False,
-                        pick(self.seeds) if self.seeds is not None else None,
-                        pick(self._shared_seeds) if self._shared_seeds is not None else None,
-                        self.mask[index] if self.mask is not None and self.mask.shape[0] == len(names) else None,
-                        self.cached,
-                    ),
-                )
-            )
+            mask = self.mask[index] if self.mask is not None and self.mask.shape[0] == len(names) else None
+            groups.append((name, index, self._own(name, chosen, mask, names)))
         return groups
+
+    def _own(self, name: str, rows: Sequence[int], mask: Tensor | None, names: Sequence[str | None]) -> AdapterContext:
+        """Return the context of an adapter for some of its rows. names: the adapters of all rows of the batch."""
+        # Lengths and seeds belong to the rows of the context. Under beams, or with one adapter for all rows, they say nothing here.
+        given = self.flat or isinstance(self.rows, tuple) and len(names) == len(self.rows)
+
+        def pick(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+            return tuple(values[row] for row in rows) if given and values is not None else None
+
+        shares = pick(self.loss_shares) or (1 / names.count(name),) * len(rows)
+        seeds, losses = (pick(self.seeds), pick(self._shared_seeds)), self._losses_of(name)
+        return AdapterContext(pick(self.lengths), self.flat, *seeds, mask, self.cached, shares, losses)
 
 
 def _runs(names: Sequence[str | None]) -> list[tuple[int, int]]:

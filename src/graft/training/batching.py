@@ -126,6 +126,8 @@ class Batcher:
             flat=self.layout == "flat",
             seeds=tuple(row.seed for row in rows) if seeded else None,
             pass_seeds=tuple(row.pass_seed for row in rows) if seeded else None,
+            loss_shares=tuple(row.share for row in rows),
+            losses={} if seeded else None,
         )
 
     def inputs(self, rows: Sequence[Row], device: torch.device, seeded: bool = True) -> tuple[Batch, ForwardContext]:

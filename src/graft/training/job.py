@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -135,9 +135,11 @@ class Job:
         if self._order is None or self._order[0] != self.epoch:
             self._order = (self.epoch, self.train.epoch_order(self.config.seed, self.epoch))
         samples = samples_of_step(self.train, self._order[1], self.config.batch_size, self.batch)
-        return [
+        rows = [
             row for position, sample in enumerate(samples) for row in self.rows_of(self.train[sample], sample, position)
         ]
+        share = 1 / sum(row.view != "reference" for row in rows)
+        return [row if row.view == "reference" else replace(row, share=share) for row in rows]
 
     def rows_of(self, example: Example, sample: int, position: int, learning: bool = True) -> list[Row]:
         """Make the rows of one sample: those of the adapter, then those of the reference where the objective compares with one.

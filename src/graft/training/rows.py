@@ -46,6 +46,9 @@ class Row:
     smoothing: float = 0.0
     """Share of each target that is spread over the vocabulary, or over all classes."""
 
+    share: float = 0.0
+    """Its share in a loss that the adapter adds as a mean over the rows of a step."""
+
     @property
     def tokens(self) -> int:
         """Tokens that run, padding not counted."""

@@ -100,6 +100,8 @@ class Ran:
     """All rows in the order in which they ran, [R]."""
     sums_R: Tensor
     """The summed target losses of each row, on the CPU."""
+    added: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Adapter -> name -> a loss that the adapter added."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ def scores_of(job: Job, begun: Begun, ran: Ran) -> Scores:
     """What the job's objective tells of the step. Raises `NonFinite` if the loss is not finite."""
     own = [at for at, row in enumerate(ran.rows) if row.job == job.name]
     scores = job.objective.scores([ran.rows[at] for at in own], ran.sums_R[own])
+    added = {name: float(value) for name, value in ran.added.get(job.trainable.adapter or "", {}).items()}
+    scores = {**scores, "loss": scores["loss"] + sum(added.values()), **added}
     if not math.isfinite(scores["loss"]):
         rows = begun.rows[job.name]
         suspects = [ran.rows[at] for at in own if not math.isfinite(float(ran.sums_R[at]))]

@@ -18,6 +18,7 @@ Legend: M experts, B rows, L length, T tokens of a padding-free batch, I input f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, ClassVar, Literal
 
@@ -208,13 +209,21 @@ class MixtureAdapter(Wrapper):
         if len(set(numbers)) == 1:
             return self._as(self.experts.expert(numbers[0]), step, tensors, ctx)
         names = tuple(repr(own) for own in numbers)
-        rows = ForwardContext(names, ctx.lengths, ctx.flat, ctx.seeds, ctx.pass_seeds, ctx.mask, ctx.cached)
+        rows = ForwardContext(
+            names, ctx.lengths, ctx.flat, ctx.seeds, ctx.pass_seeds, ctx.mask, ctx.cached, self._shares(ctx, names)
+        )
         groups, dim = rows.groups(tensors[-1]), 1 if ctx.flat else 0
         split, pieces = RowSplit([index for _, index, _ in groups], tensors[-1].shape[dim], dim), []
         for at, (name, _, own) in enumerate(groups):
             expert = self.experts.expert(numbers[names.index(name)])
+            own = replace(own, losses=ctx.losses)
             pieces.append(self._as(expert, step, [split.gather(each, at) for each in tensors], own))
         return split.scatter(tensors[-1], pieces)
+
+    @staticmethod
+    def _shares(ctx: AdapterContext, rows: Sequence[str]) -> tuple[float, ...]:
+        """The shares of rows in added losses, whichever experts they run through."""
+        return (1 / len(rows),) * len(rows) if ctx.loss_shares is None else ctx.loss_shares
 
     def _by_tensor(self, step: Step, tensors: Sequence[Tensor], ctx: AdapterContext, drawn: Sequence[Tensor]) -> Tensor:
         """Take a step with numbers in tensors: one for all, or for each row or token, where every expert runs on everything."""

@@ -15,12 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from graft.adapters.parts.bottleneck import BottleneckAdapter, BottleneckConfig, DenseBottleneckConfig
+from graft.adapters.parts.redundancy import redundancy
 from graft.adapters.surroundings import frozen
 from graft.architectures.site import SiteLike, SiteSpec
 from graft.errors import GraftError
+from graft.ops.added_loss import with_loss
 from graft.routing.context import AdapterContext
 
 
@@ -34,6 +37,8 @@ class SeriesConfig(BottleneckConfig):
     the family has one there (Pfeiffer; only with position: after at sublayers)."""
     skip: Literal["site", "stream", "none"] = "site"
     """What the bottleneck is added to. site: the site's output (or input). stream: what the bottleneck read. none: nothing."""
+    redundancy: float = Field(default=0.0, ge=0.0)
+    """Weight, at each site, of a loss on how much of what the bottleneck adds repeats what it reads (MixPHM). The mean over sequences."""
 
     def build(self, spec: SiteSpec) -> SeriesAdapter:
         return SeriesAdapter(self, spec)
@@ -71,20 +76,29 @@ class SeriesAdapter(BottleneckAdapter):
     def __init__(self, config: SeriesConfig, spec: SiteSpec) -> None:
         width = spec.out_features if config.position == "after" else spec.in_features
         super().__init__(config, spec, width, width)
-        self.position, self.skip = config.position, config.skip
+        self.position, self.skip, self.redundancy = config.position, config.skip, config.redundancy
+        self.reads_mask = config.redundancy > 0
         self.reads = "residual" if config.reads == "stream" else "nothing"
 
     def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:
         if self.position == "after":
             return x
-        return self.f(x, ctx) if self.skip == "none" else x + self.f(x, ctx)
+        f = self._bottleneck(x, ctx)
+        return f if self.skip == "none" else x + f
+
+    def _bottleneck(self, u: Tensor, ctx: AdapterContext) -> Tensor:
+        """Compute f(u), and add the loss on its redundancy."""
+        f = self.f(u, ctx)  # [..., O]
+        if not (self.redundancy and self.training):
+            return f
+        return with_loss(f, self.redundancy * redundancy(ctx.tokens(u), ctx.tokens(f)), "redundancy", ctx)
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         h = self.with_bias(h)
         if self.position == "before":
             return h
         u = self.output_read(x, h)
-        f = self.f(u, ctx).to(h.dtype)  # [..., O]
+        f = self._bottleneck(u, ctx).to(h.dtype)  # [..., O]
         return f if self.skip == "none" else f + (u if self.skip == "stream" else h)
 
     def output_read(self, x: Tensor, h: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ def _only(
         rows=names[0] if len(set(names)) == 1 else names,
         lengths=None if context.lengths is None else tuple(context.lengths[row] for row in rows),
         seeds=None if context.seeds is None else tuple(context.seeds[row] for row in rows),
+        loss_shares=None if context.loss_shares is None else tuple(context.loss_shares[row] for row in rows),
         pass_seeds=None if context.pass_seeds is None else tuple(context.pass_seeds[row] for row in rows),
         mask=None,
         _groups={},

@@ -7,6 +7,7 @@ update     one job's optimiser and schedule
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -92,8 +93,12 @@ def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: 
     """Run all rows of the step, one micro-batch after the other, and add their gradients up in the parameters."""
     ran, sums = list(begun.ran), list(begun.sums)
     wide = [Float32Sums(job.params.values()) for job in jobs if job.config.accumulate_in == "float32"]
+    added: dict[str, Counter[str]] = defaultdict(Counter)
     for micro in batcher.cut(begun.to_run):
-        losses_N = forward.losses(*batcher.inputs(micro, forward.device))
+        batch, context = batcher.inputs(micro, forward.device)
+        losses_N = forward.losses(batch, context)
+        for name, own in (context.losses or {}).items():
+            added[name].update(own)  # pyright: ignore[reportArgumentType]
         sums_R = sums_by_row(losses_N, micro)
         backward(jobs, loss_of(jobs, micro, sums_R, begun.sizes))
         for each in wide:
@@ -105,7 +110,7 @@ def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: 
     for penalty in (job.penalty() for job in jobs):
         if penalty is not None:
             penalty.backward()
-    return Ran(ran, torch.cat(sums).cpu())
+    return Ran(ran, torch.cat(sums).cpu(), added)  # pyright: ignore[reportArgumentType]
 
 
 def _clip(job: Job, rows: Sequence[Row]) -> float:
