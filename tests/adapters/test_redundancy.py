@@ -12,12 +12,15 @@ from torch import Tensor
 import graft
 from graft.adapters.parts.redundancy import redundancy
 from graft.attaching.active import running
+from graft.config import RunConfig
 from graft.injection.state import state_of
 from graft.routing.context import ForwardContext
 from graft.runs.folder import RunFolder
+from graft.training.forward.activations import holding
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import laid_out
-from graft.training.forward.modes import recomputing, set_training
+from graft.training.forward.modes import set_training
+from tests.contract.table import base
 from tests.training.conftest import attach, data, engine_for, exact_norm, gradients, job_on, take_step, tiny
 
 KIND = {"kind": "series", "bottleneck": 5, "init": "bert", "redundancy": 0.3, "sites": "mlp"}
@@ -72,7 +75,7 @@ def test_a_step_adds_the_loss_once_and_its_gradient(layout: Any, budget: int, ag
     for weight in (0.3, 1e-300):
         model, job = world(weight)
         forward = Forward(model)
-        with laid_out(model, layout), recomputing(model) if again else torch.enable_grad():
+        with laid_out(model, layout), holding(model, "recompute") if again else torch.enable_grad():
             set_training(model, ["a"])
             outcomes.append(take_step(forward, [job], layout, budget)["a"])
         slopes.append(gradients(job))
@@ -102,6 +105,18 @@ def test_a_plain_loop_gets_the_gradient_with_padding_on_the_left() -> None:
         found.append(gradients(job))
         model.zero_grad()
     assert torch.allclose(found[0] - found[1], slope, atol=1e-10)
+
+
+def test_where_it_means_nothing_is_named() -> None:
+    with pytest.raises(graft.GraftError, match="which tokens of a decoder behind an encoder are real is not known"):
+        graft.attach(base("t5"), {"a": KIND})
+    run = {"base": {"model": "base"}, "data": {"train": "d.json"}, "adapter": KIND}
+    for train, said in (
+        ({"method": "mezo"}, "redundancy adds no loss"),
+        ({"compile": True}, "does not know the padding"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            RunConfig.model_validate({**run, "train": train})
 
 
 def test_it_is_the_same_in_company_and_in_the_records(tmp_path: Path) -> None:

@@ -83,8 +83,7 @@ _PRESETS: dict[str, dict[str, Any] | list[dict[str, Any]]] = {
     },
     "papers/mixphm": {
         "kind": "mixture", "experts": 4, "share": "down", "start": "copies", "sites": "mlp.down",
-        "of": {"kind": "compacter", "bottleneck": 64, "rank": 8, "hidden_dropout": 0.5, "rule_std": 0.01,
-               "redundancy": 3.25e-5},
+        "of": {"kind": "compacter", "bottleneck": 64, "rank": 8, "hidden_dropout": 0.5, "rule_std": 0.01},
     },
     "papers/distilbert": {
         "kind": "series", "bottleneck": 32, "activation": "gelu", "skip": "none", "init": "torch", "sites": "attn mlp",

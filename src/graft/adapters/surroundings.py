@@ -31,6 +31,8 @@ class Surroundings:
     """For an attention module: the layers that make its queries, keys, values and output ("q", "k", "v", "o"), if the family knows them."""
     causal: bool = False
     """Whether tokens here depend on earlier ones only, so that generation may compute them one by one."""
+    answers: bool = False
+    """Whether it is in a decoder behind an encoder, where the mask of a call is that of the encoder's tokens."""
 
     def apply(self, x: Tensor) -> Tensor:
         """Return the output of the site without adapters. x: [..., I] -> [..., O]."""

@@ -47,7 +47,9 @@ def install_adapter(root: nn.Module, state: State, name: str, installed: Install
     adapter.train(host.training)
     norm = root.get_submodule(site.norm) if site.norm else None
     projections = _projections(root, site_table, site) if isinstance(adapter, AttentionAdapter) else {}
-    adapter.on_install(Surroundings(host, site.features, norm, projections, _causal(root, site_table, site)))
+    causal = _causal(root, site_table, site)
+    answers = causal and bool(getattr(getattr(root, "config", None), "is_encoder_decoder", False))
+    adapter.on_install(Surroundings(host, site.features, norm, projections, causal, answers))
     if adapter.reads_mask:
         _record_masks(root, state)
     container = container_of(host, state)

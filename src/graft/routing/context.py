@@ -203,8 +203,8 @@ class ForwardContext:
     @cached_property
     def everything(self) -> AdapterContext:
         """The context of an adapter that serves all rows."""
-        losses = self._losses_of(self.rows)
-        return AdapterContext(self.lengths, self.flat, self.seeds, self._shared_seeds, self.mask, self.cached, self.loss_shares, losses)  # fmt: skip
+        seeds, losses = (self.seeds, self._shared_seeds), self._losses_of(self.rows)
+        return AdapterContext(self.lengths, self.flat, *seeds, self.mask, self.cached, self.loss_shares, losses)
 
     def _losses_of(self, name: str | None | tuple[str | None, ...]) -> dict[str, Tensor] | None:
         return self.losses.setdefault(name, {}) if self.losses is not None and isinstance(name, str) else None

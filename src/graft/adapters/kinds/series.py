@@ -20,7 +20,7 @@ from torch import Tensor
 
 from graft.adapters.parts.bottleneck import BottleneckAdapter, BottleneckConfig, DenseBottleneckConfig
 from graft.adapters.parts.redundancy import redundancy
-from graft.adapters.surroundings import frozen
+from graft.adapters.surroundings import Surroundings, frozen
 from graft.architectures.site import SiteLike, SiteSpec
 from graft.errors import GraftError
 from graft.ops.added_loss import with_loss
@@ -79,6 +79,14 @@ class SeriesAdapter(BottleneckAdapter):
         self.position, self.skip, self.redundancy = config.position, config.skip, config.redundancy
         self.reads_mask = config.redundancy > 0
         self.reads = "residual" if config.reads == "stream" else "nothing"
+
+    def on_install(self, around: Surroundings) -> None:
+        super().on_install(around)
+        if self.redundancy and around.answers:
+            raise GraftError(
+                "redundancy is a loss on real tokens, and which tokens of a decoder behind an encoder are real is not known: name sites of "
+                "the encoder (re:encoder...), or leave redundancy out"
+            )
 
     def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:
         if self.position == "after":
