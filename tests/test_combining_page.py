@@ -32,6 +32,12 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
         f"graft train on-top.yaml base.model={base} base.device=cpu train.steps=2 train.batch_size=2 --out runs/top"
     )
     assert (tmp_path / "runs" / "top" / "adapters" / "stack" / "adapter_model.safetensors").is_file()
+    for name in "ab":
+        make_run(tmp_path / "runs" / name, {name: {"kind": "series", "bottleneck": 4, "sites": "mlp"}})
+    (tmp_path / "fusion.yaml").write_text(yaml_block(PAGE, "fusion.yaml"))
+    graft_command(
+        f"graft train fusion.yaml base.model={base} base.device=cpu train.steps=2 train.batch_size=2 --out runs/f"
+    )
     combining = [line for line in block.splitlines() if line.startswith("graft combine")]
     for line in combining:
         graft_command(line)

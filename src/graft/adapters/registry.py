@@ -57,9 +57,10 @@ BUILT_IN: dict[str, str] = {
     "stack": "graft.adapters.kinds.stack:Stack",
     "trained": "graft.adapters.kinds.trained:Trained",
     "mixture": "graft.adapters.kinds.mixture:Mixture",
+    "fusion": "graft.adapters.kinds.fusion:Fusion",
 }
-BY_REFERENCE = ("trained",)
-"""Kinds that stand for an adapter in a folder. They have no settings of their own to choose, so lists of kinds leave them out."""
+BY_REFERENCE = ("trained", "fusion")
+"""Kinds that stand for adapters in folders. Without these they mean nothing, so lists of kinds leave them out."""
 GROUP = "graft.kinds"
 """The entry-point group of the kinds in other packages."""
 Config = TypeVar("Config", bound="type[AdapterConfig]")

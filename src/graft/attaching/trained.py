@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from graft.adapters.base import AdapterConfig
 from graft.adapters.kinds.trained import CONFIG, WEIGHTS, HeldShared, Trained
+from graft.adapters.nesting import every_config
 from graft.architectures.site import SiteKeys
 from graft.attaching.fingerprint import check_base
 from graft.attaching.stored import copy_strictly, load_tensors
 from graft.errors import GraftError
-from graft.injection.state import SHARED, AttachedAdapter, State
+from graft.injection.state import SHARED, AttachedAdapter, Installed, State
 from graft.utils.files import checksum
 from graft.utils.strict_json import read_object
 
 
 def check_references(config: AdapterConfig) -> None:
     """Raise `GraftError` for an adapter by reference that is there twice, whose folder is gone, or that holds other weights by now."""
-    found = [part for part in config.parts() if isinstance(part, Trained)]
+    found = [each for each in every_config(config) if isinstance(each, Trained)]
     for number, part in enumerate(found):
         if any((part.folder, part.part) == (each.folder, each.part) for each in found[:number]):
             raise GraftError(f"the adapter in {part.folder} is named twice: name it once")
@@ -41,21 +44,30 @@ def fill_references(root: nn.Module, state: State, attached: AttachedAdapter) ->
     Raises `GraftError` for an adapter of another base, and for tensors that are missing, extra or misshapen.
     """
     parts = attached.config.parts()
-    held = [(each.config, each) for each in attached.installs if isinstance(each.config, Trained)]
-    for name in dict.fromkeys(config.folder for config, _ in held):
+    held = [found for each in attached.installs for found in _held(each)]
+    for name in dict.fromkeys(config.folder for config, _, _ in held):
         folder, keys = Path(name), SiteKeys()
         check_base(read_object(folder / CONFIG)["base"], root, state, name)
         places: dict[str, Tensor] = {}
-        modules = [each for config, each in held if config.folder == name]
-        for each in modules:
-            path = f"{each.site.module}.{keys.take(each.site.module, each.site.part)}".lstrip(".")
-            inner: nn.Module = each.module.of  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-            places |= {f"{path}.{key}": tensor for key, tensor in inner.state_dict(keep_vars=True).items()}
+        modules = [(each.site, module.of) for config, each, module in held if config.folder == name]
+        for site, module in modules:
+            path = f"{site.module}.{keys.take(site.module, site.part)}".lstrip(".")
+            places |= {f"{path}.{key}": tensor for key, tensor in module.state_dict(keep_vars=True).items()}
         for key, shared in attached.shared.items():
             part = parts[int(key.removeprefix(SHARED))]
             if isinstance(shared, HeldShared) and isinstance(part, Trained) and part.folder == name:
                 inside = shared.held.state_dict(keep_vars=True)
                 places |= {f"{SHARED}{part.part}.{key}": tensor for key, tensor in inside.items()}
         copy_strictly(load_tensors(folder / WEIGHTS), places, name)
-        for each in modules:
-            each.module.check_filled()
+        for _, module in modules:
+            module.check_filled()
+
+
+def _held(installed: Installed) -> Iterator[tuple[Trained, Installed, Any]]:
+    """Yield each adapter by reference at a site, alone or in a composite: its config, where it is installed, and its module."""
+    if isinstance(installed.config, Trained):
+        yield installed.config, installed, installed.module
+        return
+    for config, module in zip(installed.config.inner(), installed.module.inner().values(), strict=False):
+        if isinstance(config, Trained):
+            yield config, installed, module

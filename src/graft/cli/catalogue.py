@@ -28,6 +28,7 @@ A list of mappings is a stack: several kinds under one name. `graft kinds KIND` 
 In the table, *sites* are the types of sites where a kind can act. *Identity* says whether a fresh adapter with default settings
 leaves the model's output bitwise unchanged, and *folds* whether it can be merged into the base's weights (`graft merge`).
 """
+from graft.errors import GraftError
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,11 @@ def _page_of(kind: str) -> str:
 
 
 def _config(kind: str) -> AdapterConfig:
+    if kind in BY_REFERENCE:
+        raise GraftError(
+            f"kind '{kind}' is made of trained adapters in folders, so it has no default to show: write {{from: FOLDER}} in a list of "
+            "adapters, or {kind: fusion, of: [FOLDER, FOLDER]} (docs/combining.md)"
+        )
     config = parse(kind_class(kind).example())
     assert isinstance(config, AdapterConfig)
     return config

@@ -1,0 +1,152 @@
+"""AdapterFusion: attention over trained adapters, which stay frozen.
+
+    d_n = adapt_n(x, h) - h,    p = softmax_n(Q h . K d_n / T),    h' = h + sum_n p_n V d_n
+
+Each token weighs what the adapters would add to its output h. Q and K start from N(0, 0.02) with biases of zero. V starts near the
+identity and is kept there: its distance from the identity is a penalty of the loss.
+
+Pfeiffer et al. 2021, "AdapterFusion" (arXiv 2005.00247).
+
+Legend: O features of h, N adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from graft.adapters.base import Adapter, AdapterConfig
+from graft.adapters.composite import CompositeAdapter
+from graft.adapters.kinds.trained import HeldAround, Trained
+from graft.architectures.site import SiteLike, SiteSpec, SiteType
+from graft.errors import GraftError
+from graft.routing.context import AdapterContext
+
+
+class Fusion(AdapterConfig):
+    """Attention over frozen adapters, which learns for each token how much of each adapter it takes."""
+
+    takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "sublayer", "norm", "other"})
+    source = "arXiv 2005.00247"
+    suits = "Using what several adapters learnt on other tasks for a new one. 3 O^2 parameters at each site."
+
+    kind: Literal["fusion"] = "fusion"
+    of: tuple[Trained, ...] = Field(min_length=2)
+    """The folders of the trained adapters. They act at the same sites and each has one part."""
+    reads: Literal["output", "input"] = "output"
+    """What asks the adapters: the output h, or the input x, as for parallel adapters."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """T: higher values make the weights of the adapters more equal."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout of the scores before the softmax."""
+    penalty: float = Field(default=0.01, ge=0.0)
+    """Factor of the squared distance between V and the identity in the loss."""
+    sites: str | tuple[str, ...] = ()
+    """Where the adapters act: they name their sites."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _at_the_sites_of_its_adapters(cls, value: Any) -> Any:
+        """Read the folders, and take the sites from them."""
+        given = value.get("of") if isinstance(value, Mapping) else None
+        if given is None:
+            return value
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise GraftError(f"`of` takes a list of adapter folders; given: {given!r}")
+        found = tuple(_trained(each) for each in given)
+        for each in found:
+            if each.parts() != (each,):
+                raise GraftError(
+                    f"the adapter in {each.folder} has several parts, and fusion takes adapters of one: leave it out"
+                )
+            if each.sites != found[0].sites:
+                raise GraftError(
+                    f"the adapters in {found[0].folder} and {each.folder} act at different sites, {found[0].sites!r} and "
+                    f"{each.sites!r}, so they cannot be weighed against each other"
+                )
+        sites = value.get("sites") or (found[0].sites if found else ())
+        sites = tuple(sites) if isinstance(sites, list) else sites
+        if found and sites != found[0].sites:
+            raise GraftError(f"a fusion acts where its adapters do, at {found[0].sites!r}; given sites: {sites!r}")
+        return {**value, "of": found, "sites": sites}
+
+    def inner(self) -> tuple[AdapterConfig, ...]:
+        return self.of
+
+    @property
+    def starts_as_identity(self) -> bool:
+        return False
+
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        for each in self.of:
+            if unfit := {site.type for site in sites} - each.of.takes:
+                raise GraftError(f"kind '{each.of.kind}' does not act at {' and '.join(sorted(unfit))} sites")
+            each.check_sites(sites)
+
+    def build(self, spec: SiteSpec) -> Adapter:
+        built = {}
+        for number, each in enumerate(self.of):
+            module = each.for_site(spec).build(spec)
+            if type(module) is not HeldAround or module.acts_before or each.build_shared([spec]) is not None:
+                raise GraftError(
+                    f"fusion weighs what adapters add to an output, and kind '{each.of.kind}' does something else: take series, parallel, "
+                    "compacter or a difference of weights"
+                )
+            built[f"of_{number}"] = module
+        return FusionAdapter(self, spec, built)
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        return {**super().model_dump(**options), "of": [each.model_dump(**options) for each in self.of]}
+
+
+def _trained(value: Any) -> Trained:
+    from graft.adapters.parsing import parse
+
+    found = parse({"from": value} if isinstance(value, str) else value)
+    if not isinstance(found, Trained):
+        raise GraftError(f"fusion takes folders of trained adapters; given: {value!r}")
+    return found
+
+
+class FusionAdapter(CompositeAdapter):
+    """Q [O or I, O], K [O, O] with biases, V [O, O] without."""
+
+    def __init__(self, config: Fusion, spec: SiteSpec, inner: Mapping[str, Adapter]) -> None:
+        super().__init__(spec, inner)
+        like = {"dtype": spec.dtype, "device": spec.device}
+        asks = spec.in_features if config.reads == "input" else spec.out_features
+        self.asks_input, self.temperature, self.p, self.factor = (
+            config.reads == "input",
+            config.temperature,
+            config.dropout,
+            config.penalty,
+        )
+        self.query = nn.Linear(asks, spec.out_features, **like)
+        self.key = nn.Linear(spec.out_features, spec.out_features, **like)
+        self.value = nn.Parameter(torch.full((spec.out_features, spec.out_features), 1e-6, **like))
+        for layer in (self.query, self.key):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.value.fill_diagonal_(1.0)
+
+    def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
+        added = torch.stack([each.adapt(x, h, ctx) - h for each in self.inner().values()], -2)  # [..., N, O]
+        dtype = self.value.dtype
+        query = self.query((x if self.asks_input else h).to(dtype))  # [..., O]
+        scores = torch.einsum("...o,...no->...n", query, self.key(added.to(dtype)))  # [..., N]
+        if self.training:
+            scores = ctx.dropout(scores, self.p, self.site_index)
+        weights = torch.softmax(scores / self.temperature, -1)
+        mixed = torch.einsum("...n,...no->...o", weights, added.to(dtype))  # V is linear, so it acts on the mixture
+        return h + (mixed @ self.value.t()).to(h.dtype)
+
+    def penalty(self) -> Tensor | None:
+        if not self.factor:
+            return None
+        identity = torch.eye(len(self.value), dtype=self.value.dtype, device=self.value.device)
+        return self.factor * (self.value - identity).square().sum()
