@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from graft.adapters.base import AdapterConfig
 from graft.adapters.parsing import parse
 from graft.adapters.registry import BUILT_IN, BY_REFERENCE, entries, kind_class, kinds
+from graft.errors import GraftError
 
 _INTRODUCTION = """# Adapter kinds
 
@@ -28,7 +29,6 @@ A list of mappings is a stack: several kinds under one name. `graft kinds KIND` 
 In the table, *sites* are the types of sites where a kind can act. *Identity* says whether a fresh adapter with default settings
 leaves the model's output bitwise unchanged, and *folds* whether it can be merged into the base's weights (`graft merge`).
 """
-from graft.errors import GraftError
 
 
 @dataclass(frozen=True)
