@@ -67,10 +67,12 @@ if TYPE_CHECKING:
     from graft.adapters.kinds.compacter import Compacter
     from graft.adapters.kinds.dora import DoRA
     from graft.adapters.kinds.full import Full
+    from graft.adapters.kinds.gate import Gate
     from graft.adapters.kinds.hadamard import Hadamard
     from graft.adapters.kinds.head import Head
     from graft.adapters.kinds.hira import HiRA
     from graft.adapters.kinds.ia3 import IA3
+    from graft.adapters.kinds.invertible import Invertible
     from graft.adapters.kinds.llama_adapter import LLaMAAdapter
     from graft.adapters.kinds.llama_adapter_v2 import LLaMAAdapterV2
     from graft.adapters.kinds.loha import LoHa
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from graft.adapters.kinds.series import Series
     from graft.adapters.kinds.shira import SHiRA
     from graft.adapters.kinds.stack import Stack
+    from graft.adapters.kinds.sum import Sum
     from graft.adapters.kinds.vera import VeRA
     from graft.adapters.presets import presets
     from graft.adapters.registry import kinds, register
