@@ -87,6 +87,7 @@ class SeriesAdapter(BottleneckAdapter):
                 "redundancy is a loss on real tokens, and which tokens of a decoder behind an encoder are real is not known: name sites of "
                 "the encoder (re:encoder...), or leave redundancy out"
             )
+
     @property
     def acts_before(self) -> bool:
         return self.position == "before"
