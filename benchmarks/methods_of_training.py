@@ -11,6 +11,8 @@ processor time is taken (work beside it does not change that), and one more in w
     activations   all that is alive at the end of the forward pass, besides
     moment        what the step has at most beyond these: a block that is computed again, a dequantised weight, a chunk of logits
 
+In full training activations go while gradients come, so the parts together are more than the peak, which is measured too.
+
 `--only` measures some methods and leaves what the results file says of the others. `--picture` draws the file and measures nothing.
 """
 
@@ -112,7 +114,6 @@ def measured(args: argparse.Namespace, method: dict[str, Any]) -> dict[str, Any]
     from graft.training.forward.layout import decide, laid_out
     from graft.training.forward.modes import set_training
     from graft.training.forward.tasks import forward_of
-    from graft.training.updates.optimizers import state_bytes, update_bytes
     from graft.training.updates.rules import rule_of
     from graft.training.validation import validation_scores
 
@@ -123,6 +124,12 @@ def measured(args: argparse.Namespace, method: dict[str, Any]) -> dict[str, Any]
     }  # fmt: skip
     parts = build(load_run(run))
     (job,), model = parts.jobs, parts.base.model
+    weights, gradients = (
+        memory_report(model).num_bytes + job.own_weights,
+        job.own_bytes - job.own_weights - job.own_state,
+    )
+    if job.trainable.adapter is None:
+        weights -= sum(each.nbytes for each in job.params.values())
     job.trainable.begin(job.optimizer)
     forward = forward_of(model)
     batcher = Batcher(4096, "padded", pad_id(parts.base.tokenizer, model))
@@ -143,18 +150,13 @@ def measured(args: argparse.Namespace, method: dict[str, Any]) -> dict[str, Any]
             spent.append(time.process_time() - start)
             wall.append(time.perf_counter() - begun)
         after = validation_scores(forward, job, batcher)["validation_loss"]
-        trained = list(job.params.values())
-        weights = memory_report(model).num_bytes
-        if job.trainable.adapter is not None:
-            weights += sum(each.nbytes for each in trained)
-        gradients = update_bytes(trained, job.config) - state_bytes(trained, job.config)
         alive, optimiser = counted(forward, job, step), sum(each.nbytes for each in job.tensors().values())
     if not rule.backward:  # what stands in for gradients is there before the forward pass
         alive["held"] = max(0, alive["held"] - gradients)
     moment = max(0, alive["peak"] - alive["held"] - gradients)
     return {
         "weights": weights, "gradients": gradients, "optimiser": optimiser, "activations": alive["held"], "moment": moment,
-        "peak": weights + gradients + optimiser + alive["held"] + moment,
+        "peak": weights + optimiser + alive["peak"],
         "processor_seconds": statistics.median(spent[1:]), "seconds": statistics.median(wall[1:]),
         "loss_before": before, "loss_after": after, "trained": job.trainable.count, "layout": batcher.layout,
     }  # fmt: skip
@@ -198,10 +200,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.barh(list(methods), sizes, left=left, color=grey, hatch=hatch, edgecolor="0.1", linewidth=0.6, label=part)
         left = [begin + size for begin, size in zip(left, sizes, strict=True)]
     for at, (total, one) in enumerate(zip(left, methods.values(), strict=True)):
-        axes.text(total + 10, at, f"{total:,.0f} MiB, {one['processor_seconds']:.1f} s", va="center", fontsize=8)
+        peak = one["peak"] / 2**20
+        axes.plot([peak, peak], [at - 0.4, at + 0.4], color="black", linewidth=2.2)
+        axes.text(total + 15, at, f"{peak:,.0f} MiB, {one['processor_seconds']:.1f} s", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * max(left))
-    axes.set_xlabel("MiB of tensors at the peak of a step; seconds of processor time of a step")
+    axes.set_xlabel("MiB of tensors in a step; the mark and the number are its peak; processor time of a step")
     axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.45, 1.0), frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -10,11 +10,15 @@ import pytest
 import torch
 
 import graft
+from graft.bases import load_model
+from graft.bases.dequantising import dequantise
 from graft.cli import main
+from graft.config.base import BaseConfig
 from graft.errors import GraftError
 from graft.runs.folder import RunFolder
 from tests.reversible.bases import VARIANTS
-from tests.training.conftest import attach, batcher, data, engine_for, job_on, losses, step, tiny, world  # noqa: F401
+from tests.small import save_small
+from tests.training.conftest import GATED, attach, batcher, data, engine_for, job_on, losses, step, tiny, world  # noqa: F401
 
 KINDS: dict[str, Any] = {
     "a": {"kind": "lora", "rank": 4, "sites": "linear", "dropout": 0.2},
@@ -58,6 +62,23 @@ def test_the_flat_layout_is_proved_and_gives_the_padded_gradients(variant: Any) 
         outcome = step(model, [job], layout=layout)["a"]
         found.append((outcome.loss, outcome.grad_norm))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_a_base_in_four_bits_trains_as_the_plain_base_of_its_weights(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install 'graft-llm[quant]')")
+    folder = save_small(
+        tmp_path / "base", scale=2.0, **{key: value for key, value in GATED.items() if key != "pad_token_id"}
+    )
+    curves = []
+    for plain in (False, True):
+        model = load_model(BaseConfig(model=str(folder), quantize="nf4", device="cpu"))
+        if plain:
+            dequantise(model, torch.float32)
+        attach(graft.make_reversible(model, "meft1"), adapter="papers/meft1")
+        job = job_on(model, train=data(20), steps=4, batch_size=4, lr=1e-2)
+        assert engine_for([job], model, tmp_path / str(plain)).run() == "finished"
+        curves.append(losses(tmp_path / str(plain)))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
 def write_run(folder: Path, world: Path, **base: Any) -> Path:  # noqa: F811

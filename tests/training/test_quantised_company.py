@@ -119,3 +119,5 @@ def test_other_tasks_train_resume_and_answer(
     assert steps == [1, 2, 3, 4, 5]
     graft_command("graft merge runs/a --to merged")
     assert "quantization_config" not in json.loads(Path("merged/config.json").read_text())
+    graft_command("graft merge runs/a --to few --quantize int8")
+    assert json.loads(Path("few/config.json").read_text())["quantization_config"]["load_in_8bit"]

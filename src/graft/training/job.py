@@ -27,7 +27,7 @@ from graft.errors import GraftError
 from graft.training.objectives import Objective, Supervised, objective_of
 from graft.training.rows import Row, View
 from graft.training.trainable import Trainable, trainable_of
-from graft.training.updates.optimizers import build_optimizer, update_bytes, weight_bytes
+from graft.training.updates.optimizers import build_optimizer, state_bytes, update_bytes, weight_bytes
 from graft.training.updates.schedules import build_schedule, restart_schedule, restore_schedule, schedule_state
 from graft.training.updates.states import optimizer_tensors, restore_optimizer
 from graft.utils.clock import timed
@@ -77,6 +77,10 @@ class Job:
     """Whether its tensors are in memory; else they are in the run folder (see `offload`)."""
     own_bytes: int = 0
     """Memory of the parameters, their gradients (or what stands in for them) and the optimiser's state."""
+    own_weights: int = 0
+    """Of these, that of the parameters."""
+    own_state: int = 0
+    """Of these, that of the optimiser's state."""
     objective: Objective = field(default_factory=Supervised)
     """What the job learns from the losses of its rows."""
     stop_ids: frozenset[int] = frozenset()
@@ -113,9 +117,11 @@ class Job:
                 "others prompt, chosen and rejected"
             )
         params = list(trainable.params.values())
-        own_bytes = weight_bytes(params, config) + update_bytes(params, config)
+        own_weights, own_state = weight_bytes(params, config), state_bytes(params, config)
+        own_bytes = own_weights + update_bytes(params, config)
         return cls(
             name, config, train, validation, trainable, optimizer, schedule, steps, epoch_steps, own_bytes=own_bytes,
+            own_weights=own_weights, own_state=own_state,
             objective=objective_of(config.objective),
         )  # fmt: skip
 

@@ -166,7 +166,7 @@ class Need:
         self.on_gpu = forward.device.type == "cuda"
         self.parameters = list(job.params.values())
         state = sum(each.nbytes for each in job.tensors().values())
-        self.fixed = held_bytes(forward.device) + update_bytes(self.parameters, job.config) - state
+        self.fixed = held_bytes(forward.device) + job.own_bytes - job.own_weights - state
         self.per_token = kept.under("keep")
         """What is measured: under another way than keep, what that way keeps."""
 

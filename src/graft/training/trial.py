@@ -26,7 +26,6 @@ from graft.training.records.progress import memory_bytes
 from graft.training.saved import counting
 from graft.training.scheduling.memory import measuring
 from graft.training.step import NonFinite, loss_of, sums_by_row
-from graft.training.updates.optimizers import state_bytes, update_bytes, weight_bytes
 from graft.training.updates.rules import rule_of
 
 SHORT = 3.0
@@ -115,8 +114,7 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
         if failed is not None:
             raise explained(failed, forward, job, batcher, train.activations, rows)
     # The trial takes no optimiser step, and passes without backward make nothing that stands in for gradients.
-    parameters = list(job.params.values())
-    lacking = (state_bytes if backward else update_bytes)(parameters, job.config)
+    lacking = job.own_state if backward else job.own_bytes - job.own_weights
     measured = memory_bytes(forward.device) if peak.num_bytes is None else peak.num_bytes
     return Trial(
         tokens,
@@ -133,11 +131,11 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
 
 def _parts_of(parts: RunParts, job: Job, activations: int) -> MemoryParts:
     """What the memory of a step consists of."""
-    parameters, own = list(job.params.values()), job.trainable.adapter is not None
-    trained, state = weight_bytes(parameters, job.config), state_bytes(parameters, job.config)
-    gradients = update_bytes(parameters, job.config) - state
-    base = memory_report(parts.base.model).num_bytes
-    return MemoryParts(base, trained if own else 0, gradients, state, activations)
+    base, gradients = memory_report(parts.base.model).num_bytes, job.own_bytes - job.own_weights - job.own_state
+    if job.trainable.adapter is None:  # in 8 bits they are no parameters any more
+        base += job.own_weights - sum(each.numel() * each.element_size() for each in job.params.values())
+        return MemoryParts(base, 0, gradients, job.own_state, activations)
+    return MemoryParts(base, job.own_weights, gradients, job.own_state, activations)
 
 
 def _warm_step(forward: Forward, job: Job, batcher: Batcher) -> float:
