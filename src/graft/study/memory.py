@@ -72,7 +72,7 @@ class MemoryPredictor:
             kept = VALUES_PER_TOKEN * text.hidden_size + 2 * (
                 getattr(text, "intermediate_size", None) or 4 * text.hidden_size
             )
-            blocks = 1 if config.train.gradient_checkpointing else text.num_hidden_layers
+            blocks = 1 if config.train.activations == "recompute" else text.num_hidden_layers
             self._base[key] = size * sum(p.numel() for p in model.parameters()), size * kept * blocks
         return self._base[key]
 
