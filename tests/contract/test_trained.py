@@ -158,3 +158,29 @@ def test_references_that_lead_nowhere_are_refused(first: Path, tmp_path: Path, p
     with pytest.raises(GraftError, match=message):
         graft.attach(model, {"b": [*parts, TOP]})
     assert graft.names(model) == ("a",)
+
+
+@pytest.mark.parametrize("kind", ["lora", "vera", "adalora", "compacter"])
+def test_a_trained_adapter_inside_a_gate_or_a_sum_computes_as_it_did(kind: str, tmp_path: Path) -> None:
+    first = with_adapters("llama", a={"kind": kind, "sites": "mlp.down" if kind != "compacter" else "mlp"})
+    graft.save(first, "a", tmp_path / "first")
+    held = {"from": str(tmp_path / "first")}
+    model = base("llama")
+    graft.attach(model, {
+        "open": {"kind": "gate", "of": held, "per": "token", "init_bias": 40.0, "init_std": 0.0},
+        "half": {"kind": "gate", "of": held, "per": "token"},
+        "sum": {"kind": "sum", "of": [held, {"kind": "parallel", "bottleneck": 2}]},
+    })  # fmt: skip
+    for name in ("open", "sum"):  # a fresh parallel changes nothing
+        with graft.use(model, name):
+            torch.testing.assert_close(logits(model, ids()), logits(first, ids()), atol=1e-5, rtol=1e-5)
+    assert {key.rpartition(".")[2] for key, _ in graft.parameters(model, "half")} == {
+        "weight",
+        "bias",
+    }  # of the gates alone
+    randomise(model, "half")
+    graft.save(model, "half", tmp_path / "half")
+    again = graft.load(base("llama"), tmp_path / "half", name="half")
+    with graft.use(model, "half"):
+        assert torch.equal(logits(again, ids()), logits(model, ids()))
+        assert not torch.allclose(logits(model, ids()), logits(first, ids()), atol=1e-3)

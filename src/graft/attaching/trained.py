@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graft.adapters.base import AdapterConfig
-from graft.adapters.kinds.trained import CONFIG, WEIGHTS, HeldShared, Trained
+from graft.adapters.base import Adapter, AdapterConfig, AdapterModule
+from graft.adapters.kinds.trained import CONFIG, WEIGHTS, Trained
 from graft.adapters.nesting import every_config
 from graft.architectures.site import SiteKeys
 from graft.attaching.fingerprint import check_base
 from graft.attaching.stored import copy_strictly, load_tensors
 from graft.errors import GraftError
-from graft.injection.state import SHARED, AttachedAdapter, Installed, State
+from graft.injection.state import SHARED, AttachedAdapter, State
 from graft.utils.files import checksum
 from graft.utils.strict_json import read_object
 
@@ -43,31 +43,48 @@ def fill_references(root: nn.Module, state: State, attached: AttachedAdapter) ->
 
     Raises `GraftError` for an adapter of another base, and for tensors that are missing, extra or misshapen.
     """
+    held = [(*pair, each.site) for each in attached.installs for pair in _held(each.config, each.module)]
     parts = attached.config.parts()
-    held = [found for each in attached.installs for found in _held(each)]
+    shares = [pair for n, part in enumerate(parts) for pair in _held(part, attached.shared.get(f"{SHARED}{n}"))]
     for name in dict.fromkeys(config.folder for config, _, _ in held):
         folder, keys = Path(name), SiteKeys()
         check_base(read_object(folder / CONFIG)["base"], root, state, name)
         places: dict[str, Tensor] = {}
-        modules = [(each.site, module.of) for config, each, module in held if config.folder == name]
-        for site, module in modules:
+        modules = [(module, site) for config, module, site in held if config.folder == name]
+        for module, site in modules:
             path = f"{site.module}.{keys.take(site.module, site.part)}".lstrip(".")
-            places |= {f"{path}.{key}": tensor for key, tensor in module.state_dict(keep_vars=True).items()}
-        for key, shared in attached.shared.items():
-            part = parts[int(key.removeprefix(SHARED))]
-            if isinstance(shared, HeldShared) and isinstance(part, Trained) and part.folder == name:
+            places |= {f"{path}.{key}": tensor for key, tensor in module.held.state_dict(keep_vars=True).items()}
+        for config, shared in shares:
+            if config.folder == name:
                 inside = shared.held.state_dict(keep_vars=True)
-                places |= {f"{SHARED}{part.part}.{key}": tensor for key, tensor in inside.items()}
+                places |= {f"{SHARED}{config.part}.{key}": tensor for key, tensor in inside.items()}
         copy_strictly(load_tensors(folder / WEIGHTS), places, name)
-        for _, module in modules:
+        for module, _ in modules:
             module.check_filled()
 
 
-def _held(installed: Installed) -> Iterator[tuple[Trained, Installed, Any]]:
-    """Yield each adapter by reference at a site, alone or in a composite: its config, where it is installed, and its module."""
-    if isinstance(installed.config, Trained):
-        yield installed.config, installed, installed.module
+def _held(config: AdapterConfig, module: AdapterModule | None) -> Iterator[tuple[Trained, Any]]:
+    """Yield (config, module) of an adapter by reference, or of those inside a kind made of others; of shared modules likewise.
+
+    Raises `GraftError` for a kind that builds more, or fewer, modules of what is in it than one.
+    """
+    if isinstance(config, Trained):
+        if module is not None:
+            yield config, module
         return
-    for config, module in zip(installed.config.inner(), installed.module.inner().values(), strict=False):
-        if isinstance(config, Trained):
-            yield config, installed, module
+    if not any(isinstance(each, Trained) for each in every_config(config)):
+        return
+    if len(config.inner()) == 1 and not isinstance(module, Adapter):  # what the sites of the inner kind share
+        yield from _held(config.inner()[0], module)
+        return
+    inside = {} if module is None else module.inner()
+    if isinstance(module, Adapter):
+        if len(inside) != len(config.inner()):
+            raise GraftError(
+                f"kind {config.kind} cannot hold a trained adapter by reference: name it in a list, beside others"
+            )
+        for each, own in zip(config.inner(), inside.values(), strict=True):
+            yield from _held(each, own)
+        return
+    for number, each in enumerate(config.inner()):  # shared modules of parts have the numbers of these
+        yield from _held(each, inside.get(str(number)))
