@@ -21,6 +21,7 @@ SECOND = {
     "stack": [LORA, PREFIX],
     "series": {"kind": "series", "bottleneck": 8, "dropout": 0.1, "sites": "mlp"},
     "gate": {"kind": "gate", "of": LORA, "per": "token"},
+    "mixture": {"kind": "mixture", "of": LORA, "share": "up"},
     "sum": {"kind": "sum", "of": [LORA, {"kind": "series", "bottleneck": 4, "dropout": 0.1, "sites": "attn.q"}]},
     "dora": {"kind": "dora", "rank": 3, "sites": "linear"},
     "reft": {"kind": "reft", "rank": 2, "sites": "layer"},

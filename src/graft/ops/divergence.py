@@ -55,7 +55,9 @@ class _TwoPasses(torch.autograd.Function):
         vocabulary = x.shape[1] if head is None else head.shape[0]
         size = max(1, CHUNK_BYTES // (BUFFERS * vocabulary * exact.itemsize))  # targets per chunk
         losses, divergences = (torch.empty(len(x), dtype=exact, device=x.device) for _ in range(2))
-        grads = [torch.empty_like(x) for _ in range(3)] if any(ctx.needs_input_grad[:2]) else []
+        # Without a cap, the gradient of a divergence is the same for both passes but for its sign, so it goes through the head once.
+        kept = 0 if not any(ctx.needs_input_grad[:2]) else 2 if transform.cap is None else 3
+        grads = [torch.empty_like(x) for _ in range(kept)]
         for start in range(0, len(x), size):
             at = slice(start, start + size)
             z, w = (each[at] if head is None else F.linear(each[at], head, bias) for each in (x, y))
@@ -70,15 +72,16 @@ class _TwoPasses(torch.autograd.Function):
             if grads:
                 p -= (e / vocabulary)[:, None]
                 p.scatter_add_(1, target[at][:, None], (e - 1)[:, None])
-                for grad, dz in zip(grads, (p * slopes[0], apart * slopes[0], -apart * slopes[1]), strict=True):
+                every = (p * slopes[0], apart * slopes[0], -apart * slopes[1])
+                for grad, dz in zip(grads, every[:kept], strict=True):
                     grad[at] = dz if head is None else dz.to(head.dtype) @ head
         ctx.save_for_backward(*grads)
         return losses, divergences
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        own, towards, back = (
-            ctx.saved_tensors
-        )  # the gradients of a loss and, for both passes, of a divergence; [P, D] each
+        # The gradients of a loss and of a divergence for the first pass, and for the second one if they differ; [P, D] each.
+        own, towards, *back = ctx.saved_tensors
         loss, divergence = (each[:, None].to(own.dtype) for each in grads)
-        return own * loss + towards * divergence, back * divergence, None, None, None, None, None
+        second = back[0] if back else -towards
+        return own * loss + towards * divergence, second * divergence, None, None, None, None, None
