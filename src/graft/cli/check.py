@@ -152,7 +152,8 @@ def _show_trial(report: CheckReport, console: Console, unit: str) -> None:
         f"[bold]Trial[/]     longest batch: {counted(trial.tokens, 'token')} (longest sample: {trial.longest:,}), loss {trial.loss:.4f}, "
         f"{trial.tokens / trial.seconds:,.0f} tokens/s, peak memory {trial.peak_bytes / 1e9:.2f} GB"
     )
-    parts = {name: size for name, size in vars(trial.memory).items() if size}
+    named = {"optimizer": "optimiser state"}
+    parts = {named.get(name, name): size for name, size in vars(trial.memory).items() if size}
     parts["for the moment, or of the process itself"] = max(0, trial.peak_bytes - sum(parts.values()))
     console.print(f"[bold]Memory[/]    {', '.join(f'{size / 1e6:,.1f} MB {name}' for name, size in parts.items())}")
     if trial.compile_seconds is not None:
