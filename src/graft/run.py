@@ -60,19 +60,21 @@ class Run:
     def train(self, out: str | Path | None = None, *, overwrite: bool = False) -> RunFolder:
         """Train and return the run folder. A folder that already holds a run is refused, or emptied if `overwrite`."""
         from graft.evaluation.settings import refuse_names
+        from graft.evaluation.while_training import judge
         from graft.training import train
 
         refuse_names(self.config)
         self.out = Path(out) if out is not None else self.out
-        self.folder = train(self.config, self.out, overwrite=overwrite)
+        self.folder = train(self.config, self.out, overwrite=overwrite, judge=judge)
         return self.folder
 
     def resume(self) -> RunFolder:
         """Continue the run from the last checkpoint in its folder."""
         folder = self._trained()
+        from graft.evaluation.while_training import judge
         from graft.training import resume
 
-        self.folder = resume(folder)
+        self.folder = resume(folder, judge=judge)
         return self.folder
 
     def eval(

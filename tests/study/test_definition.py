@@ -45,6 +45,7 @@ def test_a_wrong_key_is_named_with_its_line_and_the_nearest_one(run_of: dict[str
         ({"grid": {"train.lr": [1e-3, 1e-2]}, "budget": 1}, "budget is 1, but grid, zip and list make 2 points"),
         ({"grid": {"train.lr": [1e-3]}, "objective": "tset_accuracy"}, "Did you mean 'test_accuracy'"),
         ({"grid": {"train.lr": [1e-3]}, "objective": "test_accuracy"}, "test is not set"),
+        ({"grid": {"train.lr": [1e-3]}, "test": "nowhere.jsonl"}, "there is no file nowhere.jsonl, which test names"),
         ({"grid": {"train.lr": [1e-3]}, "objective": "validation_margin"}, "data.task is not preference"),
         ({"grid": {"train.seed": [1]}}, "seeds of a study stand under seeds"),
         ({"grid": {"train.lr": [1e-3]}, "tune": ["train.lrr"]}, "Did you mean 'train.lr'"),

@@ -23,6 +23,7 @@ def command(
 
     Example: graft resume runs/math
     """
+    from graft.evaluation.while_training import judge
     from graft.training import resume
 
-    finish(resume(run, changes or (), force=force), as_json)
+    finish(resume(run, changes or (), force=force, judge=judge), as_json)

@@ -32,6 +32,7 @@ def command(
     config = run_config(target, changes)
     if out is None and target.is_dir():
         raise typer.BadParameter("to train the run of a run folder again, name a new folder", param_hint="--out")
+    from graft.evaluation.while_training import judge
     from graft.training import train
 
-    finish(train(config, out or Path("runs") / target.stem, overwrite=overwrite, force=force), as_json)
+    finish(train(config, out or Path("runs") / target.stem, overwrite=overwrite, force=force, judge=judge), as_json)

@@ -111,9 +111,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _early_stopping_needs_validation(self) -> RunConfig:
-        for name in ("validate_every", "patience"):
+        for name in ("validate_every", "patience", "answers"):
             if getattr(self.train, name) is not None and not self.data.validation:
                 raise ValueError(f"train.{name} has no effect without validation data: set data.validation")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_are_written(self) -> RunConfig:
+        if self.train.answers is not None and self.data.task != "causal":
+            raise ValueError(
+                f"train.answers is for data.task causal, whose answers are written; it is {self.data.task}: remove it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -218,6 +226,8 @@ def compile_obstacle(config: RunConfig) -> str | None:
         return "train.kernels liger: a compiled graph fuses these operations itself. Use kernels: auto or off"
     if isinstance(config.train.objective, KTOConfig):
         return "train.objective kto: its mismatched sequences run without gradients"
+    if config.train.answers is not None:
+        return "train.answers: writing answers would compile again for each length"
     if config.base.dropout:
         return "base.dropout: a compiled graph draws other random numbers than eager code"
     if any(getattr(part, "redundancy", 0.0) for part in _parts_of(config)):

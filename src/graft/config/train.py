@@ -70,6 +70,9 @@ class TrainConfig(Section):
     result in both layouts, else padded."""
     validate_every: int | None = Field(default=None, ge=1)
     """Steps between validations; null validates at the end of each epoch."""
+    answers: int | None = Field(default=None, ge=1)
+    """Validation questions that the model answers at each validation, from the start; metrics.jsonl then has answer_accuracy, the share of
+    right ones by eval.metric. Null answers none."""
     patience: int | None = Field(default=None, ge=1)
     """Validations without improvement before the run stops; null never stops early."""
     save_every: int | None = Field(default=None, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from graft.config import RunConfig
@@ -52,11 +53,12 @@ def check(study: Study) -> list[RunConfig]:
             mistakes += str(error).splitlines()
     if mistakes:
         raise GraftError("\n".join(dict.fromkeys(mistakes)))
-    for config in configs:
-        if config.train.method.parts is not None and config.adapter is not None:
-            raise AssertionError("a run has either")
     for name in objectives(study):
         _check_objective(study, name, configs)
+    for name in ("test", "unrelated"):
+        file = getattr(study.config, name)
+        if file is not None and Path(file).suffix and not Path(file).expanduser().exists():
+            raise GraftError(f"{study.document.where((name,))}: there is no file {file}, which {name} names")
     if study.config.tune:
         _check_objective(study, study.config.tune_by, configs)
     if study.config.pruner.kind != "none" and any(not config.data.validation for config in configs):
@@ -111,7 +113,7 @@ def _check_objective(study: Study, name: str, configs: list[RunConfig]) -> None:
         lacking = "data.task has no classes: use answer_accuracy, with train.answers, or test_accuracy"
     elif name == "validation_margin" and any(config.data.task != "preference" for config in configs):
         lacking = "data.task is not preference"
-    elif name == "answer_accuracy" and any(not getattr(config.train, "answers", None) for config in configs):
+    elif name == "answer_accuracy" and any(not config.train.answers for config in configs):
         lacking = "train.answers is not set: the number of validation samples that are answered while training"
     elif name.startswith("test_") and study.config.test is None:
         lacking = "test is not set: a file of rows that no trial trains on"

@@ -12,6 +12,7 @@ from graft.config import RunConfig
 from graft.config.study import StudyConfig
 from graft.errors import GraftError
 from graft.evaluation.evaluating import evaluate_jobs, evaluate_tasks
+from graft.evaluation.while_training import judge
 from graft.generation.loaded import LoadedModel, load_candidates
 from graft.runs.contents import is_run
 from graft.runs.folder import RunFolder
@@ -44,9 +45,9 @@ def run_pack(pack: Pack, config: StudyConfig, history: Any, with_base: bool, qui
     """
     run = RunFolder(pack.folder)
     if is_run(pack.folder):
-        resume(run, quiet=quiet)
+        resume(run, quiet=quiet, judge=judge)
     else:
-        train(joint_run(pack.configs, config.pruner, config.memory, history), pack.folder, quiet=quiet)
+        train(joint_run(pack.configs, config.pruner, config.memory, history), pack.folder, quiet=quiet, judge=judge)
     if run.read_status().get("state") == "stopped":
         raise Stopped
     names = {job: job if pack.alone_name is None else pack.alone_name for job in pack.configs}

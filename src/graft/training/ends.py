@@ -29,22 +29,22 @@ def written_ends(base: Base, job: Job, samples: Sequence[Example], pass_seconds:
     most = min(MOST, int(SECONDS / max(pass_seconds, 1e-6)))
     if most < LEAST:
         return None
-    short = [each for each in samples if len(_prompt(each)) > 1 and 2 * _written(each) <= most][:ASKED]
+    short = [each for each in samples if len(prompt_of(each)) > 1 and 2 * _written(each) <= most][:ASKED]
     if not short:
         return None
     adapter = job.name if job.trainable.adapter is not None else None
-    requests = [Request(_prompt(example), adapter, job.stop_ids) for example in short]
+    requests = [Request(prompt_of(example), adapter, job.stop_ids) for example in short]
     found = [answer.reason for _, answer in generate(base.model, requests, Decoding(most))]
     return {"ended": found.count("stopped"), "asked": len(found), "max_new_tokens": most}
 
 
 def _written(example: Example) -> int:
     """The tokens of the last answer, its end mark included."""
-    return len(example.input_ids) - len(_prompt(example)) if example.answer is None else len(example.answer)
+    return len(example.input_ids) - len(prompt_of(example)) if example.answer is None else len(example.answer)
 
 
-def _prompt(example: Example) -> tuple[int, ...]:
-    """The tokens before the last answer."""
+def prompt_of(example: Example) -> tuple[int, ...]:
+    """Return the tokens before the last answer; none for a plain text."""
     if example.answer is not None:  # the decoder writes it
         return tuple(example.input_ids.tolist())
     read = np.flatnonzero(~example.supervised)

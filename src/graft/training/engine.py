@@ -63,14 +63,16 @@ class Engine:
 
     publish: writes the adapter folder (or the model) of a job for users; called after the job's first step and when it ends.
     build_job: makes a job that is submitted while the run trains; without it the run takes no new jobs.
+    answered: further scores of a job at a validation, from answers that it writes.
     """
 
     def __init__(
         self, model: nn.Module, jobs: Sequence[Job], folder: RunFolder, settings: Settings, reporter: Reporter,
         publish: Callable[[Job], Any], trackers: Sequence[Tracker] = (),
-        build_job: BuildJob | None = None,
+        build_job: BuildJob | None = None, answered: Callable[[Job], dict[str, float]] = lambda job: {},
     ) -> None:  # fmt: skip
         self.model, self.folder, self.settings, self.reporter = model, folder, settings, reporter
+        self.answered = answered
         self.pool = JobPool(jobs, settings.scheduler, Batcher(settings.token_budget, "padded", settings.pad_id))
         self.recorder = Recorder(folder, self.pool, reporter, trackers, settings.log_every)
         self.queue = CommandQueue(folder.path)
@@ -226,13 +228,12 @@ class Engine:
             job.last = self.step
         self.recorder.log(self.step, outcomes, seconds, self.forward.device)
         due = [job for job in stepped if job.validation_due or self.pool.halving.at_rung(job)]
-        best = [self._validate(job) for job in due]
-        self.saver.save_if_due(self.step, stepped, bool(due), any(best))
+        self.saver.save_if_due(self.step, stepped, bool(due), any([self._validate(job) for job in due]))
 
     def _validate(self, job: Job) -> bool:
         """Validate a job; whether this was its best validation so far."""
         try:
-            scores = validation_scores(self.forward, job, self.pool.batcher)
+            scores = {**validation_scores(self.forward, job, self.pool.batcher), **self.answered(job)}
         except Exception as error:
             self._fail_job(job, error)
             return False

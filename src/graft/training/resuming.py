@@ -14,6 +14,7 @@ from graft.injection.state import state_of
 from graft.runs.commands import CommandQueue
 from graft.runs.contents import is_run
 from graft.runs.folder import RunFolder
+from graft.training.answering import Judge
 from graft.training.assembly import RunParts, build, build_job
 from graft.training.checkpoints import newest, read_state, tidy
 from graft.training.records.progress import Reporter
@@ -31,13 +32,14 @@ CONSTANT = ("constant", "constant_with_warmup")
 
 
 def resume(
-    run: RunFolder | str | Path, changes: Sequence[str] = (), *, force: bool = False, quiet: bool = False
-) -> RunFolder:
+    run: RunFolder | str | Path, changes: Sequence[str] = (), *, force: bool = False, quiet: bool = False,
+    judge: Judge | None = None,
+) -> RunFolder:  # fmt: skip
     """Continue a run from its last checkpoint; a run that was killed before its first checkpoint begins again.
 
     Metrics from after the checkpoint are removed, since the steps are taken again, on a CPU with the same numbers bit for bit. If the
     last checkpoint is damaged, the run continues from the one before. changes: `key=value`, for the settings in `CHANGEABLE`; they are
-    kept. force: as in `train`.
+    kept. force, judge: as in `train`.
     Raises `GraftError` for a folder without a run, a run that is still running, files that are missing, and a base or data that changed.
     """
     folder = (run if isinstance(run, RunFolder) else RunFolder(run)).existing()
@@ -46,11 +48,11 @@ def resume(
             f"{folder.path} is not a run folder: its config.yaml is no run's, for there is neither a lock.json nor a status.json of Graft"
         )
     with folder.claim(force), failure_noted(folder):
-        _resume(folder, changes, quiet)
+        _resume(folder, changes, quiet, judge)
     return folder
 
 
-def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool) -> None:
+def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool, judge: Judge | None) -> None:
     reporter, queue = Reporter(0, quiet=quiet), CommandQueue(folder.path)
     config = _changed(folder, changes)
     tidy(folder)
@@ -80,7 +82,7 @@ def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool) -> None:
     if changes:
         folder.rewrite_config(config)
     folder.metrics.keep(lambda line: line["step"] <= (last or 0))
-    run_parts(parts, folder, last, quiet)
+    run_parts(parts, folder, last, quiet, judge)
 
 
 def _changed(folder: RunFolder, changes: Sequence[str]) -> AnyRun:

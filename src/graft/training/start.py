@@ -15,6 +15,7 @@ from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.data.samples import Example
 from graft.errors import GraftError, counted
 from graft.runs.folder import RunFolder
+from graft.training.answering import Judge, scores_of_answers
 from graft.training.assembly import JobParts, RunParts, build, build_job
 from graft.training.engine import Engine
 from graft.training.job import Job
@@ -29,12 +30,13 @@ from graft.utils.streams import outlasting
 
 
 def train(
-    config: AnyRun, out: str | Path, *, overwrite: bool = False, force: bool = False, quiet: bool = False
-) -> RunFolder:
+    config: AnyRun, out: str | Path, *, overwrite: bool = False, force: bool = False, quiet: bool = False,
+    judge: Judge | None = None,
+) -> RunFolder:  # fmt: skip
     """Train what a configuration describes, in a run folder that is new or empty (or replaced, with `overwrite`).
 
     A mistake in base, data or adapters leaves the folder as it was. Ctrl-C saves and returns; status.json then says "stopped". force: go
-    on where the file system cannot say whether another process trains there.
+    on where the file system cannot say whether another process trains there. judge: for `train.answers`.
 
     Raises `GraftError` for the user's mistakes and, in a run of one job, for a loss that is not finite. Among several jobs, the one that
     fails is noted in status.json, and the others go on.
@@ -52,7 +54,7 @@ def train(
                 folder.write_config(config)
             folder.status({"state": "running", "step": 0, "jobs": {}})
             write_beginning(parts, folder)
-            run_parts(parts, folder, None, quiet)
+            run_parts(parts, folder, None, quiet, judge)
     return folder
 
 
@@ -103,7 +105,9 @@ def _one_or_each(values: dict[str, str]) -> str | dict[str, str]:
     return next(iter(values.values())) if len(values) == 1 else values
 
 
-def run_parts(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool) -> None:
+def run_parts(
+    parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool, judge: Judge | None = None
+) -> None:
     """Train these parts to the end, from the start or from a checkpoint."""
     config, common = parts.config, parts.config.common()
     settings = Settings(
@@ -129,6 +133,7 @@ def run_parts(parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet:
         lambda done: publish(parts, folder, done, engine.recorder.losses.get(done.name), engine.layout),
         trackers(common.loggers, folder.path, config.model_dump(mode="json")),
         lambda name, given: _submitted(parts, folder, name, given),
+        lambda job: scores_of_answers(parts, job, judge),
     )
     for job in parts.jobs:
         job.trainable.begin(job.optimizer)

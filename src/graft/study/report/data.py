@@ -15,8 +15,6 @@ from graft.study.report.importance import importance
 from graft.study.report.ranking import Ranked, pareto, rank
 from graft.study.store import Store, Trial
 
-PERCENT = ("accuracy",)
-
 
 def report_of(study: Study, store: Store, out: Path) -> dict[str, Any]:
     """Return the report of a study as far as it has run."""
@@ -66,7 +64,7 @@ def shown(value: float | None, name: str) -> str:
     """Put a score into words: accuracies in percent, others with four digits."""
     if value is None:
         return ""
-    return f"{100 * value:.1f} %" if name.endswith(PERCENT) or not _is_loss(name) else f"{value:.4f}"
+    return f"{value:.4f}" if _is_loss(name) else f"{100 * value:.1f} %"
 
 
 def _is_loss(name: str) -> bool:
