@@ -237,7 +237,7 @@ class Adapter(AdapterModule):
     def cannot_fold(self) -> CannotFold:
         """Return the error of a kind that cannot be merged."""
         return CannotFold(
-            f"{type(self).__name__.removesuffix('Adapter').lower()} adapters have no equal in the base's weights and cannot be merged: "
+            "adapters of this kind have no equal in the base's weights and cannot be merged: "
             "keep the adapter beside the base (graft.load, graft chat, graft eval)"
         )
 

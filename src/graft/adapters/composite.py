@@ -265,6 +265,6 @@ def wrap(
     if chosen is None:
         kind = type(of).__name__
         raise GraftError(
-            f"'{spec.name}' is a {spec.type} site, where this composite has no meaning for what is in it ({kind})"
+            f"'{spec.name}' is a site of type {spec.type}, where this composite has no meaning for what is in it ({kind})"
         )
     return chosen(spec, of, **settings)

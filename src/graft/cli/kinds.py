@@ -33,6 +33,13 @@ def command(
             "--contract", help="Test a kind, or the kinds of a .py file, against everything that adapters promise."
         ),
     ] = False,
+    closure: Annotated[
+        bool,
+        typer.Option(
+            "--closure",
+            help="Try every kind, or one, in every composition on tiny models, and print what works and what refuses the rest.",
+        ),
+    ] = False,
     base: Annotated[
         str | None,
         typer.Option(
@@ -64,6 +71,8 @@ def command(
 
     if contract:
         _hold_to_contract(kind, as_json)
+    elif closure:
+        _close(kind, as_json)
     elif markdown is not None:
         markdown.mkdir(parents=True, exist_ok=True)
         for name, text in pages().items():
@@ -128,6 +137,25 @@ def _hold_to_contract(kind: str | None, as_json: bool) -> None:
         typer.echo(f"{broken} broken promises" if broken else "every promise is kept")
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _close(kind: str | None, as_json: bool) -> None:
+    """Try every kind, or one, in every composition, and print what came of it as Markdown."""
+    import warnings
+
+    from graft.adapters.registry import kind_class
+    from graft.testing.closure import closure, page
+    from graft.utils.terminal import console
+
+    if kind is not None:
+        kind_class(kind)  # an unknown kind is an error before anything is tried
+    cells = []
+    with warnings.catch_warnings(), console(stderr=True).status("") as status:
+        warnings.simplefilter("ignore")  # of the tiny models, which nobody trained
+        for cell in closure(None if kind is None else [kind]):
+            status.update(f"{cell.kind}: {cell.place}")
+            cells.append(cell)
+    print_json([asdict(cell) for cell in cells]) if as_json else typer.echo(page(cells), nl=False)
 
 
 def _one(kind: str, as_json: bool) -> None:

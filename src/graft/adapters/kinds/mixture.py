@@ -64,6 +64,10 @@ class Mixture(Composite):
     @model_validator(mode="after")
     def _of_can_stand_here(self) -> Mixture:
         kind = self.of.kind
+        if isinstance(self.of, Mixture):
+            raise GraftError(
+                "mixture: its experts cannot be mixtures: give one mixture as many experts as both would have"
+            )
         if not self.of.takes & AROUND:
             raise GraftError(
                 f"mixture: kind {kind} acts at {', '.join(sorted(self.of.takes))} sites, but experts need a kind that acts around a module "

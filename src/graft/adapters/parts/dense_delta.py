@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from graft.adapters.parts.experts import holding
 from graft.adapters.parts.weight_delta import WeightDelta
 from graft.adapters.surroundings import Surroundings
 
@@ -31,10 +32,15 @@ class DenseDelta(WeightDelta):
 
     def apply_to(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a compiler chooses by itself what it keeps
-            product = checkpoint(self._product, x, use_reentrant=False, preserve_rng_state=False)
+            # The parameters go along: in backward a mixture holds others in their places.
+            now = dict(self.named_parameters())
+            product = checkpoint(
+                self._product, x, list(now), *now.values(), use_reentrant=False, preserve_rng_state=False
+            )
             assert isinstance(product, Tensor)
             return product
-        return self._product(x)
-
-    def _product(self, x: Tensor) -> Tensor:
         return F.linear(x, self.difference().to(x.dtype))
+
+    def _product(self, x: Tensor, names: list[str], *tensors: Tensor) -> Tensor:
+        with holding(self, dict(zip(names, tensors, strict=True))):
+            return F.linear(x, self.difference().to(x.dtype))
