@@ -15,6 +15,7 @@ PAGE = (ROOT / "docs" / "closure.md").read_text(encoding="utf-8")
 
 def said(text: str) -> dict[str, list[list[str]]]:
     """Kind -> for each place, what the page says, with the notes in place of their numbers."""
+    text = text.replace("\n   ", " ")
     notes = dict(re.findall(r"^(\d+)\. (.+)$", text, re.MULTILINE))
     rows = re.findall(r"^\| `([\w-]+)` \| (.+) \|$", text, re.MULTILINE)
     return {kind: [[re.sub(r" \(.*", "", cell), *(notes[n] for n in re.findall(r"\d+", cell))] for cell in cells.split(" | ")]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,13 @@ def page(cells: list[Cell]) -> str:
         f"|---|{'---|' * len(PLACES)}",
         *(f"| `{kind}` | {' | '.join(row.values())} |" for kind, row in rows.items()),
     ]
-    return "\n".join([TITLE, *head, "", *(f"{number}. {text}" for text, number in notes.items())]) + "\n"
+    return "\n".join([TITLE, *head, "", *(_note(number, text) for text, number in notes.items())]) + "\n"
+
+
+def _note(number: int, text: str) -> str:
+    return textwrap.fill(
+        f"{number}. {text}", 98, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _said(cells: list[Cell], notes: dict[str, int]) -> str:
