@@ -71,3 +71,38 @@ def test_importance_is_the_variance_between_values() -> None:
     settings = [{"a": a, "b": b} for a in (0, 1) for b in (0, 1)]
     found = importance(settings, [3 * each["a"] + each["b"] for each in settings])
     assert list(found) == ["a", "b"] and found == pytest.approx({"a": 0.9, "b": 0.1})
+
+
+def test_every_column_of_the_report_has_a_cell() -> None:
+    from graft.study.report.words import COLUMNS, row_cells
+
+    row = {key: "" for key in ("setting", "shown", "interval_shown", "p_shown", "parameters_shown")}
+    cells = row_cells(
+        {
+            **row,
+            "rank": 1,
+            "pareto": True,
+            "trials": 3,
+            "test_accuracy": 0.5,
+            "tokens": 7,
+            "seconds": 2.0,
+            "forgetting": 0.25,
+        }
+    )
+    assert dict(zip(COLUMNS, cells, strict=True)) | {
+        "test accuracy": "50.0%",
+        "tokens": "7",
+        "forgetting": "+0.250",
+    } == dict(zip(COLUMNS, cells, strict=True))
+
+
+def test_pissa_trains_as_many_values_as_lora() -> None:
+    from graft.config import load_run
+    from graft.study.memory import MemoryPredictor
+
+    data = {"base": {"model": "seedling"}, "data": {"train": "x"}}
+    counts = [
+        MemoryPredictor().trained(load_run({**data, "adapter": {"kind": kind, "rank": 8, "sites": "linear"}}))
+        for kind in ("lora", "pissa")
+    ]
+    assert counts == [151552, 151552]

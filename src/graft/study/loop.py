@@ -133,6 +133,9 @@ class Runner:
             self.store.finish(number, {trials[0].id: ("failed", None, said)})
             return
         base = found.pop(BASE, None)
+        for job, config in configs.items():
+            if (result := found[job][1]) is not None and (count := self.predictor.trained(config)) is not None:
+                result["parameters"] = count
         with self.store.transaction():
             if base is not None:
                 self.store.set_fact("base", to_json(base[1]))

@@ -32,6 +32,7 @@ class MemoryPredictor:
     def __init__(self) -> None:
         self._process = process_bytes()
         self._own: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
         self._base: dict[str, tuple[int, int]] = {}
 
     def own_bytes(self, config: RunConfig) -> int:
@@ -39,8 +40,7 @@ class MemoryPredictor:
 
         Raises `GraftError` for an adapter that this base cannot have.
         """
-        dump = config.model_dump(mode="json")
-        key = json.dumps([dump["base"], dump["adapter"], dump["train"]["method"], dump["train"]["optimizer"]])
+        key = _key_of(config)
         if key not in self._own:
             model = load_skeleton(config.base, config.data.base_task)
             if config.adapter is None:
@@ -48,8 +48,17 @@ class MemoryPredictor:
             else:
                 attach(model, {"adapter": config.adapter})
                 held = [parameter for _, parameter in parameters(model, "adapter")]
+            self._counts[key] = sum(each.numel() for each in held)
             self._own[key] = weight_bytes(held, config.train) + update_bytes(held, config.train)
         return self._own[key]
+
+    def trained(self, config: RunConfig) -> int | None:
+        """Return how many values a trial trains; None where a skeleton cannot tell. A file may hold more: PiSSA saves its start too."""
+        try:
+            self.own_bytes(config)
+        except (GraftError, NotImplementedError, RuntimeError):
+            return None
+        return self._counts[_key_of(config)]
 
     def base_bytes(self, config: RunConfig) -> int:
         """Return what the base and the activations of one micro-batch take."""
@@ -75,6 +84,11 @@ class MemoryPredictor:
             blocks = 1 if config.train.activations == "recompute" else text.num_hidden_layers
             self._base[key] = size * sum(p.numel() for p in model.parameters()), size * kept * blocks
         return self._base[key]
+
+
+def _key_of(config: RunConfig) -> str:
+    dump = config.model_dump(mode="json")
+    return json.dumps([dump["base"], dump["adapter"], dump["train"]["method"], dump["train"]["optimizer"]])
 
 
 def process_bytes() -> int:

@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 COLUMNS = (
-    "rank",
-    "setting",
-    "score",
-    "95 % interval",
-    "seeds",
-    "p (Holm)",
-    "parameters",
-    "tokens",
-    "seconds",
-    "forgetting",
-)
+    "rank", "setting", "score", "95 % interval", "seeds", "p (Holm)", "test accuracy", "parameters", "tokens", "seconds", "forgetting",
+)  # fmt: skip
+"""forgetting: the loss on unrelated text, less the base's."""
 
 
 def title_of(report: Mapping[str, Any]) -> str:
