@@ -162,14 +162,15 @@ def test_references_that_lead_nowhere_are_refused(first: Path, tmp_path: Path, p
 
 @pytest.mark.parametrize("kind", ["lora", "vera", "adalora", "compacter"])
 def test_a_trained_adapter_inside_a_gate_or_a_sum_computes_as_it_did(kind: str, tmp_path: Path) -> None:
-    first = with_adapters("llama", a={"kind": kind, "sites": "mlp.down" if kind != "compacter" else "mlp"})
+    sites = "mlp.down" if kind != "compacter" else "mlp"
+    first = with_adapters("llama", a={"kind": kind, "sites": sites})
     graft.save(first, "a", tmp_path / "first")
     held = {"from": str(tmp_path / "first")}
     model = base("llama")
     graft.attach(model, {
         "open": {"kind": "gate", "of": held, "per": "token", "init_bias": 40.0, "init_std": 0.0},
         "half": {"kind": "gate", "of": held, "per": "token"},
-        "sum": {"kind": "sum", "of": [held, {"kind": "parallel", "bottleneck": 2}]},
+        "sum": {"kind": "sum", "of": [held, {"kind": "parallel", "bottleneck": 2, "sites": sites}]},
     })  # fmt: skip
     for name in ("open", "sum"):  # a fresh parallel changes nothing
         with graft.use(model, name):
