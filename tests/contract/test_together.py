@@ -205,15 +205,15 @@ def test_detaching_one_of_several_leaves_the_others() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ([], "empty list of adapters: write None for the bare base"),
-        (["a", "a"], "'a' is named twice on one row"),
+        ([], "the list of adapters is empty: name one, or write None for the bare base"),
+        (["a", "a"], "'a' is named twice"),
         (["a", "d"], "no adapter 'd' is attached"),
         ({"a": float("nan")}, "weight of adapter 'a' must be a finite number; given: nan"),
         ({"a": True}, "weight of adapter 'a' must be a finite number; given: True"),
         ({"b": 0.5}, "'b' has virtual tokens, which are there or not: its weight must be 1; given: 0.5"),
         (["h", "i"], "'i' computes model.layers.0.input_layernorm anew, without what 'h' did there: name 'i' first"),
         ([3], "a list of adapters holds names; given: 3"),
-        (3, "a row takes the name of an adapter, a list of names, a mapping from names to weights, or None; given: 3"),
+        (3, "adapters are one name, a list of names, a mapping from names to weights, or None; given: 3"),
     ],
 )
 def test_choices_that_mean_nothing_are_refused(choice: Any, message: str) -> None:

@@ -37,7 +37,7 @@ def name_of(model: nn.Module, choice: Choice) -> str | None:
     if choice is None or isinstance(choice, str):
         return choice
     root, state = unwrapped(model), state_of(model)
-    weights = _weights(state, choice)
+    weights = weights_of(state, choice)
     name = "+".join(each if weight == 1.0 else f"{weight!r}*{each}" for each, weight in weights.items())
     if name not in state.adapters and name not in state.combinations:
         if state.merged is not None:
@@ -52,14 +52,18 @@ def name_of(model: nn.Module, choice: Choice) -> str | None:
     return name
 
 
-def _weights(state: State, choice: Any) -> dict[str, float]:
+def weights_of(state: State, choice: Any) -> dict[str, float]:
+    """Return the weight of each adapter that is named, 1 in a list of names.
+
+    Raises `GraftError` for anything but names of attached adapters, each once, with finite weights.
+    """
     if not isinstance(choice, Mapping | Sequence):
         raise GraftError(
-            f"a row takes the name of an adapter, a list of names, a mapping from names to weights, or None; given: {choice!r}"
+            f"adapters are one name, a list of names, a mapping from names to weights, or None; given: {choice!r}"
         )
-    names = list(choice)
+    names = [choice] if isinstance(choice, str) else list(choice)
     if not names:
-        raise GraftError("a row got an empty list of adapters: write None for the bare base")
+        raise GraftError("the list of adapters is empty: name one, or write None for the bare base")
     for each in names:
         if not isinstance(each, str):
             raise GraftError(f"a list of adapters holds names; given: {each!r}")
@@ -67,7 +71,7 @@ def _weights(state: State, choice: Any) -> dict[str, float]:
     if len(set(names)) < len(names):
         twice = next(each for each in names if names.count(each) > 1)
         raise GraftError(
-            f"adapter '{twice}' is named twice on one row: name it once, with weight 2 if it should act twice as strongly"
+            f"adapter '{twice}' is named twice: name it once, with weight 2 if it should act twice as strongly"
         )
     given = choice if isinstance(choice, Mapping) else dict.fromkeys(names, 1.0)
     for each, weight in given.items():

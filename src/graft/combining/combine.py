@@ -7,7 +7,6 @@ a given rank approximates the result. Adapters that are no differences, such as 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 
 from graft.adapters.base import AdapterConfig
 from graft.attaching.parameters import tensors
+from graft.attaching.together import weights_of
 from graft.combining.arithmetic import Arithmetic, combined
 from graft.combining.loras import distance, is_difference, is_lora, of_differences, of_factors
-from graft.errors import GraftError, listed
+from graft.errors import GraftError
 from graft.formats.composing import composed
 from graft.formats.filling import attach_filled
 from graft.formats.folder import SiteAdapter, site_adapters
@@ -73,9 +73,12 @@ def combine(
     root, state = unwrapped(model), state_of(model)
     if how not in HOWS:
         raise GraftError(f"there is no way '{how}' to combine adapters; there is {', '.join(HOWS)}")
-    names = _checked(state, adapters, name)
-    given = adapters if isinstance(adapters, Mapping) else None
-    weights = {each: 1.0 if given is None else _finite(each, given[each]) for each in names}
+    weights = weights_of(state, adapters)
+    names = list(weights)
+    if len(names) < 2:
+        raise GraftError(f"a combination is made of at least two adapters; given: {names[0]}")
+    if name in state.adapters:
+        raise GraftError(f"an adapter '{name}' is attached already: choose another name for the combination")
     if how in PRUNING and not 0.0 < density <= 1.0:
         raise GraftError(f"density is the share of entries that pruning keeps, above 0 and at most 1; given: {density}")
     if rank is not None and rank < 1:
@@ -83,7 +86,8 @@ def combine(
     parts = {each: site_adapters(root, state, each) for each in names}
     on = on or _usual(how, parts)
     if on is None:
-        return _averaged(model, root, state, names, given, name, how)
+        equal = dict.fromkeys(names, 1.0 / len(names))
+        return _averaged(model, root, state, weights if isinstance(adapters, Mapping) else equal, name, how)
     generator = torch.Generator().manual_seed(seed)
     if on == "factors":
         pieces = of_factors(parts, weights, how, density, generator)
@@ -94,25 +98,6 @@ def combine(
     error, worst = distance(root, pieces, parts, weights)
     ranks = [int(piece.config.rank) for piece in pieces]  # pyright: ignore[reportAttributeAccessIssue]
     return Combined(how, on, weights, len(pieces), max(ranks), error, worst)
-
-
-def _checked(state: State, adapters: Sequence[str] | Mapping[str, float], name: str) -> list[str]:
-    names = [adapters] if isinstance(adapters, str) else list(adapters)
-    for each in names:
-        state.adapter(each)
-    if len(names) < 2:
-        raise GraftError(f"a combination is made of at least two adapters; given: {listed(names, 3) or 'none'}")
-    if twice := [each for each in names if names.count(each) > 1]:
-        raise GraftError(f"adapter '{twice[0]}' is named twice: name it once, with weight 2 if it should count twice")
-    if name in state.adapters:
-        raise GraftError(f"an adapter '{name}' is attached already: choose another name for the combination")
-    return names
-
-
-def _finite(name: str, weight: Any) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise GraftError(f"the weight of adapter '{name}' must be a finite number; given: {weight!r}")
-    return float(weight)
 
 
 def _usual(how: str, parts: Mapping[str, list[SiteAdapter]]) -> On | None:
@@ -128,21 +113,15 @@ def _usual(how: str, parts: Mapping[str, list[SiteAdapter]]) -> On | None:
 
 
 def _averaged(
-    model: nn.Module,
-    root: nn.Module,
-    state: State,
-    names: list[str],
-    given: Mapping[str, float] | None,
-    name: str,
-    how: str,
+    model: nn.Module, root: nn.Module, state: State, weights: dict[str, float], name: str, how: str
 ) -> Combined:
     """Average the parameters of adapters with equal settings."""
+    names = list(weights)
     configs = [_settings(state.adapters[each].config) for each in names]
     if unlike := next((each for each, config in zip(names, configs, strict=True) if config != configs[0]), None):
         raise GraftError(
             f"'{names[0]}' and '{unlike}' are no differences of weights, so {how} averages their parameters, but their settings differ"
         )
-    weights = {each: 1.0 / len(names) if given is None else _finite(each, given[each]) for each in names}
     if abs(sum(weights.values()) - 1.0) > 1e-6:
         raise GraftError(
             f"the parameters of these adapters are averaged, so their weights have to add up to 1; they add up to {sum(weights.values()):g}"
