@@ -94,11 +94,13 @@ def test_no_pass_keeps_the_matrix_that_is_written_out() -> None:
     kept: dict[str | None, int] = {}
     model = base("llama")
     graft.attach(model, {"a": graft.SHiRA(rank=2, sites="linear")})
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     for name in (None, "a"):
         found: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor, found: dict[int, int] = found) -> torch.Tensor:
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            if (place := tensor.untyped_storage().data_ptr()) not in parameters:
+                found[place] = tensor.untyped_storage().nbytes()
             return tensor
 
         embedded = model.get_input_embeddings()(ids()).detach().requires_grad_()

@@ -102,3 +102,9 @@ def test_parts_that_have_no_sum_are_named(spec: dict[str, Any], said: str) -> No
     model = base("llama")
     with pytest.raises(graft.GraftError, match=said):
         graft.attach(model, {"a": {"kind": "sum", **spec}})
+
+
+@pytest.mark.parametrize("of", [[], ["lora"]])
+def test_a_sum_of_less_than_two_is_refused(of: list[str]) -> None:
+    with pytest.raises(graft.GraftError, match=f"a sum has at least 2 parts; given: {len(of)}"):
+        graft.Sum(of=of)

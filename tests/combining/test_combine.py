@@ -68,9 +68,9 @@ def test_loras_equal_peft(family: str, how: str) -> None:
         reference.add_weighted_adapter(
             names, list(weights), "both", combination_type=theirs, density=density, svd_rank=rank
         )
-        report = graft.combine(
-            model, dict(zip(names, weights, strict=True)), "both", how=way, on=on or None, rank=rank, density=density
-        )
+        pruned = None if way in ("cat", "svd", "linear") else density
+        chosen = dict(zip(names, weights, strict=True))
+        report = graft.combine(model, chosen, "both", how=way, on=on or None, rank=rank, density=pruned)
         theirs_by_path = dict(reference.base_model.model.named_modules())
         for each in state_of(model).adapters["both"].installs:
             wanted = theirs_by_path[each.site.module].get_delta_weight("both")  # as the layer stores its weight
@@ -126,6 +126,7 @@ def test_differences_of_any_kinds_are_summed_by_svd(one: str, other: str) -> Non
     )
     report = graft.combine(model, {"a": 0.5, "b": -2.0}, "both", how="svd", rank=64)
     assert report.error == pytest.approx(0.0, abs=1e-4)
+    assert report.input_changed_by == (("a",) if one == "oft" or one == "ia3" else ())
     deltas = [merged(model, name) for name in "ab"]
     found = merged(model, "both")
     for key in found:
@@ -187,7 +188,20 @@ SERIES = {"kind": "series", "bottleneck": 4, "sites": "mlp"}
         ({"a": 1.0, "b": float("inf")}, {}, "weight of adapter 'b' must be a finite number; given: inf"),
         (["a", "b"], {"how": "mean"}, "no way 'mean' to combine adapters; there is cat, svd, linear"),
         (["a", "b"], {"how": "ties", "density": 0.0}, "above 0 and at most 1; given: 0.0"),
-        (["a", "b"], {"how": "svd", "rank": 0}, "a rank is at least 1; given: 0"),
+        (["a", "b"], {"how": "svd", "rank": 0}, "a rank is a whole number of at least 1; given: 0"),
+        (["a", "b"], {"how": "svd", "rank": 2.5}, "a rank is a whole number of at least 1; given: 2.5"),
+        (
+            ["a", "b"],
+            {"how": "cat", "density": 0.5},
+            "density is for magnitude-prune, dare, ties, dare-ties, which prune; cat does not",
+        ),
+        (
+            ["a", "b"],
+            {"how": "cat", "rank": 3},
+            "rank is for the LoRA that approximates differences; cat on factors keeps ranks",
+        ),
+        (["s", "u"], {"how": "linear", "rank": 3}, "linear on parameters keeps ranks"),
+        ({"a": 1e38, "b": 1e38}, {}, "the combination is not finite at model.layers.0.self_attn.q_proj.linear.B"),
         (["a", "b"], {"how": "linear", "on": "factors"}, "have ranks 2, 4 at model.layers.0.self_attn.q_proj"),
         (["a", "b"], {"how": "svd", "on": "factors"}, "svd approximates differences"),
         (["a", "b"], {"how": "cat", "on": "differences"}, "cat lays factors side by side"),

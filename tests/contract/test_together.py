@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,7 +130,7 @@ def test_rows_with_unlike_choices_equal_each_alone() -> None:
         mixed = logits(model, ids(len(CHOICES)))
     for number, choice in enumerate(CHOICES):
         with graft.use(model, choice):
-            torch.testing.assert_close(mixed[number], logits(model, ids(len(CHOICES)))[number], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mixed[number], logits(model, ids(len(CHOICES)))[number], atol=1e-4, rtol=1e-4)
 
 
 def test_flat_rows_with_several_adapters_equal_padded_ones() -> None:
@@ -140,10 +141,10 @@ def test_flat_rows_with_several_adapters_equal_padded_ones() -> None:
     flat, positions = ids(6).view(1, -1), torch.arange(7).repeat(6)[None]
     with flat_attention(model), running(model, ForwardContext(names, lengths=(7,) * 6, flat=True)):
         found = logits(model, flat, position_ids=positions, use_cache=False)
-    torch.testing.assert_close(found.view(wanted.shape), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.view(wanted.shape), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_generation_compiled_code_and_copies_take_several_adapters() -> None:
+def test_generation_and_copies_take_several_adapters() -> None:
     model = with_adapters("llama", **THREE)
     with graft.route(model, CHOICES):
         wanted, tokens = logits(model, ids(6)), model.generate(ids(6), max_new_tokens=4, do_sample=False)
@@ -153,13 +154,20 @@ def test_generation_compiled_code_and_copies_take_several_adapters() -> None:
         with graft.use(model, choice):
             alone = model.generate(ids(6)[number : number + 1], max_new_tokens=4, do_sample=False)
         assert torch.equal(alone[0], tokens[number, : alone.shape[1]])
+
+
+@pytest.mark.slow
+def test_compiled_code_takes_several_adapters_without_compiling_again() -> None:
+    model = with_adapters("llama", **THREE)
+    with graft.route(model, CHOICES):
+        wanted = logits(model, ids(6))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with graft.route(model, CHOICES):
-        torch.testing.assert_close(logits(compiled, ids(6)), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(compiled, ids(6)), wanted, atol=1e-4, rtol=1e-4)
     with graft.route(model, CHOICES[::-1]), torch.compiler.set_stance("fail_on_recompile"):
         reverse = logits(compiled, ids(6))
     with graft.route(model, CHOICES[::-1]):
-        torch.testing.assert_close(reverse, logits(model, ids(6)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(reverse, logits(model, ids(6)), atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_reach_every_adapter_of_a_row() -> None:
@@ -192,14 +200,29 @@ def test_detaching_one_of_several_leaves_the_others() -> None:
     graft.set_active(model, ["a", "c"])
     with pytest.raises(GraftError, match=r"'a' serves rows together with others \(a\+c\)"):
         graft.rename(model, "a", "d")
-    graft.detach(model, "c")
-    assert state_of(model).current.rows is None
-    assert state_of(model).combinations == {}
+    with graft.use(model, ["a", "b", "c"]):
+        graft.detach(model, "c")
+        assert state_of(model).current.rows == "a+b"
+    assert state_of(model).current.rows == "a"
+    assert set(state_of(model).combinations) == {"a+b"}
     graft.rename(model, "a", "d")
     with graft.use(model, ["d", "b"]):
         assert torch.isfinite(logits(model, ids())).all()
     graft.detach(model)
     torch.testing.assert_close(logits(model, ids()), logits(base("llama"), ids()), atol=0, rtol=0)
+
+
+def test_what_takes_one_adapter_says_so(tmp_path: Path) -> None:
+    model = with_adapters("llama", **THREE)
+    for act in (
+        graft.merge,
+        lambda m, name: graft.save(m, name, tmp_path),
+        lambda m, name: graft.export(m, name, tmp_path),
+    ):
+        with pytest.raises(
+            GraftError, match=r"takes the name of one adapter; given: \['a', 'c'\]. graft.combine makes one"
+        ):
+            act(model, ["a", "c"])  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -185,3 +185,14 @@ def test_a_trained_adapter_inside_a_gate_or_a_sum_computes_as_it_did(kind: str, 
     with graft.use(model, "half"):
         assert torch.equal(logits(again, ids()), logits(model, ids()))
         assert not torch.allclose(logits(model, ids()), logits(first, ids()), atol=1e-3)
+
+
+def test_a_run_in_which_nothing_trains_says_so(first: Path) -> None:
+    from graft.training.trainable import TrainedAdapter
+
+    model = base("llama")
+    graft.attach(model, {"b": {"from": str(first)}})
+    with pytest.raises(GraftError, match="nothing of adapter 'b' trains: all of it is there by reference"):
+        TrainedAdapter(model, "b")
+    with pytest.raises(GraftError, match="a trained adapter by reference .from. is frozen"):
+        graft.attach(model, {"c": {"kind": "mixture", "of": {"from": str(first)}}})

@@ -34,6 +34,8 @@ PROMPTS, AT_ONCE, NEW, LONGEST = 64, 32, 4, 60
 def example(kind: type[AdapterConfig]) -> dict[str, Any]:
     """The least that a user can write of a kind."""
     needed = {name for name, field in kind.model_fields.items() if field.is_required()}
+    if "of" in needed:  # a kind made of others
+        return kind.example()
     given: dict[str, Any] = {"adapters": list(PARTS), "adapter": PARTS[0]}
     assert needed <= given.keys(), f"say here what {kind.__name__} is to be tried with: {needed - given.keys()}"
     return {"kind": kind.model_fields["kind"].default, **{name: given[name] for name in needed}}
@@ -73,10 +75,7 @@ def cases() -> Iterator[Any]:
     specs = {**{name: example(kind) for name, kind in KINDS.items()}, **VARIANTS}
     for name, spec in specs.items():
         for family in FAMILIES:
-            alike = (
-                KINDS[spec["kind"]].takes <= {"linear", "sublayer", "norm", "other", "experts"}
-                and family != FAMILIES[0]
-            )
+            alike = parse(spec).takes <= {"linear", "sublayer", "norm", "other", "experts"} and family != FAMILIES[0]
             yield pytest.param(family, spec, id=f"{name}-{family}", marks=[pytest.mark.slow] if alike else [])
 
 

@@ -28,8 +28,7 @@ from graft.attaching.active import set_active, set_trainable
 from graft.attaching.install import install_adapter, spec_of
 from graft.attaching.probe import explained, probe
 from graft.attaching.room import refuse_too_large
-from graft.attaching.together import remove as remove_combination
-from graft.attaching.together import with_adapter
+from graft.attaching.together import without_adapter
 from graft.attaching.trained import check_references, fill_references
 from graft.attaching.trainer import SavesAdapter
 from graft.attention.cached_text import start_from_text
@@ -198,7 +197,8 @@ def _install(
 def detach(model: nn.Module, name: str | None = None) -> None:
     """Detach one adapter, or all of them (None). After the last one the model is what it was before, class and all.
 
-    The weights of an adapter that was merged with keep=False stay in the base for good.
+    Rows that it served get the bare base; rows that it served together with others keep the others. The weights of an adapter that was
+    merged with keep=False stay in the base for good.
     Raises `GraftError` for an unknown name, an adapter with a merge that can still be undone, or a module that other code has hooked or
     wrapped since.
     """
@@ -229,9 +229,8 @@ def _refuse_hooked(root: nn.Module, state: State) -> None:
 
 
 def _remove(root: nn.Module, state: State, name: str) -> None:
-    """Take an adapter out of the model, with the combinations that it is in, and restore the hosts that no adapter is left in."""
-    for combination in with_adapter(state, name):
-        remove_combination(root, state, combination)
+    """Take an adapter out of the model and of the combinations that it is in, and restore the hosts that no adapter is left in."""
+    without_adapter(root, name)
     state.adapters.pop(name)
     state.prompt_caches.clear()
     state.reroute(name, None)

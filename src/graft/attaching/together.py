@@ -185,6 +185,17 @@ def remove(root: nn.Module, state: State, name: str) -> None:
         module.__dict__.get("graft_shifts", {}).pop(name, None)
 
 
+def without_adapter(model: nn.Module, adapter: str) -> None:
+    """Take an adapter out of all combinations. Rows that it served together with others keep the others."""
+    root, state = unwrapped(model), state_of(model)
+    in_use = {name for context in (state.current, *state.outer) for name in context.names}
+    for name in list(with_adapter(state, adapter)):
+        others = {each: weight for each, weight in state.combinations[name].weights.items() if each != adapter}
+        rest = name_of(model, others) if name in in_use and others else None
+        state.reroute(name, rest)
+        remove(root, state, name)
+
+
 def with_adapter(state: State, adapter: str) -> Iterator[str]:
     """Yield the names of the combinations that an adapter is in."""
     yield from [name for name, each in state.combinations.items() if adapter in each.weights]

@@ -50,8 +50,13 @@ def command(
         ),
     ] = None,
     density: Annotated[
-        float, typer.Option("--density", help="Share of entries that ties, dare and magnitude-prune keep.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            "--density",
+            help="Share of entries that ties, dare and magnitude-prune keep. By default 0.5.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Random seed of dare.")] = 0,
     base: BaseName = None,
     template: TemplateName = None,
@@ -93,6 +98,12 @@ def command(
         typer.echo(
             f"it is {report.error:.2%} away from the weighted sum of the adapters' differences of weights (Frobenius norm), "
             f"{report.worst:.2%} at the worst layer"
+        )
+    if report.input_changed_by:
+        typer.echo(
+            f"note: {' and '.join(report.input_changed_by)} change the input of layers. On one row with others they act before those; here "
+            "their differences are added",
+            err=True,
         )
 
 

@@ -46,6 +46,9 @@ class Combined:
     """The distance from the weighted sum of the adapters' differences, relative to that sum (Frobenius norm). None for an average."""
     worst: float | None
     """The same at the module where it is largest."""
+    input_changed_by: tuple[str, ...] = ()
+    """The adapters that change a layer's input (OFT, (IA)3 at inputs): on one row with others they act before those, so that the sum of
+    differences is not quite what they compute there."""
 
 
 @torch.no_grad()
@@ -57,7 +60,7 @@ def combine(
     how: str = "cat",
     on: On | None = None,
     rank: int | None = None,
-    density: float = 0.5,
+    density: float | None = None,
     seed: int = 0,
 ) -> Combined:
     """Attach one adapter made of several attached ones, which stay.
@@ -66,7 +69,7 @@ def combine(
     how: cat (LoRAs side by side: the sum, exactly), svd (the sum, approximated by a LoRA), linear, ties, dare, dare-ties or
     magnitude-prune (`arithmetic.py`). on: combine the factors of LoRAs, the default where their ranks are equal, or the differences of
     weights. rank: of the LoRA that approximates differences; by default the highest rank of the adapters. density: the share of entries
-    that pruning keeps. seed: of random pruning.
+    that pruning keeps, 0.5 by default. seed: of random pruning.
     Raises `GraftError` for a name that is taken or not there, an adapter that is named twice, weights, density or rank that are out of
     range, and adapters that cannot be combined like this.
     """
@@ -79,25 +82,35 @@ def combine(
         raise GraftError(f"a combination is made of at least two adapters; given: {names[0]}")
     if name in state.adapters:
         raise GraftError(f"an adapter '{name}' is attached already: choose another name for the combination")
-    if how in PRUNING and not 0.0 < density <= 1.0:
+    if density is not None and how not in PRUNING:
+        raise GraftError(f"density is for {', '.join(PRUNING)}, which prune; {how} does not: leave it out")
+    if density is not None and not 0.0 < density <= 1.0:
         raise GraftError(f"density is the share of entries that pruning keeps, above 0 and at most 1; given: {density}")
-    if rank is not None and rank < 1:
-        raise GraftError(f"a rank is at least 1; given: {rank}")
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise GraftError(f"a rank is a whole number of at least 1; given: {rank}")
+    kept = 0.5 if density is None else density
     parts = {each: site_adapters(root, state, each) for each in names}
     on = on or _usual(how, parts)
+    if rank is not None and on != "differences":
+        raise GraftError(
+            f"rank is for the LoRA that approximates differences; {how} on {on or 'parameters'} keeps ranks: leave it out"
+        )
     if on is None:
         equal = dict.fromkeys(names, 1.0 / len(names))
         return _averaged(model, root, state, weights if isinstance(adapters, Mapping) else equal, name, how)
     generator = torch.Generator().manual_seed(seed)
     if on == "factors":
-        pieces = of_factors(parts, weights, how, density, generator)
+        pieces = of_factors(parts, weights, how, kept, generator)
     else:
-        pieces = of_differences(root, parts, weights, how, rank, density, generator)
+        pieces = of_differences(root, parts, weights, how, rank, kept, generator)
     config, found = composed(root, pieces)
+    if wrong := next((key for key, tensor in found.items() if not bool(tensor.isfinite().all())), None):
+        raise GraftError(f"the combination is not finite at {wrong}: the weights are too large")
     attach_filled(model, name, config, found, f"the combination of {' and '.join(names)}")
     error, worst = distance(root, pieces, parts, weights)
     ranks = [int(piece.config.rank) for piece in pieces]  # pyright: ignore[reportAttributeAccessIssue]
-    return Combined(how, on, weights, len(pieces), max(ranks), error, worst)
+    before = tuple(name for name, own in parts.items() if any(each.module.acts_before for each in own))
+    return Combined(how, on, weights, len(pieces), max(ranks), error, worst, before)
 
 
 def _usual(how: str, parts: Mapping[str, list[SiteAdapter]]) -> On | None:

@@ -149,6 +149,10 @@ class State:
 
     def adapter(self, name: str) -> AttachedAdapter:
         """Look up an adapter. Raises `GraftError` with the names that exist."""
+        if not isinstance(name, str):
+            raise GraftError(
+                f"this takes the name of one adapter; given: {name!r}. graft.combine makes one adapter of several"
+            )
         if name not in self.adapters:
             have = ", ".join(self.adapters) or "none"
             raise GraftError(f"no adapter '{name}' is attached.{did_you_mean(name, self.adapters)} Attached: {have}")

@@ -20,6 +20,7 @@ from graft.attaching.saving import load_training_state, training_state
 from graft.attaching.stored import copy_strictly
 from graft.config.methods import QFTMethod
 from graft.config.train import TrainConfig
+from graft.errors import GraftError
 from graft.injection.state import site_table_of, state_of, unwrapped
 from graft.training.updates.int8 import Int8Weight
 from graft.training.updates.int8_layers import Held, hold_in_int8
@@ -81,6 +82,11 @@ class TrainedAdapter:
             sorted(parameters(model, name), key=lambda item: (factors[item[0]] != 1.0, factors[item[0]]))
         )
         self.modules, self.count = adapter_modules(model, name), _count(self.params)
+        if not self.params:
+            raise GraftError(
+                f"nothing of adapter '{name}' trains: all of it is there by reference (from), and frozen. Write a list with an adapter "
+                "that trains on top, as [{from: FOLDER}, {kind: lora}], or go on from a copy (graft jobs clone, train.init_from)"
+            )
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
         """One group per factor of the learning rate (LoRA+ has two)."""

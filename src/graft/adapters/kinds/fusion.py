@@ -57,6 +57,8 @@ class Fusion(AdapterConfig):
             return value
         if isinstance(given, str) or not isinstance(given, Sequence):
             raise GraftError(f"`of` takes a list of adapter folders; given: {given!r}")
+        if len(given) < 2:
+            raise GraftError(f"a fusion is made of at least two adapters; given: {len(given)}")
         found = tuple(_trained(each) for each in given)
         for each in found:
             if each.parts() != (each,):

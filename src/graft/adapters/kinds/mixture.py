@@ -68,6 +68,10 @@ class Mixture(Composite):
             raise GraftError(
                 "mixture: its experts cannot be mixtures: give one mixture as many experts as both would have"
             )
+        if kind == "trained":
+            raise GraftError(
+                "mixture: a trained adapter by reference (from) is frozen, so experts of it would all be one"
+            )
         if not self.of.takes & AROUND:
             raise GraftError(
                 f"mixture: kind {kind} acts at {', '.join(sorted(self.of.takes))} sites, but experts need a kind that acts around a module "

@@ -55,6 +55,8 @@ class Sum(AdapterConfig):
         given = value["of"]
         if not isinstance(given, list | tuple):
             raise GraftError(f"`of` takes a list of adapters; given: {given!r}")
+        if len(given) < 2:
+            raise GraftError(f"a sum has at least 2 parts; given: {len(given)}")
         parts = [parse(each) for each in given]
         for part in parts:
             if not isinstance(part, AdapterConfig) or part.parts() != (part,):
