@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,8 @@ def command(
         typer.echo(text, err=True)
 
     given = list(changes or ())
-    if target == JOIN and not Path(target).exists():
+    joined = target == JOIN and not Path(target).exists()
+    if joined:
         if len(given) != 1 or out is not None or check:
             raise GraftError("to join a study, give its folder and nothing else: graft study join FOLDER")
         folder = Path(given[0])
@@ -65,7 +67,8 @@ def command(
         runner.run(lambda: write_reports(runner.study, runner.store, folder))
     except (Stopped, KeyboardInterrupt):
         write_reports(runner.study, runner.store, folder)
-        typer.echo(f"Stopped; everything is saved. Go on with: graft study {target} --out {folder} --resume", err=True)
+        again = [JOIN, str(folder)] if joined else [target, *given, "--out", str(folder), "--resume"]
+        typer.echo(f"Stopped; everything is saved. Go on with: graft study {shlex.join(again)}", err=True)
         raise typer.Exit(STOPPED) from None
     report = write_reports(runner.study, runner.store, folder)
     if as_json:

@@ -21,6 +21,7 @@ from graft.config.explaining import explain
 from graft.config.loading import validated
 from graft.config.study import StudyConfig
 from graft.errors import GraftError, did_you_mean
+from graft.study.effect import check_arrived, check_key, check_run_changes, path_of
 
 Settings = Mapping[str, Any]
 """A point: dotted keys of the run with their values."""
@@ -43,19 +44,27 @@ class Study:
     def config_of(self, settings: Settings, seed: int | None = None) -> RunConfig:
         """Return the run that a trial is. Raises `GraftError`, with file and line, for settings that no run may have."""
         document = Document(self.base.name, deepcopy(self.base.data), dict(self.base.places))
-        changes = [(path_of(key), deepcopy(value), self.place_of(key)) for key, value in settings.items()]
+        changes = [(path_of(key), deepcopy(value), unquoted(self.place_of(key))) for key, value in settings.items()]
         if seed is not None:
-            changes.append((("train", "seed"), seed, self.document.where(("seeds",))))
+            changes.append((("train", "seed"), seed, unquoted(self.document.where(("seeds",)))))
         document.assign(sorted(changes, key=lambda change: len(change[0])))
+        check_arrived(document, settings, self.section_of)
         return validated(document)
 
     def place_of(self, key: str) -> str:
         """Return where the study names a key: "study.yaml:7"."""
-        for section in DOTTED:
-            if (*section, key) in self.document.places:
-                return self.document.where((*section, key))
-        entry = next((at for at, each in enumerate(self.config.list) if key in each), None)
-        return self.document.where(("list", entry, key) if entry is not None else ())
+        section = self.section_of(key)
+        if section == ("list",):
+            section = ("list", next(at for at, each in enumerate(self.config.list) if key in each))
+        return self.document.where((*section, key) if section else ())
+
+    def section_of(self, key: str) -> tuple[str, ...]:
+        """Return the section that varies a key: ("search", "space"); () if none does."""
+        config = self.config
+        space = config.search.space if config.search is not None else {}
+        held = {("grid",): config.grid, ("zip",): config.zip, ("search", "space"): space}
+        found = next((section for section, keys in held.items() if key in keys), None)
+        return found or (("list",) if any(key in each for each in config.list) else ())
 
     def dump(self) -> dict[str, Any]:
         """Return everything that the results depend on, as JSON values: by this a study is known."""
@@ -68,6 +77,7 @@ def read_study(source: str | Path | Mapping[str, Any], changes: Sequence[str] = 
     document = read_document(found, A_STUDY)
     own, run_changes = [], []
     for text in changes:
+        check_key(text)
         if parse_change(text)[0][0] in StudyConfig.model_fields:
             own.append(_joined(text))
         else:
@@ -78,6 +88,7 @@ def read_study(source: str | Path | Mapping[str, Any], changes: Sequence[str] = 
     except ValidationError as error:
         raise GraftError("\n".join(explain(error, document, StudyConfig))) from error
     base = _base_of(config, document)
+    check_run_changes(config, run_changes)
     base.change(run_changes)
     name = "study" if isinstance(source, Mapping) else Path(source).stem
     study = Study(name, config, document, base)
@@ -126,9 +137,9 @@ def _base_of(config: StudyConfig, document: Document) -> Document:
     return base
 
 
-def path_of(key: str) -> tuple[str | int, ...]:
-    """Return the path of a dotted key: (data, train, 0, weight) for data.train.0.weight."""
-    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+def unquoted(place: str) -> str:
+    """Return the text of a place that is a change: a document puts it into quotes again."""
+    return place[1:-1] if len(place) > 1 and place[0] == place[-1] == "'" else place
 
 
 def _check_keys(study: Study) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from graft.config import RunConfig
 from graft.errors import GraftError, counted, did_you_mean
 from graft.study.definition import Settings, Study
+from graft.study.effect import check_distinct, merged
 from graft.study.samplers.space import Space
 
 MINIMISED = ("validation_loss", "test_loss", "loss", "parameters", "tokens", "seconds")
@@ -53,6 +54,8 @@ def check(study: Study) -> list[RunConfig]:
             mistakes += str(error).splitlines()
     if mistakes:
         raise GraftError("\n".join(dict.fromkeys(mistakes)))
+    if search is None:
+        check_distinct(points, configs, study.document.name)
     for name in objectives(study):
         _check_objective(study, name, configs)
     for name in ("test", "unrelated"):
@@ -125,7 +128,7 @@ def _check_objective(study: Study, name: str, configs: list[RunConfig]) -> None:
 
 def in_words(settings: Settings) -> str:
     """Name a point in a few words: "lora rank 8, lr 0.001"."""
-    return ", ".join(_said(key, value) for key, value in settings.items()) or "as the run says"
+    return ", ".join(_said(key, value) for key, value in merged(settings).items()) or "as the run says"
 
 
 def _said(key: str, value: Any) -> str:

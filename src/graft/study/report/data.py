@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from graft.errors import counted
 from graft.runs.surroundings import surroundings
 from graft.study.definition import Study
 from graft.study.points import in_words, is_better_high, objectives
@@ -176,6 +177,14 @@ def _notes(study: Study, store: Store, ranked: Sequence[Ranked]) -> list[str]:
     words = {"failed": "failed", "infeasible": "would not fit into memory"}
     said += [f"{counts[state]} {word}" for state, word in words.items() if counts.get(state)]
     notes = ["; ".join(said) + "."]
+    left = counts.get("waiting", 0) + counts.get("running", 0)
+    if left and study.config.tune:
+        notes.append(
+            f"Tuning is not complete: {counted(left, 'trial')} still to run, so settings may still change their "
+            f"{', '.join(study.config.tune)}, and with it their place in the ranking."
+        )
+    elif left:
+        notes.append(f"The ranking is not final: {counted(left, 'trial')} still to run.")
     if len(study.config.seeds) == 1:
         notes.append(
             "Each setting has one seed, so nothing is known of the spread between seeds: give several under seeds."
@@ -184,7 +193,8 @@ def _notes(study: Study, store: Store, ranked: Sequence[Ranked]) -> list[str]:
     tested = [each for each in ranked if each.p_holm is not None]
     if tested:
         notes.append(
-            f"After Holm's correction, the best setting differs from {len(better)} of the {len(tested)} others (p < 0.05)."
+            f"{'So far, after' if left else 'After'} Holm's correction, the best setting differs from {len(better)} of the "
+            f"{len(tested)} others (p < 0.05)."
         )
     halved = sum((trial.result or {}).get("ended") in ("halved", "median") for trial in store.trials("done"))
     if halved:
