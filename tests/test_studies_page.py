@@ -23,7 +23,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     furnish(tmp_path)
     (tmp_path / "study.yaml").write_text(BLOCKS[0])
-    assert len([command for command in COMMANDS if "study" in command]) == 5
+    assert len([command for command in COMMANDS if "stud" in command]) == 5
     for command in COMMANDS:
         graft_command(command)
     report = json.loads((tmp_path / "runs" / "size" / "report.json").read_text())
