@@ -56,7 +56,7 @@ def test_points_are_of_the_space_and_repeat_with_the_seed(name: str, batch: int)
         assert 1e-5 <= codes["lr"] <= 1e-1 and 0 <= codes["dropout"] <= 0.5
 
 
-@pytest.mark.parametrize("name", ["optuna", "nomad"])
+@pytest.mark.parametrize("name", ["optuna", pytest.param("nomad", marks=pytest.mark.slow)])
 def test_a_sampler_learns(name: str) -> None:
     means = [min(each.values[0] for each in searched(name, 40, 1, seed)) for seed in range(2)]
     by_chance = [min(each.values[0] for each in searched("random", 40, 1, seed)) for seed in range(2)]
