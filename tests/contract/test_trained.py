@@ -196,3 +196,10 @@ def test_a_run_in_which_nothing_trains_says_so(first: Path) -> None:
         TrainedAdapter(model, "b")
     with pytest.raises(GraftError, match="a trained adapter by reference .from. is frozen"):
         graft.attach(model, {"c": {"kind": "mixture", "of": {"from": str(first)}}})
+
+
+def test_weights_that_were_changed_after_saving_are_named_at_the_first_attach(first: Path) -> None:
+    weights = first / "adapter_model.safetensors"
+    save_file({key: tensor + 1 for key, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(GraftError, match="first, which holds other weights by now"):
+        graft.attach(base("llama"), {"b": [{"from": str(first)}, TOP]})

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter
+from graft.adapters.files import CONFIG, WEIGHTS
 from graft.adapters.nesting import every_config
 from graft.adapters.registry import entries, readable
 from graft.attaching.fingerprint import fingerprint
@@ -22,7 +23,7 @@ from graft.utils.files import checksum, explain_write_errors, keep_others, new_d
 from graft.utils.strict_json import read_object
 from graft.version import __version__
 
-CONFIG, WEIGHTS, TRAINER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "model.safetensors"
+TRAINER_WEIGHTS = "model.safetensors"
 FORMAT_VERSION = 1
 """The version of the folder's format. A reader refuses those above its own."""
 

@@ -8,7 +8,7 @@ that choosing it again costs nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -102,7 +102,7 @@ def _refuse(state: State, weights: Mapping[str, float]) -> None:
 
 def _differs(installed: Installed) -> bool:
     """Whether a module is a difference of weights of a linear layer, which adds to those of other adapters."""
-    return installed.site.type == "linear" and installed.config.folds and not installed.module.acts_before
+    return installed.changes_weight and not installed.module.acts_before
 
 
 def _put_in(root: nn.Module, state: State, name: str, weights: Mapping[str, float]) -> None:
@@ -189,13 +189,13 @@ def without_adapter(model: nn.Module, adapter: str) -> None:
     """Take an adapter out of all combinations. Rows that it served together with others keep the others."""
     root, state = unwrapped(model), state_of(model)
     in_use = {name for context in (state.current, *state.outer) for name in context.names}
-    for name in list(with_adapter(state, adapter)):
+    for name in with_adapter(state, adapter):
         others = {each: weight for each, weight in state.combinations[name].weights.items() if each != adapter}
         rest = name_of(model, others) if name in in_use and others else None
         state.reroute(name, rest)
         remove(root, state, name)
 
 
-def with_adapter(state: State, adapter: str) -> Iterator[str]:
-    """Yield the names of the combinations that an adapter is in."""
-    yield from [name for name, each in state.combinations.items() if adapter in each.weights]
+def with_adapter(state: State, adapter: str) -> list[str]:
+    """Return the names of the combinations that an adapter is in."""
+    return [name for name, each in state.combinations.items() if adapter in each.weights]

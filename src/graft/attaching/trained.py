@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter, AdapterConfig, AdapterModule
-from graft.adapters.kinds.trained import CONFIG, WEIGHTS, Trained
+from graft.adapters.files import CONFIG, WEIGHTS
+from graft.adapters.kinds.trained import Trained
 from graft.adapters.nesting import every_config
 from graft.architectures.site import SiteKeys
 from graft.attaching.fingerprint import check_base

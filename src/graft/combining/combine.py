@@ -18,7 +18,7 @@ from graft.adapters.base import AdapterConfig
 from graft.attaching.parameters import tensors
 from graft.attaching.together import weights_of
 from graft.combining.arithmetic import Arithmetic, combined
-from graft.combining.loras import distance, is_difference, is_lora, of_differences, of_factors
+from graft.combining.loras import distance, is_lora, of_differences, of_factors
 from graft.errors import GraftError
 from graft.formats.composing import composed
 from graft.formats.filling import attach_filled
@@ -122,7 +122,7 @@ def _usual(how: str, parts: Mapping[str, list[SiteAdapter]]) -> On | None:
         return "differences"
     if all(is_lora(each) for each in every) and len({each.config.rank for each in every}) == 1:
         return "factors"
-    return "differences" if all(is_difference(each) for each in every) or how != "linear" else None
+    return "differences" if all(each.installed.changes_weight for each in every) or how != "linear" else None
 
 
 def _averaged(

@@ -24,10 +24,6 @@ def is_lora(part: SiteAdapter) -> bool:
     return part.config.kind == "lora" and getattr(part.module, "bias", None) is None
 
 
-def is_difference(part: SiteAdapter) -> bool:
-    return part.config.folds and part.installed.site.type == "linear"
-
-
 def of_factors(
     parts: Mapping[str, list[SiteAdapter]], weights: Mapping[str, float], how: str, density: float, generator: Any
 ) -> list[Piece]:
@@ -85,7 +81,7 @@ def of_differences(
     if how == "cat":
         raise GraftError("cat lays factors side by side, so it does not combine differences: choose svd")
     for name, own in parts.items():
-        if stuck := next((each for each in own if not is_difference(each)), None):
+        if stuck := next((each for each in own if not each.installed.changes_weight), None):
             raise GraftError(
                 f"'{name}' is of kind {stuck.config.kind} at {stuck.path}, which is no difference of weights of a linear layer, so {how} "
                 "does not apply. linear averages adapters with equal settings"
@@ -116,7 +112,7 @@ def distance(
 ) -> tuple[float | None, float | None]:
     """Return the relative distance of a LoRA from the weighted sum of differences, over all layers and at the worst one."""
     every = [each for own in parts.values() for each in own]
-    if not all(is_difference(each) for each in every):
+    if not all(each.installed.changes_weight for each in every):
         return None, None
     by_path: dict[str, list[Piece]] = {}
     for piece in pieces:

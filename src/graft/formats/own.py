@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from graft.adapters.base import AdapterConfig
+from graft.adapters.files import CONFIG, WEIGHTS
 from graft.adapters.parsing import parse
 from graft.adapters.registry import entries
 from graft.attaching.attach import Model, detach
 from graft.attaching.fingerprint import check_base
-from graft.attaching.saving import CONFIG, FORMAT_VERSION, TRAINER_WEIGHTS, WEIGHTS
+from graft.attaching.saving import FORMAT_VERSION, TRAINER_WEIGHTS
 from graft.attaching.stored import load_tensors
 from graft.errors import GraftError, did_you_mean
 from graft.formats.filling import attach_filled

@@ -180,7 +180,7 @@ def by_svd(root: nn.Module, adapters: list[SiteAdapter], rank: int) -> Folder:
     """
     by_path: dict[str, list[SiteAdapter]] = defaultdict(list)
     for adapter in adapters:
-        if not adapter.config.folds or adapter.installed.site.type != "linear":
+        if not adapter.installed.changes_weight:
             raise GraftError(
                 f"'{adapter.config.kind}' at '{adapter.path}' does not change a linear layer's weight, so no LoRA can stand for it"
             )

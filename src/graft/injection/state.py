@@ -39,6 +39,11 @@ class Installed:
     config: AdapterConfig
     module: Adapter
 
+    @property
+    def changes_weight(self) -> bool:
+        """Whether all that it does is a change of the weight, and bias, of a linear layer."""
+        return self.site.type == "linear" and self.config.folds
+
 
 @dataclass(eq=False)
 class AttachedAdapter:

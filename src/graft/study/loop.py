@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from graft.config import RunConfig
 from graft.study.definition import Study
+from graft.study.grouping import group_of
 from graft.study.memory import MemoryPredictor, check_adapters, obstacle
 from graft.study.packing import next_pack
 from graft.study.points import check, points_of
@@ -115,7 +116,7 @@ class Runner:
         configs = {trial.job: self.config_of(trial) for trial in trials}
         alone = None
         first = next(iter(configs.values()))
-        if first.train.method.parts is not None or first.base.dropout:
+        if not group_of(first):
             alone = next(iter(first.each()))
         pack = Pack(self.out / "packs" / f"{number:04d}", configs, alone)
         self.say(f"joint run {number}: {len(trials)} of {sum(self.store.counts().values())} trials")

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from graft.adapters.base import Adapter, AdapterConfig
+from graft.adapters.base import Adapter, AdapterConfig, Shared
 from graft.adapters.composite import CompositeAdapter
 from graft.adapters.kinds.trained import HeldAround, Trained
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
@@ -89,20 +89,30 @@ class Fusion(AdapterConfig):
                 raise GraftError(f"kind '{each.of.kind}' does not act at {' and '.join(sorted(unfit))} sites")
             each.check_sites(sites)
 
+    def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
+        for each in self.of:
+            if each.build_shared(specs) is not None:
+                raise _does_more(each)
+        return None
+
     def build(self, spec: SiteSpec) -> Adapter:
         built = {}
         for number, each in enumerate(self.of):
             module = each.for_site(spec).build(spec)
-            if type(module) is not HeldAround or module.acts_before or each.build_shared([spec]) is not None:
-                raise GraftError(
-                    f"fusion weighs what adapters add to an output, and kind '{each.of.kind}' does something else: take series, parallel, "
-                    "compacter or a difference of weights"
-                )
+            if type(module) is not HeldAround or module.acts_before:
+                raise _does_more(each)
             built[f"of_{number}"] = module
         return FusionAdapter(self, spec, built)
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         return {**super().model_dump(**options), "of": [each.model_dump(**options) for each in self.of]}
+
+
+def _does_more(trained: Trained) -> GraftError:
+    return GraftError(
+        f"fusion weighs what adapters add to an output, and kind '{trained.of.kind}' does something else: take series, parallel, "
+        "compacter or a difference of weights"
+    )
 
 
 def _trained(value: Any) -> Trained:

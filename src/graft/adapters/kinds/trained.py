@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from graft.adapters.base import Adapter, AdapterConfig, Shared
 from graft.adapters.composite import Composite, Wrapper, WrapsAttention, WrapsExperts, WrapsPrompt, wrap
+from graft.adapters.files import CONFIG, WEIGHTS
 from graft.adapters.filling import to_be_filled
 from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
 from graft.utils.files import checksum
 from graft.utils.strict_json import read_object
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Trained(Composite):
@@ -38,7 +37,7 @@ class Trained(Composite):
     frozen: Literal[True] = True
     """A trained adapter stays as it is. To train it further, start from a copy (`graft jobs clone`)."""
     digest: str | None = None
-    """SHA-256 of the weights. It is written when the adapter is attached, and loading compares it."""
+    """SHA-256 of the weights, by default the one that the folder was written with. Attaching and loading compare it with the file."""
     part: int = Field(default=0, ge=0)
     """The number of the part that this is, if the adapter in the folder is a stack."""
 
@@ -48,7 +47,8 @@ class Trained(Composite):
         """Take the inner config and the digest from the folder, unless they are there already."""
         if isinstance(value, Mapping) and "of" not in value and isinstance(value.get("folder"), str):
             folder, header = _header(Path(value["folder"]))
-            return {"digest": checksum(folder / WEIGHTS), **value, "folder": str(folder), "of": header["adapter"]}
+            digest = header.get("checksum") or checksum(folder / WEIGHTS)  # attaching compares it with the file
+            return {"digest": digest, **value, "folder": str(folder), "of": header["adapter"]}
         return value
 
     def parts(self) -> tuple[AdapterConfig, ...]:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from graft.adapters.files import CONFIG, WEIGHTS
 from graft.attaching.attach import attach
 from graft.attaching.parameters import tensors
-from graft.attaching.saving import CONFIG, WEIGHTS, save
+from graft.attaching.saving import save
 from graft.formats.loading import load
 from graft.injection.state import state_of
 from graft.testing.bases import ids, logits, tiny_base
