@@ -19,6 +19,23 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def furnished(at_home: Path) -> Path:
+    """A folder to be in, with the files that the pages use."""
+    from tests.walk import furnish
+
+    furnish(at_home)
+    return at_home
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests that need a GPU where there is none."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

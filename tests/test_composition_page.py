@@ -8,22 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.walk import furnish, graft_command, yaml_block
+from tests.walk import commands_of, graft_command, yaml_block
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "composition.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    (graft .+)$", PAGE, re.MULTILINE)
+COMMANDS = commands_of(PAGE)
 
 
 @pytest.mark.slow
-def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
-    furnish(tmp_path)
+def test_the_page_runs_from_top_to_bottom(furnished: Path) -> None:
     for name in re.findall(r"^# (\S+\.yaml)$", PAGE, re.MULTILINE):
-        (tmp_path / name).write_text(yaml_block(PAGE, name))
+        (furnished / name).write_text(yaml_block(PAGE, name))
     assert len(COMMANDS) >= 5
     for command in COMMANDS:
         graft_command(command)
-    (saved,) = (tmp_path / "runs" / "adamix" / "adapters").glob("*/adapter_config.json")
+    (saved,) = (furnished / "runs" / "adamix" / "adapters").glob("*/adapter_config.json")
     assert json.loads(saved.read_text())["adapter"]["kind"] == "series"
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
+    assert len((furnished / "answers.jsonl").read_text().splitlines()) == 3

@@ -7,22 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.walk import furnish, graft_command, yaml_block
+from tests.walk import commands_of, graft_command, yaml_block
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "gates.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    (graft .+)$", PAGE, re.MULTILINE)
+COMMANDS = commands_of(PAGE)
 
 
 @pytest.mark.slow
-def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
-    furnish(tmp_path)
-    (tmp_path / "run.yaml").write_text(yaml_block(PAGE, "run.yaml"))
+def test_the_page_runs_from_top_to_bottom(furnished: Path) -> None:
+    (furnished / "run.yaml").write_text(yaml_block(PAGE, "run.yaml"))
     assert len(COMMANDS) == 3
     for command in COMMANDS:
         graft_command(command)
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
+    assert len((furnished / "answers.jsonl").read_text().splitlines()) == 3
 
 
 def test_the_python_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:

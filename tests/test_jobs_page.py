@@ -9,19 +9,16 @@ import pytest
 
 from graft.config import load_run
 from graft.runs.folder import RunFolder
-from tests.walk import furnish, graft_command
+from tests.walk import commands_of, graft_command
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "jobs.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = re.findall(r"^    (graft .+)$", PAGE, re.MULTILINE)
+COMMANDS = commands_of(PAGE)
 
 
-def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
-    furnish(tmp_path)
-    (tmp_path / "four.yaml").write_text(BLOCKS[0])
-    (tmp_path / "late.yaml").write_text("adapter: {rank: 2}\n")
+def test_the_page_runs_from_top_to_bottom(furnished: Path) -> None:
+    (furnished / "four.yaml").write_text(BLOCKS[0])
+    (furnished / "late.yaml").write_text("adapter: {rank: 2}\n")
     assert len(COMMANDS) == 8
     for command in COMMANDS:
         if "cancel" not in command:

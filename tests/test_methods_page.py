@@ -18,14 +18,12 @@ OWN = "base.model=base base.dtype=float32 train.steps=2 train.batch_size=4"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(at_home: Path) -> Path:
     """A folder with data, and a small base in place of the one that the page names."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     rows = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(20)]
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    save_small(tmp_path / "base")
-    return tmp_path
+    save_small(at_home / "base")
+    return at_home
 
 
 def test_a_file_to_start_from_trains_with_its_method(here: Path) -> None:

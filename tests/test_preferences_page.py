@@ -17,16 +17,14 @@ PAGE = (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(at_home: Path) -> Path:
     """A folder with the data that the page uses, with a small base in place of the one it names."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     pairs = [{"prompt": f"say {n}", "chosen": f"it is {n}", "rejected": f"no {n}"} for n in range(20)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
     Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    save_small(tmp_path / "base")
-    return tmp_path
+    save_small(at_home / "base")
+    return at_home
 
 
 def test_the_commands_of_the_example_run(here: Path) -> None:

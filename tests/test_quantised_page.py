@@ -19,14 +19,12 @@ BNB = "needs bitsandbytes (pip install 'graft-llm[quant]')"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(at_home: Path) -> Path:
     """A folder with the data that the page uses."""
     pytest.importorskip("bitsandbytes", reason=BNB)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     Path("math_10k.json").write_text(json.dumps([{**row, "input": ""} for row in generate("train", 12)]))
     Path("qlora.yaml").write_text(yaml_block(PAGE, "qlora.yaml"))
-    return tmp_path
+    return at_home
 
 
 def test_the_commands_of_the_page_run(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -31,17 +31,9 @@ def block(language: str) -> str:
     return found.group(1)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to be in, with a cache of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path
-
-
-def test_every_command_of_the_table_runs(here: Path) -> None:
-    furnish(here)
-    (here / "run.yaml").write_text(block("yaml"))
+def test_every_command_of_the_table_runs(at_home: Path) -> None:
+    furnish(at_home)
+    (at_home / "run.yaml").write_text(block("yaml"))
     commands = re.findall(r"^\| `(graft [^`]+)` \|", README, re.MULTILINE)
     assert len(commands) == 14
     for command in commands:
@@ -53,7 +45,7 @@ def test_every_command_of_the_table_runs(here: Path) -> None:
         "answers.jsonl",
         "merged/model.safetensors",
     ):
-        assert (here / made).is_file(), made
+        assert (at_home / made).is_file(), made
 
 
 def _shape(text: str) -> str:
@@ -61,8 +53,8 @@ def _shape(text: str) -> str:
     return re.sub(r"\d[\d.,:e+-]*(\s*(second|minute|hour)s?\b)?|\s+", "", text)
 
 
-def test_the_five_minutes_run_and_print_what_the_readme_shows(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (here / "data.jsonl").write_text(block("jsonl"))
+def test_the_five_minutes_run_and_print_what_the_readme_shows(at_home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (at_home / "data.jsonl").write_text(block("jsonl"))
     parts = re.split(r"^\$ (graft .+)$", block("console"), flags=re.MULTILINE)[1:]
     commands, outputs = parts[::2], parts[1::2]
     assert [command.split()[1] for command in commands] == ["init", "check", "train", "chat"]
@@ -75,19 +67,19 @@ def test_the_five_minutes_run_and_print_what_the_readme_shows(here: Path, capfd:
     assert "I am a small model." in said  # it has learnt its three lines
 
 
-def test_the_commands_of_qlora_run(here: Path) -> None:
+def test_the_commands_of_qlora_run(at_home: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install 'graft-llm[quant]')")
-    (here / "data.jsonl").write_text(block("jsonl"))
+    (at_home / "data.jsonl").write_text(block("jsonl"))
     graft_command("graft init run.yaml --data data.jsonl")
     part = README.split("## A base in 4 bits")[1].split("```")[1].replace("\\\n", "")
     commands = re.findall(r"^(graft [^#\n]+)", part, re.MULTILINE)
     assert [command.split()[1] for command in commands] == ["train", "merge"]
     for command in commands:
         graft_command(command.replace("meta-llama/Llama-3.2-1B", "seedling"))
-    assert (here / "qlora-merged" / "model.safetensors").is_file()
+    assert (at_home / "qlora-merged" / "model.safetensors").is_file()
 
 
-def test_the_python_block_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_block_runs(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(block("python"), "README.md", "exec"), {})
     assert "math" in capsys.readouterr().out
 

@@ -17,10 +17,8 @@ FEW = "train.epochs=1 train.batch_size=8"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(at_home: Path) -> Path:
     """A folder with the data that the page uses, with small bases in place of the ones it names."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     rows = labelled_rows(20)
     for name in ("reviews.tsv", "more.tsv"):
         Path(name).write_text("text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in rows))
@@ -28,11 +26,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pairs = [f"{row['text']}\tday\t{number / 4}\n" for number, row in enumerate(rows)]
     Path("pairs.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(pairs))
     Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered_rows(8)))
-    save_task_base(tmp_path / "bert", "bert")
-    save_task_base(tmp_path / "t5", "t5")
+    save_task_base(at_home / "bert", "bert")
+    save_task_base(at_home / "t5", "t5")
     for name in ("sentiment", "similarity", "answers"):
         Path(f"{name}.yaml").write_text(yaml_block(PAGE, f"{name}.yaml"))
-    return tmp_path
+    return at_home
 
 
 def test_the_commands_of_classification_run(here: Path) -> None:

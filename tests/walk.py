@@ -45,3 +45,8 @@ def yaml_block(page: str, name: str) -> str:
     found = re.search(rf"```yaml\n# {name}\n(.*?)```", page, re.DOTALL)
     assert found is not None
     return found.group(1)
+
+
+def commands_of(page: str) -> list[str]:
+    """Return the commands of a page, which stand in indented blocks."""
+    return re.findall(r"^    (graft .+)$", page, re.MULTILINE)
