@@ -10,14 +10,12 @@ are medians in milliseconds, and each over its value beside one adapter.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from turns import keep, machine
+from turns import keep, machine, processor_milliseconds
 
 import graft
 from graft.attaching.active import set_trainable
@@ -59,13 +57,7 @@ def measured(model: Any, repeats: int) -> dict[str, float]:
         "evaluating": enter,
         "set_training_back": lambda: set_training(model, [last]),
     }
-    times: dict[str, list[float]] = {name: [] for name in operations}
-    for _ in range(repeats):
-        for name, operation in operations.items():
-            start = time.process_time()
-            operation()
-            times[name].append(1000 * (time.process_time() - start))
-    return {name: statistics.median(each) for name, each in times.items()}
+    return processor_milliseconds(operations, repeats)
 
 
 def main() -> None:

@@ -10,19 +10,15 @@ ratio gated / plain.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification
-from turns import keep, machine
+from turns import keep, machine, pass_options, processor_milliseconds
 
 import graft
 from graft.config import BaseConfig
 
-TINY = {"repeats": 1, "rows": 2, "length": 8}
 QV = "attn.q attn.v"
 CAUSAL = {
     "lora linear": {"kind": "lora", "rank": 8, "sites": "linear"},
@@ -36,19 +32,6 @@ ENCODER = {
     "series stream": {"kind": "series", "bottleneck": 32, "reads": "stream", "sites": "mlp"},
     "prefix": {"kind": "prefix", "tokens": 10},
 }
-
-
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "gate_cost.json"))
-    args = parser.parse_args()
-    if args.tiny:
-        vars(args).update(TINY)
-    return args
 
 
 def causal() -> Any:
@@ -71,28 +54,26 @@ def measured(model: Any, of: dict[str, Any], gate: dict[str, Any], args: argpars
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 200, (args.rows, args.length), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    times: dict[str, list[float]] = {}
-    for number in range(args.repeats + 2):
-        for name in ("plain", "gated"):
-            graft.set_active(model, name)
-            for what in ("step", "forward"):
-                model.train(what == "step")
-                start = time.process_time()
-                with torch.set_grad_enabled(what == "step"):
-                    out = model(**inputs).logits
-                    if what == "step":
-                        out.square().mean().backward()
-                if number > 1:  # the first two warm up
-                    times.setdefault(f"{what} {name}", []).append(1000 * (time.process_time() - start))
-                model.zero_grad()
+
+    def prepare(way: str) -> None:
+        what, name = way.split()
+        model.zero_grad()
+        graft.set_active(model, name)
+        model.train(what == "step")
+
+    def step() -> None:
+        model(**inputs).logits.square().mean().backward()
+
+    passes = {"step": step, "forward": torch.no_grad()(lambda: model(**inputs))}
+    ways = {f"{what} {name}": passes[what] for name in ("plain", "gated") for what in passes}
+    found = processor_milliseconds(ways, args.repeats, warm=2, before=prepare)
     graft.detach(model)
-    found = {name: statistics.median(each) for name, each in times.items()}
     ratios = {f"{what} gated / plain": found[f"{what} gated"] / found[f"{what} plain"] for what in ("step", "forward")}
     return {**found, **ratios}
 
 
 def main() -> None:
-    args = options()
+    args = pass_options(__doc__, "gate_cost.json")
     torch.set_num_threads(1)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for base, make, kinds, gate in (

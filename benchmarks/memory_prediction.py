@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from random_base import write_base
-from turns import keep, machine
+from turns import graft_command, keep, machine
 
 FULL = {"method": "full", "lr": 1e-5}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -94,13 +92,9 @@ def measured(folder: Path, args: argparse.Namespace, name: str, variables: dict[
 
 
 def graft(folder: Path, args: argparse.Namespace, variables: dict[str, str], *words: str) -> str:
-    """Run the command line in a process of its own; what it wrote to stdout."""
-    env = {**{name: value for name, value in os.environ.items() if name != THRESHOLD}, **variables}
-    env["OMP_NUM_THREADS"] = str(args.threads)
-    done = subprocess.run([sys.executable, "-m", "graft", *words], capture_output=True, text=True, env=env, cwd=folder)
-    if done.returncode:
-        raise SystemExit(f"graft {' '.join(words)} failed:\n{done.stderr}{done.stdout}")
-    return done.stdout
+    """Run the command line with one of the allocators."""
+    own = {**{name: value for name, value in os.environ.items() if name != THRESHOLD}, **variables}
+    return graft_command(folder, args.threads, *words, variables=own)
 
 
 if __name__ == "__main__":

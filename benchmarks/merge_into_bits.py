@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from turns import keep, machine
+from turns import graft_command, keep, machine
 
 from graft.adapters.learning_rates import LEARNING_RATES
 from graft.quickstart.problems import generate
@@ -57,9 +54,8 @@ def main() -> None:
             found[bits] = {}
             for kind in args.kinds.split(","):
                 target = folder / f"{kind}-{bits}"
-                said = graft(
-                    folder, args, "merge", str(run), "--use", kind, "--to", str(target), "--quantize", bits, "--json"
-                )
+                words = ("--use", kind, "--to", str(target), "--quantize", bits, "--json")
+                said = graft_command(folder, args.threads, "merge", str(run), *words)
                 found[bits][kind] = one = shares(json.loads(said)["few_bits"])
                 print(
                     f"{bits:<6}{kind:<14}gain {one['gain']:.5f}   nearest {one['nearest']:7.1%}   kept {one['kept']:7.1%}   "
@@ -104,19 +100,10 @@ def trained(folder: Path, args: argparse.Namespace) -> Path:
     }  # fmt: skip
     for name, run in (("begin", begin), ("kinds", further)):
         (folder / f"{name}.json").write_text(json.dumps(run))  # YAML reads JSON
-    graft(folder, args, "train", "begin.json", "--out", "runs/begin")
-    graft(folder, args, "merge", "runs/begin", "--to", "base")
-    graft(folder, args, "train", "kinds.json", "--out", "runs/kinds")
+    graft_command(folder, args.threads, "train", "begin.json", "--out", "runs/begin")
+    graft_command(folder, args.threads, "merge", "runs/begin", "--to", "base")
+    graft_command(folder, args.threads, "train", "kinds.json", "--out", "runs/kinds")
     return folder / "runs" / "kinds"
-
-
-def graft(folder: Path, args: argparse.Namespace, *words: str) -> str:
-    """Run the command line in a process of its own; what it wrote to stdout."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-    done = subprocess.run([sys.executable, "-m", "graft", *words], capture_output=True, text=True, env=env, cwd=folder)
-    if done.returncode:
-        raise SystemExit(f"graft {' '.join(words)} failed:\n{done.stderr}{done.stdout}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from random_base import add_options, make_base, parsed, samples
-from step_vs_floor import Step, timed
+from random_base import add_options, make_base, parsed
+from step_vs_floor import Step, timed, training_step
 from turns import keep, machine
 
 PLAIN: dict[str, Any] = {"kind": "series", "bottleneck": 48, "activation": "gelu", "init": "bert", "sites": "mlp.down"}
@@ -37,33 +37,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="samples of a step, in one forward pass (AdaMix: two)")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "mixture_cost.json"))
     return parsed(parser)
-
-
-def training_step(args: argparse.Namespace, model: Any, name: str, objective: Any) -> Step:
-    """A step of the engine on one adapter."""
-    from graft.attaching.active import set_trainable
-    from graft.config.train import TrainConfig
-    from graft.training.batching import Batcher
-    from graft.training.forward.causal import Forward
-    from graft.training.forward.layout import decide
-    from graft.training.forward.modes import set_training
-    from graft.training.job import Job
-    from graft.training.updates.rules import rule_of
-
-    set_trainable(model, [name])
-    budget = 2 * args.batch * args.length
-    config = TrainConfig(steps=args.steps, batch_size=args.batch, token_budget=budget, objective=objective)
-    job = Job.make(model, name, config, samples(args, args.steps * args.batch, 0, equal=True), None)
-    forward, batcher = Forward(model), Batcher(budget, "padded", 0)
-    decide(forward, [job], "padded", batcher)
-
-    def step() -> None:
-        set_trainable(model, [name])
-        set_training(model, [name])
-        rule = rule_of(job)
-        rule.update(job, rule.prepare(forward, [job], batcher)[job.name])
-
-    return step
 
 
 def evaluation(args: argparse.Namespace, model: Any, name: str) -> Step:
@@ -91,7 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = make_base(args)
     for name, (adapter, _) in WAYS.items():
         graft.attach(model, {name: adapter})
-    steps = {name: training_step(args, model, name, objective) for name, (_, objective) in WAYS.items()}
+    steps = {name: training_step(args, model, name, objective, passes=2) for name, (_, objective) in WAYS.items()}
     trained = timed(steps, args.steps)
     with tempfile.TemporaryDirectory() as folder:
         graft.save(model, "adamix", Path(folder) / "adamix")

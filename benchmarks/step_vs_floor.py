@@ -40,8 +40,8 @@ def options() -> argparse.Namespace:
     return parsed(parser)
 
 
-def training_step(args: argparse.Namespace, model: Any, name: str) -> Step:
-    """A step of the engine, on one adapter."""
+def training_step(args: argparse.Namespace, model: Any, name: str, objective: Any = None, passes: int = 1) -> Step:
+    """A step of the engine, on one adapter. passes: over each sample, for which a micro-batch has room."""
     from graft.attaching.active import set_trainable
     from graft.config.train import TrainConfig
     from graft.training.batching import Batcher
@@ -52,8 +52,8 @@ def training_step(args: argparse.Namespace, model: Any, name: str) -> Step:
     from graft.training.updates.rules import rule_of
 
     set_trainable(model, [name])
-    budget = args.batch * args.length
-    config = TrainConfig(steps=args.steps, batch_size=args.batch, token_budget=budget)
+    budget = passes * args.batch * args.length
+    config = TrainConfig(steps=args.steps, batch_size=args.batch, token_budget=budget, objective=objective)
     job, forward = (
         Job.make(model, name, config, samples(args, args.steps * args.batch, 0, equal=True), None),
         Forward(model),

@@ -10,18 +10,16 @@ one adapter on N rows, and the microseconds that choosing a combination takes wh
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from turns import keep, machine
+from turns import keep, machine, pass_options, processor_milliseconds
 
 import graft
 from graft.config import BaseConfig
 
-TINY = {"repeats": 1, "rows": 2, "length": 8}
 PAIRS = {
     "lora, lora": ({"kind": "lora", "rank": 8, "sites": "linear"}, {"kind": "lora", "rank": 8, "sites": "linear"}),
     "lora, dora": ({"kind": "lora", "rank": 8, "sites": "linear"}, {"kind": "dora", "rank": 8, "sites": "linear"}),
@@ -30,50 +28,38 @@ PAIRS = {
 }
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "together_cost.json"))
-    args = parser.parse_args()
-    if args.tiny:
-        vars(args).update(TINY)
-    return args
-
-
 def measured(model: Any, pair: tuple[dict[str, Any], dict[str, Any]], args: argparse.Namespace) -> dict[str, float]:
     """Median milliseconds of each way, the ratios to one adapter, and the microseconds of a choice."""
     graft.attach(model, {"a": pair[0], "b": pair[1]})
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 200, (args.rows, args.length), generator=generator)
-    ways: dict[str, tuple[list[Any], torch.Tensor]] = {
+    batches: dict[str, tuple[list[Any], torch.Tensor]] = {
         "one": (["a"] * args.rows, ids),
         "two": ([["a", "b"]] * args.rows, ids),
         "apart": (["a"] * args.rows + ["b"] * args.rows, torch.cat([ids, ids])),
     }
     graft.set_active(model, ["a", "b"])
-    times: dict[str, list[float]] = {}
-    for number in range(args.repeats + 2):
-        for way, (rows, inputs) in ways.items():
-            for what in ("step", "forward"):
-                model.train(what == "step")
-                start = time.process_time()
-                with torch.set_grad_enabled(what == "step"), graft.route(model, rows):
-                    out = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits
-                    if what == "step":
-                        out.square().mean().backward()
-                if number > 1:  # the first two warm up
-                    times.setdefault(f"{what} {way}", []).append(1000 * (time.process_time() - start))
-                model.zero_grad()
+
+    def prepare(way: str) -> None:
+        model.zero_grad()
+        model.train(way.startswith("step"))
+
+    def logits(name: str) -> torch.Tensor:
+        rows, inputs = batches[name]
+        with graft.route(model, rows):
+            return model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits
+
+    ways: dict[str, Callable[[], Any]] = {}
+    for name in batches:
+        ways[f"step {name}"] = lambda name=name: logits(name).square().mean().backward()
+        ways[f"forward {name}"] = torch.no_grad()(lambda name=name: logits(name))
+    found = processor_milliseconds(ways, args.repeats, warm=2, before=prepare)
     start = time.process_time()
     for _ in range(1000):
         with graft.use(model, ["a", "b"]):
             pass
     choice = (time.process_time() - start) * 1000
     graft.detach(model)
-    found = {name: statistics.median(each) for name, each in times.items()}
     ratios = {f"{what} {way} / one": found[f"{what} {way}"] / found[f"{what} one"]
               for what in ("step", "forward") for way in ("two", "apart")}  # fmt: skip
     return {**found, **ratios, "microseconds of a choice": choice}
@@ -82,7 +68,7 @@ def measured(model: Any, pair: tuple[dict[str, Any], dict[str, Any]], args: argp
 def main() -> None:
     from graft.bases import load_base
 
-    args = options()
+    args = pass_options(__doc__, "together_cost.json")
     torch.set_num_threads(1)
     model = load_base(BaseConfig(model="seedling", dtype="float32", device="cpu")).model
     found: dict[str, dict[str, float]] = {}

@@ -5,6 +5,7 @@ Wall time is what a user waits for; processor time does not change with what els
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,50 @@ def compared(runs: dict[str, list[Run]], ours: str, theirs: str, same_rows: bool
 def per_token(run: Run) -> float:
     """Processor seconds per token, of the whole training."""
     return run["processor"] / sum(run["tokens"])
+
+
+def processor_milliseconds(
+    ways: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    warm: int = 0,
+    before: Callable[[str], Any] = lambda name: None,
+) -> dict[str, float]:
+    """Median milliseconds of processor time of each way. They take turns, of which the first `warm` do not count.
+
+    before: what prepares a way, by its name, and is not timed.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(warm + repeats):
+        for name, way in ways.items():
+            before(name)
+            start = time.process_time()
+            way()
+            if turn >= warm:
+                times[name].append(1000 * (time.process_time() - start))
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def pass_options(description: str | None, result: str) -> argparse.Namespace:
+    """The options of a benchmark of passes over a batch of one length. result: the name of its file in `results`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / result))
+    args = parser.parse_args()
+    if args.tiny:
+        args.repeats, args.rows, args.length = 1, 2, 8
+    return args
+
+
+def graft_command(folder: Path, threads: int, *words: str, variables: Mapping[str, str] | None = None) -> str:
+    """Run Graft's command line in a folder, in a process of its own; what it wrote to stdout. variables: all others of its environment."""
+    env = {**(os.environ if variables is None else variables), "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([sys.executable, "-m", "graft", *words], capture_output=True, text=True, env=env, cwd=folder)
+    if done.returncode:
+        raise SystemExit(f"graft {' '.join(words)} failed:\n{done.stderr}{done.stdout}")
+    return done.stdout
 
 
 def machine(threads: int) -> dict[str, Any]:
