@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 import pytest
 
@@ -47,7 +48,7 @@ def searched(name: str, budget: int, batch: int, seed: int = 0) -> list[Known]:
 @pytest.mark.parametrize("name", ["random", "optuna", "nomad"])
 def test_points_are_of_the_space_and_repeat_with_the_seed(name: str, batch: int) -> None:
     first, second = (searched(name, 15, batch) for _ in range(2))
-    assert first == second
+    assert first == second != searched(name, 15, batch, seed=1)
     for each in first:
         codes = each.codes
         assert set(codes) == {dimension.key for dimension in SPACE.dimensions}
@@ -58,9 +59,10 @@ def test_points_are_of_the_space_and_repeat_with_the_seed(name: str, batch: int)
 
 @pytest.mark.parametrize("name", ["optuna", pytest.param("nomad", marks=pytest.mark.slow)])
 def test_a_sampler_learns(name: str) -> None:
-    means = [min(each.values[0] for each in searched(name, 40, 1, seed)) for seed in range(2)]
-    by_chance = [min(each.values[0] for each in searched("random", 40, 1, seed)) for seed in range(2)]
-    assert max(means) < min(by_chance)
+    """In most searches it finds more than chance finds in any."""
+    found = [min(each.values[0] for each in searched(name, 40, 1, seed)) for seed in range(3)]
+    by_chance = [min(each.values[0] for each in searched("random", 40, 1, seed)) for seed in range(3)]
+    assert median(found) < min(by_chance)
 
 
 @pytest.mark.parametrize("name", ["random", "optuna", "nomad"])

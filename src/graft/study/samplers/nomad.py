@@ -84,9 +84,11 @@ class Nomad:
         )
         limit = len(known) + count
         settings = [
-            "BB_OUTPUT_TYPE OBJ PB", f"BB_INPUT_TYPE ({types})", f"MAX_BB_EVAL {limit}", f"SEED {self.seed + 7919 * restart}",
-            "DISPLAY_DEGREE 0", "BB_MAX_BLOCK_SIZE 1" if count == 1 else f"BB_MAX_BLOCK_SIZE {count}", "DIRECTION_TYPE ORTHO 2N",
-            "EVAL_QUEUE_SORT DIR_LAST_SUCCESS",
+            "BB_OUTPUT_TYPE OBJ PB", f"BB_INPUT_TYPE ({types})", f"MAX_BB_EVAL {limit}", "DISPLAY_DEGREE 0",
+            # By default NOMAD takes up a seed only where it differs from that of its last run in this process; alternative seeding always
+            # does, and has no seed 0.
+            f"SEED {1 + self.seed + 7919 * restart}", "RNG_ALT_SEEDING true", f"BB_MAX_BLOCK_SIZE {count}",
+            "DIRECTION_TYPE ORTHO 2N", "EVAL_QUEUE_SORT DIR_LAST_SUCCESS",
         ]  # fmt: skip
         if count == 1:
             self.nomad.optimize(lambda place: box(_One(place))[0], start, lower, upper, settings)
