@@ -58,7 +58,7 @@ $(VENV)/.graft-run: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.graft-dev: $(VENV)/.graft-run
-	$(PIP) --editable '.[dev,report,eval,search]'
+	$(PIP) --editable '.[dev,report,eval,search,serve]'
 	@touch $@
 
 # The reference is read from the source, so the site needs neither torch nor Graft.

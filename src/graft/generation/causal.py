@@ -12,6 +12,7 @@ Legend: B rows, L padded length of the prompts, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -25,6 +26,7 @@ from graft.architectures.rope import company_of, forget_lengths
 from graft.bases.context import positions_taken
 from graft.errors import GraftError, did_you_mean
 from graft.generation.batching import pad_left, routed
+from graft.generation.joining import cut_layers, join_layers, pad_columns
 from graft.generation.requests import Request
 from graft.injection.arguments import cache_name
 from graft.injection.state import unwrapped
@@ -69,8 +71,11 @@ class CausalBatch:
         """All tokens so far, where the model may have to read them again."""
         forget_lengths(root)
 
-    def forward(self, tokens_B: Tensor | None = None) -> Tensor:
-        """Feed each row its newest token and return the logits [B, V] of the next one. None: feed the prompts."""
+    def forward(self, tokens_B: Tensor | None = None, every: bool = False) -> Tensor:
+        """Feed each row its newest token and return the logits [B, V] of the next one. None: feed the prompts.
+
+        every: return the logits at every column that is fed, [B, L, V].
+        """
         first = tokens_B is None
         if tokens_B is None:
             # Positions count from the first real token: the mask [0, 0, 1, 1, 1] gives the positions [0, 0, 0, 1, 2].
@@ -91,9 +96,9 @@ class CausalBatch:
         placed = {"position_ids": positions_BL + self._first_position} if "position_ids" in self._takes else {}
         run = self.model if first else self._step  # prompts have a new length in every batch: not worth compiling
         with torch.no_grad(), routed(self.model, self.adapters, self.mask[:, : ids_BL.shape[1]] if first else None):
-            more: dict[str, Any] = {self._cache_name: self.cache, **placed, **self._last_only}
+            more: dict[str, Any] = {self._cache_name: self.cache, **placed, **({} if every else self._last_only)}
             out = run(input_ids=ids_BL, attention_mask=self.mask, use_cache=True, **more)
-        return out.logits[: self.live, -1]
+        return out.logits[: self.live] if every else out.logits[: self.live, -1]
 
     def select(self, index: Tensor) -> None:
         """Continue with these rows, in this order. A row may be repeated (as beam search does)."""
@@ -107,6 +112,31 @@ class CausalBatch:
         self.mask, self.read_B = self.mask[index], self.read_B[index]
         self._text = self._text[index] if self._company else self._text
         self.adapters = [self.adapters[row] for row in index.tolist()]
+
+    def join(self, other: CausalBatch) -> None:
+        """Append the rows of another batch that has read its prompts too. Both have dynamic caches; the other one is used up."""
+        width = max(self._seen, other._seen)
+        join_layers(self.cache, other.cache, width)
+        self.mask = torch.cat([pad_columns(each.mask, width) for each in (self, other)])
+        self.read_B = torch.cat([self.read_B, other.read_B])
+        self.adapters, self.live, self._seen = self.adapters + other.adapters, self.live + other.live, width
+
+    def part(self, index: Tensor) -> CausalBatch:
+        """Return some rows, in this order, as a batch of their own. A row may be repeated. This batch stays as it is."""
+        found = copy.copy(self)
+        found.cache = copy.copy(self.cache)
+        # Layers of a dynamic cache never write into their tensors, so both batches may share them.
+        found.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        found.select(index)
+        found.trim()
+        return found
+
+    def trim(self) -> None:
+        """Drop the columns that are padding in every row. Needs a dynamic cache."""
+        empty = int((self.mask.sum(0) == 0).long().cumprod(0).sum())
+        if empty and not self._company:
+            cut_layers(self.cache, empty)
+            self.mask, self._seen = self.mask[:, empty:], self._seen - empty
 
     def _extend_mask(self) -> None:
         """Let the attention mask cover one token more. That of a static cache has its full length from the start."""

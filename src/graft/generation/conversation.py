@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 from graft.bases.context import context_length
 from graft.data.samples import Message
 from graft.generation.generate import stream
 from graft.generation.loaded import Candidate, LoadedModel
 from graft.generation.prompts import request_of
 from graft.generation.requests import Decoding, limits
+from graft.generation.text_stream import TextStream
 
 
 class Conversation:
@@ -58,15 +57,11 @@ class Conversation:
 
 def as_text(ids: Iterable[int], tokenizer: Any) -> Iterator[str]:
     """Yield tokens as text while they arrive. A character that is made of several tokens is held back until it is complete."""
-    decoder = DecodeStream(skip_special_tokens=True)
-    seen: list[int] = []
-    shown = ""
+    text = TextStream(tokenizer)
     for token in ids:
-        seen.append(token)
-        if piece := decoder.step(tokenizer.backend_tokenizer, token):
-            shown += piece
+        text.add(token)
+        if piece := text.take():
             yield piece
-    # The stream decoder keeps an incomplete last character; decoding everything at once shows what is missing.
-    whole = tokenizer.decode(seen, skip_special_tokens=True)
-    if whole.startswith(shown) and len(whole) > len(shown):
-        yield whole[len(shown) :]
+    text.finish()
+    if piece := text.take():
+        yield piece

@@ -1,0 +1,66 @@
+"""The prompts that were read last, so that the same prompt of the same adapter is not read again.
+
+A prompt is found by its adapter and all of its tokens. A part of a prompt is not reused: what some kinds do to a token depends on the
+tokens after it (ReFT's suffix, gates that read whole sequences).
+
+Legend: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from graft.generation.causal import CausalBatch
+from graft.generation.requests import Request
+from graft.generation.sampling import PromptScores
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt that was read."""
+
+    batch: CausalBatch
+    """One row, with its keys and values. Rows are taken with `part`, which leaves it as it is."""
+    logits_1V: Tensor
+    """Of the first new token."""
+    scores: PromptScores | None
+
+
+class PrefixCache:
+    """Keeps prompts up to a number of tokens; those that were not used for the longest time go first.
+
+    Whoever changes an adapter's weights under its name calls `forget`.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.held, self.hits = tokens, 0, 0
+        self._kept: OrderedDict[tuple[str | None, tuple[int, ...]], Prefix] = OrderedDict()
+
+    def find(self, request: Request) -> Prefix | None:
+        """Return a prompt that is kept, None if it is not."""
+        found = self._kept.get((request.adapter, request.ids))
+        if found is not None:
+            self._kept.move_to_end((request.adapter, request.ids))
+            self.hits += 1
+        return found
+
+    def keep(self, request: Request, prefix: Prefix) -> None:
+        """Keep a prompt, if it is not longer than all that may be kept."""
+        key = (request.adapter, request.ids)
+        if len(request.ids) > self.tokens:
+            return
+        if self._kept.pop(key, None) is None:
+            self.held += len(request.ids)
+        self._kept[key] = prefix
+        while self.held > self.tokens:
+            (_, ids), _ = self._kept.popitem(last=False)
+            self.held -= len(ids)
+
+    def forget(self, adapter: str | None) -> None:
+        """Forget the prompts of an adapter, because its weights changed."""
+        for key in [key for key in self._kept if key[0] == adapter]:
+            self.held -= len(key[1])
+            del self._kept[key]

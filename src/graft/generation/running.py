@@ -1,0 +1,201 @@
+"""A running batch: rows of any adapters join and leave it at any step, with one KV cache (continuous batching).
+
+One step reads the prompts that there is room for, joins their rows to the batch, chooses one token for each row, and feeds the tokens of
+the rows that go on. A row's tokens do not depend on its company: each adapter runs on its own rows, and each row draws from a generator
+of its own. Prompts wait in the order in which they came. n samples of a prompt share one reading of it.
+
+Where rows cannot share passes (a cache that is not keys and values, a rotary embedding that changes with the longest row), the batch
+holds one row at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graft.architectures.rope import company_of
+from graft.bases.context import context_length
+from graft.errors import GraftError
+from graft.generation.causal import CausalBatch
+from graft.generation.choosing import at_least_float32, choose, prompt_scores, top_of
+from graft.generation.decoding import Decoding
+from graft.generation.joining import joinable
+from graft.generation.prefixes import Prefix, PrefixCache
+from graft.generation.requests import Request, limits
+from graft.generation.sampling import End, Sample, Sampling
+from graft.generation.text_stream import TextStream
+from graft.injection.modes import evaluation_mode
+from graft.injection.state import unwrapped
+
+
+class RunningBatch:
+    """Answers requests that come at any time. It belongs to one thread."""
+
+    def __init__(self, model: nn.Module, *, rows: int = 64, token_budget: int = 65_536, prefixes: int = 0) -> None:
+        """rows: most rows at once. token_budget: most columns of the cache times rows. prefixes: most tokens of prompts that are kept.
+
+        Raises `GraftError` for an encoder-decoder.
+        """
+        root: Any = unwrapped(model)
+        if getattr(root.config, "is_encoder_decoder", False):
+            raise GraftError(f"{type(root).__name__} is an encoder-decoder: a running batch takes causal models")
+        self.model, self.device, self.token_budget = model, root.device, token_budget
+        self.shares = joinable(root.config.get_text_config()) and not company_of(root)
+        self.rows = rows if self.shares else 1
+        self.prefixes = PrefixCache(prefixes if self.shares else 0)
+        self.waiting: deque[list[Sample]] = deque()
+        self.samples: list[Sample] = []
+        """The running rows, in the order of the batch."""
+        self._limits: dict[Sample, int] = {}
+        self._generators: list[torch.Generator] = []
+        self._batch: CausalBatch | None = None
+        self._logits_BV: Tensor | None = None
+
+    def add(self, request: Request, sampling: Sampling, tokenizer: Any = None, owner: Any = None) -> list[Sample]:
+        """Queue a request and return its samples. tokenizer: needed for stop texts.
+
+        Raises `GraftError` for a prompt without tokens, for an adapter that is not attached, and for more samples than rows.
+        """
+        if sampling.n > self.rows and self.shares:
+            raise GraftError(f"n is {sampling.n}, but a batch has at most {self.rows} rows")
+        if sampling.stop and tokenizer is None:
+            raise GraftError("stop texts need a tokenizer")
+        (limit,) = limits(self.model, [request], Decoding(max_new_tokens=max(1, sampling.max_tokens)))
+        if not sampling.max_tokens and len(request.ids) == context_length(self.model, request.adapter):
+            limit = 1  # a prompt that is only scored may fill the context
+        found = []
+        for index in range(sampling.n):
+            stream = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
+            found.append(Sample(request, sampling, index, stream=stream, owner=owner))
+            self._limits[found[-1]] = limit
+        if not limit:
+            for sample in found:
+                self._finish(sample, "no_room")
+        else:  # without shared passes each sample reads the prompt itself
+            self.waiting.extend([found] if self.shares else [[each] for each in found])
+        return found
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.samples and not self.waiting
+
+    def drop(self, samples: Sequence[Sample]) -> None:
+        """End these samples now; their rows are free at the next step."""
+        gone = {id(each) for each in samples}
+        for sample in samples:
+            if sample.end is None:
+                self._finish(sample, "dropped")
+        self.waiting = deque(
+            left for group in self.waiting if (left := [each for each in group if id(each) not in gone])
+        )
+        self._keep([row for row, each in enumerate(self.samples) if id(each) not in gone])
+
+    def step(self) -> list[Sample]:
+        """Take one step and return the samples that changed in it: each has one token more, or has ended."""
+        with evaluation_mode(self.model), torch.no_grad():
+            ended = self._admit()
+            changed = list(self.samples)
+            if self._logits_BV is not None:
+                tokens_B = self._choose(self._logits_BV)
+                left = [row for row, sample in enumerate(self.samples) if sample.end is None]
+                self._keep(left)
+                if self._batch is not None:
+                    self._logits_BV = self._batch.forward(tokens_B if len(left) == len(tokens_B) else tokens_B[left])
+        return ended + changed
+
+    def _choose(self, logits_BV: Tensor) -> Tensor:
+        """Choose the next token of every row, and note it in its sample."""
+        bad = logits_BV.isnan().any(-1) | (logits_BV == float("inf")).any(-1)
+        if (failed := bad.tolist()) and any(failed):
+            logits_BV = logits_BV.masked_fill(bad[:, None], 0.0)
+        settings = [sample.sampling for sample in self.samples]
+        tokens_B = choose(logits_BV, settings, self._generators)
+        scored = [row for row, each in enumerate(settings) if each.scores]
+        logprobs_SV = at_least_float32(logits_BV[scored]).log_softmax(-1) if scored else None
+        for row, (sample, token) in enumerate(zip(self.samples, tokens_B.tolist(), strict=True)):
+            if failed[row]:
+                sample.problem = "the model's output is not finite"
+                self._finish(sample, "failed")
+                continue
+            sample.ids.append(token)
+            if logprobs_SV is not None and sample.sampling.scores:
+                logprobs_V = logprobs_SV[scored.index(row)]
+                sample.logprobs.append(float(logprobs_V[token]))
+                if sample.sampling.top_logprobs:
+                    sample.top.append(top_of(logprobs_V, sample.sampling.top_logprobs))
+            if token in sample.request.stop_ids or (sample.stream is not None and sample.stream.add(token)):
+                self._finish(sample, "stop")
+            elif len(sample.ids) >= self._limits[sample]:
+                self._finish(sample, "length")
+        return tokens_B
+
+    def _admit(self) -> list[Sample]:
+        """Read the prompts that there is room for and join their rows to the batch. Returns the samples that need no token."""
+        ended: list[Sample] = []
+        while self.waiting and self._has_room(self.waiting[0]):
+            group = self.waiting.popleft()
+            self._start(group)
+            if not group[0].sampling.max_tokens:  # only the prompt is scored
+                for sample in group:
+                    self._finish(sample, "length")
+                self._keep([row for row, each in enumerate(self.samples) if each.end is None])
+                ended += group
+        return ended
+
+    def _has_room(self, group: Sequence[Sample]) -> bool:
+        together = [*self.samples, *group]
+        longest = max(len(each.request.ids) + self._limits[each] for each in together)
+        fits = len(together) <= self.rows and len(together) * longest <= self.token_budget
+        return fits or not self.samples
+
+    def _start(self, group: Sequence[Sample]) -> None:
+        """Read a prompt, or take it from the prefix cache, and join one row for each of its samples."""
+        request, sampling = group[0].request, group[0].sampling
+        prefix = self.prefixes.find(request)
+        cached = prefix is not None and not sampling.scores_prompt
+        if prefix is None or not cached:
+            batch = CausalBatch(self.model, [request], self._limits[group[0]])
+            if sampling.scores_prompt:
+                logits_LV = batch.forward(every=True)[0]
+                scores = prompt_scores(logits_LV, request.ids, sampling.top_prompt_logprobs)
+                prefix = Prefix(batch, logits_LV[-1:], scores)
+            else:
+                prefix = Prefix(batch, batch.forward(), None)
+            self.prefixes.keep(request, prefix)
+        rows = torch.zeros(len(group), dtype=torch.long, device=self.device)
+        joining, logits_BV = prefix.batch.part(rows) if self.shares else prefix.batch, prefix.logits_1V[rows]
+        if self._batch is None or self._logits_BV is None:
+            self._batch, self._logits_BV = joining, logits_BV
+        else:
+            self._batch.join(joining)
+            self._logits_BV = torch.cat([self._logits_BV, logits_BV])
+        for sample in group:
+            sample.prompt, sample.cached = prefix.scores if sampling.scores_prompt else None, cached
+            seed = sampling.seed + sample.index
+            self._generators.append(torch.Generator(self.device).manual_seed(seed))
+            self.samples.append(sample)
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch."""
+        if len(rows) == len(self.samples):
+            return
+        self.samples = [self.samples[row] for row in rows]
+        self._generators = [self._generators[row] for row in rows]
+        if not rows or self._batch is None or self._logits_BV is None:
+            self._batch = self._logits_BV = None
+            return
+        index_B = torch.tensor(rows, device=self.device)
+        self._batch.select(index_B)
+        self._batch.trim()
+        self._logits_BV = self._logits_BV[index_B]
+
+    def _finish(self, sample: Sample, end: End) -> None:
+        sample.end = end
+        self._limits.pop(sample, None)
+        if sample.stream is not None:
+            sample.stream.finish()
