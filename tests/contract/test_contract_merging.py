@@ -59,7 +59,7 @@ def test_while_merged_the_base_and_other_adapters_are_not_to_be_had(row: Row, tm
 
 
 @rows("llama-lora")
-def test_nothing_trains_while_merged_and_the_adapter_is_active_behind_it(row: Row) -> None:
+def test_nothing_trains_while_merged_and_what_was_active_is_so_behind_it(row: Row) -> None:
     model = attached(row, None, torch.float32, "a", "b")
     with graft.use(model, None), pytest.raises(graft.GraftError, match="outside of graft.use"):
         graft.merge(model, "b")
@@ -67,10 +67,18 @@ def test_nothing_trains_while_merged_and_the_adapter_is_active_behind_it(row: Ro
     assert not any(p.requires_grad for p in model.parameters())
     graft.unmerge(model, "b")
     assert {name: all(p.requires_grad for _, p in graft.parameters(model, name)) for name in "ab"} == {
-        "a": False,
-        "b": True,
+        "a": True,
+        "b": False,
     }
-    assert state_of(model).current.rows == "b"
+    assert state_of(model).current.rows == "a"
+    inputs = ids(2, 5)
+    graft.set_active(model, {"a": 0.5, "b": 1.0})
+    together = logits(model, inputs)
+    graft.merge(model, "b")
+    with pytest.raises(graft.GraftError, match="serves rows together with others"):
+        graft.rename(model, "a", "z")
+    graft.unmerge(model, "b")
+    assert torch.equal(logits(model, inputs), together)
 
 
 def test_dropped_originals_and_tied_weights_are_said() -> None:

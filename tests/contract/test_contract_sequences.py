@@ -34,6 +34,7 @@ class Session:
         self.known: dict[str, tuple[Any, dict[str, Tensor]]] = {}
         self.active: str | None = None
         self.merged: str | None = None
+        self.before: str | None = None
         self.made = 0
 
     def new(self) -> str:
@@ -69,7 +70,9 @@ class Session:
         new = self.new()
         graft.rename(self.model, name, new)
         self.known[new] = self.known.pop(name)
-        self.active, self.merged = (new if each == name else each for each in (self.active, self.merged))
+        self.active, self.merged, self.before = (
+            new if each == name else each for each in (self.active, self.merged, self.before)
+        )
 
     def detach(self, name: str) -> None:
         graft.detach(self.model, name)
@@ -106,12 +109,12 @@ class Session:
             graft.merge(self.model, name)
         except CannotFold:
             return
-        self.merged = self.active = name
+        self.before, self.merged, self.active = self.active, name, name
 
     def unmerge(self, _: str) -> None:
         if self.merged is not None:
             graft.unmerge(self.model, self.merged)
-            self.merged = None
+            self.merged, self.active = None, self.before
 
     def twin(self, _: str) -> None:
         self.model = copy.deepcopy(self.model) if self.random.random() < 0.5 else pickle.loads(pickle.dumps(self.model))

@@ -212,7 +212,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             )
     _refuse_hooked(root, state)
     if state.merged in names:
-        state.merged = None
+        state.merged = state.before_merge = None
     for each in names:
         _remove(root, state, each)
     if not state.adapters:

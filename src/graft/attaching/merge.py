@@ -16,7 +16,7 @@ from graft.adapters.base import CannotFold, fold_steps
 from graft.architectures.layers import holds_numbers, is_transposed
 from graft.architectures.two_streams import two_streams_of
 from graft.architectures.walk import base_modules
-from graft.attaching.active import set_active, set_trainable
+from graft.attaching.active import set_trainable
 from graft.errors import GraftError
 from graft.injection.state import AttachedAdapter, Installed, State, site_table_of, state_of, unwrapped
 from graft.ops.packed import packed_weight
@@ -61,6 +61,7 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
         _put_back(root, originals)
         raise
     state.originals = originals if keep else {}
+    state.before_merge = state.current, state.trained
     state.merged = name
     state.enter(ForwardContext(name))
     set_trainable(model, ())
@@ -105,7 +106,7 @@ def _weight(root: nn.Module, path: str) -> Tensor | None:
 
 
 def unmerge(model: nn.Module, name: str) -> None:
-    """Restore the base's own weights, bit for bit. The adapter is then active beside them.
+    """Restore the base's own weights, bit for bit. What was active and trained before the merge is so again.
 
     Raises `GraftError` if the adapter is not merged, or was merged with keep=False.
     """
@@ -118,9 +119,11 @@ def unmerge(model: nn.Module, name: str) -> None:
             f"the original weights were dropped when '{name}' was merged (keep=False): load the base again"
         )
     _put_back(root, state.originals)
-    state.originals = {}
-    state.merged = None
-    set_active(model, name)
+    assert state.before_merge is not None
+    context, trained = state.before_merge
+    state.originals, state.merged, state.before_merge = {}, None, None
+    state.enter(context)
+    set_trainable(model, trained)
 
 
 @contextmanager

@@ -23,9 +23,8 @@ def rename(model: nn.Module, old: str, new: str) -> None:
     if new in state.adapters:
         raise GraftError(f"an adapter '{new}' is attached already; attached: {', '.join(state.adapters)}")
     check_name(new)
-    in_use = {name for context in (state.current, *state.outer) for name in context.names}
     for combination in with_adapter(state, old):
-        if combination in in_use:
+        if combination in state.names_in_use:
             raise GraftError(
                 f"adapter '{old}' serves rows together with others ({combination}): choose another adapter first"
             )

@@ -188,7 +188,7 @@ def remove(root: nn.Module, state: State, name: str) -> None:
 def without_adapter(model: nn.Module, adapter: str) -> None:
     """Take an adapter out of all combinations. Rows that it served together with others keep the others."""
     root, state = unwrapped(model), state_of(model)
-    in_use = {name for context in (state.current, *state.outer) for name in context.names}
+    in_use = state.names_in_use
     for name in with_adapter(state, adapter):
         others = {each: weight for each, weight in state.combinations[name].weights.items() if each != adapter}
         rest = name_of(model, others) if name in in_use and others else None

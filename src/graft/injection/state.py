@@ -19,6 +19,7 @@ from graft.architectures.site import Site, SiteRequest
 from graft.architectures.sites import SiteTable
 from graft.architectures.torch_internals import assert_in_graph
 from graft.errors import GraftError, did_you_mean
+from graft.injection.prompt_caches import PromptCaches
 from graft.routing.context import ForwardContext, PromptCache
 
 MAX_ROWS = 4096
@@ -98,16 +99,6 @@ class Combination:
     slot: int
 
 
-class PromptCaches(dict[str, tuple[list[Tensor], list[tuple[int, int]], PromptCache]]):
-    """Adapter -> its weights, their versions and places in memory, and the keys and values they gave. A copied model starts empty."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PromptCaches:
-        return PromptCaches()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PromptCaches, ()
-
-
 @dataclass(eq=False)
 class State:
     """The adapters of one model and the current forward context."""
@@ -119,6 +110,8 @@ class State:
     merged: str | None = None
     originals: dict[str, Tensor] = field(default_factory=dict)
     """Name -> base weight from before the merge, on the CPU."""
+    before_merge: tuple[ForwardContext, tuple[str, ...]] | None = None
+    """While an adapter is merged: the context that was current before, and the adapters that trained."""
     trained: tuple[str, ...] = ()
     """The adapters with parameters that require gradients."""
     base_trainable: tuple[str, ...] = ()
@@ -133,7 +126,7 @@ class State:
     """Row -> slot number, for compiled graphs. After the last routed row comes `NO_ROW`."""
     outer: list[ForwardContext] = field(default_factory=list)
     """The contexts that open `with` blocks will restore, innermost last."""
-    prompt_caches: PromptCaches = field(default_factory=lambda: PromptCaches())
+    prompt_caches: PromptCaches = field(default_factory=PromptCaches)
     """The keys and values of virtual tokens, kept while the weights that they come from stay the same."""
     silu_product: Callable[[Tensor, Tensor], Tensor | None] | None = None
     """A kernel for silu(e) * u, while one is in use. It returns None for tensors that it does not accept."""
@@ -167,6 +160,12 @@ class State:
         """Look up what serves the rows of this name: an adapter, or several together. Raises `GraftError` as `adapter` does."""
         return self.combinations.get(name) or self.adapter(name)
 
+    @property
+    def names_in_use(self) -> set[str]:
+        """What serves rows in the current context, and in those that will be restored."""
+        waiting = [] if self.before_merge is None else [self.before_merge[0]]
+        return {name for context in (self.current, *self.outer, *waiting) for name in context.names}
+
     def in_memory(self, name: str) -> bool:
         """Whether the tensors of what serves the rows of this name are in memory."""
         served = self.served(name)
@@ -182,9 +181,10 @@ class State:
         """Replace an adapter's name, or its rows by the bare base (None), in the current context and in those that will be restored."""
         self.outer = [_rerouted(context, old, new) for context in self.outer]
         self._put(_rerouted(self.current, old, new))
-        self.trained = tuple(
-            name for name in (new if each == old else each for each in self.trained) if name is not None
-        )
+        self.trained = _renamed(self.trained, old, new)
+        if self.before_merge is not None:
+            context, trained = self.before_merge
+            self.before_merge = _rerouted(context, old, new), _renamed(trained, old, new)
         self.merged = new if self.merged == old else self.merged
 
     def enter(self, context: ForwardContext) -> None:
@@ -253,6 +253,10 @@ class State:
         assert_in_graph(
             self.slots[0] != NO_ROW, f"graft: padding-free batches and more than {MAX_ROWS} rows do not run compiled"
         )
+
+
+def _renamed(names: tuple[str, ...], old: str, new: str | None) -> tuple[str, ...]:
+    return tuple(name for name in (new if each == old else each for each in names) if name is not None)
 
 
 def _rerouted(context: ForwardContext, old: str, new: str | None) -> ForwardContext:
