@@ -79,6 +79,23 @@ def test_an_adapter_is_compared_with_its_base(compare: Any, tmp_path: Path) -> N
     assert "settings are the same" in compare(run, f"{run}:math")
 
 
+def test_a_base_that_trained_itself_is_compared_as_such(compare: Any, tmp_path: Path) -> None:
+    whole, run = evaluation(tmp_path / "a", "0011", whole="0011"), evaluation(tmp_path / "b", "0111")
+    file = whole / "eval" / "svamp.abc" / "result.json"
+    result = json.loads(file.read_text())
+    result["results"] = [
+        {**each, "adapter": None, "trained": {"train": {"method": {"kind": "full"}, "lr": 1e-5}}}
+        for each in result["results"]
+        if each["name"] == "whole"
+    ]
+    file.write_text(json.dumps(result))
+    found = compare(whole, run, "--json")
+    assert found["settings"]["adapter.kind"] == ["none, the base trained (full)", "lora"]
+    assert found["settings"]["train.lr"] == [1e-5, None]
+    beside = compare(f"{run}:base", whole, "--json")["settings"]
+    assert beside == {"contestant": ["base", "whole"], "adapter.kind": ["none", "none, the base trained (full)"]}
+
+
 def test_unlike_models_are_no_seeds_of_one(compare: Any, tmp_path: Path) -> None:
     runs = [evaluation(tmp_path / f"{rank}", "110", rank=rank) for rank in (4, 8, 16)]
     found = compare(f"{runs[0]},{runs[1]}", f"{runs[1]},{runs[2]}")

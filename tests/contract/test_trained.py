@@ -125,6 +125,18 @@ def test_weights_that_are_gone_or_others_are_named(first: Path, tmp_path: Path) 
         graft.load(base("llama"), tmp_path / "second")
 
 
+def test_a_moved_folder_is_found_at_its_new_place(first: Path, tmp_path: Path) -> None:
+    model = on_top(first)
+    second, new = graft.save(model, "b", tmp_path / "second"), tmp_path / "elsewhere"
+    first.rename(new)
+    with pytest.raises(GraftError, match=f"does not refer to {new}; it refers to {first}"):
+        graft.load(base("llama"), second, moved={str(new): str(first)})
+    again = graft.load(base("llama"), second, name="again", moved={str(first): new})
+    torch.testing.assert_close(logits(again, ids()), logits(model, ids()), atol=0, rtol=0)
+    third = graft.save(again, "again", tmp_path / "third")
+    graft.load(base("llama"), third)  # it holds the new place
+
+
 def test_an_adapter_of_another_base_is_refused(first: Path) -> None:
     other = base("llama")
     with torch.no_grad():

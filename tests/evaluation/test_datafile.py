@@ -243,8 +243,10 @@ def test_adapters_are_named_by_their_folders_and_refused_where_names_collide(run
         "math-lora",
         "math-prefix",
     ]
-    with pytest.raises(GraftError, match="two adapters are called 'lora'"):
+    with pytest.raises(GraftError, match="lora is named twice: name it once"):
         load_candidates(run, None, [str(folder)])
+    with pytest.raises(GraftError, match=r"two adapters are called 'lora', in .*as in --adapter lora-2="):
+        load_candidates(run, None, [f"lora={folder.parent / 'prefix'}"])
     with pytest.raises(GraftError, match="'base' is the bare base"):
         load_candidates(run, None, [f"base={folder}"])
     with pytest.raises(GraftError, match="name a run folder, or a base"):

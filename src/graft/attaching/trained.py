@@ -31,7 +31,9 @@ def check_references(config: AdapterConfig) -> None:
         said = f"this adapter was trained on top of the one in {part.folder}"
         if not path.is_file():
             raise GraftError(
-                f"{said}, which is not there ({path} is missing): bring the folder back. The digest of its weights is {part.digest}"
+                f"{said}, which is not there ({path} is missing): bring the folder back, or name its new place with "
+                f"graft.load(..., moved={{'{part.folder}': 'NEW'}}), or in `folder` of the adapter's {CONFIG}. The digest of its weights "
+                f"is {part.digest}"
             )
         if (now := checksum(path)) != part.digest:
             raise GraftError(

@@ -121,7 +121,11 @@ def _candidate_settings(folder: Path, scores: dict[str, Any]) -> dict[str, Any]:
     if scores["name"] == "base":
         return {**name, "adapter.kind": NO_ADAPTER}
     if "adapter" in scores:
-        return {**name, **_flat({"adapter": scores["adapter"], **(scores.get("trained") or {})})}
+        trained = scores.get("trained") or {}
+        adapter = scores["adapter"]
+        if adapter is None and trained:  # a run that trained its base
+            adapter = {"kind": f"{NO_ADAPTER}, the base trained ({trained['train']['method']['kind']})"}
+        return {**name, **_flat({"adapter": adapter, **trained})}
     config = folder.resolve().parent.parent / "config.yaml"
     return {**name, **(_flat(read_document(config).data) if config.is_file() else {})}
 

@@ -6,6 +6,7 @@ attaching and strict copying are the same for every format.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,27 @@ def load(
     any_base: bool = False,
     alpha: float | None = None,
     resize: bool = False,
+    moved: Mapping[str, str | Path] | None = None,
 ) -> Model:
     """Attach the adapter that a folder holds, in place. The file's tensors must match the adapter's exactly.
 
     folder: what `graft.save` wrote, a checkpoint of transformers' Trainer or TRL, a folder of PEFT, AdapterHub or LLM-Adapters, or a
     loralib file. name: the name to attach it under (default: the saved one). any_base: accept a base whose weights differ from those the
     adapter was trained on. alpha: LoRA's alpha, for a loralib file, which does not hold it. resize: give the base's tables the rows that
-    an adapter with added tokens needs; new rows that the adapter does not hold are the mean of the others.
+    an adapter with added tokens needs; new rows that the adapter does not hold are the mean of the others. moved: the new places of
+    folders that the adapter refers to (`from`), by the old ones.
     Raises `GraftError` for a missing or damaged file, another base, and missing or extra tensors; the model is then unchanged.
     """
     folder = Path(folder)
     with named_errors(folder), resized(unwrapped(model), needed_rows(unwrapped(model), [folder]) if resize else None):
         header = {} if folder.is_file() else read_header(folder)
         if header.get("format") != "graft":
+            if moved:
+                raise GraftError(f"moved is for adapters that refer to others by `from`; {folder} refers to none")
             return load_foreign(model, folder, name, alpha)
         if alpha is not None:
             raise GraftError(f"alpha is an option for loralib files only; {folder} holds its own")
-        return load_own(model, folder, header, name, any_base)
+        return load_own(model, folder, header, name, any_base, moved or {})
 
 
 def load_foreign(model: Model, folder: str | Path, name: str | None = None, alpha: float | None = None) -> Model:

@@ -36,12 +36,20 @@ FIELDS: Mapping[str, type] = {
 """The fields of a config, with their types. `name` and `adapter` are those of one adapter, `adapters` those of a Trainer's checkpoint."""
 
 
-def load_own(model: Model, folder: Path, header: Mapping[str, Any], name: str | None, any_base: bool) -> Model:
-    """Attach the adapter of a folder that Graft wrote. header: the result of `read_header`.
+def load_own(
+    model: Model,
+    folder: Path,
+    header: Mapping[str, Any],
+    name: str | None,
+    any_base: bool,
+    moved: Mapping[str, str | Path],
+) -> Model:
+    """Attach the adapter of a folder that Graft wrote. header: the result of `read_header`. moved: as in `graft.load`.
 
     Raises `GraftError` for a format of the future, a field that is unknown or missing, another base, and weights that do not fit.
     """
     _check_fields(folder, header)
+    header = _at_new_places(folder, header, moved)
     for kind, source in header.get("kinds", {}).items():
         if kind not in entries():
             raise GraftError(
@@ -76,6 +84,28 @@ def _check_fields(folder: Path, header: Mapping[str, Any]) -> None:
         raise GraftError(f"{folder / CONFIG} lacks the field '{lacking[0]}'")
     if not {"model", "shape", "digest"} <= header["base"].keys() or not isinstance(header["base"]["shape"], dict):
         raise GraftError(f"{folder / CONFIG}: 'base' is no record of a base: it needs model, shape and digest")
+
+
+def _at_new_places(folder: Path, header: Mapping[str, Any], moved: Mapping[str, str | Path]) -> Mapping[str, Any]:
+    """Replace the folders that adapters refer to. Raises `GraftError` for an old place to which none refers."""
+    met: set[str] = set()
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, list):
+            return [walk(each) for each in value]
+        if not isinstance(value, Mapping):
+            return value
+        found = {key: walk(each) for key, each in value.items()}
+        if found.get("kind") == "trained":
+            met.add(old := str(found.get("folder")))
+            found |= {"folder": str(Path(moved[old]).absolute())} if old in moved else {}
+        return found
+
+    placed = {key: walk(value) if key in ("adapter", "adapters") else value for key, value in header.items()}
+    if unknown := [old for old in moved if old not in met]:
+        said = f"it refers to {', '.join(sorted(met))}" if met else "it refers to no other folder"
+        raise GraftError(f"moved: the adapter in {folder} does not refer to {unknown[0]}; {said}")
+    return placed
 
 
 def _config(folder: Path, adapter: Any) -> AdapterConfig:

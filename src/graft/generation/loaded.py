@@ -133,7 +133,7 @@ def load_candidates(
         *(run_adapters(folder) if folder is not None and whole is None else []),
         *(pair for text in adapters for pair in named_folders(text)),
     ]
-    _check_names([name for name, _ in found])
+    _check_names(found)
     paths = [path for _, path in found]
     named: BaseConfig = base or config.base  # pyright: ignore[reportOptionalMemberAccess]
     wanted = _with_coupling(_with_tokenizer(named, paths), paths)
@@ -213,12 +213,19 @@ def _named_template(name: str, base: Base) -> Template:
     return EncoderTemplate.of(template) if base.task == "seq2seq" else template
 
 
-def _check_names(names: Sequence[str]) -> None:
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise GraftError(f"two adapters are called '{twice}': give them names, as in --adapter first=FOLDER")
-    if "base" in names:
-        raise GraftError("'base' is the bare base: give the adapter another name, as in --adapter NAME=FOLDER")
+def _check_names(found: Sequence[tuple[str, Path]]) -> None:
+    """Raise `GraftError` for two adapters of one name, and for one that is called like the bare base."""
+    known: dict[str, Path] = {}
+    for name, path in found:
+        if name == "base":
+            raise GraftError("'base' is the bare base: give the adapter another name, as in --adapter NAME=FOLDER")
+        if name in known and known[name].resolve() == path.resolve():
+            raise GraftError(f"the adapter in {path} is named twice: name it once (a run folder brings its adapters)")
+        if name in known:
+            raise GraftError(
+                f"two adapters are called '{name}', in {known[name]} and in {path}: give one another name, as in --adapter {name}-2={path}"
+            )
+        known[name] = path
 
 
 def _template(folder: Path, config: RunConfig | None, base: Base) -> Template:
