@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import graft
-from graft.adapters.parsing import parse
+from graft.adapters.kinds.trained import Trained
 from graft.attaching.parameters import adapter_modules
 from graft.attaching.saving import training_state
 from graft.errors import GraftError
@@ -110,7 +110,7 @@ def test_rows_moves_and_names_follow(first: Path) -> None:
 
 def test_weights_that_are_gone_or_others_are_named(first: Path, tmp_path: Path) -> None:
     graft.save(on_top(first), "b", tmp_path / "second")
-    digest = parse({"from": str(first)}).digest
+    digest = Trained.model_validate({"folder": str(first)}).digest
     weights = first / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({key: tensor + 1 for key, tensor in tensors.items()}, weights)

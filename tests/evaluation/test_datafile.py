@@ -58,7 +58,7 @@ class Scripted:
 
     def answers(self, requests: Any, decoding: Any, token_budget: int) -> Any:
         for number, request in reversed(list(enumerate(requests))):
-            text, reason = self.answers_to[self.tokenizer.decode(request.ids)]
+            text, reason = self.answers_to[str(self.tokenizer.decode(request.ids))]
             yield number, Generated(tuple(self.tokenizer(text)["input_ids"]), reason)  # type: ignore[arg-type]
 
 
