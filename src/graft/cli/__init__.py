@@ -18,7 +18,7 @@ from graft.version import __version__
 
 _PANELS = {
     "Start": ("quickstart", "init"),
-    "Train": ("check", "train", "resume", "jobs", "study"),
+    "Train": ("check", "train", "resume", "jobs", "study", "federate"),
     "Evaluate and use": ("eval", "compare", "score", "predict", "chat"),
     "Convert": ("merge", "combine", "import", "export"),
     "Look up": ("show", "kinds", "env"),

@@ -9,6 +9,7 @@ import typer
 
 from graft.cli.common import AsJson, print_facts, print_json, print_table
 from graft.cli.evaluations import CsvFile, LatexFile, write_files
+from graft.cli.federate import FEDERATION, show_folder
 from graft.cli.wording import rounded
 from graft.utils.clock import describe_times
 from graft.utils.terminal import visible
@@ -19,7 +20,8 @@ def command(
         str,
         typer.Argument(
             metavar="[WHAT]",
-            help="A folder of runs, a run folder, a folder of results, a preset, or one of: presets, studies, kinds, tasks, schema.",
+            help="A folder of runs, a run folder, the folder of a federation, a folder of results, a preset, or one of: presets, studies, "
+            "kinds, tasks, schema.",
         ),
     ] = "runs",
     curve: Annotated[
@@ -49,6 +51,8 @@ def command(
     elif is_run:
         _one_run(Path(what), as_json, curve)
         write_files(_saved(Path(what) / "eval"), csv, latex)
+    elif (Path(what) / FEDERATION).is_file():
+        show_folder(Path(what), as_json)
     elif not Path(what).is_dir():
         from graft.errors import GraftError, did_you_mean
 
@@ -122,7 +126,10 @@ def _runs(folder: Path, as_json: bool) -> None:
     found = [_summary_or_damage(run.path) for run in find_runs(folder)]
     if as_json:
         print_json(found)
-    elif not found:
+        return
+    for path in sorted(folder.glob(f"*/{FEDERATION}")):
+        typer.echo(f"federation: {path.parent} (graft show {path.parent})")
+    if not found:
         typer.echo(f"No runs in {folder}.")
     else:
         columns = ("run", "state", "base", "adapter", "run step", "loss", "updated")

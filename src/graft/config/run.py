@@ -30,12 +30,26 @@ else:  # graft.adapters validates it but needs torch, so it is imported only whe
     AdapterConfig = Any
 
 
-def _parse_adapter(value: Any) -> Any:
+def parse_adapter(value: Any) -> Any:
+    """Turn what the user wrote for an adapter into its config. The room of adapters needs torch, so it is imported only here."""
     if value is None:
         return None
     from graft.adapters.parsing import parse
 
     return parse(value)
+
+
+def as_written(adapter: Any) -> Any:
+    """Return what the user may write for an adapter's config or preset."""
+    from graft.adapters.presets import Preset
+
+    if adapter is None:
+        return None
+    return (
+        {"preset": adapter.preset, **adapter.changes}
+        if isinstance(adapter, Preset)
+        else adapter.model_dump(mode="json")
+    )
 
 
 class RunConfig(Section):
@@ -46,7 +60,7 @@ class RunConfig(Section):
 
     base: BaseConfig
     """The frozen model."""
-    adapter: Annotated[AdapterConfig | None, BeforeValidator(_parse_adapter)] = None
+    adapter: Annotated[AdapterConfig | None, BeforeValidator(parse_adapter)] = None
     """A mapping with a kind and its fields, or the name of a preset; null where train.method trains the base itself."""
     data: DataConfig
     """The training data."""
@@ -78,11 +92,7 @@ class RunConfig(Section):
 
     @field_serializer("adapter")
     def _adapter_as_written(self, value: Any) -> Any:
-        from graft.adapters.presets import Preset
-
-        if value is None:
-            return None
-        return {"preset": value.preset, **value.changes} if isinstance(value, Preset) else value.model_dump(mode="json")
+        return as_written(value)
 
     @model_validator(mode="after")
     def _an_adapter_or_the_base_trains(self) -> RunConfig:

@@ -9,23 +9,16 @@ Every change is one transaction, so that a process that is killed loses none and
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from graft.errors import GraftError
+from graft.runs.storage import Storage
 from graft.utils.files import to_json
 
 FILE = "study.sqlite"
-PATIENCE = 600.0
-"""Seconds to wait for another process's transaction; one that asks NOMAD takes seconds."""
 _TABLES = """
-create table if not exists facts (name text primary key, value text not null);
 create table if not exists points (id integer primary key, known text not null unique, settings text not null, codes text);
 create table if not exists packs (id integer primary key, state text not null);
 create table if not exists trials (
@@ -56,70 +49,10 @@ class Trial:
         return f"t{self.id:04d}"
 
 
-class Store:
-    """The store of one study. digest: what the study is known by."""
+class Store(Storage):
+    """The store of one study."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
-        self._inside = 0
-
-    @classmethod
-    def open(cls, path: Path, study: Mapping[str, Any] | None) -> Store:
-        """Open the store of a study, or make it; None opens whichever is there.
-
-        Raises `GraftError` for the store of another study, or a file that is none.
-        """
-        digest = None if study is None else hashlib.sha256(to_json(study).encode()).hexdigest()
-        store = cls(path)
-        try:
-            with store.transaction():
-                for statement in filter(str.strip, _TABLES.split(";")):
-                    store.execute(statement)
-                known = store.fact("digest")
-                if known is None and digest is not None:
-                    store.set_fact("digest", digest)
-                    store.set_fact("study", to_json(study))
-        except sqlite3.DatabaseError as error:
-            raise GraftError(f"{path} is not the storage of a study: {error}") from error
-        if study is not None and known is not None and known != digest:
-            changed = _differing(json.loads(store.fact("study") or "{}"), json.loads(to_json(study)))
-            raise GraftError(
-                f"{path} belongs to another study, which differs in {', '.join(changed[:6])}: give the settings that it began with, or "
-                "another folder with --out"
-            )
-        return store
-
-    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        return self._connection.execute(statement, values)
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All changes of a block of code, or none. Other processes wait."""
-        if self._inside:
-            yield
-            return
-        self.execute("begin immediate")
-        self._inside = 1
-        try:
-            yield
-        except BaseException:
-            self.execute("rollback")
-            raise
-        else:
-            self.execute("commit")
-        finally:
-            self._inside = 0
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def fact(self, name: str) -> str | None:
-        found = self.execute("select value from facts where name = ?", (name,)).fetchone()
-        return None if found is None else found[0]
-
-    def set_fact(self, name: str, value: str) -> None:
-        self.execute("insert or replace into facts values (?, ?)", (name, value))
+    what, tables = "study", _TABLES
 
     def add_point(
         self, settings: Mapping[str, Any], seeds: Sequence[int], codes: Mapping[str, Any] | None = None
@@ -192,13 +125,3 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         return dict(self.execute("select state, count(*) from trials group by state").fetchall())
-
-
-def _differing(first: Any, second: Any, name: str = "") -> list[str]:
-    """Return the dotted names of what differs between two studies."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        keys = dict.fromkeys([*first, *second])
-        return [
-            each for key in keys for each in _differing(first.get(key), second.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    return [] if first == second else [name.removeprefix("study.").removeprefix("run.")]

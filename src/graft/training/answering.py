@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+from graft.bases import Base
 from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.generation.generate import generate
@@ -43,19 +44,29 @@ def scores_of_answers(parts: RunParts, job: Job, judge: Judge | None) -> dict[st
 
 
 def _share(parts: RunParts, part: JobParts, asked: Sequence[Example], judge: Judge) -> float:
-    job, tokenizer, settings = part.job, parts.base.tokenizer, part.config.eval
-    references = [tokenizer.decode(_answer_ids(example, job), skip_special_tokens=True) for example in asked]
-    right = judge(settings.metric, references)
-    requests = [Request(prompt_of(example), job.trainable.adapter, job.stop_ids) for example in asked]
-    correct = 0
-    with evaluating(parts.base.model):
-        for number, answer in generate(
-            parts.base.model, requests, Decoding(settings.max_new_tokens), token_budget=settings.token_budget
-        ):
-            correct += right(references[number], tokenizer.decode(answer.ids, skip_special_tokens=True))
-    return correct / len(asked)
+    job, settings = part.job, part.config.eval
+    pairs = answers(
+        parts.base, asked, job.trainable.adapter, job.stop_ids, settings.max_new_tokens, settings.token_budget
+    )
+    right = judge(settings.metric, [reference for reference, _ in pairs])
+    return sum(right(reference, answer) for reference, answer in pairs) / len(pairs)
 
 
-def _answer_ids(example: Example, job: Job) -> list[int]:
+def answers(
+    base: Base, asked: Sequence[Example], adapter: str | None, stop_ids: frozenset[int], most: int, token_budget: int
+) -> list[tuple[str, str]]:
+    """Let the model as it is answer samples greedily; (the right answer, the model's) of each. most: new tokens of an answer."""
+    tokenizer = base.tokenizer
+    requests = [Request(prompt_of(example), adapter, stop_ids) for example in asked]
+    with evaluating(base.model):
+        written = dict(generate(base.model, requests, Decoding(most), token_budget=token_budget))
+    references = [tokenizer.decode(_answer_ids(each, stop_ids), skip_special_tokens=True) for each in asked]
+    return [
+        (reference, tokenizer.decode(written[at].ids, skip_special_tokens=True))
+        for at, reference in enumerate(references)
+    ]
+
+
+def _answer_ids(example: Example, stop_ids: frozenset[int]) -> list[int]:
     ids = example.input_ids[len(prompt_of(example)) :].tolist() if example.answer is None else list(example.answer)
-    return [token for token in ids if token not in job.stop_ids]
+    return [token for token in ids if token not in stop_ids]

@@ -110,7 +110,7 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
     parts = RunParts(config, base, [])
     for name, own in each.items():
         with _named(name, len(each) > 1):
-            parts.members.append(_part(base, name, own, data[name], begun))
+            parts.members.append(part_of(base, name, own, data[name], begun))
             parts.members[-1].job.priority = config.priority(name)
     return parts
 
@@ -131,7 +131,7 @@ def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFo
         raise GraftError(f"job '{name}' cannot join: train.method {kind} trains the base itself, which jobs share")
     first = parts.members[0].data if parts.members else None
     data = _data_of(own, parts.base.tokenizer, parts.config, parts.base.task, first)
-    part = _part(parts.base, name, own, data, begun)
+    part = part_of(parts.base, name, own, data, begun)
     part.job.priority = int(given.get("priority", 0))
     parts.members.append(part)
     return part.job
@@ -190,7 +190,7 @@ def room_of(own: RunConfig) -> int | None:
     return context_length(model, "adapter")
 
 
-def _part(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None) -> JobParts:
+def part_of(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None = None) -> JobParts:
     """Attach a job's adapter to the base and make the job."""
     torch.manual_seed(own.train.seed)
     if own.adapter is None:

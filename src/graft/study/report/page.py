@@ -26,20 +26,46 @@ pre { overflow-x: auto; background: #f3f3f3; padding: .6rem; font-size: .8rem; }
 
 def page(report: Mapping[str, Any], figures: Sequence[Figure], running: bool) -> str:
     """Return the report as HTML. running: the page then loads itself anew every half minute."""
+    body = (
+        f"{listed(report['notes'])}<h2>Ranking</h2>{_ranking(report)}{charts(figures)}"
+        f"<h2>Cost</h2><p>{escape(cost_in_words(report))}</p>{_lost(report)}{_again(report)}"
+        f"{details('What differs between trials', report['differs'])}{details('The run', report['run'])}"
+        f"{details('The study', report['study'])}{details('Environment', report['environment'])}"
+    )
+    return framed(title_of(report), body, running)
+
+
+def framed(title: str, body: str, running: bool) -> str:
+    """Put a body into a whole page."""
     again = '<meta http-equiv="refresh" content="30">' if running else ""
-    charts = "".join(
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
+        f'initial-scale=1">{again}<title>{escape(title)}</title><style>{STYLE}</style></head><body>'
+        f"<h1>{escape(title)}</h1>{body}</body></html>\n"
+    )
+
+
+def listed(notes: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"
+
+
+def charts(figures: Sequence[Figure]) -> str:
+    return "".join(
         f"<figure><h2>{escape(title)}</h2>{svg}<figcaption>{escape(said)}</figcaption></figure>"
         for title, said, svg in figures
     )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
-        f'initial-scale=1">{again}<title>{escape(title_of(report))}</title><style>{STYLE}</style></head><body>'
-        f"<h1>{escape(title_of(report))}</h1><ul>{notes}</ul><h2>Ranking</h2>{_ranking(report)}{charts}"
-        f"<h2>Cost</h2><p>{escape(cost_in_words(report))}</p>{_lost(report)}{_again(report)}"
-        f"{_details('What differs between trials', report['differs'])}{_details('The run', report['run'])}"
-        f"{_details('The study', report['study'])}{_details('Environment', report['environment'])}</body></html>\n"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of texts; what follows the first column is set as numbers."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{"number" if at else "text"}">{escape(cell)}</td>' for at, cell in enumerate(row))
+        + "</tr>"
+        for row in rows
     )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _ranking(report: Mapping[str, Any]) -> str:
@@ -76,6 +102,6 @@ def _again(report: Mapping[str, Any]) -> str:
     return f"<h2>Run a row again</h2><details><summary>Commands and adapters</summary><p>{said}</p>{rows}</details>"
 
 
-def _details(title: str, value: Any) -> str:
+def details(title: str, value: Any) -> str:
     text = escape(json.dumps(value, indent=2, ensure_ascii=False))
     return f"<h2>{escape(title)}</h2><details><summary>Show</summary><pre>{text}</pre></details>"

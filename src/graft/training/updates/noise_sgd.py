@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from graft.config.methods import MeZOMethod
-from graft.training.updates.noise import add_noise_
+from graft.training.updates.noise import add_noise_, step_key
 
 
 class NoiseSGD(Optimizer):
@@ -26,6 +26,8 @@ class NoiseSGD(Optimizer):
         self.method = method
         self.slopes: dict[int, float] = {}
         """The slope along the noise of each key, for the next step."""
+        self.key: Callable[[int, int, int], int] = step_key
+        """Names the noise of (seed, step, direction)."""
 
     @contextmanager
     def moving(self, key: int) -> Iterator[Callable[[int], None]]:

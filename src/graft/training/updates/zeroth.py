@@ -23,7 +23,6 @@ from graft.training.job import Job
 from graft.training.objectives import Scores
 from graft.training.rows import Row
 from graft.training.step import Begun, Gradient, NonFinite, Outcome, Ran, begin, finished, scores_of, sums_by_row
-from graft.training.updates.noise import step_key
 from graft.training.updates.noise_sgd import NoiseSGD
 
 
@@ -49,7 +48,7 @@ class Zeroth:
                 for job in moved:
                     above, below = losses[job.name]
                     slope = (above - below) / (2 * optimizers[job.name].method.epsilon)
-                    slopes[job.name][step_key(job.config.seed, job.step, direction)] = slope
+                    slopes[job.name][_key(job, direction)] = slope
         return {job.name: _gradient(job, begun, scores[job.name], slopes[job.name]) for job in jobs}
 
     def _both_sides(
@@ -61,10 +60,7 @@ class Zeroth:
         names = {job.name for job in jobs}
         rows = [row for row in begun.to_run if row.job in names]
         with ExitStack() as stack:
-            moves = [
-                stack.enter_context(_optimizer(job).moving(step_key(job.config.seed, job.step, direction)))
-                for job in jobs
-            ]
+            moves = [stack.enter_context(_optimizer(job).moving(_key(job, direction))) for job in jobs]
             for side in (1, -1):
                 for move in moves:
                     move(side)
@@ -93,6 +89,10 @@ class Zeroth:
 def _optimizer(job: Job) -> NoiseSGD:
     assert isinstance(job.optimizer, NoiseSGD)
     return job.optimizer
+
+
+def _key(job: Job, direction: int) -> int:
+    return _optimizer(job).key(job.config.seed, job.step, direction)
 
 
 def _run(forward: Forward, rows: Sequence[Row], batcher: Batcher, begun: Begun) -> Ran:

@@ -1,0 +1,1 @@
+"""The methods of federated training, one file each."""
