@@ -134,7 +134,7 @@ def test_differences_of_unlike_ranks_and_kinds_are_averaged_exactly(federation: 
     assert isinstance(fed, Differences)
     sent = updates_of(fed, fed.begin())
     state, _ = fed.aggregate(fed.begin(), sent)
-    wanted = sum(computed_by(fed, each, "model.layers.1.self_attn.v_proj") for each in sent) / 3
+    wanted: Any = sum(computed_by(fed, each, "model.layers.1.self_attn.v_proj") for each in sent) / 3
     assert torch.allclose(state["model.layers.1.self_attn.v_proj"], wanted, atol=1e-6)
     wanted = sum(computed_by(fed, each, "model.layers.0.self_attn.q_proj") for each in sent) / 3
     assert torch.allclose(state["model.layers.0.self_attn.q_proj"], wanted, atol=2e-5)

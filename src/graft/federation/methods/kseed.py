@@ -139,7 +139,7 @@ def _copy(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 @torch.no_grad()
 def rebuilt(
     origin: Sequence[Tensor], rates: Sequence[float], pool: Sequence[int], accumulators: Tensor,
-    noise: Callable[[Tensor, float, int, int], None] = add_noise_,
+    noise: Callable[[Tensor, float, int, int], object] = add_noise_,
 ) -> list[Tensor]:  # fmt: skip
     """Return w0 - rate * sum_j a_j z(s_j) for each tensor, in one pass over it: the sum is taken in float32 and rounded once.
 
