@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +49,37 @@ def test_the_storage_of_another_study_is_refused_with_what_differs(tmp_path: Pat
     (tmp_path / "text").write_text("no data base at all, " * 100)
     with pytest.raises(GraftError, match="not the storage of a study"):
         Store.open(tmp_path / "text", {})
+
+
+TAKE_TURNS = """
+import sys
+from pathlib import Path
+from graft.study.store import Store
+
+store = Store.open(Path(sys.argv[1]), None)
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    with store.transaction():
+        waiting = store.trials("waiting")[:2]
+        pack = store.add_pack(waiting) if waiting else None
+    if pack is None:
+        break
+    store.finish(pack, {each.id: ("done", {"by": sys.argv[2]}, None) for each in waiting})
+"""
+
+
+def test_several_processes_share_the_trials_and_none_is_taken_twice(tmp_path: Path) -> None:
+    path = tmp_path / "study.sqlite"
+    store = Store.open(path, {"a": 1})
+    for number in range(60):
+        store.add_point({"train.lr": number}, [0])
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    others = [subprocess.Popen([sys.executable, "-c", TAKE_TURNS, path, name], **pipes) for name in "abc"]
+    for each in others:
+        assert each.stdout is not None and each.stdout.readline() == "ready\n"
+    ends = [each.communicate("go\n", timeout=60) for each in others]
+    assert [each.returncode for each in others] == [0, 0, 0], ends
+    assert store.counts() == {"done": 60} and not store.running_packs()
+    taken = Counter(each.pack for each in store.trials())
+    assert set(taken.values()) == {2} and len(taken) == 30

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graft.study.report.words import COLUMNS, cost_in_words, row_cells, title_of
+from graft.study.report.words import STARRED, cost_in_words, ranking_table, title_of
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Return the report as Markdown."""
     parts = [f"# {title_of(report)}", "\n".join(f"- {note}" for note in report["notes"]), "## Ranking"]
-    parts.append(table(COLUMNS, [row_cells(row) for row in report["ranking"]]))
-    parts.append(
-        "Settings with * are not beaten in both the objective and the number of parameters (or the second objective)."
-    )
+    parts += [table(*ranking_table(report)), STARRED]
     if report["importance"]:
         rows = [[key, f"{share:.2f}"] for key, share in report["importance"].items()]
         parts += ["## What matters", table(("key", "share of variance"), rows)]
@@ -30,7 +27,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
+def table(columns: Sequence[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(
         [

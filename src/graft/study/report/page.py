@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from graft.study.report.figures import Figure
-from graft.study.report.words import COLUMNS, cost_in_words, row_cells, title_of
+from graft.study.report.words import STARRED, cost_in_words, ranking_table, title_of
 
 STYLE = """
 :root { color-scheme: light; }
@@ -69,15 +69,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _ranking(report: Mapping[str, Any]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
+    columns, table = ranking_table(report)
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     rows = []
-    for row in report["ranking"]:
-        cells = row_cells(row)
+    for row, cells in zip(report["ranking"], table, strict=True):
         inner = "".join(
             f'<td class="{"text" if at == 1 else "number"}">{escape(cell)}</td>' for at, cell in enumerate(cells)
         )
         rows.append(f"<tr{' class=best' if row['rank'] == 1 else ''}>{inner}</tr>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div><p>{STARRED}</p>'
 
 
 def _lost(report: Mapping[str, Any]) -> str:

@@ -9,13 +9,21 @@ COLUMNS = (
     "rank", "setting", "score", "95 % interval", "seeds", "p (Holm)", "test accuracy", "parameters", "tokens", "seconds", "forgetting",
 )  # fmt: skip
 """forgetting: the loss on unrelated text, less the base's."""
+STARRED = "Settings with * are not beaten in both the objective and the number of parameters (or the second objective)."
 
 
 def title_of(report: Mapping[str, Any]) -> str:
     return f"{report['name']}: {report['objective'].replace('_', ' ')}"
 
 
-def row_cells(row: Mapping[str, Any]) -> list[str]:
+def ranking_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The columns of the ranking, and the cells of each setting. Columns in which no setting has anything are left out."""
+    rows = [_cells(row) for row in report["ranking"]]
+    kept = [at for at in range(len(COLUMNS)) if any(row[at] for row in rows) or not rows]
+    return [COLUMNS[at] for at in kept], [[row[at] for at in kept] for row in rows]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
     """The cells of one setting, for `COLUMNS`."""
     forgetting = row["forgetting"]
     return [
