@@ -16,6 +16,7 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = commands_of(PAGE)
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(furnished: Path) -> None:
     (furnished / "four.yaml").write_text(BLOCKS[0])
     (furnished / "late.yaml").write_text("adapter: {rank: 2}\n")

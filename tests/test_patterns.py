@@ -60,3 +60,22 @@ def test_counts_that_multiply_are_refused_before_they_are_compiled(text: str) ->
     with pytest.raises(GraftError, match="counts in braces multiply"):
         pattern(text)
     assert pattern(r"layers\.\d{1,2}\.(a{2}b){3}").fullmatch("layers.10.aabaabaab")
+
+
+def test_waiting_for_the_processor_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = pattern("waits")
+    monkeypatch.setattr(waiting, "_compiled", Waiting())
+    assert waiting.search("waits")
+
+
+class Waiting:
+    """An expression whose process does not get its turn: the time limit passes once, and no processor time was used."""
+
+    tries = 0
+
+    def search(self, text: str, timeout: float) -> re.Match[str] | None:
+        self.tries += 1
+        if self.tries == 1:
+            time.sleep(1.1 * timeout)
+            raise TimeoutError
+        return re.search("waits", text)

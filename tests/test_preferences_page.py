@@ -27,6 +27,7 @@ def here(at_home: Path) -> Path:
     return at_home
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_example_run(here: Path) -> None:
     found = re.search(r"```sh\n(graft check.*?)```", PAGE, re.DOTALL)
     assert found is not None

@@ -129,6 +129,7 @@ def test_what_an_adapter_adds_is_still_there_on_average_and_is_gone_when_rounded
     assert sum(drawn) / len(drawn) == pytest.approx(1, abs=5 * spread)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_each_rounding_keeps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

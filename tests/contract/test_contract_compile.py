@@ -62,7 +62,7 @@ def assert_same_everywhere(model: nn.Module, compiled: Any, inputs: Tensor, tole
 
 @pytest.mark.parametrize(
     "family",
-    ["llama", "t5", *(pytest.param(each, marks=pytest.mark.slow) for each in ("bloom", "gptj", "gpt2", "bert"))],
+    ["llama", *(pytest.param(each, marks=pytest.mark.slow) for each in ("t5", "bloom", "gptj", "gpt2", "bert"))],
 )
 def test_one_full_graph_serves_every_kind_every_routing_and_the_bare_base(family: str) -> None:
     names = {
@@ -113,6 +113,7 @@ def test_token_flat_passes_do_not_mix_in_silence_in_a_compiled_graph(family: str
         logits(compiled, ids(1), position_ids=positions, use_cache=False)
 
 
+@pytest.mark.slow
 def test_checkpointed_blocks_compile_and_keep_the_pass_they_ran_with() -> None:
     model: Any = every_hook("llama", "slices", "after", "input", "beside").train()
     model.gradient_checkpointing_enable()

@@ -85,6 +85,7 @@ def test_a_group_is_evaluated_for_base_and_adapters_and_what_is_absent_is_named(
         assert mean == {"accuracy": sum(shares) / 2, "tasks": 2}
 
 
+@pytest.mark.slow
 def test_base_and_adapters_of_several_folders_answer_tasks_under_limits_of_their_own(
     run: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def killed(folder: Path, name: str, steps: list[int]) -> list[int]:
     return differing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "step"), FAST)
 def test_a_job_that_was_set_aside_goes_on_bit_for_bit(tmp_path: Path, name: str, step: int) -> None:
     assert killed(tmp_path, name, [step]) == []

@@ -61,6 +61,7 @@ def test_the_commands_run() -> None:
         graft_command(command)
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_page_run_under_pytest(folder: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bert and (identity or mode)"]
     answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)

@@ -101,7 +101,9 @@ def same(out: Path, wanted: Path) -> None:
     assert not [path for path in out.rglob(".*") if path.suffix in (".tmp", ".old")]
 
 
-@pytest.fixture(params=["first", "writing", "between"])
+@pytest.fixture(
+    params=[pytest.param("first", marks=pytest.mark.slow), pytest.param("writing", marks=pytest.mark.slow), "between"]
+)
 def killed(request: pytest.FixtureRequest, context: Any, yaml: Path) -> Iterator[tuple[str, Path]]:
     out = yaml.parent / request.param
     by_itself = request.param != "between"
