@@ -15,6 +15,11 @@ from types import ModuleType
 class GraftError(ValueError):
     """The user's input is wrong. The message says what was wrong, what was given, and what is allowed or what to do."""
 
+    quiet = False
+    """Whether another process of the run reports it."""
+    code = 2
+    """The exit code of the command."""
+
 
 class MissingExtra(GraftError):
     """A feature needs a package that is not installed. The message names the install command."""

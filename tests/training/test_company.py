@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from graft.ops import low_rank_grouped as grouped
 from graft.training.job import Job
 from tests.training.conftest import GATED, data, engine_for, exact_norm, job_on, pairs
 
-STEPS = 20
+STEPS = int(os.environ.get("GRAFT_TEST_STEPS", "20"))
 
 
 def spec(kind: str) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.architectures.layers import holds_numbers
+from graft.distributed.sharded import full
 from graft.errors import GraftError
 from graft.ops.packed import dequantised, packed_product, packed_weight
 
@@ -48,6 +49,7 @@ class Surroundings:
         weight = dequantised(self.host)
         if weight is None:
             weight = getattr(self.host, "weight", None)
+            weight = full(weight) if isinstance(weight, Tensor) else None
         if not isinstance(weight, Tensor) or not holds_numbers(weight):
             raise GraftError(
                 f"this adapter reads the frozen weight, but {type(self.host).__name__} has none in floating point, and Graft cannot "
@@ -70,6 +72,7 @@ class Surroundings:
     def bias(self) -> Tensor | None:
         """Return the frozen bias of the site [O], or None."""
         bias = getattr(self.host, "bias", None)
+        bias = None if bias is None else full(bias)
         return bias if bias is None or self.features is None else bias[self.features]
 
 

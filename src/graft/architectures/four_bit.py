@@ -53,7 +53,8 @@ def is_four_bit(module: nn.Module) -> bool:
 
 def quant_state_of(module: nn.Module) -> Any:
     """Return the `QuantState` with which bitsandbytes dequantises the layer's weight, None if it has none yet."""
-    return getattr(module.weight, "quant_state", None)
+    # A weight that ranks share is gathered as a plain parameter; bitsandbytes keeps its state on the layer too.
+    return getattr(module.weight, "quant_state", None) or getattr(module, "quant_state", None)
 
 
 def parameters_in(weight: Tensor) -> int:

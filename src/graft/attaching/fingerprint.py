@@ -30,6 +30,15 @@ _SHAPE = (
 )
 
 
+KEPT = "graft_digest"
+"""Attribute of a model whose weights cannot be read any more: their digest."""
+
+
+def keep_digest(root: nn.Module) -> None:
+    """Keep the digest of a base whose weights are about to be cut into parts for several processes."""
+    root.__dict__[KEPT] = weight_digest(root, {})
+
+
 def fingerprint(root: nn.Module, state: State | None = None, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the base's name, shape and digest. The digest is None if the weights cannot be read (meta device, sharded).
 
@@ -57,6 +66,8 @@ def fingerprint(root: nn.Module, state: State | None = None, like: Mapping[str, 
         state is not None and state.merged is not None and not originals
     )  # merged for good: these are not the base's weights
     digest = None if lost else weight_digest(root, originals, without, rows)
+    if digest is None and not lost and not without and not rows:
+        digest = root.__dict__.get(KEPT)
     stored = {"quantised": digest.storage} if digest is not None and digest.storage else {}
     return {**found, "digest": None if digest is None else str(digest), **stored}
 

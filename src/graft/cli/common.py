@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from graft.utils import launched
 from graft.utils.terminal import console, visible
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def finish(folder: RunFolder, as_json: bool) -> None:
     The code is 2 if every failed job failed because of a mistake of the user, which is what a `GraftError` means elsewhere.
     """
     status = folder.read_status()
+    if launched.rank():  # the first process says it
+        raise typer.Exit(_ending(status))
     adapters = {name: str(folder.adapter_dir(name)) for name in folder.adapters()}
     if as_json:
         whole = {} if folder.trained_model is None else {"model": str(folder.trained_model)}
@@ -156,11 +159,16 @@ def finish(folder: RunFolder, as_json: bool) -> None:
             typer.echo(f"model: {folder.trained_model}")
         for line in _next(folder, status["state"]):
             typer.echo(f"next: {line}")
+    if code := _ending(status):
+        raise typer.Exit(code)
+
+
+def _ending(status: Mapping[str, Any]) -> int:
+    """The exit code of a run."""
     if status["state"] == "stopped":
-        raise typer.Exit(STOPPED)
+        return STOPPED
     failed = [job for job in status["jobs"].values() if job["ended"] == "failed"]
-    if failed:
-        raise typer.Exit(2 if all(job["mistake"] for job in failed) else 1)
+    return (2 if all(job["mistake"] for job in failed) else 1) if failed else 0
 
 
 def _next(folder: RunFolder, state: str) -> list[str]:

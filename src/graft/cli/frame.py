@@ -22,6 +22,7 @@ import typer
 import graft
 from graft.cli.common import STOPPED, json_printed, json_stream, print_json
 from graft.errors import GraftError
+from graft.utils import launched
 from graft.utils.streams import outlasting
 from graft.utils.terminal import shown, visible
 
@@ -58,7 +59,9 @@ def _code(command: Callable[..., Any], arguments: list[str], verbose: bool) -> i
     try:
         return command(args=arguments, prog_name="graft", standalone_mode=False) or 0
     except GraftError as error:
-        _report(str(error), MISTAKE, verbose)
+        if not error.quiet:  # else another process of the run reports it
+            _report(str(error), error.code, verbose)
+        return error.code
     except OSError as error:
         if error.filename is None:
             _report_bug(error)
@@ -73,7 +76,7 @@ def _code(command: Callable[..., Any], arguments: list[str], verbose: bool) -> i
             return BUG
         if json_stream.get() is not None:
             print_json(_error(usage(), MISTAKE))
-        else:
+        elif launched.rank() == 0:  # all processes have the same options
             from typer import rich_utils
 
             rich_utils.rich_format_error(error)  # type: ignore[arg-type]
@@ -141,7 +144,7 @@ def _others_quiet(verbose: bool) -> Iterator[None]:
 
 def _note(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> bool:
     """Print a warning if Graft's own code raised it; return whether it did."""
-    own = category is UserWarning and Path(graft.__file__).parent in Path(filename).parents
+    own = launched.rank() == 0 and category is UserWarning and Path(graft.__file__).parent in Path(filename).parents
     if own:
         typer.echo(f"note: {message}", err=True)
     return own

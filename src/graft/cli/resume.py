@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from graft.cli.common import AsJson, Changes, Force, finish
+from graft.cli.launching import Processes, Restarts, launch
 
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
     changes: Changes = None,
     force: Force = False,
+    processes: Processes = None,
+    restarts: Restarts = 0,
     as_json: AsJson = False,
 ) -> None:
     """Continue a run from its last checkpoint, after it was stopped or killed.
@@ -23,6 +26,7 @@ def command(
 
     Example: graft resume runs/math
     """
+    launch(processes, restarts)
     from graft.evaluation.while_training import judge
     from graft.training import resume
 

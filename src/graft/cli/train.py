@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from graft.cli.common import AsJson, Changes, Force, Target, finish, run_config
+from graft.cli.launching import Processes, Restarts, launch
+from graft.utils import launched
 
 
 def command(
@@ -21,6 +23,8 @@ def command(
         bool, typer.Option("--overwrite", help="Replace a run that is already in the folder. Other files there stay.")
     ] = False,
     force: Force = False,
+    processes: Processes = None,
+    restarts: Restarts = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train the adapter, or the jobs, that a YAML file describes, and write a run folder.
@@ -29,10 +33,22 @@ def command(
 
     Example: graft train run.yaml adapter.rank=32 --out runs/rank-32
     """
-    config = run_config(target, changes)
     if out is None and target.is_dir():
         raise typer.BadParameter("to train the run of a run folder again, name a new folder", param_hint="--out")
-    from graft.evaluation.while_training import judge
-    from graft.training import train
+    launch(processes, restarts)
+    from graft.distributed.group import together
 
-    finish(train(config, out or Path("runs") / target.stem, overwrite=overwrite, force=force, judge=judge), as_json)
+    with together() as group:
+        with group.agreed():
+            config = run_config(target, changes)
+        from graft.evaluation.while_training import judge
+        from graft.runs.contents import is_run
+        from graft.training import resume, train
+
+        folder = out or Path("runs") / target.stem
+        # A launcher that starts lost processes again repeats the command: the run goes on.
+        if launched.restarts() and is_run(folder):
+            done = resume(folder, force=force, judge=judge)
+        else:
+            done = train(config, folder, overwrite=overwrite, force=force, judge=judge)
+    finish(done, as_json)

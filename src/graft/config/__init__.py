@@ -2,6 +2,7 @@
 
 from graft.config.base import BaseConfig
 from graft.config.data import DataConfig, SourceConfig
+from graft.config.distributed import DistributedConfig
 from graft.config.eval import EvalConfig
 from graft.config.jobs import AnyRun, JobConfig, JobsConfig, resolve_job
 from graft.config.loading import dump_run, load_job, load_run, schema
@@ -27,6 +28,7 @@ __all__ = [
     "CPOConfig",
     "DPOConfig",
     "DataConfig",
+    "DistributedConfig",
     "EvalConfig",
     "HalvingConfig",
     "IPOConfig",

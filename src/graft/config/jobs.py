@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, field_serializer, field_validator, 
 from graft.config.activations import OTHER_NAME, by_one_name
 from graft.config.base import BaseConfig
 from graft.config.data import DataConfig
+from graft.config.distributed import DistributedConfig
 from graft.config.document import Document, Key, KeyPath, dotted
 from graft.config.eval import EvalConfig
 from graft.config.run import RunConfig
@@ -90,6 +91,8 @@ class JobsConfig(Section):
     """Evaluation settings for jobs that do not set their own."""
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
     """Which jobs run when."""
+    distributed: DistributedConfig = Field(default_factory=DistributedConfig)
+    """How the run is dealt to several processes."""
     jobs: Annotated[dict[str, Annotated[JobConfig, BeforeValidator(_empty_for_null)]], Field(min_length=1)]
     """The jobs by name."""
 

@@ -17,6 +17,7 @@ from pydantic import (
 
 from graft.config.base import BaseConfig
 from graft.config.data import DataConfig
+from graft.config.distributed import DistributedConfig
 from graft.config.eval import EvalConfig
 from graft.config.methods import MeZOMethod
 from graft.config.objectives import ConsistencyConfig, KTOConfig
@@ -70,6 +71,8 @@ class RunConfig(Section):
     """How answers are generated and compared."""
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
     """Which jobs run when, if further jobs are submitted while this one runs."""
+    distributed: DistributedConfig = Field(default_factory=DistributedConfig)
+    """How the run is dealt to several processes."""
 
     def each(self) -> dict[str, RunConfig]:
         """Return the jobs by name: only this one, named after its kind, the last part of its preset, or its method."""

@@ -26,13 +26,14 @@ from graft.federation.clients import clients_of
 from graft.federation.definition import Federation, said
 from graft.generation.loss import sample_losses
 from graft.training.answering import answers
-from graft.training.assembly import JobParts, cache_folder, part_of, room_of
+from graft.training.assembly import JobParts, part_of
 from graft.training.batching import Batcher
 from graft.training.ends import prompt_of
 from graft.training.forward.layout import decide
 from graft.training.forward.modes import set_training
 from graft.training.forward.tasks import forward_of
 from graft.training.job import Job
+from graft.training.reading import cache_folder, room_of
 from graft.training.step import Gradient
 from graft.training.updates.rules import rule_of
 

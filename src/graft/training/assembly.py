@@ -5,10 +5,9 @@ All data are read before the base is loaded, so that a mistake in any job shows 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,32 @@ from graft.adapters.presets import Preset
 from graft.attaching.active import set_active
 from graft.attaching.attach import attach
 from graft.attaching.bare import keep_context
-from graft.bases import Base, load_base, load_tokenizer, own_classes
+from graft.attaching.fingerprint import keep_digest
+from graft.bases import Base, load_base, load_tokenizer
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
-from graft.bases.loading import own_task
-from graft.bases.skeleton import load_skeleton
 from graft.bases.tokens import refuse_unknown
 from graft.bases.vocabulary import with_tokens
 from graft.config import AnyRun, RunConfig, resolve_job
 from graft.config.jobs import REFERENCE
-from graft.data.preparing import Prepared, prepare
+from graft.data.preparing import Prepared
 from graft.data.template import FILE as TEMPLATE_FILE
 from graft.data.template import Template
 from graft.data.templates import template_of
+from graft.distributed.sharded import shard
+from graft.distributed.shares import Shares
 from graft.errors import GraftError
 from graft.formats.loading import load
 from graft.injection.state import site_table_of, state_of
 from graft.kernels import chosen
 from graft.runs.folder import RunFolder
+from graft.training.fitting import refuse_prompts
 from graft.training.forward.activations import refuse_nothing_to_gain
 from graft.training.job import Job
 from graft.training.objectives import reference_of
+from graft.training.offload import empty
 from graft.training.out_of_memory import loading
+from graft.training.reading import data_of
 from graft.training.records.trackers import check_installed
 from graft.training.trained_base import refuse_no_effect
 
@@ -63,6 +66,8 @@ class RunParts:
     config: AnyRun
     base: Base
     members: list[JobParts]
+    shares: Shares = field(default_factory=Shares)
+    """Who runs what."""
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -83,11 +88,13 @@ class RunParts:
         return replace(self, config=part.config, members=[part])
 
 
-def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder | None = None) -> RunParts:
+def build(
+    config: AnyRun, only: Collection[str] | None = None, begun: RunFolder | None = None, shares: Shares | None = None
+) -> RunParts:
     """Read all data, load the base and make the jobs of a run.
 
     only: names of the jobs to make; all by default. begun: the folder of a run that is resumed. It has copies of the adapters that
-    `train.init_from` named, which may be gone by now.
+    `train.init_from` named, which may be gone by now. shares: who runs what; this process, by default.
     """
     check_installed(config.common().loggers)
     each = {
@@ -101,16 +108,20 @@ def build(config: AnyRun, only: Collection[str] | None = None, begun: RunFolder 
     for name, own in each.items():
         with _named(name, len(each) > 1):
             found = next((made for settings, made in prepared if settings == own.data), None)
-            data[name] = found or _data_of(own, tokenizer, config, task, next(iter(data.values()), None))
+            data[name] = found or data_of(own, tokenizer, config, task, next(iter(data.values()), None))
             prepared.append((own.data, data[name]))
     with loading(config.base, task):
         base = load_base(config.base, task, next(iter(data.values())).classes if data else ())
     chosen(config.common().kernels, base.device)
     refuse_nothing_to_gain(config.common().activations, base.device)
-    parts = RunParts(config, base, [])
+    parts = RunParts(config, base, [], shares or Shares())
+    if parts.shares.mode == "fsdp2":
+        keep_digest(base.model)
+        shard(base.model, parts.shares.group.size)
+    parts.shares.settle([(name, _weight(own, data[name])) for name, own in each.items()])
     for name, own in each.items():
         with _named(name, len(each) > 1):
-            parts.members.append(part_of(base, name, own, data[name], begun))
+            parts.members.append(part_of(base, name, own, data[name], begun, parts.shares))
             parts.members[-1].job.priority = config.priority(name)
     return parts
 
@@ -130,17 +141,12 @@ def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFo
         kind = (own if whole is None else whole.config).train.method.kind
         raise GraftError(f"job '{name}' cannot join: train.method {kind} trains the base itself, which jobs share")
     first = parts.members[0].data if parts.members else None
-    data = _data_of(own, parts.base.tokenizer, parts.config, parts.base.task, first)
-    part = part_of(parts.base, name, own, data, begun)
+    data = data_of(own, parts.base.tokenizer, parts.config, parts.base.task, first)
+    parts.shares.settle([(name, _weight(own, data))])
+    part = part_of(parts.base, name, own, data, begun, parts.shares)
     part.job.priority = int(given.get("priority", 0))
     parts.members.append(part)
     return part.job
-
-
-def cache_folder() -> Path:
-    """Folder of tokenised data: in $GRAFT_CACHE, else in the user's cache folder."""
-    root = os.environ.get("GRAFT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graft"
-    return Path(root) / "tokens"
 
 
 @contextmanager
@@ -154,44 +160,16 @@ def _named(name: str, needed: bool) -> Iterator[None]:
         raise GraftError(f"job '{name}': {error}") from error
 
 
-def _data_of(own: RunConfig, tokenizer: Any, config: AnyRun, task: str, first: Prepared | None) -> Prepared:
-    """Read a job's data. Raises `GraftError` where they do not suit the base that the job shares with the others, or their data."""
-    if own.data.base_task != task:
-        raise GraftError(
-            f"data.task is {own.data.task}, but the base of this run is loaded for {task}: one run has one task"
-        )
-    if own.data.task == "preference" and own_task(own.base) == "seq2seq":
-        raise GraftError(
-            f"data.task is preference, but {own.base.model} is an encoder-decoder: preferences need a causal model"
-        )
-    classes = own_classes(own.base) if task == "classification" else None
-    data = prepare(own.data, tokenizer, cache_folder(), classes=classes, room=lambda: room_of(own))
-    if first is not None and data.classes != first.classes:
-        raise GraftError(f"its classes are {data.classes}, but those of the run's other jobs are {first.classes}")
-    for rule in ("halving", "median"):
-        if getattr(config.scheduler, rule) is not None and data.validation is None:
-            raise GraftError(f"scheduler.{rule} compares validation losses: set data.validation")
-    return data
+def _weight(own: RunConfig, data: Prepared) -> float:
+    """The mean tokens of a job's step, by which jobs are dealt to ranks."""
+    return float(data.train.lengths.mean()) * min(own.train.batch_size, len(data.train))
 
 
-def room_of(own: RunConfig) -> int | None:
-    """Return how many tokens a sample of a job may have, from the base's config alone; None if there is no limit."""
-    model = load_skeleton(own.base, own.data.base_task)
-    if own.adapter is None:
-        return context_length(model)
-    try:
-        attach(model, {"adapter": own.adapter})
-    except (
-        GraftError,
-        NotImplementedError,
-        RuntimeError,
-    ):  # a mistake that shows later, or a start that needs the base's weights
-        return context_length(model)
-    return context_length(model, "adapter")
-
-
-def part_of(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None = None) -> JobParts:
-    """Attach a job's adapter to the base and make the job."""
+def part_of(
+    base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFolder | None = None, shares: Shares | None = None
+) -> JobParts:
+    """Attach a job's adapter to the base and make the job. Where it lives on another rank, its tensors are empty here."""
+    shares = shares or Shares()
     torch.manual_seed(own.train.seed)
     if own.adapter is None:
         draw_head(base.model, base.fresh, own.train.seed)
@@ -209,6 +187,11 @@ def part_of(base: Base, name: str, own: RunConfig, data: Prepared, begun: RunFol
     if isinstance(data.template, Template):
         job.stop_ids = frozenset(data.template.stop_ids(base.tokenizer))
     job.reference = _reference(base, name, own, begun)
+    if shares.mode == "fsdp2":
+        refuse_prompts(job)
+    job.here = shares.here(name)
+    if not job.here:
+        empty(job)
     return JobParts(own, data, job)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from graft.data import batches
 from graft.data.batches import Batch, Layout, Twins, samples_of_step
+from graft.distributed.shares import Shares
 from graft.routing.context import ForwardContext
 from graft.training.job import Job
 from graft.training.rows import Row
@@ -30,6 +31,16 @@ class Batcher:
     layout: Layout
     pad_id: int
     """Token id of padding. The attention mask says where padding is, so any token serves."""
+    shares: Shares = field(default_factory=Shares)
+    """Which rank runs which rows."""
+
+    def dealt(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """The rows that each rank runs. All rows of a sample go to one rank."""
+        if self.shares.group.size == 1:
+            return [list(rows)]
+        units = _by_sample(rows)
+        weights = [(unit[0].job, num_tokens(unit)) for unit in units]
+        return [[row for at in own for row in units[at]] for own in self.shares.deal(weights)]
 
     @timed("batches")
     def cut(self, rows: Sequence[Row]) -> list[list[Row]]:
@@ -44,10 +55,7 @@ class Batcher:
             flat      [a9 b7] is 16 tokens       [a5 a4 b3] is 12
             padded    [a9] is 9, since [a9 b7] would be 2 x 9       [a5 b7] is 2 x 7       [a4 b3] is 2 x 4
         """
-        samples: dict[tuple[str, int], list[Row]] = {}
-        for row in rows:
-            samples.setdefault((row.job, row.position), []).append(row)
-        units = list(samples.values())
+        units = _by_sample(rows)
         # [samples, rows of a sample, 2]: what is read and what a decoder writes; zeros where a sample has fewer rows
         widths = np.zeros((len(units), max(map(len, units)), 2), np.int64)
         for at, unit in enumerate(units):
@@ -148,6 +156,14 @@ def twins_of(rows: Sequence[Row]) -> Twins | None:
     others = np.setdiff1d(np.arange(starts[-1]), np.concatenate([ahead, behind]))
     smoothing = np.concatenate([np.full(rows[at].targets, rows[at].smoothing) for at, _ in pairs])
     return Twins(*(torch.from_numpy(each) for each in (ahead, behind, others, smoothing)))
+
+
+def _by_sample(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each sample, in the order in which samples first occur."""
+    samples: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        samples.setdefault((row.job, row.position), []).append(row)
+    return list(samples.values())
 
 
 def num_tokens(rows: Sequence[Row]) -> int:

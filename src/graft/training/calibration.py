@@ -13,7 +13,7 @@ from graft.data.batches import Batch, padded
 from graft.data.datasets import TokenDataset
 from graft.data.preparing import prepare
 from graft.errors import counted
-from graft.training.assembly import cache_folder, room_of
+from graft.training.reading import cache_folder, room_of
 
 CALIBRATION, HELD_OUT = 256, 128
 """Most rows of each sort."""

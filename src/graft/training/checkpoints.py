@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graft.distributed.shares import Shares
 from graft.errors import GraftError
 from graft.runs.contents import delete_unfinished
 from graft.runs.folder import RunFolder
@@ -33,18 +34,26 @@ ADAPTER, OPTIMISER = "adapter/", "optimiser/"
 
 
 @timed("checkpoints")
-def save_checkpoint(folder: RunFolder, jobs: Sequence[Job], step: int, layout: str, keep: int, **more: Any) -> Path:
+def save_checkpoint(
+    folder: RunFolder, jobs: Sequence[Job], step: int, layout: str, keep: int, shares: Shares | None = None, **more: Any
+) -> Path:  # fmt: skip
     """Write the state after `step` steps, point last.json to it, and remove the oldest checkpoints beyond `keep`, but never a best one.
 
-    more: further entries of state.json. The file of an offloaded job is linked, not written again.
+    more: further entries of state.json. The file of an offloaded job is linked, not written again. Every rank calls this: each writes
+    the jobs that are its own, into the folder that the first rank makes.
     """
-    path = folder.checkpoint_dir(step)
+    path, shares = folder.checkpoint_dir(step), shares or Shares()
+    own, group = [job for job in jobs if shares.writes(job.name)], shares.group
+    if not group.leads:
+        fresh = Path(group.tell(""))
+        with group.agreed():
+            _write_jobs(folder, own, fresh)
+        group.wait()
+        return path
     with new_dir(path) as fresh:
-        for job in jobs:
-            if job.resident:
-                write_job(job, fresh / f"{job.name}.safetensors")
-            else:
-                link(offloaded(folder, job), fresh / f"{job.name}.safetensors")
+        group.tell(str(fresh.resolve()))
+        with group.agreed():
+            _write_jobs(folder, own, fresh)
         save_tensors(_generators(), fresh / "rng.safetensors")
         state = {"step": step, "layout": layout, **more, "jobs": {job.name: job.state() for job in jobs}}
         write_json_atomic(fresh / "state.json", state)
@@ -53,7 +62,16 @@ def save_checkpoint(folder: RunFolder, jobs: Sequence[Job], step: int, layout: s
     if best:
         write_json_atomic(path.parent / "best.json", best)
     _prune(folder, jobs, keep)
+    group.wait()
     return path
+
+
+def _write_jobs(folder: RunFolder, jobs: Sequence[Job], into: Path) -> None:
+    for job in jobs:
+        if job.resident:
+            write_job(job, into / f"{job.name}.safetensors")
+        else:
+            link(offloaded(folder, job), into / f"{job.name}.safetensors")
 
 
 def write_job(job: Job, path: Path) -> None:
@@ -121,8 +139,9 @@ def restore_checkpoint(folder: RunFolder, jobs: Sequence[Job], step: int) -> dic
                 f"{folder.path} cannot be resumed: the data of '{job.name}' changed since (then {own['data']}, now {job.train.digest}). "
                 "Undo the change, or start a new run with train.init_from"
             )
-        stored = load_tensors(path / f"{job.name}.safetensors")
-        job.trainable.restore(with_prefix(stored, ADAPTER))
+        stored = load_tensors(path / f"{job.name}.safetensors") if job.here else {}
+        if job.here:
+            job.trainable.restore(with_prefix(stored, ADAPTER))
         job.restore(own, with_prefix(stored, OPTIMISER))
     _set_generators(load_tensors(path / "rng.safetensors"))
     return state

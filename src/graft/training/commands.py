@@ -13,7 +13,8 @@ from torch import nn
 from graft.attaching.attach import detach
 from graft.attaching.parameters import names
 from graft.config.jobs import REFERENCE
-from graft.errors import GraftError, counted
+from graft.distributed.group import RankLost, mistaken
+from graft.errors import counted
 from graft.runs.commands import Command, CommandQueue
 from graft.training.forward.layout import decide
 from graft.training.forward.tasks import forward_of
@@ -36,7 +37,12 @@ class Commands:
 
     def handle(self, step: int) -> None:
         """Carry out the commands that are due after this many steps."""
-        for command in self.queue.take(step):
+        group = self.pool.batcher.shares.group
+        taken: list[Command] = []
+        with group.agreed():
+            if group.leads:
+                taken = self.queue.take(step)
+        for command in group.tell(taken):
             job = self.pool.find(command["job"])
             if command["do"] == "unknown":
                 self._ignore(command, command["reason"])
@@ -64,17 +70,19 @@ class Commands:
             self._ignore(command, f"there is a job '{name}' already" if build_job else "this run takes no new jobs")
             return
         try:
-            job = build_job(name, command["config"])
-            decide(
-                forward_of(self.model), [job], self.layout, self.pool.batcher
-            )  # a demanded layout has to hold for it
+            with self.pool.batcher.shares.group.agreed():
+                job = build_job(name, command["config"])
+                if job.here:  # a demanded layout has to hold for it
+                    decide(forward_of(self.model), [job], self.layout, self.pool.batcher)
+        except RankLost:
+            raise
         except Exception as error:
             for each in {name, f"{name}{REFERENCE}"} & set(names(self.model)):
                 detach(self.model, each)
             said = self.recorder.job_failed(step, name, error)
             self.pool.failed[name] = {
                 "state": FAILED, "step": 0, "steps": 0, "loss": None, "best": None, "ended": FAILED,
-                "priority": int(command["config"].get("priority", 0)), "error": said, "mistake": isinstance(error, GraftError),
+                "priority": int(command["config"].get("priority", 0)), "error": said, "mistake": mistaken(error),
             }  # fmt: skip
             return
         self.pool.add(job)

@@ -50,6 +50,23 @@ def try_fullest(forward: Forward, jobs: Sequence[Job], batcher: Batcher, activat
         raise explained(failed, forward, jobs[0], batcher, activations, rows)
 
 
+def check_memory(
+    forward: Forward, pool: JobPool, jobs: Sequence[Job], activations: Activations, resumed: bool
+) -> str | None:
+    """Try the longest batch, and learn what a step takes where memory is limited; returns a warning, or None.
+
+    jobs: those that live here.
+    """
+    with pool.batcher.shares.group.agreed():
+        if forward.device.type == "cuda" and not resumed and jobs:
+            try_fullest(forward, jobs, pool.batcher, activations)
+    if not pool.measure(forward.device):
+        return None
+    if not pool.memory.seen:
+        calibrate(forward, pool)
+    return pool.too_large()
+
+
 def _failure(forward: Forward, jobs: Sequence[Job], rows: Sequence[Row], batcher: Batcher) -> Exception | None:
     """Run dry; the error, whose frames the caller can then let go."""
     try:

@@ -19,28 +19,29 @@ from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from graft.attaching.active import set_trainable
-from graft.attaching.attach import detach
 from graft.data.batches import Layout
+from graft.distributed.group import RankLost
+from graft.distributed.shares import Shares
 from graft.errors import GraftError
 from graft.runs.commands import CommandQueue
 from graft.runs.folder import RunFolder
 from graft.training.batching import Batcher
 from graft.training.commands import BuildJob, Commands
-from graft.training.dry_run import calibrate, try_fullest
+from graft.training.dry_run import check_memory
+from graft.training.failing import Failing
 from graft.training.forward.activations import holding
 from graft.training.forward.anchors import prove_anchors
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
-from graft.training.forward.layout import decide, laid_out
+from graft.training.forward.layout import agreed_layout, decide, laid_out
 from graft.training.forward.modes import set_training
 from graft.training.forward.tasks import forward_of
 from graft.training.interrupt import Interrupt
 from graft.training.isolation import joint_step
-from graft.training.job import FAILED, Job
+from graft.training.job import Job
 from graft.training.job_pool import JobPool
 from graft.training.out_of_memory import explained
 from graft.training.records.failed_batch import save_failed_batch
@@ -70,18 +71,21 @@ class Engine:
         self, model: nn.Module, jobs: Sequence[Job], folder: RunFolder, settings: Settings, reporter: Reporter,
         publish: Callable[[Job], Any], trackers: Sequence[Tracker] = (),
         build_job: BuildJob | None = None, answered: Callable[[Job], dict[str, float]] = lambda job: {},
+        shares: Shares | None = None,
     ) -> None:  # fmt: skip
         self.model, self.folder, self.settings, self.reporter = model, folder, settings, reporter
         self.answered = answered
-        self.pool = JobPool(jobs, settings.scheduler, Batcher(settings.token_budget, "padded", settings.pad_id))
+        self.shares = shares or Shares()
+        self.group = self.shares.group
+        batcher = Batcher(settings.token_budget, "padded", settings.pad_id, self.shares)
+        self.pool = JobPool(jobs, settings.scheduler, batcher)
         self.recorder = Recorder(folder, self.pool, reporter, trackers, settings.log_every)
         self.queue = CommandQueue(folder.path)
         self.commands = Commands(model, self.queue, self.pool, self.recorder, build_job, settings.layout)
         self.saver = Saver(folder, self.pool, self.queue, self.recorder, publish, settings.save_every, settings.keep)
         self.forward = forward_of(model)
         self.step = 0
-        self._leaving: list[Job] = []
-        """Jobs that failed in this session; their adapters are detached when it ends."""
+        self.failing = Failing(model, folder, self.pool, self.recorder, self.saver)
 
     @property
     def jobs(self) -> list[Job]:
@@ -110,22 +114,25 @@ class Engine:
             with interrupt.watching(), self.recorder.clock.running():
                 begun = False
                 self.commands.handle(self.step)
-                while self.live and not interrupt.asked:
+                while self.live and not self.group.any(interrupt.asked)[0]:
                     with ExitStack() as session:
                         self._prepare(session, wanted, begun, resumed=checkpoint is not None)
                         self._loop(interrupt)
                     # A run that went padded stays so; for a flat one the next session proves it again, for its own jobs.
                     begun, wanted = True, "padded" if self.layout == "padded" else self.settings.layout
-                    self._detach_failed()
+                    self.failing.detach()
                     self.commands.handle(self.step)
                 return self._end()
         except NonFinite as error:
-            self._record_failure(error, batch=str(save_failed_batch(self.folder, error)))
+            facts = {"batch": str(save_failed_batch(self.folder, error))} if self.group.leads else {}
+            self._record_failure(error, **facts)
             if checkpoint is not None and self.step == checkpoint:
-                raise GraftError(
+                diverged = GraftError(
                     f"the run in {self.folder.path} has diverged and cannot go on from step {checkpoint}: {error}. Train it again with "
                     "other settings (--overwrite, or in a new folder)"
-                ) from error
+                )
+                diverged.quiet = error.quiet
+                raise diverged from error
             raise
         except BaseException as error:
             self._record_failure(error)
@@ -135,7 +142,8 @@ class Engine:
 
     def _restore(self, checkpoint: int) -> str:
         """Go on from a checkpoint; returns the layout that the run had."""
-        state = self.saver.restore(checkpoint)
+        with self.group.agreed():
+            state = self.saver.restore(checkpoint)
         self.reporter.first = sum(job.step for job in self.jobs)
         self.step = checkpoint
         self._use_layout(state["layout"])
@@ -146,11 +154,14 @@ class Engine:
 
     def _prepare(self, session: ExitStack, wanted: str, begun: bool, resumed: bool) -> None:
         """Make the model ready for the steps of a session. `begun`: whether an earlier session of this process did the first checks."""
-        settings, resident = self.settings, [job for job in self.live if job.resident]
+        settings, resident = self.settings, [job for job in self.live if job.resident and job.here]
         # Head and layout are proved on the bare model, before the modes of training.
-        if resident:
-            self.forward = forward_of(self.model)
-            decision = decide(self.forward, resident, wanted, self.pool.batcher)
+        decision = None
+        with self.group.agreed():
+            if resident:
+                self.forward = forward_of(self.model)
+                decision = decide(self.forward, resident, wanted, self.pool.batcher)
+        if (decision := agreed_layout(self.group, decision)) is not None:
             if decision.reason is not None:
                 self.recorder.say(f"This model runs padded, not token-flat: {decision.reason}")
             self._use_layout(decision.layout)
@@ -161,32 +172,25 @@ class Engine:
         session.enter_context(holding(self.model, settings.activations, settings.base_dropout))
         self._set_modes()
         # The graph, or the kernels, come last: they are proved on the model as it trains.
-        if resident and settings.compile:
-            self.recorder.say("Compiling the base: the next step may take minutes")
-            compile_forward(self.forward, resident, settings.compile, self.pool.batcher)
-        elif resident:
-            kernels = accelerating(self.forward, resident, settings.kernels, self.pool.batcher)
-            self.recorder.kernels(session.enter_context(kernels), self.step)
-            prove_anchors(self.forward, resident, self.pool.batcher)
+        with self.group.agreed():
+            if resident and settings.compile:
+                self.recorder.say("Compiling the base: the next step may take minutes")
+                compile_forward(self.forward, resident, settings.compile, self.pool.batcher)
+            elif resident:
+                kernels = accelerating(self.forward, resident, settings.kernels, self.pool.batcher)
+                self.recorder.kernels(session.enter_context(kernels), self.step)
+                prove_anchors(self.forward, resident, self.pool.batcher)
         if not begun:
-            self._check_memory(resident, resumed)
+            note = check_memory(self.forward, self.pool, resident, settings.activations, resumed)
+            if note is not None:
+                self.recorder.say(note)
             if (note := self.pool.halving.idle(self.live)) is not None:
                 self.recorder.say(note)
             self.recorder.status(self.step)
 
-    def _check_memory(self, resident: Sequence[Job], resumed: bool) -> None:
-        """Try the longest batch, and learn what a step takes where memory is limited."""
-        if self.forward.device.type == "cuda" and not resumed:
-            try_fullest(self.forward, resident, self.pool.batcher, self.settings.activations)
-        if self.pool.measure(self.forward.device):
-            if not self.pool.memory.seen:
-                calibrate(self.forward, self.pool)
-            if (note := self.pool.too_large()) is not None:
-                self.recorder.say(note)
-
     def _set_modes(self) -> None:
         """Gradients and training mode for the adapters of the jobs in memory alone."""
-        trained = [job.trainable.adapter for job in self.live if job.resident]
+        trained = [job.trainable.adapter for job in self.live if job.resident and job.here]
         names = [name for name in trained if name is not None]
         set_trainable(self.model, names)
         set_training(self.model, names, self.settings.base_dropout)
@@ -198,7 +202,8 @@ class Engine:
             self._end_halved()
             if self.live:
                 self.saver.publish_ended()
-            if interrupt.asked or self._leaving or not self.live or self.queue.due(self.step):
+            stop = self.group.any(interrupt.asked, self.group.leads and self.queue.due(self.step))
+            if any(stop) or self.failing.leaving or not self.live:
                 return
             if self.pool.rebalance(self.folder):
                 self._set_modes()
@@ -207,6 +212,7 @@ class Engine:
 
     def _step(self, jobs: Sequence[Job]) -> None:
         """One step of these jobs, and what follows from it: metrics, validation, checkpoint."""
+        self.group.step = self.step
         started, limited = time.perf_counter(), self.pool.limit is not None
         with measuring(self.forward.device) if limited else nullcontext(Peak()) as peak:
             load = self.pool.load_of_next_step(jobs) if limited else None
@@ -217,7 +223,7 @@ class Engine:
                 error = explained(
                     failures.pop(job.name), self.forward, job, self.pool.batcher, self.settings.activations
                 )
-                self._fail_job(job, error)
+                self.failing.note(job, error, self.step)
         if not outcomes:
             return
         if load is not None and len(outcomes) == len(jobs):  # a step that was taken again has another peak
@@ -233,9 +239,11 @@ class Engine:
     def _validate(self, job: Job) -> bool:
         """Validate a job; whether this was its best validation so far."""
         try:
-            scores = {**validation_scores(self.forward, job, self.pool.batcher), **self.answered(job)}
+            scores = {**validation_scores(self.forward, job, self.pool.batcher), **self._answered(job)}
+        except RankLost:
+            raise
         except Exception as error:
-            self._fail_job(job, error)
+            self.failing.note(job, error, self.step)
             return False
         loss = scores["validation_loss"]
         best = job.note_validation(loss)
@@ -250,35 +258,20 @@ class Engine:
             )
         return best
 
+    def _answered(self, job: Job) -> dict[str, float]:
+        """The scores of the answers that a job writes: by the rank that writes its files or, where the base is in parts, by all."""
+        found: dict[str, float] = {}
+        with self.group.agreed():
+            if self.shares.mode == "fsdp2" or self.shares.writes(job.name):
+                found = self.answered(job)
+        return self.group.tell(found, self.shares.homes.get(job.name, 0))
+
     def _end_halved(self) -> None:
         """End the jobs that lose against the others."""
         for job in self.pool.end_worst():
             self.recorder.event(str(job.ended), job=job.name, step=self.step, best=job.best)
             rule = "at its rung" if job.ended == HALVED else "above the median"
             self.recorder.say(f"{self.recorder.at(self.step)}  {job.name}: ended {rule}, job step {job.step}")
-
-    def _fail_job(self, job: Job, error: Exception) -> None:
-        """Note that a job failed; it leaves when the session ends. The only job of a run raises its error, which ends the run."""
-        if len(self.jobs) == 1 and not self.pool.failed:
-            raise error
-        facts = {}
-        if isinstance(error, NonFinite):
-            facts["batch"] = str(save_failed_batch(self.folder, error, f"failed_batch-{job.name}"))
-        said = self.recorder.job_failed(self.step, job.name, error, **facts)
-        job.ended = FAILED
-        self._leaving.append(job)
-        facts |= {"error": said, "mistake": isinstance(error, GraftError)}
-        self.pool.failed[job.name] = {**self.recorder.standing(job), **facts}
-
-    def _detach_failed(self) -> None:
-        """Detach the adapters of jobs that failed. What they had learnt before is published if it is finite."""
-        for job in self._leaving:
-            if all(bool(torch.isfinite(parameter).all()) for parameter in job.params.values()):
-                self.saver.publish_best(job)
-            for name in filter(None, (job.trainable.adapter, job.reference)):
-                detach(self.model, name)
-            self.jobs.remove(job)
-        self._leaving = []
 
     def _end(self) -> EndState:
         """Save and publish what is there, and say how the run ended."""

@@ -75,6 +75,8 @@ class Job:
     """The last step of the run in which the job took part."""
     resident: bool = True
     """Whether its tensors are in memory; else they are in the run folder (see `offload`)."""
+    here: bool = True
+    """Whether it lives on this rank; else only its data and position are here, and its tensors are empty (see `Shares.homes`)."""
     own_bytes: int = 0
     """Memory of the parameters, their gradients (or what stands in for them) and the optimiser's state."""
     own_weights: int = 0
@@ -193,7 +195,7 @@ class Job:
     def advance(self) -> None:
         """Move on to the next step after an optimiser step; end the job after the last one."""
         self.step, self.batch = self.step + 1, self.batch + 1
-        for module in self.modules:
+        for module in self.modules if self.here else ():
             module.after_step(self.step, self.steps)
         if self.batch == self.epoch_steps:
             self.epoch, self.batch = self.epoch + 1, 0

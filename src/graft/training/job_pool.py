@@ -75,8 +75,9 @@ class JobPool:
             self.halving.note(job, known)
 
     def measure(self, device: torch.device) -> bool:
-        """Set the limit of memory for this device; whether there is one."""
-        self.limit = memory_limit(device, self.config.memory)
+        """Set the limit of memory for this device, the smallest of all ranks; whether there is one. Jobs with homes have none."""
+        own = None if self.batcher.shares.homes else memory_limit(device, self.config.memory)
+        self.limit = None if own is None else -int(self.batcher.shares.group.most(-own))
         return self.limit is not None
 
     def rebalance(self, folder: RunFolder) -> bool:
@@ -85,10 +86,13 @@ class JobPool:
         admitted = admit(waiting, self.config.resident, self._fits)
         leaving = [job for job in self.resident if job not in admitted]
         coming = [job for job in admitted if not job.resident]
-        for job in leaving:
-            offload(folder, job)
-        for job in coming:
-            reload(folder, job)
+        shares = self.batcher.shares
+        with shares.group.agreed():
+            for job in leaving:
+                offload(folder, job, shares.writes(job.name))
+        with shares.group.agreed():
+            for job in coming:
+                reload(folder, job)
         return bool(leaving or coming)
 
     def next(self) -> list[Job]:
@@ -103,13 +107,15 @@ class JobPool:
 
     def load_of_next_step(self, jobs: Sequence[Job]) -> Load:
         """The load of the fullest micro-batch in the next step of these jobs."""
-        loads = [self.load(micro) for micro in self.batcher.cut([row for job in jobs for row in job.rows()])]
+        shares = self.batcher.dealt([row for job in jobs for row in job.rows()])
+        loads = [self.load(micro) for own in shares if own for micro in self.batcher.cut(own)]
         return max(loads, key=lambda load: (load.tokens, load.squares))
 
     def observe(self, load: Load, num_bytes: int | None) -> None:
-        """Note the measured peak memory of a step; None where the system cannot measure it."""
-        if num_bytes is not None:
-            self.memory.observe(load, num_bytes - sum(job.own_bytes for job in self.resident))
+        """Note the measured peak memory of a step, the largest of all ranks; None where the system cannot measure it."""
+        most = int(self.batcher.shares.group.most(-1 if num_bytes is None else num_bytes))
+        if most >= 0:
+            self.memory.observe(load, most - sum(job.own_bytes for job in self.resident))
 
     def too_large(self) -> str | None:
         """A warning about jobs that need more memory than the limit even alone, or None. They run nevertheless, one at a time."""

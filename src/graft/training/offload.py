@@ -21,32 +21,43 @@ from graft.utils.temporary import temporary
 
 
 @timed("checkpoints")
-def offload(folder: RunFolder, job: Job) -> None:
-    """Write a job's tensors to its file and free their memory.
+def offload(folder: RunFolder, job: Job, writes: bool = True) -> None:
+    """Write a job's tensors to its file and free their memory, on the ranks on which it lives.
 
-    The file is new each time, never changed in place: checkpoints may have hard links to an older one.
+    Where several ranks hold the job, one of them `writes`. The file is new each time, never changed in place: checkpoints may have hard
+    links to an older one.
     """
-    path = offloaded(folder, job)
-    with explain_write_errors(path):
-        path.parent.mkdir(exist_ok=True)
-        with temporary(path) as fresh:
-            write_job(job, fresh)
-            os.replace(fresh, path)
+    job.resident = False
+    if not job.here:
+        return
+    if writes:
+        path = offloaded(folder, job)
+        with explain_write_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            with temporary(path) as fresh:
+                write_job(job, fresh)
+                os.replace(fresh, path)
+    empty(job)
+
+
+def empty(job: Job) -> None:
+    """Free the memory of a job's tensors. Every parameter keeps its identity."""
     for _, tensor in job.trainable.tensors():
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         tensor.grad = None
     job.trainable.note_offloaded(True)
     job.optimizer.state.clear()
-    job.resident = False
 
 
 @timed("checkpoints")
 def reload(folder: RunFolder, job: Job) -> None:
-    """Load an offloaded job's tensors back into memory."""
+    """Load an offloaded job's tensors back into memory, on the ranks on which it lives."""
+    job.resident = True
+    if not job.here:
+        return
     stored = load_tensors(offloaded(folder, job))
     own = with_prefix(stored, ADAPTER)
     for name, tensor in job.trainable.tensors():
         tensor.data = own[name].to(tensor.device)
     restore_optimizer(job.optimizer, list(job.params), with_prefix(stored, OPTIMISER))
     job.trainable.note_offloaded(False)
-    job.resident = True

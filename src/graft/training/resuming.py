@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from graft.attaching.fingerprint import other_base
 from graft.config import AnyRun
 from graft.config.document import dotted, in_section, parse_change
+from graft.distributed.group import Group, together
 from graft.errors import GraftError, listed
 from graft.injection.state import state_of
 from graft.runs.commands import CommandQueue
@@ -19,14 +21,17 @@ from graft.training.assembly import RunParts, build, build_job
 from graft.training.checkpoints import newest, read_state, tidy
 from graft.training.records.progress import Reporter
 from graft.training.start import failure_noted, run_parts, write_beginning
+from graft.training.world import check_alike, folder_of, shares_of
 
 LENGTHS = ("train.steps", "train.epochs")
 """Settings that make a run longer, also one that is finished."""
 CHANGEABLE = (
     "base.model", "base.device", "data.train", "data.validation", "train.save_every", "train.keep", "train.log_every", "train.loggers",
+    "distributed",
     *LENGTHS,
 )  # fmt: skip
-"""Settings that may change when a run is resumed: where base and data are, which have to be the same, what is written, and the length."""
+"""Settings that may change when a run is resumed: where base and data are, which have to be the same, what is written, how the run is dealt
+to processes, and the length."""
 CONSTANT = ("constant", "constant_with_warmup")
 """Schedules that do not depend on the length."""
 
@@ -42,47 +47,71 @@ def resume(
     kept. force, judge: as in `train`.
     Raises `GraftError` for a folder without a run, a run that is still running, files that are missing, and a base or data that changed.
     """
-    folder = (run if isinstance(run, RunFolder) else RunFolder(run)).existing()
+    with together() as group, ExitStack() as claimed:
+        with group.agreed():
+            folder = folder_of(group, run.path if isinstance(run, RunFolder) else run)
+            _refuse_other(folder.existing())
+            claimed.enter_context(folder.claim(force))
+        with failure_noted(folder):
+            _resume(folder, changes, quiet or not group.leads, judge, group)
+    return folder
+
+
+def _refuse_other(folder: RunFolder) -> None:
     if not is_run(folder.path):
         raise GraftError(
             f"{folder.path} is not a run folder: its config.yaml is no run's, for there is neither a lock.json nor a status.json of Graft"
         )
-    with folder.claim(force), failure_noted(folder):
-        _resume(folder, changes, quiet, judge)
-    return folder
 
 
-def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool, judge: Judge | None) -> None:
+def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool, judge: Judge | None, group: Group) -> None:
     reporter, queue = Reporter(0, quiet=quiet), CommandQueue(folder.path)
-    config = _changed(folder, changes)
-    tidy(folder)
-    if not _named(changes, LENGTHS) and _is_done(folder, queue):
+    with group.agreed():
+        config = _changed(folder, changes)
+        if group.leads:
+            tidy(folder)
+    group.wait_at_most(config.distributed.timeout)
+    with group.agreed():
+        done = not _named(changes, LENGTHS) and _is_done(folder, queue)
+    if done:
         reporter.say(f"The run in {folder.path} is finished: there is nothing to resume.")
         return
+    found: tuple[int | None, list[str]] = (None, [])
+    with group.agreed():
+        _refuse_missing(folder, config)
+        if group.leads:
+            found = newest(folder)
+    last, notes = group.tell(found)
+    for note in notes:
+        reporter.say(note)
+    shares, said = shares_of(config, group)
+    with group.agreed():
+        state = {"jobs": None, "orders": 0} if last is None else read_state(folder, last)
+        parts = build(config, state["jobs"], folder, shares)
+        _check_base(parts, folder)
+        for note in _longer(parts, state["jobs"] or {}, folder):
+            reporter.say(note)
+        # The configuration names the jobs of the beginning; those submitted later are in the journal of commands.
+        for command in queue.journal.read()[: state["orders"]]:
+            if command["do"] == "submit" and command["job"] in state["jobs"]:
+                build_job(parts, command["job"], folder.located(command["config"]), folder)
+    check_alike(parts, group)
+    with group.agreed():
+        if last is None:
+            write_beginning(parts, folder)
+        if changes:
+            folder.rewrite_config(config)
+        folder.metrics.keep(lambda line: line["step"] <= (last or 0))
+    run_parts(parts, folder, last, quiet, judge, said)
+
+
+def _refuse_missing(folder: RunFolder, config: AnyRun) -> None:
     if missing := folder.missing(config):
         raise GraftError(
             f"{folder.path} cannot be resumed: {listed(missing)} {'is' if len(missing) == 1 else 'are'} missing, here and where the run "
             f"was started ({folder.started_in()[-1]}). Put back what is missing, or say where it is now: graft resume {folder.path} "
             "base.model=... data.train=..."
         )
-    last, notes = newest(folder)
-    for note in notes:
-        reporter.say(note)
-    state = {"jobs": None, "orders": 0} if last is None else read_state(folder, last)
-    parts = build(config, state["jobs"], folder)
-    _check_base(parts, folder)
-    for note in _longer(parts, state["jobs"] or {}, folder):
-        reporter.say(note)
-    # The configuration names the jobs of the beginning; those submitted later are in the journal of commands.
-    for command in queue.journal.read()[: state["orders"]]:
-        if command["do"] == "submit" and command["job"] in state["jobs"]:
-            build_job(parts, command["job"], folder.located(command["config"]), folder)
-    if last is None:
-        write_beginning(parts, folder)
-    if changes:
-        folder.rewrite_config(config)
-    folder.metrics.keep(lambda line: line["step"] <= (last or 0))
-    run_parts(parts, folder, last, quiet, judge)
 
 
 def _changed(folder: RunFolder, changes: Sequence[str]) -> AnyRun:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from graft.distributed.shares import Shares
 from graft.runs.commands import CommandQueue
 from graft.runs.folder import RunFolder
 from graft.training.checkpoints import (
@@ -41,20 +42,27 @@ class Saver:
         """Jobs that ended and have their final adapter folder."""
         self._saved, self._saved_at = -1, time.monotonic()
 
+    @property
+    def shares(self) -> Shares:
+        """Who writes which job."""
+        return self.pool.batcher.shares
+
     def save_if_due(self, step: int, stepped: Sequence[Job], validated: bool, best: bool) -> None:
         """Save after a step where it is due: by number of steps or by time, for a best validation, and at a job's first and last step.
 
         stepped: the jobs that took the step. validated, best: whether any of them was validated, and whether one did best so far.
         """
         first = [job for job in stepped if job.step == 1]
-        late = validated or time.monotonic() - self._saved_at > SAVE_SECONDS
+        late = validated or self.shares.group.any(time.monotonic() - self._saved_at > SAVE_SECONDS)[0]
         due = step % self.every == 0 if self.every else late
         if first or due or best or any(job.ended for job in stepped):
             self.save(step)
         if first:  # a disk that fails, or an adapter that cannot be saved, shows now and not at the end
-            verify_checkpoint(self.folder.checkpoint_dir(step), first)
-            for job in first:
-                self.publish(job)
+            with self.shares.group.agreed():
+                own = [job for job in first if self.shares.writes(job.name)]
+                verify_checkpoint(self.folder.checkpoint_dir(step), own)
+                for job in own:
+                    self.publish(job)
 
     def save(self, step: int) -> None:
         """Write the checkpoint of a step, once."""
@@ -62,7 +70,7 @@ class Saver:
             return
         more = {**self.pool.state(), "orders": self.queue.done, "losses": self.recorder.losses}
         layout = self.pool.batcher.layout
-        save_checkpoint(self.folder, self.pool.jobs, step, layout, self.keep, **more)
+        save_checkpoint(self.folder, self.pool.jobs, step, layout, self.keep, self.shares, **more)
         self._saved, self._saved_at = step, time.monotonic()
         self.recorder.event("checkpoint", step=step)
 
@@ -80,16 +88,19 @@ class Saver:
         for job in self.pool.jobs:
             if job.ended is not None and job.ended != FAILED and job.name not in self._published:
                 self.publish_best(job)
-                offload(self.folder, job)
+                with self.shares.group.agreed():
+                    offload(self.folder, job, self.shares.writes(job.name))
 
     def publish_best(self, job: Job) -> None:
         """Publish a job's adapter as it was at its best validation, or as it is where the job has none."""
-        if not job.resident:
-            reload(self.folder, job)
-        if job.step:
-            if job.best is not None and job.best_at is not None and job.best["step"] != job.step:
-                restore_trained(self.folder, job, job.best_at)
-            self.publish(job)
+        with self.shares.group.agreed():
+            if not job.resident:
+                reload(self.folder, job)
+            if job.step and job.here:
+                if job.best is not None and job.best_at is not None and job.best["step"] != job.step:
+                    restore_trained(self.folder, job, job.best_at)
+                if self.shares.writes(job.name):
+                    self.publish(job)
         if job.ended is not None:
             self._published.add(job.name)
             job.best_at = None  # its best weights are now the ones that it has, so no checkpoint is kept for them
@@ -101,4 +112,6 @@ class Saver:
         for job in self.pool.jobs:
             if job.name not in self._published:
                 self.publish_best(job)
-        shutil.rmtree(offload_dir(self.folder), ignore_errors=True)
+        self.shares.group.wait()
+        if self.shares.group.leads:
+            shutil.rmtree(offload_dir(self.folder), ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from graft.bases.quantised import quantised
 from graft.config import AnyRun, RunConfig, local_paths
 from graft.data.inspect import LEARNT, coloured, learnt_text
 from graft.data.samples import Example
+from graft.distributed.group import together
 from graft.errors import GraftError, counted
 from graft.runs.folder import RunFolder
 from graft.training.answering import Judge, scores_of_answers
@@ -26,6 +27,7 @@ from graft.training.records.progress import Reporter
 from graft.training.records.trackers import trackers
 from graft.training.settings import Settings
 from graft.training.trained_base import rounding_note, trained_summary
+from graft.training.world import check_alike, check_shared, folder_of, shares_of
 from graft.utils.streams import outlasting
 
 
@@ -41,20 +43,29 @@ def train(
     Raises `GraftError` for the user's mistakes and, in a run of one job, for a loss that is not finite. Among several jobs, the one that
     fails is noted in status.json, and the others go on.
     """
-    folder = RunFolder(out)
-    _refuse_own_base(config, folder)
-    folder.check_vacant(overwrite)  # touches nothing, which a claim would
-    with folder.claim(force):
-        folder.check_vacant(overwrite)  # again, since another process may have trained there until now
-        parts = build(config)
-        folder.create(overwrite)
+    with together() as group, ExitStack() as claimed:
+        group.wait_at_most(config.distributed.timeout)
+        folder = folder_of(group, out)
+        with group.agreed():
+            _refuse_own_base(config, folder)
+            folder.check_vacant(overwrite)  # touches nothing, which a claim would
+            claimed.enter_context(folder.claim(force))
+            folder.check_vacant(overwrite)  # again, since another process may have trained there until now
+        shares, said = shares_of(config, group)
+        with group.agreed():
+            parts = build(config, shares=shares)
+        check_alike(parts, group)
+        with group.agreed():
+            folder.create(overwrite)
         with failure_noted(folder):
-            with folder.beginning():
+            with group.agreed(), folder.beginning():
                 write_facts(parts, folder)
                 folder.write_config(config)
             folder.status({"state": "running", "step": 0, "jobs": {}})
-            write_beginning(parts, folder)
-            run_parts(parts, folder, None, quiet, judge)
+            check_shared(folder, group)
+            with group.agreed():
+                write_beginning(parts, folder)
+            run_parts(parts, folder, None, quiet or not group.leads, judge, said)
     return folder
 
 
@@ -106,9 +117,10 @@ def _one_or_each(values: dict[str, str]) -> str | dict[str, str]:
 
 
 def run_parts(
-    parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool, judge: Judge | None = None
-) -> None:
-    """Train these parts to the end, from the start or from a checkpoint."""
+    parts: RunParts, folder: RunFolder, checkpoint: int | None, quiet: bool, judge: Judge | None = None,
+    said: str | None = None,
+) -> None:  # fmt: skip
+    """Train these parts to the end, from the start or from a checkpoint. said: how the run is dealt to its ranks."""
     config, common = parts.config, parts.config.common()
     settings = Settings(
         pad_id=pad_id(parts.base.tokenizer, parts.base.model),
@@ -131,13 +143,16 @@ def run_parts(
         settings,
         reporter,
         lambda done: publish(parts, folder, done, engine.recorder.losses.get(done.name), engine.layout),
-        trackers(common.loggers, folder.path, config.model_dump(mode="json")),
+        trackers(common.loggers, folder.path, config.model_dump(mode="json")) if parts.shares.group.leads else (),
         lambda name, given: _submitted(parts, folder, name, given),
         lambda job: scores_of_answers(parts, job, judge),
+        parts.shares,
     )
     for job in parts.jobs:
         job.trainable.begin(job.optimizer)
     with outlasting(), named():
+        if said is not None:
+            reporter.say(said)
         for part in parts.members:
             _announce(parts, part, folder, reporter, checkpoint)
         engine.run(checkpoint)
@@ -153,7 +168,7 @@ def _submitted(parts: RunParts, folder: RunFolder, name: str, given: Mapping[str
 
 def _keep_reference(folder: RunFolder, parts: RunParts, job: Job) -> None:
     """Save the adapter that a job compares with as references/<name>, since the one of train.init_from may change before a resume."""
-    if job.reference is not None:
+    if job.reference is not None and parts.shares.writes(job.name):
         save(parts.base.model, job.reference, folder.reference_dir(job.name))
 
 

@@ -27,6 +27,7 @@ from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
 from graft.training.objectives import Marked, Scores, Size
+from graft.training.passes import Passes
 from graft.training.rows import Row
 
 NAMED = 8
@@ -82,8 +83,8 @@ class Begun:
     """What the sums of each job are divided by."""
     ran: list[Row]
     """The rows that objectives measure beforehand, in the order in which they ran; mostly none."""
-    sums: list[Tensor]
-    """The summed target losses of each of these rows, a tensor for each micro-batch."""
+    sums_R: Tensor
+    """The summed target losses of each of these rows, on the CPU."""
 
     @property
     def to_run(self) -> list[Row]:
@@ -100,7 +101,7 @@ class Ran:
     """All rows in the order in which they ran, [R]."""
     sums_R: Tensor
     """The summed target losses of each row, on the CPU."""
-    added: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    added: Mapping[str, Mapping[str, Tensor | float]] = field(default_factory=dict)
     """Adapter -> name -> a loss that the adapter added."""
 
 
@@ -124,16 +125,22 @@ def begin(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> Begun:
     sizes = {job.name: job.objective.size(rows[job.name]) for job in jobs}
     measuring = {job.name: job.objective for job in jobs if isinstance(job.objective, Marked)}
     first = [row for name, objective in measuring.items() for row in objective.first(rows[name])]
-    ran: list[Row] = []
-    sums: list[Tensor] = []
-    with torch.no_grad():
-        for micro in batcher.cut(first) if first else ():
-            ran += micro
-            sums.append(sums_by_row(forward.losses(*batcher.inputs(micro, forward.device)), micro))
+    ran, sums_R = run_rows(forward, first, batcher) if first else ([], torch.zeros(0))
     for name, objective in measuring.items():
         own = [at for at, row in enumerate(ran) if row.job == name]
-        sizes[name] = objective.measured(sizes[name], [ran[at] for at in own], torch.cat(sums)[own])
-    return Begun(rows, sizes, ran, sums)
+        sizes[name] = objective.measured(sizes[name], [ran[at] for at in own], sums_R[own])
+    return Begun(rows, sizes, ran, sums_R)
+
+
+def run_rows(forward: Forward, rows: Sequence[Row], batcher: Batcher, seeded: bool = True) -> tuple[list[Row], Tensor]:
+    """Run rows without gradients, on all ranks: the rows in the order in which they ran, and the sums of each on the CPU."""
+    passes = Passes(batcher, rows)
+    with torch.no_grad(), passes.own() as micros:
+        for micro in micros:
+            passes.note(sums_by_row(forward.losses(*batcher.inputs(micro, forward.device, seeded)), micro))
+        for micro in passes.spare:
+            forward.losses(*batcher.inputs(micro, forward.device, seeded))
+    return passes.exchange()[:2]
 
 
 def sums_by_row(losses_N: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -27,7 +27,7 @@ from graft.data.preparing import prepare
 from graft.data.reading import read
 from graft.errors import GraftError
 from graft.seedling import path as seedling_path
-from graft.training.assembly import room_of
+from graft.training.reading import room_of
 
 MOST_TOKENS = 2048
 """Longest samples that are kept whole without being asked for."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from graft.data.samples import Example
@@ -21,6 +20,7 @@ from graft.training.forward.modes import evaluating
 from graft.training.forward.tasks import LabelForward
 from graft.training.job import Job
 from graft.training.objectives import Supervised
+from graft.training.passes import Passes
 from graft.training.rows import Row
 from graft.training.step import sums_by_row
 from graft.utils.clock import timed
@@ -35,12 +35,10 @@ def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str,
         for sample, example in enumerate(job.validation)
         for row in job.rows_of(example, sample, sample, learning=False)
     ]
-    done: list[Row] = []
-    sums: list[Tensor] = []
-    ends: list[bool] = []
+    passes, ends = Passes(batcher, rows), list[bool]()
     right, classes = 0, isinstance(forward, LabelForward) and job.validation.labels.dtype.kind == "i"
-    with evaluating(forward.model):
-        for micro in batcher.cut(rows):
+    with evaluating(forward.model), passes.own() as micros:
+        for micro in micros:
             batch, context = batcher.inputs(micro, forward.device, seeded=False)
             if isinstance(forward, LabelForward):  # its logits also say which answers are right
                 logits = forward.logits(batch, context)
@@ -49,12 +47,15 @@ def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str,
             else:
                 losses_N = forward.losses(batch, context)
                 ends += _ends(losses_N, micro, job.stop_ids)
-            done, sums = [*done, *micro], [*sums, sums_by_row(losses_N, micro).cpu()]
-    scores = job.objective.scores(done, torch.cat(sums))
+            passes.note(sums_by_row(losses_N, micro))
+        for micro in passes.spare:
+            forward.losses(*batcher.inputs(micro, forward.device, seeded=False))
+    done, sums_R, (all_right, ended, marked) = passes.exchange([right, sum(ends), len(ends)])
+    scores = job.objective.scores(done, sums_R)
     if classes:
-        scores["accuracy"] = right / len(rows)
-    if ends and isinstance(job.objective, Supervised):
-        scores["stop_rate"] = sum(ends) / len(ends)
+        scores["accuracy"] = all_right / len(rows)
+    if marked and isinstance(job.objective, Supervised):
+        scores["stop_rate"] = ended / marked
     return {f"validation_{name}": value for name, value in scores.items()}
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from graft.architectures.positions import first_position
 from graft.attaching.active import running
 from graft.data.batches import Batch
+from graft.distributed.sharded import class_without_parts, whole
 from graft.errors import GraftError
 from graft.injection.state import unwrapped
 from graft.ops.cross_entropy import LogitTransform
@@ -87,7 +88,8 @@ class Forward:
         with self._running(batch, context):
             if self.head_mode == "chunks":
                 hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.target_index)
-                return target_losses(hidden, batch, self.head.weight, self.head.bias, self.logit_transform)
+                with whole(self.head):  # backward does not read it: the gradient is made here
+                    return target_losses(hidden, batch, self.head.weight, self.head.bias, self.logit_transform)
             return target_losses(self._own_logits(batch), batch)
 
     def _hidden(self, batch: Batch) -> Tensor:
@@ -124,7 +126,7 @@ class Forward:
 
         A head that trains, that is adapted, or that is not a plain linear layer keeps its mode.
         """
-        plain = type(self.head) is nn.Linear and "forward" not in self.head.__dict__
+        plain = class_without_parts(self.head) is nn.Linear and "forward" not in self.head.__dict__
         if self.head_mode == "whole" or not plain or self.head.weight.requires_grad:
             return self.head_mode
         with self._running(batch, context):

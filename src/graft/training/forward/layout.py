@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from graft.attention import flat_attention
 from graft.data.batches import Layout
+from graft.distributed.group import Group
 from graft.errors import GraftError
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
@@ -62,6 +63,12 @@ def decide(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher)
             f"train.layout is flat, but this model cannot run flat: {decision.reason}. Set train.layout to auto or padded"
         )
     return decision
+
+
+def agreed_layout(group: Group, own: Decision | None) -> Decision | None:
+    """What the ranks make of their decisions: the first that is not flat, else the first; None if no rank has one."""
+    found = [Decision(**each) for each in group.gather(None if own is None else asdict(own)) if each is not None]
+    return next((each for each in found if each.layout != "flat"), found[0] if found else None)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from torch.autograd.graph import increment_version
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
+from graft.training.passes import Passes, sum_gradients
 from graft.training.rows import Row
 from graft.training.step import (
     Begun,
@@ -84,33 +85,55 @@ class Gradients:
         return _clip(job, rows)
 
     def _finish(self, job: Job, begun: Begun, ran: Ran) -> Gradient:
-        """Score the step of a job, refuse what is not finite, and clip."""
+        """Score the step of a job, refuse what is not finite, and clip where the job lives."""
         rows, scores = begun.rows[job.name], scores_of(job, begun, ran)
-        return Gradient(scores, self.clip(job, rows), num_tokens(rows), begun.sizes[job.name].targets)
+        norm = self.clip(job, rows) if job.here else math.nan
+        return Gradient(scores, norm, num_tokens(rows), begun.sizes[job.name].targets)
 
 
 def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: Begun) -> Ran:
-    """Run all rows of the step, one micro-batch after the other, and add their gradients up in the parameters."""
-    ran, sums = list(begun.ran), list(begun.sums)
+    """Run all rows of the step, one micro-batch after the other, and add their gradients up in the parameters, over ranks too."""
+    shares, passes = batcher.shares, Passes(batcher, begun.to_run)
     wide = [Float32Sums(job.params.values()) for job in jobs if job.config.accumulate_in == "float32"]
     added: dict[str, Counter[str]] = defaultdict(Counter)
-    for micro in batcher.cut(begun.to_run):
-        batch, context = batcher.inputs(micro, forward.device)
-        losses_N = forward.losses(batch, context)
-        for name, own in (context.losses or {}).items():
-            added[name].update(own)  # pyright: ignore[reportArgumentType]
-        sums_R = sums_by_row(losses_N, micro)
-        backward(jobs, loss_of(jobs, micro, sums_R, begun.sizes))
+    with passes.own() as micros:
+        for micro in micros:
+            batch, context = batcher.inputs(micro, forward.device)
+            losses_N = forward.losses(batch, context)
+            for name, own in (context.losses or {}).items():
+                added[name].update(own)  # pyright: ignore[reportArgumentType]
+            sums_R = sums_by_row(losses_N, micro)
+            backward(jobs, loss_of(jobs, micro, sums_R, begun.sizes))
+            for each in wide:
+                each.take()
+            passes.note(sums_R)
+        for micro in passes.spare:
+            backward(jobs, forward.losses(*batcher.inputs(micro, forward.device)).sum() * 0.0)
         for each in wide:
-            each.take()
-        ran += micro
-        sums.append(sums_R.detach())
-    for each in wide:
-        each.give()
-    for penalty in (job.penalty() for job in jobs):
-        if penalty is not None:
-            penalty.backward()
-    return Ran(ran, torch.cat(sums).cpu(), added)  # pyright: ignore[reportArgumentType]
+            each.give()
+        for job in jobs:
+            # once per step: by the rank on which the job lives, or by the first
+            penalty = job.penalty() if shares.writes(job.name) else None
+            if penalty is not None:
+                penalty.backward()
+    shared = [each for job in jobs if job.name not in shares.homes for each in job.params.values()]
+    there = [each.grad is not None for each in shared] if shares.group.size > 1 else []
+    rows, sums_R, counts = passes.exchange([len(added), *there])
+    if there:
+        sum_gradients(shares.group, shared, [count > 0 for count in counts[1:]])
+    if counts[0] and shares.group.size > 1:
+        floats = {name: {key: float(value) for key, value in own.items()} for name, own in added.items()}
+        added = _merged(shares.group.gather(floats))
+    return Ran([*begun.ran, *rows], torch.cat([begun.sums_R, sums_R]), added)  # pyright: ignore[reportArgumentType]
+
+
+def _merged(each: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Counter[str]]:
+    """The sums over ranks of the losses that adapters added."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for own in each:
+        for name, values in own.items():
+            found[name].update(values)  # pyright: ignore[reportArgumentType]
+    return found
 
 
 def _clip(job: Job, rows: Sequence[Row]) -> float:

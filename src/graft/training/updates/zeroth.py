@@ -22,7 +22,7 @@ from graft.training.forward.modes import evaluating
 from graft.training.job import Job
 from graft.training.objectives import Scores
 from graft.training.rows import Row
-from graft.training.step import Begun, Gradient, NonFinite, Outcome, Ran, begin, finished, scores_of, sums_by_row
+from graft.training.step import Begun, Gradient, NonFinite, Outcome, Ran, begin, finished, run_rows, scores_of
 from graft.training.updates.noise_sgd import NoiseSGD
 
 
@@ -60,13 +60,14 @@ class Zeroth:
         names = {job.name for job in jobs}
         rows = [row for row in begun.to_run if row.job in names]
         with ExitStack() as stack:
-            moves = [stack.enter_context(_optimizer(job).moving(_key(job, direction))) for job in jobs]
+            moves = [stack.enter_context(_optimizer(job).moving(_key(job, direction))) for job in jobs if job.here]
             for side in (1, -1):
                 for move in moves:
                     move(side)
                 ran = _run(forward, rows, batcher, begun)
                 for job in jobs:
-                    found, penalty = scores_of(job, begun, ran), job.penalty()
+                    penalty = job.penalty() if job.here else None
+                    found = scores_of(job, begun, ran)
                     scores[job.name].append(found)
                     losses[job.name].append(found["loss"] + (0.0 if penalty is None else float(penalty)))
         return losses
@@ -97,11 +98,8 @@ def _key(job: Job, direction: int) -> int:
 
 def _run(forward: Forward, rows: Sequence[Row], batcher: Batcher, begun: Begun) -> Ran:
     """Run these rows without gradients."""
-    ran, sums = list(begun.ran), list(begun.sums)
-    for micro in batcher.cut(rows):
-        sums.append(sums_by_row(forward.losses(*batcher.inputs(micro, forward.device, seeded=False)), micro))
-        ran += micro
-    return Ran(ran, torch.cat(sums).cpu())
+    ran, sums_R = run_rows(forward, rows, batcher, seeded=False)
+    return Ran([*begun.ran, *ran], torch.cat([begun.sums_R, sums_R]))
 
 
 def _gradient(job: Job, begun: Begun, scores: Sequence[Scores], slopes: dict[int, float]) -> Gradient:

@@ -1,0 +1,109 @@
+"""The passes of a step: every rank runs its own rows, and then all ranks know the losses of all rows.
+
+    passes = Passes(batcher, rows)
+    with passes.own() as micros:       the micro-batches of this rank; its errors wait
+        for micro in micros:
+            passes.note(micro, sums_R)
+    rows, sums_R, _ = passes.exchange()      raises the error of any rank on all
+
+With one process nothing is exchanged, and rows come in the order in which they ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from graft.distributed.group import Group, RankLost
+from graft.training.batching import Batcher
+from graft.training.rows import Row
+
+BUCKET = 1 << 26
+"""Most values that are summed over ranks in one message."""
+
+
+class Passes:
+    """The passes over some rows, of all ranks."""
+
+    def __init__(self, batcher: Batcher, rows: Sequence[Row]) -> None:
+        self.group = batcher.shares.group
+        self.sharded = batcher.shares.mode == "fsdp2"
+        self.plans = [batcher.cut(share) if share else [] for share in batcher.dealt(rows)]
+        most = max(map(len, self.plans)) if self.sharded else 0
+        self.spare: list[list[Row]] = [_shortest(rows)] * (most - len(self.plans[self.group.rank]))
+        """Passes without effect, where the base is in parts: every rank has to make as many, since all of them gather the weights."""
+        self._sums: list[Tensor] = []
+        self._error: Exception | None = None
+
+    @contextmanager
+    def own(self) -> Iterator[list[list[Row]]]:
+        """The micro-batches of this rank, for a block of code that runs them. An error of the block is kept for `exchange`."""
+        try:
+            yield self.plans[self.group.rank]
+        except RankLost:
+            raise
+        except Exception as error:
+            if self.sharded:  # the others wait in the middle of a pass
+                raise RankLost(
+                    f"a pass failed on rank {self.group.rank} in step {self.group.step + 1}, which ends a run with its base in parts "
+                    f"(fsdp2): {type(error).__name__}: {error}"
+                ) from error
+            self._error = error
+            self._sums = []
+
+    def note(self, sums_R: Tensor) -> None:
+        """Note the summed losses of the rows of a micro-batch that ran, in the order of `own`."""
+        self._sums.append(sums_R.detach())
+
+    def exchange(self, numbers: Sequence[float] = ()) -> tuple[list[Row], Tensor, list[float]]:
+        """All rows [R] in the order of the ranks, the sums of each on the CPU, and these numbers summed over ranks.
+
+        Raises the error of the first rank that has one, on every rank.
+        """
+        if self.group.size == 1 and self._error is not None:
+            raise self._error
+        rows = [row for plan in self.plans for micro in plan for row in micro]
+        own = torch.cat(self._sums).cpu() if self._sums else torch.zeros(0, dtype=torch.float64)
+        if self.group.size == 1:
+            return rows, own, list(numbers)
+        start = sum(len(micro) for plan in self.plans[: self.group.rank] for micro in plan)
+        sent = torch.zeros(len(rows) + len(numbers) + 1, dtype=torch.float64)
+        if self._error is None:
+            sent[start : start + len(own)] = own
+            sent[len(rows) : -1] = torch.tensor(list(numbers), dtype=torch.float64)
+        sent[-1] = self._error is not None
+        self.group.sum_(sent)
+        if sent[-1] > 0:
+            self.group.settle(self._error)
+        return rows, sent[: len(rows)], sent[len(rows) : -1].tolist()
+
+
+def _shortest(rows: Sequence[Row]) -> list[Row]:
+    return [replace(min(rows, key=lambda row: row.tokens), share=0.0)]
+
+
+def sum_gradients(group: Group, parameters: Sequence[nn.Parameter], present: Sequence[bool]) -> None:
+    """Sum gradients over ranks, in float32 or wider. present: which parameters have one on any rank; the others keep none."""
+    given = [each for each, there in zip(parameters, present, strict=True) if there]
+    kinds = {(each.device, torch.promote_types(each.dtype, torch.float32)) for each in given}
+    for device, wide in sorted(kinds, key=str):
+        kind = [
+            each for each in given if (each.device, torch.promote_types(each.dtype, torch.float32)) == (device, wide)
+        ]
+        while kind:
+            bucket = [kind.pop(0)]
+            size = bucket[0].numel()
+            while kind and size + kind[0].numel() <= BUCKET:
+                size += kind[0].numel()
+                bucket.append(kind.pop(0))
+            flat = torch.cat([_gradient(each).to(wide).flatten() for each in bucket])
+            for parameter, summed in zip(bucket, group.sum_(flat).split([p.numel() for p in bucket]), strict=True):
+                parameter.grad = summed.view_as(parameter).to(parameter.dtype)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
