@@ -83,7 +83,8 @@ def world(dtype: torch.dtype, names: list[str]) -> tuple[Any, list[Job]]:
     """A model with these jobs, each with its own data, batch, learning rate, seed and number of steps."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**GATED, attention_bias=True, mlp_bias=True)  # biases are what bitfit trains
-    model, jobs = transformers.LlamaForCausalLM(config).to(dtype).eval(), []
+    base: Any = transformers.LlamaForCausalLM(config)
+    model, jobs = base.to(dtype).eval(), []
     for name in names:
         torch.manual_seed(NUMBER[name])
         graft.attach(model, {name: JOBS[name]})

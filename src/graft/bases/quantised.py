@@ -15,6 +15,7 @@ from graft.architectures.eight_bit import is_eight_bit, scales_of
 from graft.architectures.four_bit import is_four_bit, quant_state_of
 from graft.architectures.layers import is_linear
 from graft.architectures.walk import base_modules
+from graft.distributed.sharded import own_part
 from graft.errors import counted, listed
 from graft.injection.state import unwrapped
 from graft.ops.packed import packed_weight
@@ -122,7 +123,7 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     if is_four_bit(module):
         state = quant_state_of(module)
         inner = state.state2
-        yield from (layer.weight.data, state.absmax, state.code)
+        yield from (own_part(layer.weight.data), state.absmax, state.code)
         if inner is not None:
             yield from (inner.absmax, inner.code, state.offset)
     elif is_eight_bit(module):

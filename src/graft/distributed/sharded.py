@@ -64,6 +64,11 @@ def full(weight: Tensor) -> Tensor:
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
+def own_part(weight: Tensor) -> Tensor:
+    """What this rank holds of a weight."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
 def class_without_parts(module: nn.Module) -> type[nn.Module]:
     """The class that a module had before it was cut into parts, under Graft's own."""
     cls: type[nn.Module] = getattr(type(module), "graft_base", type(module))
