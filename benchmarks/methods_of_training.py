@@ -202,8 +202,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for at, (total, one) in enumerate(zip(left, methods.values(), strict=True)):
         peak = one["peak"] / 2**20
         axes.plot([peak, peak], [at - 0.4, at + 0.4], color="black", linewidth=2.2)
-        bound = "at most " if one.get("peak_is_a_bound") else ""
-        axes.text(total + 15, at, f"{bound}{peak:,.0f} MiB, {one['processor_seconds']:.1f} s", va="center", fontsize=8)
+        axes.text(total + 15, at, f"{peak:,.0f} MiB, {one['processor_seconds']:.1f} s", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * max(left))
     axes.set_xlabel("MiB of tensors in a step; the mark and the number are its peak; processor time of a step")
