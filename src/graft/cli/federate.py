@@ -22,31 +22,105 @@ def command(
         typer.Option("--out", "-o", help="Folder to write. Default: runs/<name of the YAML>.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the federation that is in the folder.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--serve",
+            metavar="HOST:PORT",
+            help="Be the server for clients that join over Flower, such as 127.0.0.1:8400.",
+        ),
+    ] = None,
+    clients: Annotated[
+        int | None,
+        typer.Option(
+            "--clients",
+            min=1,
+            help="With --serve: how many clients to wait for. Default: those of the YAML's own data.",
+        ),
+    ] = None,
+    join: Annotated[
+        str | None, typer.Option("--join", metavar="HOST:PORT", help="Be a client of the server at this address.")
+    ] = None,
+    client: Annotated[
+        str | None,
+        typer.Option("--client", help="With --join: which client this is, where the data are those of several."),
+    ] = None,
+    tls: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls",
+            help="Encrypt. With --serve: a folder with ca.crt, server.crt and server.key. With --join: the authority's certificate.",
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            help="With --serve: a folder of the public keys (.pub) that may join. With --join: the private key.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let messages travel unencrypted beyond this machine.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one model on the data of several clients, who never show them: FedKSeed, FedAvg of any adapters, or FedZO.
 
-    All clients take turns in this process, on one base. After Ctrl-C or a kill, --resume continues. report.html is kept up to date.
+    All clients take turns in this process, on one base. With --serve and --join they are processes of their own, connected by Flower.
+    After Ctrl-C or a kill, --resume continues. report.html is kept up to date.
 
     Example: graft federate federation.yaml rounds=10
     """
-    from graft.federation.folder import federate
-
-    def say(text: str) -> None:
-        typer.echo(text, err=True)
+    from graft.errors import GraftError
 
     given, folder = list(changes or ()), out or Path("runs") / target.stem
+    connected = [name for name, value in (("--tls", tls), ("--keys", keys), ("--insecure", insecure or None)) if value]
+    if (address and join) or (not address and not join and connected):
+        raise GraftError(
+            "--serve is for the server and --join for a client: give one of them"
+            + (f" with {connected[0]}" if connected else "")
+        )
+    if (clients and not address) or (client and not join):
+        raise GraftError("--clients is for --serve, and --client for --join")
+    if join and (out or resume or as_json):
+        raise GraftError(
+            "--join writes nothing here, so it takes no --out, --resume or --json: those are for the server"
+        )
+    again = [str(target), *given, "--out", str(folder), *(["--serve", address] if address else []), "--resume"]
     try:
-        report = federate(target, given, folder, resume=resume, say=say)
+        report = _run(target, given, folder, resume, address, clients, join, client, tls, keys, insecure)
     except KeyboardInterrupt:
-        again = [str(target), *given, "--out", str(folder), "--resume"]
-        say(f"Stopped; everything is saved. Go on with: graft federate {shlex.join(again)}")
+        typer.echo(
+            "Stopped." if join else f"Stopped; everything is saved. Go on with: graft federate {shlex.join(again)}",
+            err=True,
+        )
         raise typer.Exit(STOPPED) from None
     if as_json:
         print_json({"federation": str(folder), **report})
     else:
         show(report)
         typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _run(
+    target: Path, given: list[str], folder: Path, resume: bool, address: str | None, clients: int | None, join: str | None,
+    client: str | None, tls: Path | None, keys: Path | None, insecure: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Run the server or a client, or all in this process; the report."""
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    if address is None and join is None:
+        from graft.federation.folder import federate
+
+        return federate(target, given, folder, resume=resume, say=say)
+    from graft.federation.flower.launching import Connection, join_over_flower, serve_over_flower
+
+    at = Connection(address or join or "", tls, keys, insecure)
+    if join is not None:
+        join_over_flower(target, given, client, at, say)
+    return serve_over_flower(target, given, folder, at, resume=resume, expected=clients, say=say)
 
 
 def show(report: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from graft.attaching.active import set_trainable
 from graft.attaching.attach import detach
 from graft.bases import load_base, load_tokenizer, pad_id
 from graft.data.datasets import TokenDataset
-from graft.data.preparing import prepare
+from graft.data.preparing import Prepared, prepare
 from graft.errors import GraftError
 from graft.evaluation.free_text import rouge_scores
 from graft.federation.clients import clients_of
@@ -50,11 +50,9 @@ class Workplace:
     federation: Federation
 
     def __post_init__(self) -> None:
-        federation, config = self.federation, self.federation.config
-        run = federation.run_of(federation.adapter_of(0), config.seed)
-        tokenizer = load_tokenizer(config.base)
-        self.data = prepare(config.data, tokenizer, cache_folder(), room=lambda: room_of(run))
-        self.clients = clients_of(federation, self.data.train)
+        config, tokenizer = self.federation.config, load_tokenizer(self.federation.config.base)
+        self.data = _data_of(self.federation, tokenizer)
+        self.clients = clients_of(self.federation, self.data.train)
         self.base = load_base(config.base, config.data.base_task, self.data.classes)
         if self.base.fresh or self.base.added:
             raise GraftError(
@@ -134,6 +132,16 @@ class Workplace:
             pairs = answers(self.base, asked, adapter, stop_ids, settings.max_new_tokens, 2 * self.batcher.budget)
             found["rougeL"] = rouge_scores([mine for _, mine in pairs], [right for right, _ in pairs])["rougeL"]
         return found
+
+
+def clients_here(federation: Federation) -> dict[str, TokenDataset]:
+    """Return the clients whose data are here, without loading the base."""
+    return clients_of(federation, _data_of(federation, load_tokenizer(federation.config.base)).train)
+
+
+def _data_of(federation: Federation, tokenizer: Any) -> Prepared:
+    run = federation.run_of(federation.adapter_of(0), federation.config.seed)
+    return prepare(federation.config.data, tokenizer, cache_folder(), room=lambda: room_of(run))
 
 
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
