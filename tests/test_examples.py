@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from graft.adapters.presets import presets
@@ -25,6 +27,8 @@ RUN_BELOW = {
     "hadamard.yaml",
     "preferences.yaml",  # by the page on preferences
     "preferences.jsonl",
+    "slurm.sbatch",
+    "kubernetes.yaml",
 }
 TRIED = ("llm-adapters/lora", "llm-adapters/adapterh", "papers/mam")
 """The presets that the default suite trains with."""
@@ -32,6 +36,12 @@ TRIED = ("llm-adapters/lora", "llm-adapters/adapterh", "papers/mam")
 
 def test_no_example_is_left_out() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if not path.name.startswith("__")} == RUN_BELOW
+
+
+def test_the_scripts_for_clusters_can_be_read() -> None:
+    subprocess.run(["bash", "-n", EXAMPLES / "slurm.sbatch"], check=True)
+    kinds = [each["kind"] for each in YAML(typ="safe").load_all(EXAMPLES / "kubernetes.yaml")]
+    assert kinds == ["Service", "Job"]
 
 
 def test_attach_and_route_says_that_all_holds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,7 @@ def found(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[fl
 def train(mode: str, dtype: torch.dtype, names: list[str], path: Path, checkpoint: int | None = None) -> str:
     """Train these jobs on the ranks that are here; jobs leave their parameters in the folder `ended`. Returns how the run ended."""
     from graft.distributed.group import together
+    from graft.distributed.sharded import shard
     from graft.distributed.shares import Shares
     from graft.training.engine import Engine
     from graft.training.job import Job
@@ -70,7 +71,9 @@ def train(mode: str, dtype: torch.dtype, names: list[str], path: Path, checkpoin
 
     with together() as group:
         shares = Shares(group, mode)  # type: ignore[arg-type]
-        model, jobs = world(dtype, names)
+        model, jobs = world(
+            dtype, names, (lambda model: shard(model, group.size)) if mode == "fsdp2" else lambda model: None
+        )
         shares.settle([(name, 1.0) for name in names])
         for job in jobs:
             job.here = shares.here(job.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,15 @@ JOBS |= {"ipo": {"kind": "series", "bottleneck": 4, "dropout": 0.2}, "orpo": {"k
 NUMBER = {name: number for number, name in enumerate(JOBS)}
 
 
-def world(dtype: torch.dtype, names: list[str]) -> tuple[Any, list[Job]]:
-    """A model with these jobs, each with its own data, batch, learning rate, seed and number of steps."""
+def world(
+    dtype: torch.dtype, names: list[str], prepare: Callable[[Any], None] = lambda model: None
+) -> tuple[Any, list[Job]]:
+    """A model with these jobs, each with its own data, batch, learning rate, seed and number of steps. prepare: changes the bare model."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**GATED, attention_bias=True, mlp_bias=True)  # biases are what bitfit trains
     base: Any = transformers.LlamaForCausalLM(config)
-    model, jobs = base.to(dtype).eval(), []
+    model, jobs = base.to(dtype).eval().requires_grad_(False), []
+    prepare(model)
     for name in names:
         torch.manual_seed(NUMBER[name])
         graft.attach(model, {name: JOBS[name]})

@@ -34,7 +34,8 @@ from graft.bases.sources import explained, near, source_of
 from graft.bases.streams import with_coupling
 from graft.bases.vocabulary import add_tokens, fit_tables
 from graft.config.base import BaseConfig
-from graft.errors import GraftError
+from graft.errors import GraftError, counted
+from graft.utils import launched
 from graft.utils.allocator import large_blocks_given_back
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -245,11 +246,18 @@ def _tokenizer_source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
 
 
 def check_device(name: str) -> torch.device:
-    """Return the device with this name; auto is the first GPU, or else the CPU. Raises `GraftError` if this machine has no such device."""
+    """Return the device with this name; auto is the GPU of this process (the first, without a launcher), or else the CPU.
+
+    Raises `GraftError` if this machine has no such device, or fewer GPUs than processes.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
+        if 0 < count <= launched.local_rank():
+            raise GraftError(
+                f"base.device: this machine has {counted(count, 'GPU')} for more processes: start fewer, or set cpu"
+            )
+        return torch.device(f"cuda:{launched.local_rank()}" if count else "cpu")
     if name == "cpu" or (name == "mps" and mps):
         return torch.device(name)
     number = re.fullmatch(r"cuda(?::(\d+))?", name)

@@ -48,10 +48,24 @@ def run(command: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     verbose = bool({"-v", "--verbose"} & set(words))
     given = [*(word for word in words if word not in ("-v", "--verbose")), *given[len(words) :]]
     with outlasting(), _streams("--json" in words), _others_quiet(verbose):
-        code = _code(command, given, verbose)
+        code = MISTAKE if _refuses_several(given, verbose) else _code(command, given, verbose)
         if code == STOPPED and json_stream.get() is not None and not json_printed.get():
             print_json(_error("interrupted", STOPPED))
     sys.exit(code)
+
+
+def _refuses_several(arguments: Sequence[str], verbose: bool) -> bool:
+    """Whether a launcher started several processes for a verb that one does; the first of them says so."""
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    if launched.size() == 1 or verb in ("train", "resume", None):
+        return False
+    if launched.rank() == 0:
+        _report(
+            f"graft {verb} runs in one process, but {launched.size()} were started: call it without torchrun",
+            MISTAKE,
+            verbose,
+        )
+    return True
 
 
 def _code(command: Callable[..., Any], arguments: list[str], verbose: bool) -> int:

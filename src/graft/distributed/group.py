@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -172,14 +173,19 @@ class Group:
             while time.monotonic() < until and not self._store.check(keys):
                 time.sleep(0.1)
             missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         who = f"rank {listed([str(rank) for rank in missing])} does" if missing else "the other ranks do"
         lost = RankLost(
-            f"{who} not answer in step {self.step + 1} ({said}). The run goes on from its last checkpoint with graft resume"
+            f"{who} not answer in step {self.step + 1} ({_reason(error)}). The run goes on from its last checkpoint with graft resume"
         )
         alive = [rank for rank in range(self.size) if rank not in missing]
         lost.quiet = bool(missing) and self.rank != alive[0]
         return lost
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error of the exchange, without the place in gloo's source."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[[^\]]*\] ", "", line).split(". ")[0].rstrip(".")
 
 
 ALONE = Group()

@@ -1,0 +1,148 @@
+"""`graft train --processes 2`: every mode gives what one process gives; what is wrong is said once; a lost process comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+JOBS = """
+base: {model: base, dtype: DTYPE}
+data: {train: data.json, template: alpaca, validation: 4}
+train: {steps: 8, batch_size: 4, lr: 1e-3, schedule: constant, save_every: 2, token_budget: 400}
+jobs:
+  lora: {adapter: {kind: lora, rank: 4, sites: linear, dropout: 0.2}}
+  deep: {adapter: {kind: lora, rank: 2, sites: attn.q@1}, train: {steps: 5}}
+  one: {adapter: {kind: series, bottleneck: 4}, train: {seed: 3, batch_size: 1}}
+  prefix: {adapter: {kind: prefix, tokens: 2}}
+  dora: {adapter: {kind: dora, rank: 2, sites: attn.q}}
+"""
+
+
+def graft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "graft", *words], cwd=folder, env=env, capture_output=True, text=True, timeout=240
+    )
+
+
+def trained(folder: Path, out: str, *words: str) -> dict[tuple[int, str], float]:
+    """Train; step and job -> training or validation loss."""
+    done = graft(folder, "train", "jobs.yaml", "--out", out, "--overwrite", *words)
+    assert done.returncode == 0, done.stderr
+    return losses(folder / out)
+
+
+def losses(run: Path) -> dict[tuple[int, str], float]:
+    """Step and job -> training or validation loss, as metrics.jsonl has them."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = ("loss", "validation_loss")
+    return {(line["step"], f"{line['job']} {key}"): line[key] for line in lines for key in keys if key in line}
+
+
+def weights(run: Path) -> dict[str, Any]:
+    """Job and tensor -> the trained tensors."""
+    files = sorted((run / "adapters").glob("*/adapter_model.safetensors"))
+    return {f"{path.parent.name} {name}": each for path in files for name, each in load_file(path).items()}
+
+
+def place(world: Path, dtype: str = "float32") -> Path:
+    """The folder with the jobs in it."""
+    (world / "jobs.yaml").write_text(JOBS.replace("DTYPE", dtype))
+    return world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["float32", "bfloat16", "nf4"])
+def test_every_mode_gives_what_one_process_gives(world: Path, base: str) -> None:
+    folder = place(world, "float32" if base == "nf4" else base)
+    more = ["base.quantize=nf4"] if base == "nf4" else []
+    wanted = trained(folder, "one", *more)
+    found = {
+        mode: trained(folder, mode, "--processes", "2", f"distributed.mode={mode}", *more)
+        for mode in ("spread", "ddp", "fsdp2")
+    }
+    for mode, own in found.items():
+        assert own.keys() == wanted.keys()
+        assert own == pytest.approx(wanted, rel=2e-2 if base == "bfloat16" else 1e-6), mode
+        if base != "bfloat16":
+            for key, tensor in weights(folder / "one").items():
+                assert float((weights(folder / mode)[key] - tensor).abs().max()) <= 2e-5, (mode, key)
+    assert found["fsdp2"] == found["ddp"]  # the same split: to the last bit
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes_and_in_another_mode(world: Path) -> None:
+    folder = place(world)
+    wanted = trained(folder, "whole")
+    trained(folder, "parts", "--processes", "2", "distributed.mode=ddp", "train.steps=2", "jobs.deep.train.steps=2")
+    steps = ["train.steps=4", "train.steps=6", "train.steps=8"]
+    two = ["--processes", "2"]
+    ways = [[*two, "distributed.mode=spread"], ["distributed.mode=auto"], [*two, "distributed.mode=fsdp2"]]
+    for step, way in zip(steps, ways, strict=True):
+        deep = f"jobs.deep.train.steps={min(5, int(step[-1]))}"
+        done = graft(folder, "resume", "parts", step, deep, *way)
+        assert done.returncode == 0, done.stderr
+    training = {key: loss for key, loss in losses(folder / "parts").items() if key[1].endswith(" loss")}
+    assert training == pytest.approx({key: wanted[key] for key in training}, rel=1e-6)
+    assert len(training) == sum(key[1].endswith(" loss") for key in wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--processes", "2", "distributed.mode=pipeline"], "pipeline is not there yet"),
+        (["--processes", "2", "distributed.mode=single"], "2 processes were started"),
+        (["distributed.mode=ddp"], "there is one process"),
+        (["--processes", "2", "train.lr=-1"], "train.lr"),
+        (["--processes", "2", "base.model=nowhere"], "'nowhere' is not a folder"),
+        (["--processes", "2", "jobs.one.adapter.kind=prompt", "distributed.mode=fsdp2"], "virtual tokens in the embedding"),
+        (["--processes", "6", "distributed.mode=spread"], "5 jobs for 6 processes"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_once_on_one_line(world: Path, words: list[str], said: str) -> None:
+    done = graft(place(world), "train", "jobs.yaml", "--out", "wrong", *words)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2 and said in lines[-1], done.stderr
+    assert len(lines) == 1, lines
+    assert not (world / "wrong" / "status.json").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_comes_back_and_the_run_goes_on(world: Path) -> None:
+    folder = place(world)
+    wanted = trained(folder, "unbroken", "--processes", "2", "distributed.mode=ddp")
+    command = [sys.executable, "-m", "graft", "train", "jobs.yaml", "--out", "killed", "--processes", "2", "--restarts", "1"]  # fmt: skip
+    process = subprocess.Popen(
+        [*command, "distributed.mode=ddp"], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    metrics, until = folder / "killed" / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < until and not (metrics.exists() and metrics.read_text().count("\n") >= 10):
+        time.sleep(0.02)
+    os.kill(_ranks(process.pid)[1], signal.SIGKILL)
+    said = process.communicate(timeout=180)[1]
+    assert process.returncode == 0, said
+    assert losses(folder / "killed") == wanted
+
+
+def _ranks(parent: int) -> list[int]:
+    """The processes that a launcher started, in the order of their ranks."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    found: dict[int, int] = {}
+    for child in map(int, children):
+        variables = dict(
+            each.split("=", 1) for each in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in each
+        )
+        if "RANK" in variables:
+            found[int(variables["RANK"])] = child
+    return [found[rank] for rank in sorted(found)]
