@@ -3,17 +3,23 @@
     after the embedding    y1 = x1 + F(x2),   y2 = x2 + G(y1)
     before the head        x2 = y2 - G(y1),   x1 = y1 - F(x2)
 
-x1 and x2 are the halves of a token's embedding. F and G are bottlenecks that both places share. An encoder has no output head over
+x1 and x2 are the halves of a token's embedding. F and G are bottlenecks that both places share. With `coupling: glow` they also scale:
+
+    y1 = e(F_s(x2)) x1 + F_t(x2),   y2 = e(G_s(y1)) x2 + G_t(y1),   e(s) = exp(c 2/pi atan(s / c)),   c = 5
+
+where F_s and F_t are the halves of F's output. e keeps scales between exp(-c) and exp(c), so that the inverse stays exact. An encoder has no output head over
 the vocabulary, so it has the first place only; name its module of embeddings (`sites: re:bert.embeddings`) to act after the norm that it
 holds, as AdapterHub does.
 
-Pfeiffer et al. 2020, "MAD-X" (arXiv 2005.00052); the coupling is NICE: Dinh et al. 2014 (arXiv 1410.8516).
+Pfeiffer et al. 2020, "MAD-X" (arXiv 2005.00052); the couplings are NICE: Dinh et al. 2014 (arXiv 1410.8516), and the affine one of Glow:
+Kingma and Dhariwal 2018 (arXiv 1807.03039).
 
 Legend: D width of an embedding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -38,6 +44,8 @@ class Invertible(AdapterConfig):
     kind: Literal["invertible"] = "invertible"
     reduction: int = Field(default=2, ge=1)
     """How many times narrower than half an embedding the bottlenecks F and G are."""
+    coupling: Literal["nice", "glow"] = "nice"
+    """What F and G do to the other half. nice: they are added. glow: they scale it too."""
     activation: str = "relu"
     """Activation in F and G, by its transformers name."""
     sites: str | tuple[str, ...] = "embed head?"
@@ -70,16 +78,21 @@ def _width(spec: SiteSpec) -> int:
     return spec.in_features if spec.type == "linear" else spec.out_features
 
 
+CLAMP = 5.0
+"""c: the largest logarithm of a scale."""
+
+
 class Coupling(Shared):
-    """F and G: D/2 -> D/2 over D/2/reduction features, with weights N(0, 0.02)."""
+    """F and G: D/2 -> D/2 (glow: D) over D/2/reduction features, with weights N(0, 0.02)."""
 
     def __init__(self, config: Invertible, spec: SiteSpec, width: int) -> None:
         super().__init__()
         like = {"dtype": spec.dtype, "device": spec.device}
         half = width // 2
-        hidden = max(1, half // config.reduction)
+        hidden, self.scales = max(1, half // config.reduction), config.coupling == "glow"
+        out = width if self.scales else half
         self.F, self.G = (
-            nn.Sequential(Dense(half, hidden, **like), activation_of(config.activation), Dense(hidden, half, **like))
+            nn.Sequential(Dense(half, hidden, **like), activation_of(config.activation), Dense(hidden, out, **like))
             for _ in "FG"
         )
         for name, parameter in self.named_parameters():
@@ -88,14 +101,31 @@ class Coupling(Shared):
     def forward(self, x: Tensor) -> Tensor:
         """Return y for x [..., D]."""
         x1, x2 = x.chunk(2, -1)
-        y1 = x1 + self.F(x2)
-        return torch.cat([y1, x2 + self.G(y1)], -1)
+        y1 = self._moved(x1, self.F(x2))
+        return torch.cat([y1, self._moved(x2, self.G(y1))], -1)
 
     def inverse(self, y: Tensor) -> Tensor:
         """Return x for y [..., D]."""
         y1, y2 = y.chunk(2, -1)
-        x2 = y2 - self.G(y1)
-        return torch.cat([y1 - self.F(x2), x2], -1)
+        x2 = self._moved_back(y2, self.G(y1))
+        return torch.cat([self._moved_back(y1, self.F(x2)), x2], -1)
+
+    def _moved(self, half: Tensor, by: Tensor) -> Tensor:
+        """Return one half [..., D/2], changed by what the other one gave."""
+        if not self.scales:
+            return half + by
+        s, t = by.chunk(2, -1)
+        return half * _bounded(s).exp() + t
+
+    def _moved_back(self, half: Tensor, by: Tensor) -> Tensor:
+        if not self.scales:
+            return half - by
+        s, t = by.chunk(2, -1)
+        return (half - t) * (-_bounded(s)).exp()
+
+
+def _bounded(s: Tensor) -> Tensor:
+    return CLAMP * 2 / math.pi * torch.atan(s / CLAMP)
 
 
 class Couples(Adapter):

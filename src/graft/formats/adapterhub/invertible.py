@@ -72,6 +72,7 @@ def write_invertible(
         "an inverse before the head, which it does not compute in transformers' own classes (set sites: embed)": (
             {each.path for each in adapters} != {site.module for site in _places(root)}
         ),
+        "coupling: glow (the layout of its tensors is not known here)": config.coupling != "nice",
         f"activation: {config.activation} beside a bottleneck of another": bool(beside) and config.activation != ACTIVATIONS.get(
             beside[0]["non_linearity"], beside[0]["non_linearity"]
         ),
