@@ -13,6 +13,7 @@ from graft.study.definition import read_study
 from graft.study.folder import begin, join
 from graft.study.loop import Runner
 from graft.study.report.writing import write_reports
+from graft.study.searching import best_adapter
 
 
 def started(study: dict[str, Any], out: Path, **options: Any) -> Runner:
@@ -115,6 +116,22 @@ def test_another_process_joins_and_nothing_runs_twice(run_of: dict[str, Any], tm
     other = {**study, "seeds": [5]}
     with pytest.raises(GraftError, match="another study, which differs in seeds"):
         begin(other, (), tmp_path / "out", resume=True, say=lambda text: None)
+
+
+def test_a_point_starts_from_the_best_adapter_of_its_kind(run_of: dict[str, Any], tmp_path: Path) -> None:
+    space = {"train.lr": {"low": 1e-6, "high": 1e-2, "log": True}}
+    first = [{"train.lr": each} for each in (1e-6, 1e-2)]
+    search = {"space": space, "budget": 4, "batch": 2, "sampler": "random", "start": first, "warm_start": True}
+    runner = finished({"run": run_of, "search": search}, tmp_path / "out")
+    fresh, warm = runner.store.trials()[:2], runner.store.trials()[2:]
+    best = min(fresh, key=lambda each: (each.result or {})["loss"])
+    assert best.settings == {"train.lr": 1e-2} and len(warm) == 2
+    assert [Path(each.settings["train.init_from"]).name for each in warm] == [best.job] * 2
+    # It goes on where the best one was: with next to no learning rate it would keep that loss.
+    assert all((each.result or {})["loss"] < (fresh[0].result or {})["loss"] for each in warm)
+    assert best_adapter(runner.study, runner.store, {"adapter.rank": 4}) is None, "another adapter starts afresh"
+    report = write_reports(runner.study, runner.store, tmp_path / "out")
+    assert sum(row["setting"].endswith(f"from {best.job}") for row in report["ranking"]) == 2
 
 
 def test_halving_and_the_median_end_trials_early(run_of: dict[str, Any], tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ class SearchConfig(Section):
     """Seed of the sampler."""
     start: Mappings = Field(default_factory=list)
     """Points to try first, as mappings from the keys of the space to values."""
+    warm_start: bool = False
+    """Whether a point starts from the adapter of the best trial so far whose `adapter` says the same, where there is one, and goes on from
+    it with its own settings, in place of a fresh adapter."""
 
 
 class ProblemsConfig(Section):

@@ -136,6 +136,8 @@ def _said(key: str, value: Any) -> str:
         head = str(value.get("kind", value.get("preset", "")))
         own = [f"{name} {inner}" for name, inner in value.items() if name not in ("kind", "preset")]
         return " ".join([head or key, *own])
+    if key == "train.init_from":
+        return f"from {Path(str(value)).name}"
     name = key.rsplit(".", 1)[-1]
     shown = f"{value:.3g}" if isinstance(value, float) else str(value)
     return shown if name in ("kind", "preset", "adapter") else f"{name} {shown}"

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from graft.errors import GraftError
-from graft.study.definition import Study
+from graft.study.definition import Settings, Study
 from graft.study.points import is_better_high, objectives
 from graft.study.samplers.base import Known
 from graft.study.samplers.choosing import sampler_of
@@ -15,6 +15,8 @@ from graft.study.samplers.space import Codes, Space
 from graft.study.store import Store, Trial
 
 Obstacle = Callable[[Mapping[str, Any]], str | None]
+START = "train.init_from"
+"""The key of the run by which a trial starts from another one's adapter."""
 TRIES = 50
 """Most times that a sampler may propose points that are known before the search counts as exhausted."""
 
@@ -35,6 +37,8 @@ def ask(study: Study, store: Store, obstacle: Obstacle) -> None:
         known = told(study, store)
         for codes in sampler.ask(known, room):
             settings = space.settings(codes)
+            if search.warm_start and (adapter := best_adapter(study, store, settings)) is not None:
+                settings[START] = adapter
             if store.add_point(settings, seeds, codes):
                 waiting += 1
                 if (reason := obstacle(settings)) is not None:  # costs no training, and counts as a point
@@ -45,6 +49,22 @@ def ask(study: Study, store: Store, obstacle: Obstacle) -> None:
             else:
                 store.set_fact("hits", str(int(store.fact("hits") or 0) + 1))
         tries += 1
+
+
+def best_adapter(study: Study, store: Store, settings: Settings) -> str | None:
+    """Return the folder of the best trial's adapter among those that are done and whose `adapter` says the same; None if there is none."""
+    wanted, (name, *_) = study.config_of(settings).adapter, objectives(study)
+    done = [
+        trial
+        for trial in store.trials("done")
+        if trial.result is not None and trial.result.get(name) is not None and trial.pack is not None
+        if study.config_of(trial.settings).adapter == wanted
+    ]
+    if not done:
+        return None
+    best = (max if is_better_high(name) else min)(done, key=lambda trial: float((trial.result or {})[name]))
+    job = (best.result or {}).get("job", best.job)
+    return str((store.path.parent / "packs" / f"{best.pack:04d}" / "adapters" / job).resolve())
 
 
 def told(study: Study, store: Store) -> list[Known]:
