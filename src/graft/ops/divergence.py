@@ -58,23 +58,31 @@ class _TwoPasses(torch.autograd.Function):
         # Without a cap, the gradient of a divergence is the same for both passes but for its sign, so it goes through the head once.
         kept = 0 if not any(ctx.needs_input_grad[:2]) else 2 if transform.cap is None else 3
         grads = [torch.empty_like(x) for _ in range(kept)]
+        smoothed = bool(smoothing.any())
         for start in range(0, len(x), size):
             at = slice(start, start + size)
             z, w = (each[at] if head is None else F.linear(each[at], head, bias) for each in (x, y))
             z, w = (transform.apply_(each.to(exact, copy=head is None)) for each in (z, w))
             slopes = [transform.derivative(each) for each in (z, w)]
-            log_p, log_q = (each.log_softmax(1) for each in (z, w))
+            p, q = z.softmax(1), w.softmax(1)
+            # log sum exp, from the likeliest entry: where p is far from 0, so is its logarithm from the limits of the number format.
+            total_z, total_w = (each.amax(1, True) - chance.amax(1, True).log() for each, chance in ((z, p), (w, q)))
             e = smoothing[at].to(exact)
-            losses[at] = -(1 - e) * log_p.gather(1, target[at][:, None])[:, 0] - e * log_p.mean(1)
-            p = log_p.exp()
-            apart = (p - log_q.exp()) / 2
-            divergences[at] = (apart * (log_p - log_q)).sum(1)
+            losses[at] = (total_z - z.gather(1, target[at][:, None]))[:, 0]
+            if smoothed:
+                losses[at] = (1 - e) * losses[at] - e * (z.mean(1) - total_z[:, 0])
+            # In place where it can be: on a CPU these steps take as long as a product with a large vocabulary's head.
+            apart = torch.sub(p, q, out=q)
+            divergences[at] = torch.linalg.vecdot(apart, z.sub_(w).sub_(total_z - total_w)) / 2
             if grads:
-                p -= (e / vocabulary)[:, None]
+                p = p.sub_((e / vocabulary)[:, None]) if smoothed else p
                 p.scatter_add_(1, target[at][:, None], (e - 1)[:, None])
-                every = (p * slopes[0], apart * slopes[0], -apart * slopes[1])
-                for grad, dz in zip(grads, every[:kept], strict=True):
+                every = [(p, slopes[0], 1.0), (apart, slopes[0], 0.5), (apart, slopes[1], -0.5)]
+                for grad, (dz, slope, factor) in zip(grads, every[:kept], strict=True):
+                    dz = dz if isinstance(slope, float) and slope == 1.0 else dz * slope
                     grad[at] = dz if head is None else dz.to(head.dtype) @ head
+                    if factor != 1.0:
+                        grad[at] *= factor
         ctx.save_for_backward(*grads)
         return losses, divergences
 

@@ -45,10 +45,14 @@ class LowRankUpdate:
         """Return what seeded dropout multiplies this update's rows of x by (0 or 1 / (1 - p)), or None without dropout."""
         return self.ctx.dropout_mask(self.rows_of(x), self.p, self.site_index) if self.p else None
 
-    def plain(self, x: Tensor) -> Tensor:
-        """Compute the update with operations that autograd differentiates. x: the update's own rows [..., I] -> [..., O]."""
+    def plain(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Compute the update with operations that autograd differentiates. x: the update's own rows [..., I] -> [..., O].
+
+        gate: scales each token of the update, [..., 1]. It costs R numbers a token here, and O behind B.
+        """
         low_R = F.linear(self.ctx.dropout(x, self.p, self.site_index), self.A.to(x.dtype))  # [..., R]
-        return F.linear(low_R * self.scale, self.B.to(x.dtype))  # [..., O]
+        scale = self.scale if gate is None else gate * self.scale
+        return F.linear(low_R * scale, self.B.to(x.dtype))  # [..., O]
 
 
 def as_matrix(x: Tensor) -> Tensor:

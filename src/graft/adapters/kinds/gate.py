@@ -193,12 +193,18 @@ class GateAround(Gated):
         return self._mixed(x, changed, x, ctx)
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
+        if self.config.scales == "change" and (update := self.of.low_rank(ctx)) is not None:
+            x = x.to(h.dtype)
+            return h + update.plain(x, self.gate.of_tokens(self._read(x, h), ctx).to(h.dtype))
         changed = self.of.adapt(x, h, ctx)
-        if changed is h:
-            return h
-        return self._mixed(h, changed, x if self.config.reads == "input" else self.of.output_read(x, h), ctx)
+        return h if changed is h else self._mixed(h, changed, self._read(x, h), ctx)
+
+    def _read(self, x: Tensor, h: Tensor) -> Tensor:
+        """Return what the gate of an output reads."""
+        return x if self.config.reads == "input" else self.of.output_read(x, h)
 
     def _mixed(self, plain: Tensor, changed: Tensor, u: Tensor, ctx: AdapterContext) -> Tensor:
+        """Return what lies between the base's own and the changed one. u: what the gate reads."""
         g = self.gate.of_tokens(u, ctx).to(plain.dtype)
         return g * changed if self.config.scales == "output" else plain + g * (changed - plain)
 
