@@ -7,9 +7,10 @@ x1 and x2 are the halves of a token's embedding. F and G are bottlenecks that bo
 
     y1 = e(F_s(x2)) x1 + F_t(x2),   y2 = e(G_s(y1)) x2 + G_t(y1),   e(s) = exp(c 2/pi atan(s / c)),   c = 5
 
-where F_s and F_t are the halves of F's output. e keeps scales between exp(-c) and exp(c), so that the inverse stays exact. An encoder has no output head over
-the vocabulary, so it has the first place only; name its module of embeddings (`sites: re:bert.embeddings`) to act after the norm that it
-holds, as AdapterHub does.
+where F_s and F_t are the halves of F's output. e keeps scales between exp(-c) and exp(c), so that the inverse stays exact.
+
+An encoder has no output head over the vocabulary, so it has the first place only; name its module of embeddings
+(`sites: re:bert.embeddings`) to act after the norm that it holds, as AdapterHub does.
 
 Pfeiffer et al. 2020, "MAD-X" (arXiv 2005.00052); the couplings are NICE: Dinh et al. 2014 (arXiv 1410.8516), and the affine one of Glow:
 Kingma and Dhariwal 2018 (arXiv 1807.03039).
