@@ -102,7 +102,7 @@ VARIANTS: dict[str, Any] = {
         of=[{"kind": "gate", "of": {"kind": "lora", "rank": 2}, "per": "token"}, {"kind": "lora", "rank": 2}], sites="attn.v",
     ),
     "invertible": graft.Invertible(),
-    "invertible-stack": [graft.Invertible(coupling="glow", activation="silu", reduction=4), graft.Series(bottleneck=4)],
+    "invertible-stack": [graft.Invertible(activation="silu", reduction=4), graft.Series(bottleneck=4)],
     "ia3": graft.IA3(),
     "ia3-outputs": graft.IA3(inputs=(), sites="attn.q mlp.up"),
     "bitfit": graft.BitFit(),
