@@ -72,7 +72,9 @@ def train(mode: str, dtype: torch.dtype, names: list[str], path: Path, checkpoin
     with together() as group:
         shares = Shares(group, mode)  # type: ignore[arg-type]
         model, jobs = world(
-            dtype, names, (lambda model: shard(model, group.size)) if mode == "fsdp2" else lambda model: None
+            dtype,
+            names,
+            (lambda model: shard(model, group.size, model.device)) if mode == "fsdp2" else lambda model: None,
         )
         shares.settle([(name, 1.0) for name in names])
         for job in jobs:

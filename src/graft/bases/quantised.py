@@ -80,7 +80,9 @@ def quantised(model: nn.Module) -> Quantised | None:
             continue
         methods[method] += 1
         parameters += size_of(module)
-        held |= {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors_of(module)}
+        for each in tensors_of(module):  # of a base in parts, the bytes of all parts
+            storage = own_part(each).untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes() if own_part(each) is each else each.nbytes
         packed = packed_weight(module)
         reads &= packed is not None
         compute = compute if packed is None else str(packed.dtype).removeprefix("torch.")
@@ -123,7 +125,7 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     if is_four_bit(module):
         state = quant_state_of(module)
         inner = state.state2
-        yield from (own_part(layer.weight.data), state.absmax, state.code)
+        yield from (layer.weight.data, state.absmax, state.code)
         if inner is not None:
             yield from (inner.absmax, inner.code, state.offset)
     elif is_eight_bit(module):

@@ -166,8 +166,10 @@ class Group:
 
     def _lost(self, error: Exception) -> RankLost:
         """Name the ranks that do not answer: all that are alive come here, and say so in the store."""
-        missing: list[int] = []
-        with suppress(Exception):  # the store may be gone with the rank that held it
+        missing = (
+            [0] if self.rank else []
+        )  # without a launcher, the first rank holds the store, which is then gone with it
+        with suppress(Exception):
             self._store.set(f"alive/{self.rank}", str(self.step))
             keys, until = [f"alive/{rank}" for rank in range(self.size)], time.monotonic() + GRACE
             while time.monotonic() < until and not self._store.check(keys):

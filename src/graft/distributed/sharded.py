@@ -25,10 +25,11 @@ from torch.distributed.tensor import DTensor
 from graft.architectures.blocks import blocks_of
 
 
-def shard(model: nn.Module, size: int) -> None:
-    """Cut a frozen model into parts for so many ranks, in place. Adapters are attached afterwards."""
+def shard(model: nn.Module, size: int, device: torch.device) -> None:
+    """Cut a frozen model into parts for so many ranks, in place, which go to a device one after the other. Adapters are attached
+    afterwards."""
     root: Any = model
-    mesh = init_device_mesh(root.device.type, (size,))
+    mesh = init_device_mesh(device.type, (size,))
     table, head, body = root.get_input_embeddings(), root.get_output_embeddings(), root.base_model
     assert head is not None
     shared = {table.weight} & {head.weight}
@@ -38,6 +39,7 @@ def shard(model: nn.Module, size: int) -> None:
         for module in (table, head):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     fully_shard(body, mesh=mesh, reshard_after_forward=True, ignored_params=shared)
+    root.to(device)  # what is in no unit: a shared table, buffers
     # Jobs of unlike depth would gather lower blocks in backward on some ranks only: with this, backward always reaches the first block.
     table.register_forward_hook(_reach_the_table)
 

@@ -5,7 +5,7 @@ All data are read before the base is loaded, so that a mistake in any job shows 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from graft.attaching.fingerprint import keep_digest
 from graft.bases import Base, load_base, load_tokenizer
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
+from graft.bases.loading import check_device
 from graft.bases.tokens import refuse_unknown
 from graft.bases.vocabulary import with_tokens
 from graft.config import AnyRun, RunConfig, resolve_job
@@ -111,19 +112,29 @@ def build(
             data[name] = found or data_of(own, tokenizer, config, task, next(iter(data.values()), None))
             prepared.append((own.data, data[name]))
     with loading(config.base, task):
-        base = load_base(config.base, task, next(iter(data.values())).classes if data else ())
+        base = _base(config, task, next(iter(data.values())).classes if data else (), shares)
     chosen(config.common().kernels, base.device)
     refuse_nothing_to_gain(config.common().activations, base.device)
     parts = RunParts(config, base, [], shares or Shares())
-    if parts.shares.mode == "fsdp2":
-        keep_digest(base.model)
-        shard(base.model, parts.shares.group.size)
     parts.shares.settle([(name, _weight(own, data[name])) for name, own in each.items()])
     for name, own in each.items():
         with _named(name, len(each) > 1):
             parts.members.append(part_of(base, name, own, data[name], begun, parts.shares))
             parts.members[-1].job.priority = config.priority(name)
     return parts
+
+
+def _base(config: AnyRun, task: str, classes: Sequence[str], shares: Shares | None) -> Base:
+    """Load the base; where ranks share it, each keeps its part. A dense one is read on the host, where its weights are mapped from the
+    files, and goes to the device block by block."""
+    if shares is None or shares.mode != "fsdp2":
+        return load_base(config.base, task, classes)
+    device = check_device(config.base.device)
+    read_on = "cpu" if config.base.quantize is None else config.base.device
+    base = load_base(config.base.model_copy(update={"device": read_on}), task, classes)
+    keep_digest(base.model)
+    shard(base.model, shares.group.size, device)
+    return replace(base, device=device)
 
 
 def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFolder | None = None) -> Job:

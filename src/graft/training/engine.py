@@ -53,7 +53,7 @@ from graft.training.scheduling.halving import HALVED
 from graft.training.scheduling.memory import Peak, measuring
 from graft.training.settings import Settings
 from graft.training.step import NonFinite
-from graft.training.validation import validation_scores
+from graft.training.validation import measured
 from graft.utils.clock import timed
 
 EndState = Literal["finished", "stopped", "failed"]
@@ -234,12 +234,13 @@ class Engine:
             job.last = self.step
         self.recorder.log(self.step, outcomes, seconds, self.forward.device)
         due = [job for job in stepped if job.validation_due or self.pool.halving.at_rung(job)]
-        self.saver.save_if_due(self.step, stepped, bool(due), any([self._validate(job) for job in due]))
+        running = [(job, measured(self.forward, job, self.pool.batcher)) for job in due]
+        self.saver.save_if_due(self.step, stepped, bool(due), any([self._validate(*each) for each in running]))
 
-    def _validate(self, job: Job) -> bool:
+    def _validate(self, job: Job, scored: Callable[[], dict[str, float]]) -> bool:
         """Validate a job; whether this was its best validation so far."""
         try:
-            scores = {**validation_scores(self.forward, job, self.pool.batcher), **self._answered(job)}
+            scores = {**scored(), **self._answered(job)}
         except RankLost:
             raise
         except Exception as error:

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from graft.distributed.group import Group, RankLost
+from graft.distributed.shares import Shares
 from graft.training.batching import Batcher
+from graft.training.job import Job
 from graft.training.rows import Row
 
 BUCKET = 1 << 26
@@ -80,6 +82,15 @@ class Passes:
         if sent[-1] > 0:
             self.group.settle(self._error)
         return rows, sent[: len(rows)], sent[len(rows) : -1].tolist()
+
+
+def check_equal(shares: Shares, jobs: Sequence[Job]) -> None:
+    """Raise `GraftError`, on all ranks, if a job that lives on all of them has other weights on some."""
+    shared = [job for job in jobs if job.name not in shares.homes and job.resident]
+    if shares.group.size == 1 or not shared:
+        return
+    sums = {job.name: [float(each.detach().double().sum()) for each in job.params.values()] for job in shared}
+    shares.group.same({f"the weights of '{name}'": str(each) for name, each in sums.items()})
 
 
 def _shortest(rows: Sequence[Row]) -> list[Row]:

@@ -20,6 +20,7 @@ from graft.training.checkpoints import (
 from graft.training.job import FAILED, Job
 from graft.training.job_pool import JobPool
 from graft.training.offload import offload, reload
+from graft.training.passes import check_equal
 from graft.training.records.recorder import Recorder
 
 SAVE_SECONDS = 600.0
@@ -70,6 +71,7 @@ class Saver:
             return
         more = {**self.pool.state(), "orders": self.queue.done, "losses": self.recorder.losses}
         layout = self.pool.batcher.layout
+        check_equal(self.shares, self.pool.jobs)
         save_checkpoint(self.folder, self.pool.jobs, step, layout, self.keep, self.shares, **more)
         self._saved, self._saved_at = step, time.monotonic()
         self.recorder.event("checkpoint", step=step)

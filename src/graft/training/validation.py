@@ -9,7 +9,7 @@ all generated answers end; and answers that end elsewhere do not count, as those
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -26,9 +26,17 @@ from graft.training.step import sums_by_row
 from graft.utils.clock import timed
 
 
-@timed("validation")
 def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str, float]:
     """Validate a job's adapter; its scores by their names in metrics.jsonl, such as `validation_loss`. The job has validation data."""
+    return measured(forward, job, batcher)()
+
+
+@timed("validation")
+def measured(forward: Forward, job: Job, batcher: Batcher) -> Callable[[], dict[str, float]]:
+    """Run this rank's rows of a job's validation; what is returned gathers those of all ranks, and gives the scores.
+
+    Ranks on which different jobs live so run their validations at the same time.
+    """
     assert job.validation is not None
     rows = [
         row
@@ -50,13 +58,17 @@ def validation_scores(forward: Forward, job: Job, batcher: Batcher) -> dict[str,
             passes.note(sums_by_row(losses_N, micro))
         for micro in passes.spare:
             forward.losses(*batcher.inputs(micro, forward.device, seeded=False))
-    done, sums_R, (all_right, ended, marked) = passes.exchange([right, sum(ends), len(ends)])
-    scores = job.objective.scores(done, sums_R)
-    if classes:
-        scores["accuracy"] = all_right / len(rows)
-    if marked and isinstance(job.objective, Supervised):
-        scores["stop_rate"] = ended / marked
-    return {f"validation_{name}": value for name, value in scores.items()}
+
+    def scores() -> dict[str, float]:
+        done, sums_R, (all_right, ended, marked) = passes.exchange([right, sum(ends), len(ends)])
+        found = job.objective.scores(done, sums_R)
+        if classes:
+            found["accuracy"] = all_right / len(rows)
+        if marked and isinstance(job.objective, Supervised):
+            found["stop_rate"] = ended / marked
+        return {f"validation_{name}": value for name, value in found.items()}
+
+    return scores
 
 
 def stop_rate(forward: Forward, job: Job, batcher: Batcher, samples: Sequence[Example]) -> float | None:
