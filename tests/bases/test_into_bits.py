@@ -17,6 +17,7 @@ from graft.bases.into_bits import IntoBits
 from graft.bases.losses import mean_loss
 from graft.bases.merged import MergeReport, write_merged
 from graft.bases.quantised import quantised
+from graft.bases.recovering import RATE, RoundedWeight, mean_divergence, train_rounding
 from graft.bases.requantising import Target
 from graft.cli import main
 from graft.config.base import BaseConfig
@@ -84,7 +85,7 @@ def merged(folder: Path, base_bits: str | None, bits: Any, adapter: Any, to: Pat
     base = load_base(config)
     graft.attach(base.model, {"a": adapter})
     randomise(base.model, "a", size=0.05)
-    report = write_merged(base, "a", [[5, 6, 7, 8]], to, into=IntoBits(Target(bits), rows(), rows(), "rows"))
+    report = write_merged(base, "a", [[5, 6, 7, 8]], to, into=IntoBits(Target(bits, steps=6), rows(), rows(), "rows"))
     return report, load_base(BaseConfig.model_validate({"model": str(to), "device": "cpu"}))
 
 
@@ -129,6 +130,27 @@ def test_what_an_adapter_adds_is_still_there_on_average_and_is_gone_when_rounded
     assert sum(drawn) / len(drawn) == pytest.approx(1, abs=5 * spread)
 
 
+def test_training_the_rounding_brings_answers_closer_and_moves_few_weights(tmp_path: Path) -> None:
+    folder = save_small(tmp_path / "base", hidden_size=64)
+    model: Any = load_base(BaseConfig.model_validate({"model": str(folder), "device": "cpu"})).model.requires_grad_(
+        False
+    )
+    rounded: dict[str, RoundedWeight] = {}
+    for number, path in enumerate(("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")):
+        w = model.get_submodule(path).weight.detach()
+        generator = torch.Generator().manual_seed(number)
+        rounded[path] = RoundedWeight(w, grid_of(w, "nf4", double_quant=True), generator)
+    own = {path: model.get_submodule(path).weight.clone() for path in rounded}
+    before, far = {path: each.codes() for path, each in rounded.items()}, mean_divergence(model, rounded, rows())
+    train_rounding(model, rounded, rows(), 40)
+    assert mean_divergence(model, rounded, rows()) < 0.8 * far
+    for path, each in rounded.items():
+        assert torch.equal(model.get_submodule(path).weight, own[path])
+        moved = (each.codes() - before[path]).abs()
+        # Adam moves a share by the rate of a step at most, so a random threshold is met with the probability of the sum of rates.
+        assert int(moved.max()) <= 1 and 0 < float(moved.float().mean()) < 2 * RATE * 40
+
+
 @pytest.mark.slow
 def test_the_command_says_what_each_rounding_keeps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -143,10 +165,10 @@ def test_the_command_says_what_each_rounding_keeps(
     )
     graft_command("graft train run.yaml --out runs/a")
     capsys.readouterr()
-    graft_command("graft merge runs/a --to merged --quantize nf4 --json")
+    graft_command("graft merge runs/a --to merged --quantize nf4 --steps 3 --json")
     said = json.loads(capsys.readouterr().out)["few_bits"]
     assert said["kind"] == "nf4" and said["layers"] == 28 and said["rows"] == "8 rows of data.validation"
-    graft_command("graft merge runs/a --to again --quantize int8")
+    graft_command("graft merge runs/a --to again --quantize int8 --steps 0")
     shown = capsys.readouterr().out
     assert "28 linear layers in int8, rounding" in shown and "of the adapter's gain" in shown
     shutil.copytree("runs/a/adapters/lora", "elsewhere")

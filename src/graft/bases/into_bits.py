@@ -10,10 +10,10 @@ import torch
 
 from graft.architectures.layers import is_linear
 from graft.attaching.active import use
-from graft.bases.losses import mean_loss
+from graft.bases.losses import divergence, logits_at_targets, mean_loss
 from graft.bases.quantised import method_of_layer
 from graft.bases.quantising import instructions, kept_layers
-from graft.bases.requantising import Rounding, Target, requantise
+from graft.bases.requantising import NEAREST, Rounding, Target, requantise
 from graft.data.batches import Batch
 
 
@@ -43,6 +43,19 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Divergences:
+    """How far answers on the held-out rows diverge from those of the adapter beside its base: nats per target (squared for values).
+
+    Chance moves these less than it moves losses, whose difference may have either sign.
+    """
+
+    base: float
+    """The base, without the adapter."""
+    nearest: float
+    merged: float
+
+
+@dataclass(frozen=True)
 class BitsReport:
     """What merging into few bits kept."""
 
@@ -51,6 +64,7 @@ class BitsReport:
     """The rounding that was kept."""
     layers: int
     losses: Losses
+    divergences: Divergences
     rows: str
     """What the losses were measured on."""
 
@@ -66,6 +80,8 @@ class Before:
 
     base: float
     adapter: float
+    divergence: float
+    """Of the base's answers from the adapter's."""
     paths: tuple[str, ...]
     """Linear layers that are to be quantised: those that are, or those that loading would quantise."""
 
@@ -83,7 +99,19 @@ def before_merging(model: Any, name: str, into: IntoBits, labelled: bool) -> Bef
     if not paths:
         kept = kept_layers(None, model, labelled)
         paths = [path for path in layers if path not in kept]
-    return Before(losses[0], losses[1], tuple(paths))
+    return Before(losses[0], losses[1], _divergence(model, name, into.held_out), tuple(paths))
+
+
+@torch.no_grad()
+def _divergence(model: Any, name: str, batches: Sequence[Batch]) -> float:
+    """Return the mean divergence of the base's answers from the adapter's."""
+    total = 0.0
+    for batch in batches:
+        with use(model, name):
+            wanted = logits_at_targets(model, batch)
+        with use(model, None):
+            total += float(divergence(logits_at_targets(model, batch), wanted, batch.target_ids.is_floating_point()))
+    return total / sum(batch.num_targets for batch in batches)
 
 
 def bring_into_bits(model: Any, into: IntoBits, before: Before, dtype: torch.dtype) -> BitsReport:
@@ -93,11 +121,13 @@ def bring_into_bits(model: Any, into: IntoBits, before: Before, dtype: torch.dty
         model,
         target,
         before.paths,
-        lambda: mean_loss(model, into.calibration),
+        into.calibration,
+        into.held_out,
         lambda: mean_loss(model, into.held_out),
         dtype,
     )
     kept = [path for path, module in model.named_modules() if is_linear(module) and path not in before.paths]
     model.config.quantization_config = instructions(target.kind, target.double_quant, dtype, kept)
-    found = Losses(before.base, before.adapter, rounding.held_out["nearest"], rounding.held_out[rounding.method])
-    return BitsReport(target.kind, rounding.method, rounding.layers, found, into.held_out_rows)
+    found = Losses(before.base, before.adapter, rounding.losses[NEAREST], rounding.losses[rounding.method])
+    far = Divergences(before.divergence, rounding.held_out[NEAREST], rounding.held_out[rounding.method])
+    return BitsReport(target.kind, rounding.method, rounding.layers, found, far, into.held_out_rows)

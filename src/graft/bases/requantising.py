@@ -1,14 +1,13 @@
 """Bring a plain model into few bits so that as much as possible of a merged adapter survives.
 
-Several roundings are tried (`ops/rounding.py`): to the nearest, which is best for a model that was in floating point, and stochastic ones
-from several seeds, which are best where the base came from few bits. The one with the lowest loss on calibration rows is kept, and then
-changed block by block for another one wherever that lowers the loss.
+Weights are rounded to the nearest level, which is best for a model that was in floating point, and at random so that the mean stays
+(`ops/rounding.py`), which is best where the base came from few bits. The one whose answers on calibration rows diverge less from the
+merged model's is kept, and its rounding is then trained for a few steps (`recovering.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +15,15 @@ import torch
 from torch import nn
 
 from graft.architectures.layers import is_transposed
-from graft.architectures.sites import SiteTable
 from graft.bases.quantising import replace_layer
+from graft.bases.recovering import Rounded, RoundedWeight, holding, mean_divergence, train_rounding
 from graft.config.base import FewBits
+from graft.data.batches import Batch
 from graft.ops.grid import grid_of
-from graft.ops.rounding import nearest_codes, stochastic_codes
 
-SEEDS = (0, 1, 2, 3)
-"""Seeds of the stochastic roundings that are tried."""
+NEAREST, STOCHASTIC = "nearest", "stochastic"
+STEPS = 96
+"""Steps in which the rounding is trained, a batch of calibration rows each."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Target:
 
     kind: FewBits
     double_quant: bool = True
+    steps: int = STEPS
+    """Steps in which the rounding is trained. They take several times the memory of the model in float32; 0 only rounds."""
 
 
 @dataclass(frozen=True)
@@ -39,94 +41,72 @@ class Rounding:
     """The rounding that was kept, and what it cost."""
 
     method: str
-    """nearest, or stochastic with its seed, and whether blocks took other ones."""
+    """nearest or stochastic, and for how many steps it was trained."""
     layers: int
-    calibration: dict[str, float]
-    """Loss on the calibration rows by rounding."""
+    divergences: dict[str, float]
+    """Divergence from the merged model on the calibration rows, by rounding."""
+    losses: dict[str, float]
+    """Loss on the held-out rows, by rounding."""
     held_out: dict[str, float]
-    """Loss on the held-out rows by rounding."""
+    """Divergence from the merged model on the held-out rows, by rounding."""
 
 
-@torch.no_grad()
 def requantise(
     model: Any,
     target: Target,
     paths: Sequence[str],
+    calibration: Sequence[Batch],
+    held_out: Sequence[Batch],
     loss: Callable[[], float],
-    held_out: Callable[[], float],
     dtype: torch.dtype,
 ) -> Rounding:
     """Replace the plain linear layers of a float32 model at these paths by layers of bitsandbytes; everything else gets `dtype`.
 
-    loss: the model's loss on the calibration rows. held_out: its loss on rows that choose nothing.
+    held_out: rows that choose nothing. loss: the model's loss on them.
     """
-    choices = {_name(seed): _rounded(model, target, paths, seed) for seed in (None, *SEEDS)}
-    found: dict[str, float] = {}
-    others: dict[str, float] = {}
-    for name, layers in choices.items():
-        with _replaced(model, layers):
-            found[name], others[name] = loss(), held_out()
-    first = min(found, key=lambda name: found[name])
-    chosen, lowest, mixed = choices[first], found[first], False
-    for block in _blocks(model, paths):
-        for layers in choices.values():
-            trial = {**chosen, **{path: layers[path] for path in block}}
-            with _replaced(model, trial):
-                own = loss()
-            if own < lowest:
-                chosen, lowest, mixed = trial, own, True
-    name = f"{first}, then block by block" if mixed else first
-    with _replaced(model, chosen):
-        found[name], others[name] = lowest, held_out()
+    model.requires_grad_(False)
+    ways = {name: _rounded(model, target, paths, name) for name in (NEAREST, STOCHASTIC)}
+    found = {name: mean_divergence(model, layers, calibration) for name, layers in ways.items()}
+    losses, divergences = {}, {}
+
+    def measure(name: str, layers: Rounded) -> None:
+        divergences[name] = mean_divergence(model, layers, held_out)
+        with holding(model, layers):
+            losses[name] = loss()
+
+    for name, layers in ways.items():
+        measure(name, layers)
+    kept = min(found, key=lambda name: found[name])
+    layers = ways.pop(kept)
+    ways.clear()  # the other rounding is as large as the model
+    if target.steps:
+        first = {path: each.share.clone() for path, each in layers.items()}
+        train_rounding(model, layers, calibration, target.steps)
+        name = f"{kept}, trained for {target.steps} steps"
+        found[name] = mean_divergence(model, layers, calibration)
+        measure(name, layers)
+        if found[name] < found[kept]:
+            kept = name
+        else:
+            for path, share in first.items():
+                layers[path].share = share
     model.to(dtype)
-    for path, layer in chosen.items():
-        replace_layer(model, path, layer)
-        layer.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+    for path, each in layers.items():
+        bias = model.get_submodule(path).bias
+        layer: Any = each.grid.layer(each.codes(), bias, torch.float32)
+        layer.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         setattr(layer, "computes_in" if target.kind == "int8" else "compute_dtype", dtype)
-    return Rounding(name, len(chosen), found, others)
+        replace_layer(model, path, layer)
+    losses[kept] = loss()  # of what is written, in its dtype
+    return Rounding(kept, len(layers), found, losses, divergences)
 
 
-def _blocks(model: nn.Module, paths: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the layers of each block, and last the others."""
-    left = list(paths)
-    for block in SiteTable(model).blocks:
-        own = [path for path in left if path.startswith(f"{block.path}.")]
-        left = [path for path in left if path not in own]
-        if own:
-            yield own
-    if left:
-        yield left
-
-
-def _name(seed: int | None) -> str:
-    return "nearest" if seed is None else f"stochastic (seed {seed})"
-
-
-def _rounded(model: nn.Module, target: Target, paths: Sequence[str], seed: int | None) -> dict[str, Any]:
-    """Make the quantised layers, by the paths of the plain ones. seed: of stochastic rounding; None rounds to the nearest."""
-    made: dict[str, nn.Module] = {}
+def _rounded(model: nn.Module, target: Target, paths: Sequence[str], way: str) -> dict[str, RoundedWeight]:
+    made: dict[str, RoundedWeight] = {}
     for number, path in enumerate(paths):
         layer = model.get_submodule(path)
         assert isinstance(layer.weight, torch.Tensor)
         weight = (layer.weight.t() if is_transposed(layer) else layer.weight).detach().float().contiguous()
-        grid = grid_of(weight, target.kind, target.double_quant)
-        if seed is None:
-            codes = nearest_codes(weight, grid.scales, grid.levels)
-        else:
-            generator = torch.Generator(weight.device).manual_seed(seed * len(paths) + number)
-            codes = stochastic_codes(weight, grid.scales, grid.levels, generator)
-        made[path] = grid.layer(codes, layer.bias, torch.float32)  # pyright: ignore[reportArgumentType]
+        generator = torch.Generator(weight.device).manual_seed(number) if way == STOCHASTIC else None
+        made[path] = RoundedWeight(weight, grid_of(weight, target.kind, target.double_quant), generator)
     return made
-
-
-@contextmanager
-def _replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put other layers into a model for a block of code."""
-    before = {path: model.get_submodule(path) for path in layers}
-    try:
-        for path, layer in layers.items():
-            replace_layer(model, path, layer)
-        yield
-    finally:
-        for path, layer in before.items():
-            replace_layer(model, path, layer)

@@ -59,6 +59,15 @@ def command(
         FewBits | None,
         typer.Option("--quantize", help="Write the merged model in 4 or 8 bits (bitsandbytes).", show_default=False),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            min=0,
+            help="Steps in which --quantize trains its rounding (96). They take several times the model in float32; 0 only rounds.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base and write a plain Hugging Face model.
@@ -66,12 +75,15 @@ def command(
     The written model is loaded again, and the largest difference of its logits from those of the adapter is reported. The template
     is written beside it.
 
-    With --quantize, several roundings are tried. The losses of base, adapter and merged model on rows of the run's data say what is lost.
+    With --quantize, weights are rounded to the nearest and at random, and the better rounding is trained for a few steps. The losses
+    of base, adapter and merged model on rows of the run's data say what is lost.
 
     Example: graft merge runs/math --to math-merged
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise GraftError(f"{to} is not an empty folder: name a new folder for the merged model")
+    if steps is not None and quantize is None:
+        raise GraftError("--steps trains the rounding of --quantize nf4, fp4 or int8: give both, or leave --steps out")
     loaded = load_model(run, base, adapter, template, device, dtype, any_base, resize)
     candidate = one_of(loaded, use)
     if candidate.adapter is None and loaded.config is not None and loaded.config.adapter is None:
@@ -82,7 +94,7 @@ def command(
         raise GraftError("there is no adapter to merge: name one with --adapter FOLDER")
     from graft.bases.merged import write_merged
 
-    into = None if quantize is None else _into(quantize, loaded, candidate)
+    into = None if quantize is None else _into(quantize, steps, loaded, candidate)
     report = write_merged(
         loaded.base, candidate.adapter, _prompts(loaded, candidate), to, candidate.template.save, into
     )
@@ -114,8 +126,8 @@ def command(
         typer.echo(f"no longer tied (tie_word_embeddings: false): {', '.join(report.untied)}")
 
 
-def _into(kind: FewBits, loaded: LoadedModel, candidate: Candidate) -> IntoBits:
-    from graft.bases.requantising import Target
+def _into(kind: FewBits, steps: int | None, loaded: LoadedModel, candidate: Candidate) -> IntoBits:
+    from graft.bases.requantising import STEPS, Target
     from graft.training.calibration import rows_of_run
 
     config = candidate.trained or loaded.config
@@ -124,21 +136,24 @@ def _into(kind: FewBits, loaded: LoadedModel, candidate: Candidate) -> IntoBits:
             "--quantize chooses the rounding by the loss on rows of the run's data, so it needs the run that trained the adapter: give its "
             "run folder, or an adapter in one"
         )
-    return rows_of_run(config, loaded.base, Target(kind, config.base.double_quant is not False))
+    target = Target(kind, config.base.double_quant is not False, STEPS if steps is None else steps)
+    return rows_of_run(config, loaded.base, target)
 
 
 def _show_bits(report: BitsReport) -> None:
-    losses = report.losses
+    losses, far = report.losses, report.divergences
     typer.echo(
-        f"{counted(report.layers, 'linear layer')} in {report.kind}, rounding {report.rounding}; losses on {report.rows}:"
+        f"{counted(report.layers, 'linear layer')} in {report.kind}, rounding {report.rounding}; loss on {report.rows}, and divergence "
+        "from the adapter's answers:"
     )
-    for what, loss, own in (
-        ("base", losses.base, None),
-        ("adapter beside it", losses.adapter, None),
-        ("merged, rounded to the nearest", losses.nearest, report.kept(losses.nearest)),
-        ("merged, as written", losses.merged, report.kept(losses.merged)),
+    for what, loss, apart, own in (
+        ("base", losses.base, far.base, None),
+        ("adapter beside it", losses.adapter, 0, None),
+        ("merged, rounded to the nearest", losses.nearest, far.nearest, report.kept(losses.nearest)),
+        ("merged, as written", losses.merged, far.merged, report.kept(losses.merged)),
     ):
-        typer.echo(f"  {what:<32}{loss:.4f}" + ("" if own is None else f"   {own:.1%} of the adapter's gain"))
+        said = "" if own is None else f"   {own:.1%} of the adapter's gain"
+        typer.echo(f"  {what:<32}{loss:.4f}   {apart:.2g}{said}")
 
 
 def _prompts(loaded: LoadedModel, candidate: Candidate) -> list[list[int]]:

@@ -88,9 +88,12 @@ def grid_of(weight: Tensor, kind: Kind, double_quant: bool) -> Grid:
 
 
 def _of_state(state: Any, kind: Kind, shape: torch.Size) -> Grid:
-    largest = state.absmax
-    if state.nested:
-        functions: Any = bitsandbytes().functional
-        largest = functions.dequantize_blockwise(largest, state.state2) + state.offset
-    scales = largest.float().repeat_interleave(BLOCK)[: shape.numel()].view(shape)
-    return Grid(state.code.sort().values.float(), scales, kind, state)
+    """Return the grid of a 4-bit state. Which scale an entry has is asked of bitsandbytes, by dequantising a weight of largest numbers.
+
+    On a CPU it is not that of the entry's own block where a row is no multiple of a block, so there bitsandbytes' own weights are off.
+    """
+    functions: Any = bitsandbytes().functional
+    levels, top = state.code.float(), int(state.code.argmax())
+    packed = torch.full(((shape.numel() + 1) // 2, 1), top << 4 | top, dtype=torch.uint8, device=levels.device)
+    scales = functions.dequantize_4bit(packed, state).float() / levels[top]
+    return Grid(levels.sort().values, scales, kind, state)

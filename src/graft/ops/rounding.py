@@ -16,24 +16,28 @@ import torch
 from torch import Tensor
 
 
+def between(weight: Tensor, scales: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of the level below each entry, and the entry's share of the way from there to the level above: both [O, I].
+
+    Entries beyond the outermost levels take these: the share is 0 or 1. weight: [O, I]; scales: [O, I] or [O, 1]; levels: [K], rising.
+    """
+    scaled = weight / scales.clamp(min=torch.finfo(scales.dtype).tiny)
+    below = torch.bucketize(scaled, levels).clamp(1, len(levels) - 1) - 1
+    step = levels[below + 1] - levels[below]
+    # Two levels may be equal (the zeros of fp4); then either is right.
+    return below, ((scaled - levels[below]) / step.clamp(min=torch.finfo(levels.dtype).tiny)).clamp(0, 1)
+
+
 def nearest_codes(weight: Tensor, scales: Tensor, levels: Tensor) -> Tensor:
-    """Return the number of the nearest level of each entry. weight: [O, I]; scales: [O, I] or [O, 1]; levels: [K], rising -> [O, I]."""
-    return torch.bucketize(_scaled(weight, scales), (levels[1:] + levels[:-1]) / 2)
+    """Return the number of the nearest level of each entry, [O, I]. Arguments are those of `between`."""
+    below, share = between(weight, scales, levels)
+    return below + (share > 0.5)
 
 
 def stochastic_codes(weight: Tensor, scales: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return for each entry the level above or below it, at random, so that the mean is the entry. Arguments are those of `nearest_codes`.
+    """Return for each entry the level below or above it, at random, so that the mean is the entry. Arguments are those of `between`.
 
-    Entries beyond the outermost levels take these. generator: on the device of the weight.
+    generator: on the device of the weight.
     """
-    scaled = _scaled(weight, scales)
-    upper = torch.bucketize(scaled, levels).clamp(1, len(levels) - 1)
-    below, above = levels[upper - 1], levels[upper]
-    # Two levels may be equal (the zeros of fp4); then either is right.
-    share = ((scaled - below) / (above - below).clamp(min=torch.finfo(levels.dtype).tiny)).clamp(0, 1)
-    drawn = torch.rand(share.shape, generator=generator, device=share.device, dtype=share.dtype)
-    return torch.where(drawn < share, upper, upper - 1)
-
-
-def _scaled(weight: Tensor, scales: Tensor) -> Tensor:
-    return weight / scales.clamp(min=torch.finfo(scales.dtype).tiny)
+    below, share = between(weight, scales, levels)
+    return below + (share > torch.rand(share.shape, generator=generator, device=share.device, dtype=share.dtype))

@@ -15,7 +15,7 @@ from graft.data.preparing import prepare
 from graft.errors import counted
 from graft.training.reading import cache_folder, room_of
 
-CALIBRATION, HELD_OUT = 256, 128
+CALIBRATION, HELD_OUT = 256, 256
 """Most rows of each sort."""
 ROWS = 8
 """Rows of a batch."""

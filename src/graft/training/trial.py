@@ -27,6 +27,7 @@ from graft.training.saved import counting
 from graft.training.scheduling.memory import measuring
 from graft.training.step import NonFinite, loss_of, sums_by_row
 from graft.training.updates.rules import rule_of
+from graft.utils.allocator import give_back_free
 
 SHORT = 3.0
 """Seconds. A step that seems to take less is measured as a whole, more than once: on a busy or cold machine two passes say little."""
@@ -97,6 +98,8 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
         failed: Exception | None = None
         try:
             for count in range(2):  # the faster of two passes counts, since the first also warms up
+                if forward.device.type == "cpu":
+                    give_back_free()  # what earlier passes left would count, and in a run it is used again
                 start = time.perf_counter()
                 noted = nullcontext() if count or train.compile else counting(forward.root, held, Counter())
                 with noted, nullcontext() if backward else evaluating(forward.model):

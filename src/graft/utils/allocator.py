@@ -35,3 +35,13 @@ def large_blocks_given_back() -> Iterator[None]:
     finally:
         mallopt(_MMAP_THRESHOLD, LARGEST)
         mallopt(_TRIM_THRESHOLD, 2 * LARGEST)
+
+
+def give_back_free() -> None:
+    """Give the free pages of glibc's heap back to the system, so that a measured peak does not depend on what was there before.
+
+    Parts that are in use stay where they are, so what is freed between them later is kept again.
+    """
+    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
