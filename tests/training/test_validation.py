@@ -29,7 +29,8 @@ def test_validation_loss_weighs_tokens_and_ignores_dropout_and_batching() -> Non
             each = engine_forward.losses(*batcher().inputs([row], engine_forward.device, seeded=False))
         summed, count = summed + float(each.sum()), count + len(each)
     engine_module.set_training(model, ["a"])
-    for layout, budget in (("flat", 4096), ("flat", 1), ("padded", 50)):
+    ways: list[tuple[Any, int]] = [("flat", 4096), ("flat", 1), ("padded", 50)]
+    for layout, budget in ways:
         with laid_out(model, layout):
             found = validation_scores(engine_forward, job, batcher(layout, budget))["validation_loss"]
             assert found == pytest.approx(summed / count, rel=1e-10)
@@ -46,14 +47,14 @@ def test_validation_comes_every_so_often_or_at_the_end_of_each_epoch(tmp_path: P
 def test_validation_of_a_prompt_sees_what_was_learnt_since_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, pairs = engine_module.validation_scores, []
+    plain, pairs = engine_module.measured, []
 
-    def twice(forward: Forward, *given: Any) -> dict[str, float]:
-        copied = plain(Forward(copy.deepcopy(forward.model)), *given)  # which has kept nothing from before
-        pairs.append((plain(forward, *given)["validation_loss"], copied["validation_loss"]))
-        return copied
+    def twice(forward: Forward, *given: Any) -> Any:
+        copied = plain(Forward(copy.deepcopy(forward.model)), *given)()  # which has kept nothing from before
+        pairs.append((plain(forward, *given)()["validation_loss"], copied["validation_loss"]))
+        return lambda: copied
 
-    monkeypatch.setattr(engine_module, "validation_scores", twice)
+    monkeypatch.setattr(engine_module, "measured", twice)
     settings = {"adapter": {"kind": "prompt", "tokens": 3}, "settings": {"layout": "padded"}}
     fresh(tmp_path / "run", validation=data(6, seed=3), steps=3, lr=0.1, validate_every=1, **settings).run()
     assert len({copied for _, copied in pairs}) == 3
@@ -63,7 +64,7 @@ def test_validation_of_a_prompt_sees_what_was_learnt_since_the_last_one(
 def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Validation losses that a test decides."""
     given = iter(values)
-    monkeypatch.setattr(engine_module, "validation_scores", lambda *_: {"validation_loss": next(given)})
+    monkeypatch.setattr(engine_module, "measured", lambda *_: lambda: {"validation_loss": next(given)})
 
 
 def test_the_best_validation_is_pointed_to_kept_and_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
