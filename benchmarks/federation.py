@@ -121,10 +121,10 @@ def rebuild(args: argparse.Namespace, note: Any) -> None:
     found = {}
     shapes = {
         "47 tensors, 260k numbers": [(512, 64), *[(64, 64)] * 26, *[(172, 64)] * 10, *[(64,)] * 10],
-        "one of 8M": [(2048, 4096)],
+        "one of 2M": [(1024, 2048)],
     }
     for name, sizes in shapes.items():
-        count = (1024 if len(sizes) > 1 else 16) if not args.tiny else 2
+        count = (64 if len(sizes) > 1 else 16) if not args.tiny else 2
         pool, amounts = list(range(1, count + 1)), torch.randn(count, generator=torch.Generator().manual_seed(0))
         for dtype in (torch.float32, torch.bfloat16):
             origin = [torch.randn(size).to(dtype) for size in sizes]
@@ -182,15 +182,9 @@ def main() -> None:
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "federation.json"))
     args = parser.parse_args()
     if args.tiny:
-        args.rounds, args.clients, args.steps, args.answers, args.seeds, args.many, args.many_steps = (
-            1,
-            2,
-            1,
-            1,
-            1,
-            3,
-            1,
-        )
+        for name in ("rounds", "steps", "answers", "seeds", "many_steps"):
+            setattr(args, name, 1)
+        args.clients, args.many = 2, 3
     if args.worker is not None:
         worker(args)
         return

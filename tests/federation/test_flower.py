@@ -1,4 +1,4 @@
-"""Real processes of Flower on loopback: three clients and a server give the numbers of one process, though one client is killed."""
+"""Real processes of Flower on loopback give the numbers of one process, though a client is killed and then the server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Process:
 
 
 @pytest.mark.slow
-def test_three_clients_of_which_one_is_killed_give_the_numbers_of_one_process(
+def test_three_clients_give_the_numbers_of_one_process_though_one_is_killed_and_then_the_server(
     federation: dict[str, Any], tmp_path: Path
 ) -> None:
     pytest.importorskip("flwr", "1.42", reason="needs graft-llm[federated]")
@@ -63,30 +63,27 @@ def test_three_clients_of_which_one_is_killed_give_the_numbers_of_one_process(
     yaml = tmp_path / "f.json"
     yaml.write_text(json.dumps(given))
     at = f"127.0.0.1:{free_port()}"
-    server = Process(tmp_path / "server.log", str(yaml), "--serve", at, "--out", str(tmp_path / "flower"))
-    clients = {}
+    serve = (str(yaml), "--serve", at, "--clients", "3", "--out", str(tmp_path / "flower"))
+    server, clients = Process(tmp_path / "server.log", *serve), {}
     try:
         server.wait_for("serving at", 120)
         for name in ("ada", "ben", "cleo"):
             own = tmp_path / f"{name}.json"  # each has its own rows and no others
-            own.write_text(
-                json.dumps(
-                    {
-                        **given,
-                        "data": {**given["data"], "train": str(Path(given["base"]["model"]).parent / f"{name}.jsonl")},
-                    }
-                )
-            )
+            rows = Path(given["base"]["model"]).parent / f"{name}.jsonl"
+            own.write_text(json.dumps({**given, "data": {**given["data"], "train": str(rows)}}))
             clients[name] = Process(tmp_path / f"{name}.log", str(own), "--join", at)
         server.wait_for("round 1/3", 240)
         clients["ben"].stop(signal.SIGKILL)
         clients["ben"] = Process(tmp_path / "ben.log", str(tmp_path / "ben.json"), "--join", at)
+        server.wait_for("round 2/3", 300)
+        server.stop(signal.SIGKILL)
+        server = Process(tmp_path / "again.log", *serve, "--resume")
         assert server.process.wait(300) == 0, server.said
     finally:
         for each in (server, *clients.values()):
             each.stop()
     one, other = (Store.open(tmp_path / name / FILE, None) for name in ("alone", "flower"))
-    assert "client ben joined again" in server.said and not other.left_out()
+    assert "client ben joined again" in (tmp_path / "server.log").read_text() and not other.left_out()
     assert torch.equal(one.state()[1]["accumulators"], other.state()[1]["accumulators"])
     assert [each.scores for each in one.rounds()] == [each.scores for each in other.rounds()]
     assert one.bytes_per_client(2) == other.bytes_per_client(2)
@@ -104,6 +101,25 @@ def test_three_clients_of_which_one_is_killed_give_the_numbers_of_one_process(
 def test_a_connection_that_cannot_be_is_refused(connection: Connection, said: str) -> None:
     with pytest.raises(GraftError, match=said):
         connection.check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("data.validation=5",), "name a data set of the server's own"),
+        (("method=local", "adapter=lora"), "nothing to serve"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    federation: Any, tmp_path: Path, changes: Any, said: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("graft.federation.flower.launching._require_flower", lambda: None)
+    yaml = tmp_path / "f.json"
+    yaml.write_text(json.dumps(federation))
+    with pytest.raises(GraftError, match=said):
+        serve_over_flower(
+            yaml, changes, tmp_path / "out", Connection("127.0.0.1:1"), resume=False, expected=3, say=print
+        )
 
 
 def test_a_port_in_use_is_named() -> None:

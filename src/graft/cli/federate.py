@@ -35,7 +35,7 @@ def command(
         typer.Option(
             "--clients",
             min=1,
-            help="With --serve: how many clients to wait for. Default: those of the YAML's own data.",
+            help="With --serve: how many clients to wait for; the server then reads none of their rows. Default: those of data.train.",
         ),
     ] = None,
     join: Annotated[

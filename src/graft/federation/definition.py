@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from graft.config import RunConfig
 from graft.config.document import Document, read_document
 from graft.config.explaining import explain
-from graft.config.federation import AverageMethod, FederationConfig
+from graft.config.federation import AverageMethod, ClientsConfig, FederationConfig
 from graft.config.methods import AdapterMethod, MeZOMethod
 from graft.config.run import as_written
 from graft.config.train import TrainConfig
+from graft.data.splits import validation_source
 from graft.errors import GraftError
 
 A_FEDERATION = "a federation must be a mapping with base, data, method, local and, for most methods, adapter"
@@ -63,6 +64,20 @@ class Federation:
             "seed": config.seed,
             "adapter": None if unlike else said(config.adapter),
         }
+
+    def without_clients(self) -> Federation:
+        """The federation for a server that has no rows of clients: what it evaluates on stands in for them.
+
+        Raises `GraftError` where rows to evaluate on are held out of the clients'.
+        """
+        config = self.config
+        if validation_source(config.data) is None:
+            raise GraftError(
+                "data.validation holds rows out of data.train, which are the clients': name a data set of the server's own to evaluate on"
+            )
+        data = config.data.model_copy(update={"train": config.data.validation})
+        clients = ClientsConfig(adapters=config.clients.adapters)
+        return replace(self, config=config.model_copy(update={"data": data, "clients": clients}))
 
     @property
     def known_as(self) -> dict[str, Any]:

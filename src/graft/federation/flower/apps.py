@@ -69,7 +69,6 @@ def _serve(grid: Any, orders: dict[str, Any]) -> None:
             file.write(text + "\n")
 
     with opened(orders["source"], orders["changes"], out, resume=orders["resume"], say=say) as (federation, store):
-        place = Workplace(federation)
-        expected = orders["expected"] or len(place.clients)
-        transport = GridTransport(grid, expected, federation.config.timeout, say)
+        place = Workplace(federation if orders["reads_rows"] else federation.without_clients())
+        transport = GridTransport(grid, orders["expected"], federation.config.timeout, say)
         serve(Server(place, method_of(place), store, transport, say), out)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graft.config.federation import LocalMethod
 from graft.errors import GraftError, require
 from graft.federation.definition import read_federation
 from graft.federation.flower.apps import ENDED, ORDERS, SAID
@@ -31,7 +32,10 @@ OLDEST = (1, 42)
 """The first release of flwr with the connections that are used here."""
 LOOPBACK = ("127.0.0.1", "localhost")
 RECONNECT = 600
-"""Seconds for which a client tries to reach a server that is gone."""
+"""Seconds for which a client tries to reach a server that is not there."""
+LASTING, QUICK_ENDS, PAUSE = 20.0, 10, 2.0
+"""A connection counts as made if it lasted so many seconds. A server that is started again knows no clients, and Flower's SuperNode then
+ends, although the server is there. It is started again, at most so many times in a row without a connection, so many seconds apart."""
 APP = """\
 [project]
 name = "graft-federation"
@@ -87,16 +91,24 @@ class Connection:
 def serve_over_flower(
     source: Path, changes: Sequence[str], out: Path, at: Connection, *, resume: bool, expected: int | None, say: Say
 ) -> dict[str, Any]:
-    """Run the server of a federation for clients that join. Returns the report. expected: clients to wait for at the beginning."""
+    """Run the server of a federation for clients that join. Returns the report.
+
+    expected: clients to wait for at the beginning. The server then reads no rows of clients; without it, it counts those of data.train.
+    """
     from graft.federation.folder import report_in
 
     _require_flower()
     at.check()
-    read_federation(source, changes)
+    federation = read_federation(source, changes)
+    if isinstance(federation.config.method, LocalMethod):
+        raise GraftError("method local exchanges nothing, so there is nothing to serve: leave out --serve")
+    if expected is not None:
+        federation.without_clients()
     refuse_port_in_use(at)
     with _scratch() as scratch:
         orders = {"source": str(source.resolve()), "changes": list(changes), "out": str(out.resolve())}
-        orders |= {"resume": resume, "expected": expected, "scratch": str(scratch)}
+        orders |= {"resume": resume, "scratch": str(scratch), "reads_rows": expected is None}
+        orders |= {"expected": len(clients_here(federation)) if expected is None else expected}
         certificates = [] if at.tls is None else _certificates(at.tls)
         options = ["--host", at.host, "--port", str(at.port), "--disable-runtime-dependency-installation"]
         options += certificates or ["--insecure"]
@@ -130,8 +142,17 @@ def join_over_flower(source: Path, changes: Sequence[str], client: str | None, a
         options += ["--insecure"] if at.tls is None else ["--root-certificates", str(at.tls.resolve())]
         options += [] if at.keys is None else ["--auth-supernode-private-key", str(at.keys.resolve())]
         say(f"client {client} joins {at.address}")
-        with _running("flower-supernode", options, scratch, orders) as node:
-            code = node.wait()
+        quick, joined = 0, False
+        while quick < QUICK_ENDS:
+            started = time.monotonic()
+            with _running("flower-supernode", options, scratch, orders) as node:
+                code = node.wait()
+            lasted = time.monotonic() - started > LASTING
+            if not (lasted or joined) or not _is_open(at):
+                break
+            joined, quick = True, 0 if lasted else quick + 1
+            say(f"the connection to {at.address} ended; trying again")
+            time.sleep(PAUSE)
         raise GraftError(f"the connection to {at.address} ended (code {code}):\n{_last_lines(scratch)}")
 
 
@@ -211,12 +232,16 @@ def _wait_until_open(at: Connection, link: subprocess.Popen[bytes], scratch: Pat
     (home / "config.toml").write_text(text, encoding="utf-8")
     end = time.monotonic() + 120
     while time.monotonic() < end and link.poll() is None:
-        with socket.socket() as trial:
-            trial.settimeout(1)
-            if trial.connect_ex((host, at.port)) == 0:
-                return
+        if _is_open(at):
+            return
         time.sleep(0.2)
     raise GraftError(f"Flower's SuperLink did not start:\n{_last_lines(scratch)}")
+
+
+def _is_open(at: Connection) -> bool:
+    with socket.socket() as trial:
+        trial.settimeout(1)
+        return trial.connect_ex(("127.0.0.1" if at.host == "0.0.0.0" else at.host, at.port)) == 0
 
 
 def _flwr(scratch: Path, *words: str) -> None:
