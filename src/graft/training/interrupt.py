@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from graft.utils import launched
+
+
+ECHO_SECONDS = 5.0
+"""Under a launcher, a signal within so many seconds after another is the same one: it comes from the terminal and from the launcher."""
 
 
 class Interrupt:
     """Whether the user asked the run to stop."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._since = False, 0.0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number != signal.SIGHUP:
+        echoed = launched.inside() and time.monotonic() - self._since < ECHO_SECONDS
+        if self.asked and number != signal.SIGHUP and not echoed:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._since = True, time.monotonic()
 
     @contextmanager
     def watching(self) -> Iterator[Interrupt]:
