@@ -15,7 +15,6 @@ from types import FrameType
 
 from graft.utils import launched
 
-
 ECHO_SECONDS = 5.0
 """Under a launcher, a signal within so many seconds after another is the same one: it comes from the terminal and from the launcher."""
 

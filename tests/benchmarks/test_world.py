@@ -1,0 +1,36 @@
+"""The benchmarks of several processes run on small sizes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+def test_every_mode_has_a_speed_and_gives_the_same_loss(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "world.py"
+    subprocess.run([sys.executable, script, "--tiny", "--out", tmp_path / "result.json"], check=True, timeout=900)
+    ways = json.loads((tmp_path / "result.json").read_text())["ways"]
+    assert set(ways) == {"one", "ddp", "spread", "fsdp2"}
+    for way in ways.values():
+        assert way["tokens_per_second"][0] > 0
+        assert way["last_loss"] == pytest.approx(ways["one"]["last_loss"], rel=1e-5)
+    assert (
+        ways["one"]["sent_bytes_per_step"]
+        == 0
+        < ways["spread"]["sent_bytes_per_step"]
+        < ways["ddp"]["sent_bytes_per_step"]
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_nothing(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "kills.py"
+    subprocess.run([sys.executable, script, "--tiny", "--out", tmp_path / "result.json"], check=True, timeout=900)
+    assert json.loads((tmp_path / "result.json").read_text())["equal"] == 1
