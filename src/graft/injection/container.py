@@ -20,9 +20,10 @@ from graft.errors import GraftError
 from graft.injection.call import Call
 from graft.injection.hooks import Hooks, HostedAdapter
 from graft.injection.rows import NO_NAMES, Gather, RowGroups, Rows, SlotSelection, whole
+from graft.injection.stacks import stacked_updates
 from graft.injection.state import State
 from graft.ops.frozen_linear import is_packed
-from graft.ops.low_rank import LowRankUpdate, add_low_rank, makes_its_output
+from graft.ops.low_rank import Update, add_low_rank, makes_its_output
 from graft.ops.low_rank_linear import linear_low_rank
 from graft.routing.context import AdapterContext, ForwardContext
 from graft.routing.rows import RowSplit, by_rows
@@ -119,7 +120,7 @@ class AdapterContainer(nn.Module):
         """Whether the host is a linear layer that can be one autograd node with its low-rank updates. Compiled code has no such node."""
         return rows.context is not None and (makes_its_output(self.host) or is_packed(self.host))
 
-    def low_rank(self, x: Tensor, rows: Rows) -> tuple[list[LowRankUpdate], frozenset[str]]:
+    def low_rank(self, x: Tensor, rows: Rows) -> tuple[list[Update], frozenset[str]]:
         """Return the low-rank updates of adapters that do nothing else here, and the names of these adapters. Compiled code has none.
 
         x: a tensor with all rows, from which groups of rows are made.
@@ -128,8 +129,11 @@ class AdapterContainer(nn.Module):
         if context is None or not table:
             return [], NO_NAMES
         groups = [(context.rows, None, context.everything)] if isinstance(context.rows, str) else context.groups(x)
-        updates, done = [], set()
+        updates, stacked = stacked_updates(self, x, context, self.state.slots_in_stacks)
+        done = set(stacked)
         for name, index, ctx in groups:
+            if name in stacked:
+                continue
             hosted = table.get(name, ())
             # Only a whole layer, and rows that are contiguous: updates are added to views of the output.
             if len(hosted) == 1 and hosted[0].features is None and not isinstance(index, Tensor):

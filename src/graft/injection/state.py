@@ -21,6 +21,7 @@ from graft.architectures.torch_internals import assert_in_graph
 from graft.errors import GraftError, did_you_mean
 from graft.injection.prompt_caches import PromptCaches
 from graft.routing.context import ForwardContext, PromptCache
+from graft.routing.stacked import Slots
 
 MAX_ROWS = 4096
 """The most rows that a compiled graph can route."""
@@ -132,11 +133,13 @@ class State:
     """A kernel for silu(e) * u, while one is in use. It returns None for tensors that it does not accept."""
     proved_forwards: set[type[nn.Module]] = field(default_factory=set)
     """Attention classes for which Graft's forward was proved equal to that of the installed transformers."""
+    slots_in_stacks: Slots = field(default_factory=dict)
+    """Adapter -> the stack that its factors lie in while it trains, and its slot there."""
     cache_in_graph: tuple[str, PromptCache] | None = None
     """The adapter with the virtual tokens that run through the model, and its `cache_to_fill`, for compiled graphs: they see no context."""
 
     def __getstate__(self) -> dict[str, Any]:
-        found_again = {"site_table": None, "proved": set(), "proved_forwards": set()}
+        found_again = {"site_table": None, "proved": set(), "proved_forwards": set(), "slots_in_stacks": {}}
         return {**self.__dict__, **found_again}
 
     def sites(self, root: nn.Module) -> SiteTable:

@@ -30,9 +30,9 @@ from torch.autograd.function import once_differentiable
 
 from graft.ops.frozen_linear import FrozenLinear
 from graft.ops.gated_product import Activation, SiluProduct, product, product_gradients
-from graft.ops.low_rank import add_updates_, factor_gradients, factors_of
+from graft.ops.low_rank import Update, add_updates_, factor_gradients, factors_of
 from graft.ops.low_rank_linear import InputGradient, shared_input
-from graft.ops.low_rank_update import LowRankUpdate, as_matrix
+from graft.ops.low_rank_update import as_matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Layer:
     """A frozen layer and the updates to its output."""
 
     frozen: FrozenLinear
-    updates: Sequence[LowRankUpdate] = field(default_factory=list)
+    updates: Sequence[Update] = field(default_factory=list)
 
     def output(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return l(x), and the S of each update."""

@@ -31,10 +31,14 @@ from torch.autograd.function import once_differentiable
 
 from graft.architectures.torch_internals import in_function_transform
 from graft.ops.low_rank_grouped import add_grouped_, grouped_gradients, product_groups
-from graft.ops.low_rank_update import LowRankUpdate, as_matrix
+from graft.ops.low_rank_stack import StackedUpdate
+from graft.ops.low_rank_update import LowRankUpdate
+
+Update = LowRankUpdate | StackedUpdate
+"""What a node adds to the output of a layer."""
 
 
-def add_low_rank(x: Tensor, h: Tensor, updates: Sequence[LowRankUpdate], in_place: bool = False) -> Tensor:
+def add_low_rank(x: Tensor, h: Tensor, updates: Sequence[Update], in_place: bool = False) -> Tensor:
     """Add every update to its rows of h. No two updates may share a row. x: [..., I] in h's dtype, h: [..., O] -> [..., O].
 
     With `in_place` the updates are added to h itself, which is safe only if nothing else needs h. The gradient cannot be differentiated
@@ -42,6 +46,7 @@ def add_low_rank(x: Tensor, h: Tensor, updates: Sequence[LowRankUpdate], in_plac
     """
     if not one_node(updates, h.device):
         for update in updates:
+            assert isinstance(update, LowRankUpdate)  # a stack is made only where a node can compute it
             if update.rows is None:
                 h = h + update.plain(x)
             else:
@@ -51,15 +56,15 @@ def add_low_rank(x: Tensor, h: Tensor, updates: Sequence[LowRankUpdate], in_plac
     return _AddLowRank.apply(x, h, updates, in_place and h.is_contiguous() and not h._is_view(), *factors_of(updates))
 
 
-def one_node(updates: Sequence[LowRankUpdate], device: torch.device) -> bool:
+def one_node(updates: Sequence[Update], device: torch.device) -> bool:
     """Whether one node can compute the updates: dropout masks can be drawn again, and neither a compiler nor a transform traces us."""
-    seeded = all(update.p == 0.0 or update.ctx.seeds is not None for update in updates)
+    seeded = all(update.redrawn for update in updates)
     # Meta factors on a real h must take the plain path and fail there: an in-place product with them would add nothing, in silence.
     same_device = all(update.A.device == update.B.device == device for update in updates)
     return seeded and same_device and not (torch.compiler.is_compiling() or in_function_transform())
 
 
-def factors_of(updates: Sequence[LowRankUpdate]) -> list[Tensor]:
+def factors_of(updates: Sequence[Update]) -> list[Tensor]:
     """Return A and B of each update, flattened: [A_0, B_0, A_1, B_1, ...]."""
     return [factor for update in updates for factor in (update.A, update.B)]
 
@@ -71,9 +76,7 @@ def makes_its_output(host: nn.Module) -> bool:
 
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, h: Tensor, updates: Sequence[LowRankUpdate], in_place: bool, *factors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, h: Tensor, updates: Sequence[Update], in_place: bool, *factors: Tensor) -> Tensor:
         out = h if in_place else h.clone(memory_format=torch.contiguous_format)
         lows = add_updates_(out, x, updates)
         if in_place:
@@ -90,7 +93,7 @@ class _AddLowRank(torch.autograd.Function):
         updates, (grad,), (x, *saved) = ctx.updates, grads, ctx.saved_tensors
         # Each update overwrites the gradient of its own rows. Rows that no update covers need zeros: if adapter a has rows 0 and 1 of
         # four, b has row 2 and row 3 runs on the base alone, then row 3 of x gets its gradient only through the frozen layer.
-        covered = sum(update.rows_of(grad).numel() for update in updates) == grad.numel()
+        covered = sum(update.count(grad) for update in updates) == grad.numel()
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (torch.empty if covered else torch.zeros)(x.shape, dtype=x.dtype, device=x.device)
@@ -99,7 +102,7 @@ class _AddLowRank(torch.autograd.Function):
         return grad_x, grad, None, None, *factor_grads
 
 
-def add_updates_(out: Tensor, x: Tensor, updates: Sequence[LowRankUpdate]) -> list[Tensor]:
+def add_updates_(out: Tensor, x: Tensor, updates: Sequence[Update]) -> list[Tensor]:
     """Add each update to its rows of a contiguous tensor [..., O], and return the S [N, R] of each.
 
     A grouped product may have padded an S with zero columns.
@@ -107,13 +110,13 @@ def add_updates_(out: Tensor, x: Tensor, updates: Sequence[LowRankUpdate]) -> li
     lows: dict[int, Tensor] = {}
     for numbers in product_groups(updates, x, out.shape[-1]):
         own = [updates[number] for number in numbers]
-        own_lows = add_grouped_(out, x, own) if len(own) > 1 else [_add_update_(out, x, own[0])]
+        own_lows = add_grouped_(out, x, own) if len(own) > 1 else [own[0].add_(out, x)]  # pyright: ignore[reportArgumentType]
         lows.update(zip(numbers, own_lows, strict=True))
     return [lows[number] for number in range(len(updates))]
 
 
 def factor_gradients(
-    updates: Sequence[LowRankUpdate], grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool],
+    updates: Sequence[Update], grad: Tensor, x: Tensor, saved: Sequence[Tensor], needs: Sequence[bool],
     grad_x: Tensor | None, overwrite: bool,
 ) -> list[Tensor | None]:  # fmt: skip
     """Return dA and dB of each update, and put dx into its rows of `grad_x`.
@@ -133,45 +136,9 @@ def factor_gradients(
         own_factors, own_needs = [factors[place] for place in at], [needs[place] for place in at]
         own, own_lows = [updates[number] for number in numbers], [lows[number] for number in numbers]
         if len(own) > 1:
-            own_grads = grouped_gradients(own, grad, x, own_lows, own_factors, own_needs, grad_x, overwrite)
+            own_grads = grouped_gradients(own, grad, x, own_lows, own_factors, own_needs, grad_x, overwrite)  # pyright: ignore[reportArgumentType]
         else:
-            own_grads = _update_gradients(own[0], grad, x, own_lows[0], own_factors, own_needs, grad_x, overwrite)
+            own_grads = own[0].gradients(grad, x, own_lows[0], own_factors, own_needs, grad_x, overwrite)
         for place, gradient in zip(at, own_grads, strict=True):
             factor_grads[place] = gradient
     return factor_grads
-
-
-def _add_update_(out: Tensor, x: Tensor, update: LowRankUpdate) -> Tensor:
-    """Add s (M x) A^T B^T to the update's rows of `out`, and return S = s (M x) A^T [N, R]."""
-    x_NI = as_matrix(update.ctx.dropout(update.rows_of(x), update.p, update.site_index))
-    low_NR = torch.mm(x_NI, update.A.to(x.dtype).t()).mul_(update.scale)
-    # `rows_of` and `view` only make views, so `addmm_` writes into `out`; `view` raises where a reshape would have to copy.
-    update.rows_of(out).view(-1, out.shape[-1]).addmm_(low_NR, update.B.to(x.dtype).t())
-    return low_NR
-
-
-def _update_gradients(
-    update: LowRankUpdate, grad: Tensor, x: Tensor, low_NR: Tensor, factors: Sequence[Tensor], needs: Sequence[bool],
-    grad_x: Tensor | None, overwrite: bool,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Return dA [R, I] and dB [O, R] of one update, and put its dx into `grad_x`. See `factor_gradients`."""
-    (A, B), mask, grad_NO = factors, update.dropout_mask(x), as_matrix(update.rows_of(grad))
-    low_grad_NR = torch.mm(grad_NO, B.to(x.dtype)).mul_(update.scale)  # T = s G B
-    x_NI = as_matrix(update.rows_of(x) if mask is None else update.rows_of(x) * mask)  # M x, made again
-    dA = torch.mm(low_grad_NR.t(), x_NI).to(A.dtype) if needs[0] else None
-    dB = torch.mm(grad_NO.t(), low_NR).to(B.dtype) if needs[1] else None
-    if grad_x is not None:
-        _put_input_gradient_(update.rows_of(grad_x).view(-1, x.shape[-1]), low_grad_NR, A.to(x.dtype), mask, overwrite)
-    return dA, dB
-
-
-def _put_input_gradient_(own_NI: Tensor, low_grad_NR: Tensor, A: Tensor, mask: Tensor | None, overwrite: bool) -> None:
-    """Write dx = M (T A) over `own_NI`, or add it. Only the masked sum needs a tensor of its own."""
-    if overwrite:
-        torch.mm(low_grad_NR, A, out=own_NI)
-        if mask is not None:
-            own_NI.mul_(as_matrix(mask))
-    elif mask is None:
-        own_NI.addmm_(low_grad_NR, A)
-    else:
-        own_NI.addcmul_(torch.mm(low_grad_NR, A), as_matrix(mask))

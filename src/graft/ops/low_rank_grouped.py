@@ -32,6 +32,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +56,8 @@ def has_kernel(x: Tensor) -> bool:
     return hasattr(F, "grouped_mm") and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
 
 
-def product_groups(updates: Sequence[LowRankUpdate], x: Tensor, num_out: int) -> list[list[int]]:
-    """Split the updates, by number, into those that share a grouped product. A list of one number is computed by itself.
+def product_groups(updates: Sequence[Any], x: Tensor, num_out: int) -> list[list[int]]:
+    """Split the updates, by number, into those that share a grouped product. A list of one number is computed by itself, and so is a stack.
 
     Ranks 4, 64, 100 and 128 of one dtype, on a device with the kernel, give [[0, 1], [2, 3]].
     """
@@ -65,6 +66,9 @@ def product_groups(updates: Sequence[LowRankUpdate], x: Tensor, num_out: int) ->
         return [[number] for number in range(len(updates))]
     alike: dict[object, list[int]] = {}
     for number, update in enumerate(updates):
+        if update.stacked:
+            alike[number] = [number]
+            continue
         power = (max(update.A.shape[0], TILE) - 1).bit_length()  # 6 up to rank 64, 7 from 65 to 128, 8 from 129 to 256
         alike.setdefault((power, update.A.dtype, update.B.dtype), []).append(number)
     return [each[start : start + MAX_UPDATES] for each in alike.values() for start in range(0, len(each), MAX_UPDATES)]
@@ -75,8 +79,8 @@ def add_grouped_(out: Tensor, x: Tensor, updates: Sequence[LowRankUpdate]) -> li
     rows = _UpdateRows(updates, x)
     A_JRI, B_JOR = stack_factors([update.A for update in updates], [update.B for update in updates], updates, x.dtype)
     x_MI = rows.gather_dropped(x, [update.dropout_mask(x) for update in updates])
-    low_MR = _grouped_product(x_MI, A_JRI.mT, rows.ends)
-    rows.scatter(out, _grouped_product(low_MR, B_JOR.mT, rows.ends))  # [M, O]
+    low_MR = grouped_product(x_MI, A_JRI.mT, rows.ends)
+    rows.scatter(out, grouped_product(low_MR, B_JOR.mT, rows.ends))  # [M, O]
     return list(low_MR.split(rows.counts))
 
 
@@ -97,18 +101,18 @@ def grouped_gradients(
     rows, As, Bs = _UpdateRows(updates, x), factors[::2], factors[1::2]
     A_JRI, B_JOR = stack_factors(As, Bs, updates, x.dtype)
     masks, grad_MO = [update.dropout_mask(x) for update in updates], rows.gather(grad)
-    low_grad_MR = _grouped_product(grad_MO, B_JOR, rows.ends)  # U
+    low_grad_MR = grouped_product(grad_MO, B_JOR, rows.ends)  # U
     factor_grads: list[Tensor | None] = [None] * len(factors)
     if any(needs[::2]):
         # Both factors of this product are jagged along M, so each group sums over its own tokens: [R, M] by [M, I] gives [J, R, I].
-        dA_JRI = _grouped_product(low_grad_MR.t(), rows.gather_dropped(x, masks), rows.ends).to(As[0].dtype)
+        dA_JRI = grouped_product(low_grad_MR.t(), rows.gather_dropped(x, masks), rows.ends).to(As[0].dtype)
         unpadded = [dA_RI[: len(A)] for dA_RI, A in zip(dA_JRI, As, strict=True)]
         factor_grads[::2] = _mul(unpadded, [update.scale for update in updates])
     if any(needs[1::2]):
-        dB_JOR = _grouped_product(grad_MO.t(), torch.cat(list(lows)), rows.ends).to(Bs[0].dtype)
+        dB_JOR = grouped_product(grad_MO.t(), torch.cat(list(lows)), rows.ends).to(Bs[0].dtype)
         factor_grads[1::2] = [dB_OR[:, : B.shape[1]] for dB_OR, B in zip(dB_JOR, Bs, strict=True)]
     if grad_x is not None:
-        dx_MI = _grouped_product(low_grad_MR, A_JRI, rows.ends)  # A_JRI holds the scale already
+        dx_MI = grouped_product(low_grad_MR, A_JRI, rows.ends)  # A_JRI holds the scale already
         for own_NI, mask in zip(dx_MI.split(rows.counts), masks, strict=True):
             if mask is not None:
                 own_NI.mul_(as_matrix(mask))
@@ -116,7 +120,7 @@ def grouped_gradients(
     return [gradient if need else None for gradient, need in zip(factor_grads, needs, strict=True)]
 
 
-def _grouped_product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+def grouped_product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     """Multiply group by group, group j being the tokens from ends[j - 1] to ends[j].
 
     a [M, K], b [J, K, N] -> [M, N]: the rows of each group times its own matrix. a [K, M], b [M, N] -> [J, K, N]: one product per group.
@@ -156,7 +160,7 @@ class _UpdateRows:
         self.updates = updates
         self.counts = tuple(update.rows_of(x).numel() // x.shape[-1] for update in updates)
         """Tokens of each update."""
-        self.ends = _ends(self.counts, x.device)
+        self.ends = row_ends(self.counts, x.device)
         slices = [update.rows for update in updates if update.rows is not None]
         gaps = len(slices) < len(updates) or any(one.stop != other.start for one, other in itertools.pairwise(slices))
         self.span = None if gaps else slice(slices[0].start, slices[-1].stop)
@@ -193,7 +197,7 @@ class _UpdateRows:
 
 
 @functools.lru_cache(maxsize=64)
-def _ends(counts: tuple[int, ...], device: torch.device) -> Tensor:
+def row_ends(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """Where each group ends: counts (5, 3, 2) give [5, 8, 10].
 
     All modules of a pass have the same counts. The cache copies them to the GPU, and waits for it, once.

@@ -32,11 +32,11 @@ from torch.autograd.function import once_differentiable
 
 from graft.architectures.torch_internals import backward_pass_number
 from graft.ops.frozen_linear import FrozenLinear, frozen_linear
-from graft.ops.low_rank import add_updates_, factor_gradients, factors_of, one_node
-from graft.ops.low_rank_update import LowRankUpdate, as_matrix
+from graft.ops.low_rank import Update, add_updates_, factor_gradients, factors_of, one_node
+from graft.ops.low_rank_update import as_matrix
 
 
-def linear_low_rank(host: nn.Module, x: Tensor, updates: Sequence[LowRankUpdate]) -> Tensor | None:
+def linear_low_rank(host: nn.Module, x: Tensor, updates: Sequence[Update]) -> Tensor | None:
     """Return the layer's output with every update added to its rows, or None if they cannot be one node. x: [..., I] -> [..., O].
 
     The gradient cannot be differentiated again.
@@ -51,7 +51,7 @@ def linear_low_rank(host: nn.Module, x: Tensor, updates: Sequence[LowRankUpdate]
 class _LinearLowRank(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layer: FrozenLinear, updates: Sequence[LowRankUpdate],
+        ctx: Any, x: Tensor, layer: FrozenLinear, updates: Sequence[Update],
         input_gradient: InputGradient | None, *factors: Tensor,
     ) -> Tensor:  # fmt: skip
         out = layer.output(x)

@@ -182,8 +182,8 @@ class ForwardContext:
     """The keys and values that the model computed in this pass for virtual tokens in the embedding."""
     cache_to_fill: PromptCache | None = None
     """Set while virtual tokens alone run through the model: attention stores their keys and values here."""
-    _groups: dict[tuple[int, int], list[tuple[str, Index, AdapterContext]]] = field(default_factory=dict, repr=False)
-    """The results of `groups`, by the batch's size and its device."""
+    _groups: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """The results of `groups`, and of `stacked.blocks_of`, by the batch's size and its device."""
 
     def __post_init__(self) -> None:
         if self.flat and self.lengths is None:

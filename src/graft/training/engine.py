@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from graft.attaching.active import set_trainable
 from graft.data.batches import Layout
 from graft.distributed.group import RankLost
 from graft.distributed.shares import Shares
 from graft.errors import GraftError
 from graft.runs.commands import CommandQueue
 from graft.runs.folder import RunFolder
+from graft.training.banking import arrange
 from graft.training.batching import Batcher
 from graft.training.commands import BuildJob, Commands
 from graft.training.dry_run import check_memory
@@ -37,7 +37,6 @@ from graft.training.forward.anchors import prove_anchors
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import agreed_layout, decide, laid_out
-from graft.training.forward.modes import set_training
 from graft.training.forward.tasks import forward_of
 from graft.training.interrupt import Interrupt
 from graft.training.isolation import joint_step
@@ -189,11 +188,8 @@ class Engine:
             self.recorder.status(self.step)
 
     def _set_modes(self) -> None:
-        """Gradients and training mode for the adapters of the jobs in memory alone."""
-        trained = [job.trainable.adapter for job in self.live if job.resident and job.here]
-        names = [name for name in trained if name is not None]
-        set_trainable(self.model, names)
-        set_training(self.model, names, self.settings.base_dropout)
+        """Gradients, training mode and places in memory for the adapters of the jobs that train now."""
+        arrange(self.model, self.jobs, self.settings.base_dropout)
 
     @timed("between")
     def _loop(self, interrupt: Interrupt) -> None:

@@ -21,6 +21,7 @@ from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
 from graft.training.step import Gradient, NonFinite, Outcome, finished
+from graft.training.updates.bank import update_banks
 from graft.training.updates.rules import by_rule, rule_of
 from graft.utils.clock import timed
 
@@ -127,8 +128,8 @@ def _update_each(
     outcomes: dict[str, Outcome],
     failures: dict[str, Exception],
 ) -> None:
-    own: dict[str, Exception] = {}
-    for job in jobs:
+    own = update_banks(jobs)
+    for job in (each for each in jobs if each.name not in own):
         try:
             if job.here:
                 outcomes[job.name] = rule_of(job).update(job, gradients[job.name])

@@ -89,6 +89,8 @@ class Job:
     """Tokens that end an answer, for the stop rate; empty where nothing is answered."""
     reference: str | None = None
     """Adapter that the objective compares with, where it compares; None is the bare base."""
+    bank: Any = None
+    """The `Bank` (`updates/bank.py`) that its tensors lie in while it trains beside jobs of its shape; else None."""
     _order: tuple[int, np.ndarray] | None = field(default=None, repr=False)
     """(epoch, order of its samples), of the epoch that was asked for last."""
 

@@ -5,6 +5,7 @@ A row is plain data, made by `Job.rows_of`. Code that needs the row's job looks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,3 +64,11 @@ class Row:
     def where(self) -> str:
         """File and row of the sample, for messages."""
         return f"{self.example.source}:{self.example.row}"
+
+
+def by_job(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Return the places of each job's rows, jobs in the order in which they first occur."""
+    places: dict[str, list[int]] = {}
+    for at, row in enumerate(rows):
+        places.setdefault(row.job, []).append(at)
+    return places

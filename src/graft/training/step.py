@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,9 +27,9 @@ from graft.errors import GraftError, listed
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
-from graft.training.objectives import Marked, Scores, Size
+from graft.training.objectives import Marked, Scores, Size, Supervised
 from graft.training.passes import Passes
-from graft.training.rows import Row
+from graft.training.rows import Row, by_job
 
 NAMED = 8
 """Most samples that an error names."""
@@ -104,6 +105,17 @@ class Ran:
     added: Mapping[str, Mapping[str, Tensor | float]] = field(default_factory=dict)
     """Adapter -> name -> a loss that the adapter added."""
 
+    @cached_property
+    def by_job(self) -> dict[str, tuple[list[Row], Tensor]]:
+        """The rows of each job, and their sums."""
+        places = by_job(self.rows)
+        order = [at for own in places.values() for at in own]
+        sums = self.sums_R[order].split([len(own) for own in places.values()])
+        return {
+            name: ([self.rows[at] for at in own], own_sums)
+            for (name, own), own_sums in zip(places.items(), sums, strict=True)
+        }
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -126,9 +138,9 @@ def begin(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> Begun:
     measuring = {job.name: job.objective for job in jobs if isinstance(job.objective, Marked)}
     first = [row for name, objective in measuring.items() for row in objective.first(rows[name])]
     ran, sums_R = run_rows(forward, first, batcher) if first else ([], torch.zeros(0))
+    own = Ran(ran, sums_R).by_job if ran else {}
     for name, objective in measuring.items():
-        own = [at for at, row in enumerate(ran) if row.job == name]
-        sizes[name] = objective.measured(sizes[name], [ran[at] for at in own], sums_R[own])
+        sizes[name] = objective.measured(sizes[name], *own[name])
     return Begun(rows, sizes, ran, sums_R)
 
 
@@ -156,13 +168,17 @@ def loss_of(jobs: Sequence[Job], rows: Sequence[Row], sums_R: Tensor, sizes: Map
 
     Each job's share depends on its own adapter alone, so the gradient of the sum gives every adapter the gradient of its own loss.
     """
-    names = list(dict.fromkeys(row.job for row in rows))
     objectives = {job.name: job.objective for job in jobs}
-    total = sums_R.new_zeros(())
-    for name in names:
-        own = [at for at, row in enumerate(rows) if row.job == name]
-        own_sums = sums_R if len(names) == 1 else sums_R[own]
-        total = total + objectives[name].share([rows[at] for at in own], own_sums, sizes[name])
+    weights, total = [0.0] * len(rows), sums_R.new_zeros(())
+    for name, own in by_job(rows).items():
+        objective, own_rows = objectives[name], [rows[at] for at in own]
+        if isinstance(objective, Supervised):  # one product for all of them
+            for at, weight in zip(own, objective.weights(own_rows, sizes[name]), strict=True):
+                weights[at] = weight
+        else:
+            total = total + objective.share(own_rows, sums_R[own], sizes[name])
+    if any(weights):
+        total = total + (sums_R * sums_R.new_tensor(weights)).sum()
     return total
 
 
@@ -185,13 +201,13 @@ def refuse_missing(job: Job, missing: Sequence[str]) -> None:
 
 def scores_of(job: Job, begun: Begun, ran: Ran) -> Scores:
     """What the job's objective tells of the step. Raises `NonFinite` if the loss is not finite."""
-    own = [at for at, row in enumerate(ran.rows) if row.job == job.name]
-    scores = job.objective.scores([ran.rows[at] for at in own], ran.sums_R[own])
+    own, sums = ran.by_job[job.name]
+    scores = job.objective.scores(own, sums)
     added = {name: float(value) for name, value in ran.added.get(job.trainable.adapter or "", {}).items()}
     scores = {**scores, "loss": scores["loss"] + sum(added.values()), **added}
     if not math.isfinite(scores["loss"]):
         rows = begun.rows[job.name]
-        suspects = [ran.rows[at] for at in own if not math.isfinite(float(ran.sums_R[at]))]
+        suspects = [row for row, each in zip(own, sums.tolist(), strict=True) if not math.isfinite(each)]
         raise NonFinite(job, "loss", rows, suspects or rows)
     return scores
 

@@ -36,10 +36,9 @@ class Consistency(Supervised):
         """Count the targets of the first passes."""
         return super().size([row for row in rows if row.view == "adapter"])
 
-    def share(self, rows: Sequence[Row], sums_R: Tensor, size: Size) -> Tensor:
-        """What these rows add to the step's loss."""
-        weights_R = sums_R.new_tensor([self.weight if row.view == "again" else 1.0 for row in rows])
-        return (sums_R * weights_R).sum() / size.targets
+    def weights(self, rows: Sequence[Row], size: Size) -> list[float]:
+        """Second passes have the weight of the divergence."""
+        return [(self.weight if row.view == "again" else 1.0) / size.targets for row in rows]
 
     def scores(self, rows: Sequence[Row], sums_R: Tensor) -> Scores:
         """The loss and, in training, the mean divergence per target."""

@@ -40,9 +40,13 @@ class Supervised:
         """Count the targets of a whole step."""
         return Size(sum(row.targets for row in rows))
 
+    def weights(self, rows: Sequence[Row], size: Size) -> list[float]:
+        """The weight of each row's summed losses in the step's loss. Objectives that have no such weights compute a `share` alone."""
+        return [1 / size.targets] * len(rows)
+
     def share(self, rows: Sequence[Row], sums_R: Tensor, size: Size) -> Tensor:
         """What these rows add to the step's loss. sums_R: the summed target losses of each row."""
-        return sums_R.sum() / size.targets
+        return (sums_R * sums_R.new_tensor(self.weights(rows, size))).sum()
 
     def scores(self, rows: Sequence[Row], sums_R: Tensor) -> Scores:
         """Scores of a whole step, or of all validation data."""

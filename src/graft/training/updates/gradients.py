@@ -35,6 +35,7 @@ from graft.training.step import (
     sums_by_row,
 )
 from graft.training.updates.accumulation import Float32Sums
+from graft.training.updates.bank import by_bank
 from graft.training.updates.rounding import Alone, rounds_stochastically
 
 
@@ -49,33 +50,40 @@ class Gradients:
 
     def prepare(self, forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> dict[str, Gradient]:
         """Forward and backward of the next step of these jobs; a record of each job's gradient, by name."""
-        for job in jobs:
-            job.optimizer.zero_grad(set_to_none=True)
+        _clear(jobs)
         begun = begin(forward, jobs, batcher)
         ran = _accumulate(forward, jobs, batcher, begun)
-        return {job.name: self._finish(job, begun, ran) for job in jobs}
+        banks = by_bank(jobs)
+        norms = {job: norm for bank, own in banks.items() for job, norm in bank.norms(own).items()}
+        found = {job.name: self._finish(job, begun, ran, norms.get(job)) for job in jobs}
+        for bank, own in banks.items():
+            bank.clip([job for job in own if job in norms], norms)
+        return found
 
     def discard(self, jobs: Sequence[Job], loss: Tensor) -> None:
         """Run backward, and drop the gradients."""
         backward(jobs, loss)
-        for job in jobs:
-            job.optimizer.zero_grad(set_to_none=True)
+        _clear(jobs)
 
     def rehearse(self, forward: Forward, job: Job, batcher: Batcher) -> None:
         """Make the gradients, and drop them."""
         self.prepare(forward, [job], batcher)
-        job.optimizer.zero_grad(set_to_none=True)
+        _clear([job])
 
     def update(self, job: Job, gradient: Gradient) -> Outcome:
-        """Take the job's optimiser step on the gradient that is in its parameters."""
+        """Take the job's optimiser step on the gradient that is in its parameters, unless its bank has taken it."""
         lr = float(job.optimizer.param_groups[0]["lr"])
-        if rounds_stochastically(job):
+        if job.bank is not None and job in job.bank.updated:
+            pass
+        elif rounds_stochastically(job):
             alone = Alone(job)
             for parameter in job.params.values():
                 if parameter.grad is not None:
                     alone(parameter)
         else:
             job.optimizer.step()
+            if job.bank is not None:
+                job.bank.hold(job)
         # A fused step does not raise the versions of parameters, by which values kept from before it are known to be stale.
         increment_version(job.params.values())
         return finished(job, gradient, lr)
@@ -84,11 +92,21 @@ class Gradients:
         """Clip the job's gradient to `train.clip`, where that is set; returns the norm from before."""
         return _clip(job, rows)
 
-    def _finish(self, job: Job, begun: Begun, ran: Ran) -> Gradient:
-        """Score the step of a job, refuse what is not finite, and clip where the job lives."""
+    def _finish(self, job: Job, begun: Begun, ran: Ran, norm: float | None) -> Gradient:
+        """Score the step of a job, refuse what is not finite, and clip where the job lives. norm: as its bank has it, which clips later."""
         rows, scores = begun.rows[job.name], scores_of(job, begun, ran)
-        norm = self.clip(job, rows) if job.here else math.nan
+        if norm is None or not math.isfinite(norm):
+            norm = self.clip(job, rows) if job.here else math.nan
         return Gradient(scores, norm, num_tokens(rows), begun.sizes[job.name].targets)
+
+
+def _clear(jobs: Sequence[Job]) -> None:
+    """Drop the gradients of these jobs."""
+    for bank, own in by_bank(jobs).items():
+        bank.clear(own)
+    for job in jobs:
+        if job.bank is None:
+            job.optimizer.zero_grad(set_to_none=True)
 
 
 def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: Begun) -> Ran:
@@ -116,6 +134,8 @@ def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: 
             penalty = job.penalty() if shares.writes(job.name) else None
             if penalty is not None:
                 penalty.backward()
+    for bank, own in by_bank(jobs).items():
+        bank.collect(own)
     shared = [each for job in jobs if job.name not in shares.homes for each in job.params.values()]
     there = [each.grad is not None for each in shared] if shares.group.size > 1 else []
     rows, sums_R, counts = passes.exchange([len(added), *there])
