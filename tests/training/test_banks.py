@@ -12,8 +12,12 @@ from torch import Tensor
 import graft
 from graft.attaching.active import set_trainable
 from graft.ops import low_rank_stack
+from graft.training.banking import arrange
+from graft.training.forward.causal import Forward
+from graft.training.forward.layout import laid_out
 from graft.training.job import Job
-from tests.training.conftest import attach, data, engine_for, job_on, pairs, tiny
+from graft.training.step import Outcome
+from tests.training.conftest import attach, data, engine_for, job_on, pairs, take_step, tiny
 
 LORA = {"kind": "lora", "rank": 2, "sites": "linear"}
 PLUS = {**LORA, "lr_ratio": 4.0, "alpha": 3.0}
@@ -176,3 +180,42 @@ def _by_group(a: Tensor, b: Tensor, ends: list[int]) -> Tensor:
     if b.dim() == 3:
         return torch.cat([a[start:end] @ own for start, end, own in zip(starts, ends, b, strict=True)])
     return torch.stack([a[:, start:end] @ b[start:end] for start, end in zip(starts, ends, strict=True)])
+
+
+KINDS: list[Any] = [
+    {"kind": "lora", "rank": 0}, {"kind": "dora", "rank": 0}, {"kind": "loha", "rank": 0},
+    {"kind": "series", "bottleneck": 0}, {"kind": "parallel", "bottleneck": 0},
+]  # fmt: skip
+
+
+def of_many(number: int) -> Any:
+    """The adapter of one job of many: five kinds, each in eight ranks."""
+    kind = KINDS[number % len(KINDS)]
+    return {key: 1 + number // len(KINDS) % 8 if each == 0 else each for key, each in kind.items()}
+
+
+def stepped(numbers: list[int]) -> tuple[dict[str, Outcome], list[Job]]:
+    """One step of these jobs on one base."""
+    model = tiny(dtype=torch.float64)
+    names = [f"job{number}" for number in numbers]
+    for number, name in zip(numbers, names, strict=True):
+        attach(model, name, of_many(number), seed=number)
+    set_trainable(model, names)
+    jobs = [
+        job_on(model, name, data(2, seed=number, longest=6), batch_size=2, seed=number, lr=1e-3 * (1 + number % 3))
+        for number, name in zip(numbers, names, strict=True)
+    ]
+    arrange(model, jobs)
+    with laid_out(model, "flat"):
+        return take_step(Forward(model), jobs), jobs
+
+
+@pytest.mark.slow
+def test_a_thousand_adapters_of_five_kinds_and_eight_ranks_step_as_alone() -> None:
+    outcomes, jobs = stepped(list(range(1024)))
+    assert sum(job.bank is not None for job in jobs) == 1024 and len({job.bank for job in jobs}) == 40
+    for number in range(0, 1024, 32):
+        wanted, (alone,) = stepped([number])
+        assert outcomes[alone.name].loss == pytest.approx(wanted[alone.name].loss, rel=1e-12)
+        for key, parameter in alone.params.items():
+            assert float((parameter - jobs[number].params[key]).detach().abs().max()) <= 1e-12, (of_many(number), key)
