@@ -53,24 +53,24 @@ def arrange(model: nn.Module, jobs: Sequence[Job], base_dropout: bool = False) -
 def _factors(root: nn.Module, bank: Bank) -> dict[nn.Module, StackedFactors]:
     """The factors at every module at which each job of a bank has a low-rank update and nothing else."""
     found: dict[nn.Module, StackedFactors] = {}
+    own = {job: {id(each) for each in job.params.values()} for job in bank.row_of}
     for _, module in base_modules(root):
         container = module._modules.get(CONTAINER)
         if isinstance(container, AdapterContainer):
-            updates = {job: _update(container, job) for job in bank.row_of}
+            updates = {job: _update(container, job, own[job]) for job in bank.row_of}
             whole = {job: update for job, update in updates.items() if update is not None}
             if len(whole) == len(updates):
                 found[container] = _stacked(bank, whole)
     return found
 
 
-def _update(container: AdapterContainer, job: Job) -> LowRankUpdate | None:
-    """The update of a job at a module, if its factors are parameters: the same in every pass."""
+def _update(container: AdapterContainer, job: Job, own: set[int]) -> LowRankUpdate | None:
+    """The update of a job at a module, if its factors are parameters: the same in every pass. own: the ids of the job's parameters."""
     hosted = container.hooks.adapt.get(job.trainable.adapter or "", ())
     if len(hosted) != 1 or hosted[0].features is not None:
         return None
     # A context without seeds: kinds that draw what a pass runs through have no answer to it.
     update = hosted[0].adapter.low_rank(AdapterContext())
-    own = {id(each) for each in job.params.values()}
     return update if update is not None and {id(update.A), id(update.B)} <= own else None
 
 
