@@ -11,6 +11,7 @@ from torch import Tensor
 
 import graft
 from graft.attaching.active import set_trainable
+from graft.injection.state import state_of
 from graft.ops import low_rank_stack
 from graft.training.banking import arrange
 from graft.training.forward.causal import Forward
@@ -136,6 +137,7 @@ def test_who_fails_or_is_set_aside_moves_nobody_else(alone: Any, tmp_path: Path)
     scheduler = graft.config.scheduling.SchedulerConfig(resident=3)
     engine = engine_for(jobs, model, tmp_path / "run", publisher(ended), token_budget=128, scheduler=scheduler)
     assert engine.run() == "finished" and set(engine.pool.failed) == {"twice"}
+    assert not state_of(model).slots_in_stacks  # a loop of the user's own finds gradients where autograd puts them
     assert_same({name: ended[name] for name in names}, losses_of(engine), alone)
 
 

@@ -50,6 +50,11 @@ def arrange(model: nn.Module, jobs: Sequence[Job], base_dropout: bool = False) -
         state.slots_in_stacks |= {str(job.trainable.adapter): (bank.stack, row) for job, row in bank.row_of.items()}
 
 
+def leave_stacks(model: nn.Module) -> None:
+    """Let every adapter compute by itself again, with gradients that autograd makes. What lies in banks stays there."""
+    state_of(model).slots_in_stacks = {}
+
+
 def _factors(root: nn.Module, bank: Bank) -> dict[nn.Module, StackedFactors]:
     """The factors at every module at which each job of a bank has a low-rank update and nothing else."""
     found: dict[nn.Module, StackedFactors] = {}
@@ -59,7 +64,7 @@ def _factors(root: nn.Module, bank: Bank) -> dict[nn.Module, StackedFactors]:
         if isinstance(container, AdapterContainer):
             updates = {job: _update(container, job, own[job]) for job in bank.row_of}
             whole = {job: update for job, update in updates.items() if update is not None}
-            if len(whole) == len(updates):
+            if len(whole) == len(updates) and len({update.site_index for update in whole.values()}) == 1:
                 found[container] = _stacked(bank, whole)
     return found
 

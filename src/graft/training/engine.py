@@ -27,7 +27,7 @@ from graft.distributed.shares import Shares
 from graft.errors import GraftError
 from graft.runs.commands import CommandQueue
 from graft.runs.folder import RunFolder
-from graft.training.banking import arrange
+from graft.training.banking import arrange, leave_stacks
 from graft.training.batching import Batcher
 from graft.training.commands import BuildJob, Commands
 from graft.training.dry_run import check_memory
@@ -170,6 +170,7 @@ class Engine:
         session.enter_context(laid_out(self.model, self.layout))
         session.enter_context(holding(self.model, settings.activations, settings.base_dropout))
         self._set_modes()
+        session.callback(leave_stacks, self.model)
         # The graph, or the kernels, come last: they are proved on the model as it trains.
         with self.group.agreed():
             if resident and settings.compile:
