@@ -6,12 +6,15 @@ for each (`ops/low_rank_stack.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from graft.architectures.torch_internals import in_function_transform
+from graft.injection.state import State
 from graft.ops.low_rank import Update
 from graft.ops.low_rank_stack import StackedFactors
 from graft.routing.context import ForwardContext
@@ -44,3 +47,13 @@ def stacked_updates(
             updates.append(update)
             done |= block.names
     return updates, done
+
+
+@contextmanager
+def without_stacks(state: State) -> Iterator[None]:
+    """Let every adapter compute by itself in a block of code, with gradients that autograd hands on."""
+    before, state.slots_in_stacks = state.slots_in_stacks, {}
+    try:
+        yield
+    finally:
+        state.slots_in_stacks = before

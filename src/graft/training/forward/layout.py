@@ -17,6 +17,8 @@ from graft.attention import flat_attention
 from graft.data.batches import Layout
 from graft.distributed.group import Group
 from graft.errors import GraftError
+from graft.injection.stacks import without_stacks
+from graft.injection.state import state_of
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.forward.modes import evaluating
@@ -161,10 +163,11 @@ def losses_and_gradients(
     """The loss of each supervised token, and the gradient of their sum for the adapters of these rows in one vector."""
     by_name = {job.name: job for job in jobs}
     trained = [each for name in dict.fromkeys(row.job for row in rows) for each in by_name[name].params.values()]
-    losses = token_losses(forward, rows, batcher)
-    if not losses.requires_grad:
-        refuse_missing(jobs[0], list(jobs[0].params))
-    gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+    with without_stacks(state_of(forward.root)):
+        losses = token_losses(forward, rows, batcher)
+        if not losses.requires_grad:
+            refuse_missing(jobs[0], list(jobs[0].params))
+        gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
     pairs = zip(gradients, trained, strict=True)
     flat = [(torch.zeros_like(each) if grad is None else grad).double().flatten() for grad, each in pairs]
     return losses.detach(), torch.cat(flat)
