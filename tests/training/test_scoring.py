@@ -47,3 +47,12 @@ def test_a_sampler_and_a_trainer_give_every_kind_the_same_log_probabilities(dtyp
         graft.detach(model, "a")
     assert len(set(tried)) > 25
     assert {name: found for name, found in apart.items() if not found <= bound} == {}
+
+
+def test_a_base_without_adapters_is_scored_as_its_own_forward_does() -> None:
+    model, ids = small_model(), torch.tensor([[5, 9, 200, 31, 8]])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0].log_softmax(-1)
+    expected = logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0]
+    (found,) = Scorer(model).logprobs([(ids[0].tolist(), 1)], [None])
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=0)

@@ -45,7 +45,7 @@ def classes_of(
 
 def positions_taken(root: nn.Module, adapter: str) -> int:
     """Return how many positions an adapter takes before the sequence."""
-    state_of(root).adapter(adapter)
+    state_of(root).served(adapter)
     return sum(_positions_taken(module, adapter) for module in root.modules())
 
 

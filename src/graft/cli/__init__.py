@@ -19,9 +19,9 @@ from graft.version import __version__
 _PANELS = {
     "Start": ("quickstart", "init"),
     "Train": ("check", "train", "resume", "jobs", "study", "federate"),
-    "Evaluate and use": ("eval", "compare", "score", "predict", "chat"),
+    "Evaluate and use": ("eval", "compare", "score", "predict", "chat", "serve"),
     "Convert": ("merge", "combine", "import", "export"),
-    "Look up": ("show", "kinds", "env"),
+    "Look up": ("show", "ui", "kinds", "env"),
 }
 """The verbs under the headings of `graft --help`."""
 _LISTS = ("--tasks", "--harness")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from graft.cli.common import AsJson, Changes, Target, print_json, run_config
+from graft.cli.common import AsJson, Changes, print_json, run_config
+from graft.cli.loading import Dtype
 from graft.errors import GraftError, counted
 
 if TYPE_CHECKING:
@@ -24,7 +25,12 @@ SHOWN = 300
 
 
 def command(
-    target: Target,
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN", help="A run folder, or the YAML file of a run. Not with --server.", show_default=False
+        ),
+    ] = None,
     changes: Changes = None,
     against: Annotated[
         list[str] | None,
@@ -41,14 +47,57 @@ def command(
             "--data", help="Folder with the files of the benchmarks of --against. Default: the hub.", show_default=False
         ),
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server", metavar="URL", help="Check a server of OpenAI's API instead of a run.", show_default=False
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", help="With --server: the adapter folder that it should apply.", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="With --server: the adapter's base, unless it lies in a run.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="With --server: the adapter's name there. Default: its folder's name.", show_default=False
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", help="With --server: the bare base's name there.", show_default=False)
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="With --server: file of mode 600 with its token.", show_default=False),
+    ] = None,
+    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a run before training: settings, base, template, data, sites and one measured step.
 
     The step runs on the longest batch, and the adapter is saved and loaded again. The exit code is 2 if there is a problem.
 
+    With --server, check whether a server applies an adapter as Graft does: its log-probabilities of 16 prompts are compared.
+
     Example: graft check run.yaml adapter.rank=32 --against gsm8k
     """
+    of_servers = {"--adapter": adapter, "--base": base, "--model": model, "--base-model": base_model, "--token-file": token_file,
+                  "--dtype": dtype}  # fmt: skip
+    if server is not None:
+        if target is not None or against or data is not None:
+            raise GraftError("--server checks a server, so a run, --against and --data have no effect: leave them out")
+        from graft.cli.check_server import check
+
+        check(server, adapter, base, model, base_model, token_file, dtype, as_json)
+        return
+    if given := [name for name, value in of_servers.items() if value is not None]:
+        raise GraftError(f"{', '.join(given)} has no effect without --server: leave it out")
+    if target is None:
+        raise GraftError("name a run folder or the YAML of a run, or a server with --server URL --adapter DIR")
     if data is not None and not against:
         raise GraftError("--data needs --against, which names the benchmarks to look for: --against gsm8k")
     config = run_config(target, changes)

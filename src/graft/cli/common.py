@@ -60,7 +60,9 @@ def print_json(value: Any) -> None:
     """Print one JSON value on stdout."""
     from graft.utils.files import to_json
 
-    (json_stream.get() or sys.stdout).write(to_json(value, indent=2) + "\n")
+    out = json_stream.get() or sys.stdout
+    out.write(to_json(value, indent=2) + "\n")
+    out.flush()
     json_printed.set(True)
 
 

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Points = list[tuple[int, float]]
-"""(step of the job, loss)"""
+from graft.runs.curves import Points
 
 MARKS = ".ox+*#%@"
 """The signs of the curves, in their order; with more curves they repeat."""
-_LOSSES = ("loss", "validation_loss")
 _FORMATS = (".png", ".svg", ".pdf")
-
-
-def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Points]:
-    """Collect the losses of the lines of metrics.jsonl: name of a curve -> its points. Losses that are not finite are left out."""
-    found: dict[tuple[str, str], Points] = {}
-    for line in metrics:
-        for name in _LOSSES:
-            loss, step = line.get(name), line.get("job_step", line.get("step"))
-            if isinstance(loss, (int, float)) and math.isfinite(loss) and isinstance(step, int):
-                found.setdefault((str(line.get("job", "")), name), []).append((step, float(loss)))
-    several = len({job for job, _ in found}) > 1
-    return {
-        f"{job}: {name}" if several else name: points
-        for (job, raw), points in found.items()
-        for name in [raw.replace("_", " ")]
-    }
 
 
 def draw(curves: Mapping[str, Points], width: int = 64, height: int = 12) -> str:

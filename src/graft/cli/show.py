@@ -81,45 +81,6 @@ def _saved(folder: Path) -> list[Any]:
     return saved_results(folder)
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """Collect what the files of one run say, without importing anything heavy."""
-    from graft.config.document import read_document
-    from graft.errors import GraftError
-    from graft.runs.folder import RunFolder
-
-    run = RunFolder(folder)
-    config, metrics = read_document(run.config_path).data, run.metrics.read()
-    adapter, jobs = config.get("adapter"), config.get("jobs")
-    last: dict[str, Any] = {}
-    by_job: dict[Any, dict[str, Any]] = {}
-    for record in metrics:
-        if not isinstance(record, dict):
-            raise GraftError(f"{run.metrics.path} holds a line that is not a JSON object: {record!r}")
-        last = by_job.setdefault(record.get("job"), {})  # the numbers of two jobs are never mixed
-        last.update(record)
-    return {
-        "run": str(folder),
-        "base": base.get("model") if isinstance(base := config.get("base"), dict) else base,
-        "adapter": f"{len(jobs)} jobs"
-        if jobs
-        else adapter.get("kind") or adapter.get("preset")
-        if isinstance(adapter, dict)
-        else adapter or _method(config),
-        "status": run.read_status(),
-        "last_metrics": last,
-        "adapters": run.adapters(),
-        "checkpoints": run.checkpoints(),
-        "evaluations": sorted(path.parent.name for path in (folder / "eval").glob("*/result.json")),
-    }
-
-
-def _method(config: dict[str, Any]) -> Any:
-    """The method of a run without an adapter, which trained the base."""
-    train = config.get("train")
-    method = train.get("method") if isinstance(train, dict) else None
-    return method.get("kind") if isinstance(method, dict) else method
-
-
 def _runs(folder: Path, as_json: bool) -> None:
     from graft.runs.folder import find_runs
 
@@ -143,6 +104,7 @@ def _runs(folder: Path, as_json: bool) -> None:
 def _summary_or_damage(folder: Path) -> dict[str, Any]:
     """The summary of a run or, of one whose files cannot be read, what is wrong; the other runs are shown all the same."""
     from graft.errors import GraftError
+    from graft.runs.summary import summary
 
     try:
         return summary(folder)
@@ -163,8 +125,10 @@ def _minute(run: dict[str, Any]) -> str:
 
 
 def _one_run(folder: Path, as_json: bool, curve: Path | None) -> None:
-    from graft.cli.curve import draw, loss_curves, save
+    from graft.cli.curve import draw, save
+    from graft.runs.curves import loss_curves
     from graft.runs.folder import RunFolder
+    from graft.runs.summary import summary
 
     run = summary(folder)
     curves = loss_curves(RunFolder(folder).metrics.read())

@@ -45,6 +45,13 @@ def coloured(example: Example, tokenizer: Any, *, marks: bool = False, classes: 
     return shown
 
 
+def pieces(example: Example, tokenizer: Any, classes: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return the text of an example in pieces (text, "read", "learnt" or "worse"), as `coloured` colours them."""
+    text = coloured(example, tokenizer, classes=classes)
+    names = {READ: "read", LEARNT: "learnt", WORSE: "worse"}
+    return [(text.plain[span.start : span.end], names[str(span.style)]) for span in text.spans]
+
+
 def learnt_text(example: Example, tokenizer: Any, classes: Sequence[str] = ()) -> str:
     """Return what an example teaches: its supervised tokens, its decoder's answer, its class or its value."""
     if example.label is not None:

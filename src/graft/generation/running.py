@@ -11,7 +11,7 @@ holds one row at a time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ from graft.generation.sampling import End, Sample, Sampling
 from graft.generation.text_stream import TextStream
 from graft.injection.modes import evaluation_mode
 from graft.injection.state import unwrapped
+
+PROMPTS = 8
+"""Most prompts that are read in one pass."""
 
 
 class RunningBatch:
@@ -136,37 +139,61 @@ class RunningBatch:
 
     def _admit(self) -> list[Sample]:
         """Read the prompts that there is room for and join their rows to the batch. Returns the samples that need no token."""
-        ended: list[Sample] = []
-        while self.waiting and self._has_room(self.waiting[0]):
-            group = self.waiting.popleft()
-            self._start(group)
-            if not group[0].sampling.max_tokens:  # only the prompt is scored
-                for sample in group:
-                    self._finish(sample, "length")
-                self._keep([row for row, each in enumerate(self.samples) if each.end is None])
-                ended += group
+        groups: list[list[Sample]] = []
+        while self.waiting and self._has_room(self.waiting[0], [each for group in groups for each in group]):
+            groups.append(self.waiting.popleft())
+        if not groups:
+            return []
+        for group, prefix, cached in self._read(groups):
+            self._join(group, prefix, cached)
+        ended = [sample for group in groups for sample in group if not sample.sampling.max_tokens]
+        for sample in ended:  # only the prompt is scored
+            self._finish(sample, "length")
+        # Rows of one adapter beside each other are a slice of the batch, and need not be gathered at every layer.
+        left = [row for row, each in enumerate(self.samples) if each.end is None]
+        self._keep(sorted(left, key=lambda row: self.samples[row].request.adapter or ""))
         return ended
 
-    def _has_room(self, group: Sequence[Sample]) -> bool:
-        together = [*self.samples, *group]
+    def _has_room(self, group: Sequence[Sample], joining: Sequence[Sample]) -> bool:
+        together = [*self.samples, *joining, *group]
         longest = max(len(each.request.ids) + self._limits[each] for each in together)
         fits = len(together) <= self.rows and len(together) * longest <= self.token_budget
-        return fits or not self.samples
+        return fits or not (self.samples or joining)
 
-    def _start(self, group: Sequence[Sample]) -> None:
-        """Read a prompt, or take it from the prefix cache, and join one row for each of its samples."""
-        request, sampling = group[0].request, group[0].sampling
-        prefix = self.prefixes.find(request)
-        cached = prefix is not None and not sampling.scores_prompt
-        if prefix is None or not cached:
-            batch = CausalBatch(self.model, [request], self._limits[group[0]])
-            if sampling.scores_prompt:
+    def _read(self, groups: Sequence[list[Sample]]) -> Iterator[tuple[list[Sample], Prefix, bool]]:
+        """Yield the samples of each prompt, the prompt as it was read, and whether the prefix cache had it.
+
+        Prompts of similar lengths are read in one pass. One that is scored has a pass of its own, which makes the logits of all its tokens.
+        """
+        unread: list[list[Sample]] = []
+        for group in groups:
+            request, sampling = group[0].request, group[0].sampling
+            prefix = None if sampling.scores_prompt else self.prefixes.find(request)
+            if prefix is not None:
+                yield group, prefix, True
+            elif sampling.scores_prompt:
+                batch = CausalBatch(self.model, [request], self._limits[group[0]])
                 logits_LV = batch.forward(every=True)[0]
                 scores = prompt_scores(logits_LV, request.ids, sampling.top_prompt_logprobs)
-                prefix = Prefix(batch, logits_LV[-1:], scores)
+                yield group, self._kept(request, Prefix(batch, logits_LV[-1:], scores)), False
             else:
-                prefix = Prefix(batch, batch.forward(), None)
-            self.prefixes.keep(request, prefix)
+                unread.append(group)
+        unread.sort(key=lambda group: len(group[0].request.ids))
+        for start in range(0, len(unread), PROMPTS):
+            some = unread[start : start + PROMPTS]
+            requests = [group[0].request for group in some]
+            batch = CausalBatch(self.model, requests, max(self._limits[group[0]] for group in some))
+            logits_BV = batch.forward()
+            for row, (group, request) in enumerate(zip(some, requests, strict=True)):
+                own = batch.part(torch.tensor([row], device=self.device)) if len(some) > 1 else batch
+                yield group, self._kept(request, Prefix(own, logits_BV[row : row + 1], None)), False
+
+    def _kept(self, request: Request, prefix: Prefix) -> Prefix:
+        self.prefixes.keep(request, prefix)
+        return prefix
+
+    def _join(self, group: Sequence[Sample], prefix: Prefix, cached: bool) -> None:
+        """Join one row for each sample of a prompt to the batch."""
         rows = torch.zeros(len(group), dtype=torch.long, device=self.device)
         joining, logits_BV = prefix.batch.part(rows) if self.shares else prefix.batch, prefix.logits_1V[rows]
         if self._batch is None or self._logits_BV is None:
@@ -175,14 +202,14 @@ class RunningBatch:
             self._batch.join(joining)
             self._logits_BV = torch.cat([self._logits_BV, logits_BV])
         for sample in group:
-            sample.prompt, sample.cached = prefix.scores if sampling.scores_prompt else None, cached
-            seed = sampling.seed + sample.index
+            sample.prompt, sample.cached = prefix.scores if sample.sampling.scores_prompt else None, cached
+            seed = sample.sampling.seed + sample.index
             self._generators.append(torch.Generator(self.device).manual_seed(seed))
             self.samples.append(sample)
 
     def _keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows of the batch."""
-        if len(rows) == len(self.samples):
+        """Go on with these rows of the batch, in this order."""
+        if list(rows) == list(range(len(self.samples))):
             return
         self.samples = [self.samples[row] for row in rows]
         self._generators = [self._generators[row] for row in rows]

@@ -11,7 +11,7 @@ from graft.attaching.saving import save
 from graft.bases import pad_id
 from graft.bases.quantised import quantised
 from graft.config import AnyRun, RunConfig, local_paths
-from graft.data.inspect import LEARNT, coloured, learnt_text
+from graft.data.inspect import LEARNT, coloured, learnt_text, pieces
 from graft.data.samples import Example
 from graft.distributed.group import together
 from graft.errors import GraftError, counted
@@ -225,6 +225,7 @@ def _write_samples(folder: RunFolder, part: JobParts, tokenizer: Any) -> None:
                 "row": example.row,
                 "text": tokenizer.decode(example.input_ids),
                 "trained_on": learnt_text(example, tokenizer, part.data.classes),
+                "pieces": pieces(example, tokenizer, part.data.classes),
                 "tokens": len(example),
                 "targets": example.num_targets,
                 **_second_answer(example, tokenizer),

@@ -16,14 +16,20 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises `GraftError` if the file cannot be read, is no JSON or not a mapping, names a field twice, or holds NaN or infinity.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
+        return parse_object(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise GraftError(f"{path} is not JSON: {error}") from error
+    except TypeError as error:
+        raise GraftError(f"{path} is not a mapping of fields, but {error}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise GraftError(f"{path} cannot be read: {error}") from error
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Return the fields of a JSON text. Raises `ValueError` as `read_object` does, and `TypeError` with the type of what is no mapping."""
+    found = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
     if not isinstance(found, dict):
-        raise GraftError(f"{path} is not a mapping of fields, but {type(found).__name__}")
+        raise TypeError(type(found).__name__)
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from graft.attaching.bare import keep_context
 from graft.data.samples import Example
 from graft.injection.modes import evaluation_mode
 from graft.training.batching import Batcher
@@ -27,6 +28,7 @@ class Scorer:
 
     def __init__(self, model: nn.Module, token_budget: int = 8192) -> None:
         """token_budget: most tokens of a pass, padding counted. Raises `GraftError` for a model without a language-model head."""
+        keep_context(model)  # of a base without adapters
         self.model, self._forward = model, Forward(model)
         padding = getattr(self._forward.root.config.get_text_config(), "pad_token_id", None) or 0
         self._batcher, self._proved = Batcher(token_budget, "padded", padding), False

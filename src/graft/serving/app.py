@@ -1,0 +1,131 @@
+"""The server's application: its routes, its errors, and the engine that lives as long as it does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from graft.errors import GraftError
+from graft.generation.loaded import LoadedModel
+from graft.generation.running import RunningBatch
+from graft.serving.agreement import agreement
+from graft.serving.completions import Completions
+from graft.serving.engine import Engine
+from graft.serving.errors import ApiError, error_response
+from graft.serving.guarding import LOOPBACK, Guard
+from graft.serving.pages.reading import Shelf
+from graft.serving.pages.site import OPEN_PATHS as PAGES_OPEN
+from graft.serving.pages.site import Pages
+from graft.serving.served import Served, check_task
+from graft.version import __version__
+
+OPEN_PATHS = ("/health", *PAGES_OPEN)
+
+
+def make_app(
+    loaded: LoadedModel,
+    *,
+    token: str | None = None,
+    hosts: Sequence[str] = LOOPBACK,
+    rows: int = 64,
+    token_budget: int = 65_536,
+    prefixes: int = 32_768,
+    most: int = 256,
+    runs: Path | None = None,
+) -> FastAPI:
+    """Return the application. rows, token_budget, prefixes: see `RunningBatch`. most: requests that may be open at once. runs: a folder
+    of runs for the pages.
+
+    Raises `GraftError` for a base that writes no text.
+    """
+    check_task(loaded.base)
+    batch = RunningBatch(loaded.base.model, rows=rows, token_budget=token_budget, prefixes=prefixes)
+    apart = agreement(loaded)
+    engine = Engine(batch, loaded.base.tokenizer, most)
+    served = Served(loaded, engine)
+    answering, started = Completions(served, engine), int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            engine.stop()
+
+    app = _application(token, hosts, lifespan)
+    app.state.engine, app.state.served = engine, served
+    Pages(None if runs is None else Shelf(runs), token, list(served.candidates), served.base_label).add_to(app)
+    app.add_api_route("/v1/chat/completions", answering.chat, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/completions", answering.completions, methods=["POST"], response_model=None)
+
+    def shown(name: str) -> dict[str, Any]:
+        candidate = served.candidates[name]
+        about = {"base": served.base_label, "kind": served.kind(name), "digest": candidate.digest}
+        return {"id": name, "object": "model", "created": started, "owned_by": "graft", **about}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [shown(name) for name in served.candidates]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name not in served.candidates:
+            raise ApiError(404, f"the model '{name[:200]}' does not exist here", param="model", code="model_not_found")
+        return shown(name)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        state = {"status": "ok" if engine.is_alive() else "stopped", "version": __version__}
+        return {**state, "logprobs_apart": apart, **engine.load}
+
+    return app
+
+
+def make_pages(runs: Path, *, token: str | None = None, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+    """Return the pages of a folder of runs, without a model. Raises `GraftError` if there is no such folder."""
+    app = _application(token, hosts, None)
+    Pages(Shelf(runs), token).add_to(app)
+    return app
+
+
+def _application(token: str | None, hosts: Sequence[str], lifespan: Any) -> FastAPI:
+    """Return an application with its guard and its errors, and no routes yet."""
+    app = FastAPI(
+        title="Graft", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+    )
+    app.add_middleware(Guard, token=token, hosts=hosts, open_paths=OPEN_PATHS)
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(GraftError, _unusable)
+    app.add_exception_handler(HTTPException, _not_there)
+    app.add_exception_handler(Exception, _failed)
+    return app
+
+
+async def _unusable(_: Request, error: Any) -> Response:
+    return error_response(ApiError(400, str(error)))
+
+
+async def _refused(_: Request, error: Any) -> Response:
+    return error_response(error)
+
+
+async def _not_there(request: Request, error: Any) -> Response:
+    said = (
+        f"there is no {request.method} {request.url.path[:200]} here"
+        if error.status_code in (404, 405)
+        else str(error.detail)
+    )
+    return error_response(ApiError(error.status_code, said))
+
+
+async def _failed(_: Request, error: Exception) -> Response:  # uvicorn logs it
+    return JSONResponse(ApiError(500, "the server failed; its log says how").content, 500)
