@@ -153,7 +153,9 @@ def test_env_tells_versions_cores_and_extras(capsys: pytest.CaptureFixture[str])
     assert torch.cuda.is_available() or facts["kernels"].startswith("torch's own operations")
     source = "".join(path.read_text() for path in Path(graft.__file__).parent.rglob("*.py"))
     asked = set(re.findall(r'(?:require|MissingExtra)\(\s*"?[\w.]+"?, "(\w+)"\)', source))
-    assert asked <= set(facts["extras"]) == {"quant", "gpu", "search", "eval", "report", "track", "vllm"}
+    assert asked <= set(facts["extras"]) == {
+        "quant", "gpu", "search", "eval", "report", "track", "vllm", "federated", "serve",
+    }  # fmt: skip
     assert set(facts["extras"]["report"]) == {"matplotlib"}
     assert torch.__version__ in printed(capsys, "env")
 

@@ -122,7 +122,7 @@ def test_a_dropped_row_and_one_that_is_not_finite_leave_the_others_alone(model: 
     found = [batch.add(each, GREEDY)[0] for each in requests]
     batch.step()
     assert batch._logits_BV is not None
-    batch._logits_BV[1] = float("nan")
+    batch._logits_BV[batch.samples.index(found[1])] = float("nan")
     batch.drop([found[2], found[7]])
     while not batch.idle:
         batch.step()

@@ -81,7 +81,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "pieces": pieces,
             }
         )
-    (root / "broken").mkdir()
+    for part in ("adapters", "checkpoints", "eval"):
+        (root / "broken" / part).mkdir(parents=True)
     (root / "broken" / "config.yaml").write_text("base: [")
     (root / "broken" / "status.json").write_text("{")
     (root / "study").mkdir()
@@ -171,7 +172,7 @@ def test_whoever_signs_in_sees_the_pages_and_acts(guarded: Running, shelf: Path)
             ("start", {"run": "../x", "text": "a: 1"}, "a name has letters"),
             ("start", {"run": "b", "text": "a: 1"}, "is there already"),
             ("submit", {"run": "nothing", "job": "j", "text": ""}, "no folder nothing"),
-            ("fly", {}, "no action fly"),
+            ("fly", {"run": "b"}, "no action fly"),
         ):
             found = client.post(f"/do/{what}", data=form)
             assert found.status_code in (400, 404) and said in found.text, found.text

@@ -71,7 +71,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-USED = ("eval", "gpu", "quant", "report", "search", "track", "vllm")
+USED = ("eval", "federated", "gpu", "quant", "report", "search", "serve", "track", "vllm")
 """The extras that code of this version uses."""
 
 
