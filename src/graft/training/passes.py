@@ -11,6 +11,7 @@ With one process nothing is exchanged, and rows come in the order in which they 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -99,21 +100,27 @@ def _shortest(rows: Sequence[Row]) -> list[Row]:
 
 def sum_gradients(group: Group, parameters: Sequence[nn.Parameter], present: Sequence[bool]) -> None:
     """Sum gradients over ranks, in float32 or wider. present: which parameters have one on any rank; the others keep none."""
-    given = [each for each, there in zip(parameters, present, strict=True) if there]
-    kinds = {(each.device, torch.promote_types(each.dtype, torch.float32)) for each in given}
-    for device, wide in sorted(kinds, key=str):
-        kind = [
-            each for each in given if (each.device, torch.promote_types(each.dtype, torch.float32)) == (device, wide)
-        ]
-        while kind:
-            bucket = [kind.pop(0)]
-            size = bucket[0].numel()
-            while kind and size + kind[0].numel() <= BUCKET:
-                size += kind[0].numel()
-                bucket.append(kind.pop(0))
-            flat = torch.cat([_gradient(each).to(wide).flatten() for each in bucket])
-            for parameter, summed in zip(bucket, group.sum_(flat).split([p.numel() for p in bucket]), strict=True):
-                parameter.grad = summed.view_as(parameter).to(parameter.dtype)
+    for bucket in _buckets([each for each, there in zip(parameters, present, strict=True) if there]):
+        wide = torch.promote_types(bucket[0].dtype, torch.float32)
+        flat = group.sum_(torch.cat([_gradient(each).to(wide).flatten() for each in bucket]))
+        for parameter, summed in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter)
+            parameter.grad.copy_(summed.view_as(parameter))
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters of one device and format together, at most `BUCKET` values unless one alone has more."""
+    filling: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
+    sizes: Counter[tuple[torch.device, torch.dtype]] = Counter()
+    for parameter in parameters:
+        kind = parameter.device, parameter.dtype
+        if kind in filling and sizes[kind] + parameter.numel() > BUCKET:
+            yield filling.pop(kind)
+            sizes[kind] = 0
+        filling.setdefault(kind, []).append(parameter)
+        sizes[kind] += parameter.numel()
+    yield from filling.values()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
