@@ -258,6 +258,7 @@ def test_bad_input_is_refused_on_a_line(federation: dict[str, Any], files: Path,
     with pytest.raises(GraftError) as error:
         federate(given, (), tmp_path / "out")
     assert said in str(error.value), str(error.value)
+    assert (tmp_path / "out").exists() == (case == "diverges")  # else the folder may be named again
 
 
 def test_a_folder_keeps_to_its_federation(federation: dict[str, Any], tmp_path: Path) -> None:

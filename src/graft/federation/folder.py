@@ -55,6 +55,11 @@ def opened(
             if not (out / FEDERATION).exists():
                 write_json_atomic(out / FEDERATION, kept)
             yield federation, store
+        except Exception:
+            if not there and not store.begun:  # a mistake in base or data: the same folder may be named again
+                for name in (FILE, FEDERATION):
+                    (out / name).unlink(missing_ok=True)
+            raise
         finally:
             store.close()
 

@@ -55,6 +55,11 @@ class Store(Storage):
             for name, rows in clients.items():
                 self.execute("insert or replace into clients values (?, ?)", (name, rows))
 
+    @property
+    def begun(self) -> bool:
+        """Whether the state before the first round is noted."""
+        return self.execute("select 1 from states").fetchone() is not None
+
     def state(self) -> tuple[int, Tensors]:
         """The number of the last closed round (0 at first), and the state after it."""
         number, data = self.execute("select round, tensors from states").fetchone()
