@@ -1,6 +1,6 @@
 """How near does `graft check` come to the memory that `graft train` then uses? Five configurations on a random LLaMA of 50M parameters.
 
-    python benchmarks/memory_prediction.py [--shape 640,10,1728,10] [--steps 8] [--batch 16] [--configurations lora,qlora] [--tiny]
+    python benchmarks/memory_prediction.py [--shape 640,10,1728,10] [--steps 8] [--batch 16] [--configurations "lora;qlora"] [--tiny]
 
 Each configuration is checked and trained in processes of its own, on a GPU where there is one, else on the CPU. There, memory is the peak
 of the whole process, and how much of what torch has freed stays in the process depends on glibc's heap. So on a CPU all is measured twice:
@@ -37,6 +37,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--configurations", default=";".join(CONFIGURATIONS), help="separated by semicolons")
+    parser.add_argument("--allocators", default=";".join(ALLOCATORS), help="separated by semicolons")
     parser.add_argument("--add", action="store_true", help="keep what the results file says of other configurations")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
@@ -56,7 +57,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         parameters = write_base(folder, args.shape, rows=4 * args.steps * args.batch)
-        for allocator, variables in ALLOCATORS.items():
+        for allocator in args.allocators.split(";"):
+            variables = ALLOCATORS[allocator]
             found.setdefault(allocator, {})
             for name in args.configurations.split(";"):
                 found[allocator][name] = one = measured(folder, args, name, variables)
