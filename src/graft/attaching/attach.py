@@ -69,7 +69,7 @@ def attach(
     planned = {name: _plan(site_table, state, name, spec) for name, spec in adapters.items()}
     first, configs = not state.adapters, [config for config, _ in planned.values()]
     if first:
-        _refuse_adapted_parts(root)
+        _refuse_adapted_parts(root, state)
     try:
         with explained(root, state, configs, "a trial pass of the base's parts"):
             if first:
@@ -138,9 +138,9 @@ def _plan(
     return config, parts
 
 
-def _refuse_adapted_parts(root: nn.Module) -> None:
+def _refuse_adapted_parts(root: nn.Module, state: State) -> None:
     for _, module in base_modules(root):
-        if "graft_state" in module.__dict__:
+        if module.__dict__.get("graft_state", state) is not state:
             raise GraftError(
                 "a submodule of this model has adapters of its own: detach those first, or attach to that submodule"
             )

@@ -57,6 +57,10 @@ def command(
     runs: Annotated[
         Path | None, typer.Option("--runs", help="Folder of runs that the pages show too.", show_default=False)
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="Folder of the training service; with it, clients can train.", show_default=False),
+    ] = None,
     queue: Annotated[int, typer.Option("--queue", min=1, help="Most open requests; more get status 429.")] = 256,
     template: TemplateName = None,
     device: Device = None,
@@ -93,6 +97,7 @@ def command(
         prefixes=prefix_tokens,
         most=queue,
         runs=runs,
+        state=state,
     )
     names = [each.name for each in loaded.candidates]
     listen(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from graft.errors import GraftError
+from graft.errors import GraftError, require
 from graft.generation.loaded import LoadedModel
 from graft.generation.running import RunningBatch
 from graft.serving.agreement import agreement
@@ -26,6 +26,9 @@ from graft.serving.pages.site import OPEN_PATHS as PAGES_OPEN
 from graft.serving.pages.site import Pages
 from graft.serving.served import Served, check_task
 from graft.version import __version__
+
+if TYPE_CHECKING:
+    from graft.serving.tinker.training import Training
 
 OPEN_PATHS = ("/health", *PAGES_OPEN)
 
@@ -40,9 +43,10 @@ def make_app(
     prefixes: int = 32_768,
     most: int = 256,
     runs: Path | None = None,
+    state: Path | None = None,
 ) -> FastAPI:
     """Return the application. rows, token_budget, prefixes: see `RunningBatch`. most: requests that may be open at once. runs: a folder
-    of runs for the pages.
+    of runs for the pages. state: the folder of a training service; None is no training.
 
     Raises `GraftError` for a base that writes no text.
     """
@@ -52,17 +56,21 @@ def make_app(
     engine = Engine(batch, loaded.base.tokenizer, most)
     served = Served(loaded, engine)
     answering, started = Completions(served, engine), int(time.time())
+    training = None if state is None else _training(loaded, engine, state, token)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         try:
-            yield
+            async with nullcontext() if training is None else training.running():
+                yield
         finally:
             engine.stop()
 
     app = _application(token, hosts, lifespan)
     app.state.engine, app.state.served = engine, served
+    if training is not None:
+        training.add_to(app)
     Pages(None if runs is None else Shelf(runs), token, list(served.candidates), served.base_label).add_to(app)
     app.add_api_route("/v1/chat/completions", answering.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", answering.completions, methods=["POST"], response_model=None)
@@ -88,6 +96,14 @@ def make_app(
         return {**state, "logprobs_apart": apart, **engine.load}
 
     return app
+
+
+def _training(loaded: LoadedModel, engine: Engine, state: Path, token: str | None) -> Training:
+    """Return the training API. Raises `MissingExtra` without protobuf."""
+    require("google.protobuf", "serve")
+    from graft.serving.tinker.training import Training
+
+    return Training(loaded, engine, state, token)
 
 
 def make_pages(runs: Path, *, token: str | None = None, hosts: Sequence[str] = LOOPBACK) -> FastAPI:

@@ -108,17 +108,8 @@ async def body_of(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # what a page of another site cannot send without asking first
         raise ApiError(415, f"the body must be application/json; given: {kind[:60] or 'nothing'}")
-    parts, size = [], 0
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > MOST_BYTES:
-                raise ApiError(413, f"the body has more than {MOST_BYTES:,} bytes")
-            parts.append(part)
-    except ClientDisconnect as error:
-        raise ApiError(499, "the client left") from error
-    try:
-        text = b"".join(parts).decode("utf-8")
+        text = (await bytes_of(request)).decode("utf-8")
         found = parse_object(text)
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
@@ -126,3 +117,17 @@ async def body_of(request: Request) -> dict[str, Any]:
     except (ValueError, TypeError, RecursionError) as error:
         raise ApiError(400, f"the body is not a JSON object: {str(error)[:200]}") from error
     return found
+
+
+async def bytes_of(request: Request, most: int = MOST_BYTES) -> bytes:
+    """Return a request's body. Raises `ApiError` for more bytes than that."""
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise ApiError(413, f"the body has more than {most:,} bytes")
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise ApiError(499, "the client left") from error
+    return b"".join(parts)

@@ -46,6 +46,7 @@ class Scorer:
             for number, ((ids, start), name) in enumerate(zip(sequences, adapters, strict=True))
         ]
         found: list[list[float]] = [[] for _ in rows]
+        keep_context(self.model)
         with torch.no_grad(), evaluation_mode(self.model):
             for part in self._batcher.cut([row for row in rows if row.targets]):
                 batch, context = self._batcher.inputs(part, self._forward.device, seeded=False)

@@ -1,0 +1,164 @@
+"""Runs in the Python of an unmodified client of the Tinker API, and imports nothing of Graft: a script of calls in, its answers out as JSON.
+
+    python client.py URL KEY SCRIPT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import tinker
+from tinker import types
+
+
+def datum(ids, **fields):
+    """A datum of tokens, with its fields as lists, or as (shape, list) for more than one dimension."""
+    kinds = {"target_tokens": "int64"}
+    data = {}
+    for name, given in fields.items():
+        shape, values = given if isinstance(given, tuple) else ([len(given)], given)
+        data[name] = types.TensorData(data=values, dtype=kinds.get(name, "float32"), shape=shape)
+    return types.Datum(model_input=types.ModelInput.from_ints(ids), loss_fn_inputs=data)
+
+
+def shown(output):
+    return {
+        "logprobs": [each["logprobs"].data for each in output.loss_fn_outputs],
+        "shapes": [each["logprobs"].shape for each in output.loss_fn_outputs],
+        "metrics": output.metrics,
+    }
+
+
+def refused(work):
+    try:
+        return ["answered", repr(work())]
+    except Exception as error:
+        return [type(error).__name__, str(getattr(error, "category", "")), str(error)]
+
+
+def every_call(service, asked):
+    """All calls of the protocol's least set, and the listing."""
+    found = {"models": [each.model_name for each in service.get_server_capabilities().supported_models]}
+    base, ids, targets = asked["base"], asked["ids"], asked["targets"]
+    training = service.create_lora_training_client(base, rank=4, seed=7, user_metadata={"why": "test"}).result()
+    info = training.get_info()
+    found["info"] = [info.model_id, info.model_data.model_name, info.is_lora, info.lora_rank]
+    data = [datum(each, target_tokens=its) for each, its in zip(ids, targets)]
+    found["before"] = shown(training.forward(data, "cross_entropy").result())
+    for rate in (1e-2, 1e-3):
+        first = training.forward_backward(data[:1], "cross_entropy")
+        rest = training.forward_backward(data[1:], "cross_entropy")
+        step = training.optim_step(types.AdamParams(learning_rate=rate))
+        found.setdefault("steps", []).append([first.result().metrics, rest.result().metrics, step.result().metrics])
+    found["after"] = shown(training.forward(data, "cross_entropy").result())
+    saved = training.save_state("there").result().path
+    found["saved"] = saved
+    found["again"] = refused(lambda: training.save_state("there").result())
+    found["still"] = shown(training.forward(data, "cross_entropy").result())
+
+    def away(data, logprobs):
+        loss = sum((each * each).sum() for each in logprobs)
+        return loss, {"squares": float(loss)}
+
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        found["custom"] = training.forward_backward_custom(data, away).result().metrics
+    other = service.create_training_client_from_state_with_optimizer(saved).result()
+    found["other"] = shown(other.forward(data, "cross_entropy").result())
+    training.load_state(saved).result()
+    sampler = training.save_weights_and_get_sampling_client().result()
+    prompt = types.ModelInput.from_ints(ids[0])
+    params = types.SamplingParams(max_tokens=5, temperature=1.0, seed=3, stop=[])
+    drawn = sampler.sample(prompt, 2, params, include_prompt_logprobs=True, topk_prompt_logprobs=2).result()
+    found["drawn"] = [[each.tokens, each.logprobs, each.stop_reason] for each in drawn.sequences]
+    found["prompt"], found["top"] = drawn.prompt_logprobs, drawn.topk_prompt_logprobs
+    path = training.save_weights_for_sampler("to-sample").result().path
+    named = service.create_sampling_client(model_path=path).result()
+    found["scored"] = named.compute_logprobs(types.ModelInput.from_ints([*ids[0], *found["drawn"][0][0]])).result()
+    bare = service.create_sampling_client(base_model=base).result()
+    found["bare"] = bare.compute_logprobs(prompt).result()
+    training.forward_backward(data, "cross_entropy").result()
+    training.optim_step(types.AdamParams(learning_rate=0.1)).result()
+    again = sampler.sample(prompt, 2, params).result()
+    found["unmoved"] = [[each.tokens, each.logprobs] for each in again.sequences]
+    rest = tinker.RestClient(base_url=asked["url"], api_key=asked["key"])
+    found["runs"] = [each.training_run_id for each in rest.list_training_runs().result().training_runs]
+    found["checkpoints"] = [each.tinker_path for each in rest.list_checkpoints(info.model_id).result().checkpoints]
+    weights = rest.get_weights_info_by_tinker_path(saved).result()
+    found["weights"] = [weights.base_model, weights.lora_rank, weights.train_mlp]
+    rest.set_checkpoint_ttl_from_tinker_path(path, 1000).result()
+    rest.delete_checkpoint_from_tinker_path(path).result()
+    found["left"] = [each.tinker_path for each in rest.list_checkpoints(info.model_id).result().checkpoints]
+    return found
+
+
+def losses(service, asked):
+    """One pass and one step for each loss."""
+    found = {}
+    for name, (loss, config, rows) in asked["losses"].items():
+        training = service.create_lora_training_client(asked["base"], rank=4, seed=7, user_metadata=asked["labels"]).result()
+        if asked["start"]:
+            training.load_state(asked["start"]).result()
+        data = [datum(ids, **{key: (shape, values) for key, (shape, values) in fields.items()}) for ids, fields in rows]
+        found[name] = shown(training.forward_backward(data, loss, config).result())
+        training.optim_step(types.AdamParams(**asked["adam"])).result()
+        found[name]["saved"] = training.save_state(name).result().path
+    return found
+
+
+def train(service, asked):
+    """Some steps of one adapter."""
+    training = service.create_lora_training_client(
+        asked["base"], rank=asked["rank"], seed=asked["seed"], user_metadata=asked["labels"]
+    ).result()
+    data = [datum(each, target_tokens=its) for each, its in zip(asked["ids"], asked["targets"])]
+    found = []
+    for _ in range(asked["steps"]):
+        passed = training.forward_backward(data, "cross_entropy")
+        training.optim_step(types.AdamParams(learning_rate=1e-2)).result()
+        found.append(passed.result().metrics["loss:sum"])
+    return found
+
+
+def refusals(service, asked):
+    """What is refused, in turn, by one client that goes on."""
+    base, found = asked["base"], {}
+    found["base"] = refused(lambda: service.create_lora_training_client("no/such-base", rank=4).result())
+    found["rank"] = refused(lambda: service.create_lora_training_client(base, rank=0).result())
+    training = service.create_lora_training_client(base, rank=4, seed=7).result()
+    good = datum([5, 6], target_tokens=[6, 7])
+    for name, (data, loss, config) in {
+        "key": ([datum([5, 6], target_tokens=[6, 7], mask=[1.0, 1.0])], "cross_entropy", None),
+        "length": ([datum([5, 6], target_tokens=[6])], "cross_entropy", None),
+        "loss": ([good], "stable_reinforce", None),
+        "setting": ([good], "cross_entropy", {"beta": 1.0}),
+        "token": ([datum([5, 10**6], target_tokens=[6, 7])], "cross_entropy", None),
+        "nan": ([datum([5, 6], target_tokens=[6, 7], weights=[float("nan"), 1.0])], "cross_entropy", None),
+    }.items():
+        found[name] = refused(lambda data=data, loss=loss, config=config: training.forward_backward(data, loss, config).result())
+    found["external"] = refused(lambda: training.save_weights_external("out").result())
+    sampler = training.save_weights_and_get_sampling_client().result()
+    params = types.SamplingParams(max_tokens=2)
+    found["room"] = refused(lambda: sampler.sample(types.ModelInput.from_ints([5] * 1000), 1, params).result())
+    found["after"] = training.forward([good], "cross_entropy").result().metrics
+    return found
+
+
+CALLS = {each.__name__: each for each in (every_call, losses, train, refusals)}
+
+
+def main() -> None:
+    url, key, script = sys.argv[1:]
+    asked = {**json.loads(script), "url": url, "key": key}
+    service = tinker.ServiceClient(base_url=url, api_key=key)
+    found = CALLS[asked["call"]](service, asked)
+    service.close("success")
+    print("\n" + json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
