@@ -70,6 +70,7 @@ def make_app(
     app = _application(token, hosts, lifespan)
     app.state.engine, app.state.served = engine, served
     if training is not None:
+        app.state.training = training
         training.add_to(app)
     Pages(None if runs is None else Shelf(runs), token, list(served.candidates), served.base_label).add_to(app)
     app.add_api_route("/v1/chat/completions", answering.chat, methods=["POST"], response_model=None)

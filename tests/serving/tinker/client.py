@@ -1,6 +1,6 @@
 """Runs in the Python of an unmodified client of the Tinker API, and imports nothing of Graft: a script of calls in, its answers out as JSON.
 
-    python client.py URL KEY SCRIPT
+python client.py URL KEY SCRIPT
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def losses(service, asked):
     """One pass and one step for each loss."""
     found = {}
     for name, (loss, config, rows) in asked["losses"].items():
-        training = service.create_lora_training_client(asked["base"], rank=4, seed=7, user_metadata=asked["labels"]).result()
+        training = service.create_lora_training_client(
+            asked["base"], rank=4, seed=7, user_metadata=asked["labels"]
+        ).result()
         if asked["start"]:
             training.load_state(asked["start"]).result()
         data = [datum(ids, **{key: (shape, values) for key, (shape, values) in fields.items()}) for ids, fields in rows]
@@ -139,7 +141,9 @@ def refusals(service, asked):
         "token": ([datum([5, 10**6], target_tokens=[6, 7])], "cross_entropy", None),
         "nan": ([datum([5, 6], target_tokens=[6, 7], weights=[float("nan"), 1.0])], "cross_entropy", None),
     }.items():
-        found[name] = refused(lambda data=data, loss=loss, config=config: training.forward_backward(data, loss, config).result())
+        found[name] = refused(
+            lambda data=data, loss=loss, config=config: training.forward_backward(data, loss, config).result()
+        )
     found["external"] = refused(lambda: training.save_weights_external("out").result())
     sampler = training.save_weights_and_get_sampling_client().result()
     params = types.SamplingParams(max_tokens=2)

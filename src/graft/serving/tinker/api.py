@@ -22,7 +22,7 @@ from graft.serving.tinker.bodies import SamplerBody, SessionBody, read
 from graft.serving.tinker.drawing import Drawing
 from graft.serving.tinker.listing import Listing
 from graft.serving.tinker.places import model_id, place_of, sampler_id
-from graft.serving.tinker.promises import OtherContent, Promise, Record
+from graft.serving.tinker.promises import OtherContent, Promise, Record, number_of
 from graft.serving.tinker.service import Service
 from graft.serving.tinker.sessions import Sessions
 
@@ -203,14 +203,12 @@ class Api:
 
     async def retrieve_future(self, request: Request) -> Response:
         name = str((await body_of(request)).get("request_id"))
-        text = name.removeprefix("request-")
         try:
-            result = await self.service.result(int(text) if text.isdecimal() and len(text) < 19 else -1)
+            result = await self.service.result(number := number_of(name))
         except KeyError as error:
             raise ApiError(404, f"there is no request {name[:200]!r}") from error
         if result is None:
-            said = {"type": "try_again", "request_id": name, **self.service.state(int(text))}
-            return JSONResponse(said)
+            return JSONResponse({"type": "try_again", "request_id": name, **self.service.state(number)})
         return Response(result.body, media_type=PROTOBUF if result.form == "protobuf" else "application/json")
 
     async def get_info(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,14 @@ class Promise:
     def name(self) -> str:
         """What a client knows it by."""
         return f"request-{self.id}"
+
+
+def number_of(name: str) -> int:
+    """Return the id in a promise's name. Raises `KeyError` for what is no such name."""
+    found = re.fullmatch(r"request-([0-9]{1,18})", name)
+    if found is None:
+        raise KeyError(name)
+    return int(found[1])
 
 
 @dataclass(frozen=True)

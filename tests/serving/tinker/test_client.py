@@ -1,0 +1,136 @@
+"""The unmodified client, in a Python of its own that GRAFT_TINKER_PYTHON names, against a server of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.serving.conftest import TOKEN, Running
+from tests.serving.tinker.conftest import IDS, TARGETS
+
+CLIENT = Path(__file__).with_name("client.py")
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    found = os.environ.get("GRAFT_TINKER_PYTHON", "")
+    if not found:
+        pytest.skip("GRAFT_TINKER_PYTHON names no Python with the client 'tinker'")
+    return found
+
+
+def begin(python: str, url: str, call: str, base: Path, **asked: Any) -> subprocess.Popen[str]:
+    script = {"call": call, "base": str(base), "ids": IDS, "targets": TARGETS, **asked}
+    quiet = {"TINKER_TELEMETRY": "0", "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
+    command = [python, str(CLIENT), url, TOKEN, json.dumps(script)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **quiet}
+    )
+
+
+def answers(process: subprocess.Popen[str]) -> Any:
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def test_every_call(python: str, server: Running, base: Path) -> None:
+    found = answers(begin(python, server.url, "every_call", base))
+    model, name, is_lora, rank = found["info"]
+    assert model.endswith(":train:0") and name == str(base) and is_lora and rank == 4
+    assert str(base) in found["models"]
+    total = [step[0]["loss:sum"] + step[1]["loss:sum"] for step in found["steps"]]
+    assert total[0] == pytest.approx(found["before"]["metrics"]["loss:sum"], abs=1e-4) and total[1] < total[0]
+    assert found["steps"][0][2]["asks"] == 2.0
+    assert found["before"]["shapes"] == [[len(each)] for each in IDS]
+    assert found["after"] == found["still"] == found["other"]
+    assert found["again"][1] == "user" and "already" in found["again"][2]
+    # the prompt's own tokens are its targets, so three roads lead to the same numbers
+    own = found["after"]["logprobs"][0][:-1]
+    np.testing.assert_allclose(found["prompt"][1:], own, atol=1e-4)
+    tokens, logprobs, reason = found["drawn"][0]
+    assert len(tokens) == 5 and reason == "length" and found["drawn"][1][0] != tokens
+    np.testing.assert_allclose(found["scored"][1:], [*own, *logprobs], atol=1e-4)
+    np.testing.assert_allclose(found["bare"][1:], found["before"]["logprobs"][0][:-1], atol=1e-4)
+    assert found["unmoved"] == [each[:2] for each in found["drawn"]]
+    assert all(row is None or row[0][1] >= row[1][1] for row in found["top"])
+    assert found["runs"] == [f"{model.rpartition(':')[0]}:1", model] or model in found["runs"]
+    assert len(found["checkpoints"]) == 2 and found["left"] == [found["saved"]]
+    assert found["weights"] == [str(base), 4, True]
+
+
+def test_refusals_have_the_category_user_and_the_client_goes_on(python: str, server: Running, base: Path) -> None:
+    found = answers(begin(python, server.url, "refusals", base))
+    metrics = found.pop("after")
+    assert metrics["loss:sum"] > 0
+    assert {name: each[1] for name, each in found.items()} == dict.fromkeys(found, "user")
+    assert "mask" in found["key"][2] and "stable_reinforce" in found["loss"][2]
+
+
+KINDS = [(2, None), (16, None), (8, {"graft.adapter": json.dumps({"kind": "ia3"})}), (8, {"graft.adapter": '{"kind": "prefix", "tokens": 3}'})]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_clients_of_unlike_ranks_and_kinds_at_once_equal_each_alone(python: str, server: Running, base: Path) -> None:
+    asked = [{"rank": rank, "seed": 3, "labels": labels, "steps": 6} for rank, labels in KINDS]
+    alone = [answers(begin(python, server.url, "train", base, **each)) for each in asked]
+    processes = [begin(python, server.url, "train", base, **each) for each in asked]
+    together = [answers(each) for each in processes]
+    for first, second in zip(alone, together, strict=True):
+        assert first[-1] < first[0]
+        np.testing.assert_allclose(first, second, rtol=1e-4)
+
+
+@pytest.fixture
+def serving(base: Path, tmp_path: Path) -> Iterator[Any]:
+    """Start `graft serve` on one port and one folder, again and again."""
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start() -> tuple[str, subprocess.Popen[bytes]]:
+        options = ["--state", str(tmp_path / "state"), "--token-file", str(token), "--port", str(port)]
+        command = [sys.executable, "-m", "graft", "serve", str(base), "--device", "cpu", *options]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        while True:
+            assert running[-1].poll() is None
+            with socket.socket() as asking:
+                if asking.connect_ex(("127.0.0.1", port)) == 0:
+                    return f"http://127.0.0.1:{port}", running[-1]
+            time.sleep(0.1)
+
+    yield start
+    running[-1].kill()
+    running[-1].wait()
+
+
+@pytest.mark.slow
+def test_a_client_sees_only_a_pause_when_the_server_is_killed(python: str, serving: Any, base: Path) -> None:
+    asked = {"rank": 4, "seed": 3, "labels": None, "steps": 150}
+    url, server = serving()
+    unbroken = answers(begin(python, url, "train", base, **asked))
+    client = begin(python, url, "train", base, **asked)
+    time.sleep(4.0)  # of which the client's own start takes two
+    for _ in range(3):
+        assert client.poll() is None, "the client had finished before the server was killed"
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+        time.sleep(0.5)
+        url, server = serving()
+        time.sleep(1.0)
+    assert answers(client) == unbroken
