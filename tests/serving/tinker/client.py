@@ -1,4 +1,4 @@
-"""Runs in the Python of an unmodified client of the Tinker API, and imports nothing of Graft: a script of calls in, its answers out as JSON.
+"""Runs in the Python of an unmodified client of the Tinker API, without Graft: a script of calls in, its answers out as JSON.
 
 python client.py URL KEY SCRIPT
 """
@@ -44,7 +44,7 @@ def every_call(service, asked):
     training = service.create_lora_training_client(base, rank=4, seed=7, user_metadata={"why": "test"}).result()
     info = training.get_info()
     found["info"] = [info.model_id, info.model_data.model_name, info.is_lora, info.lora_rank]
-    data = [datum(each, target_tokens=its) for each, its in zip(ids, targets)]
+    data = [datum(each, target_tokens=its) for each, its in zip(ids, targets, strict=True)]
     found["before"] = shown(training.forward(data, "cross_entropy").result())
     for rate in (1e-2, 1e-3):
         first = training.forward_backward(data[:1], "cross_entropy")
@@ -56,17 +56,6 @@ def every_call(service, asked):
     found["saved"] = saved
     found["again"] = refused(lambda: training.save_state("there").result())
     found["still"] = shown(training.forward(data, "cross_entropy").result())
-
-    def away(data, logprobs):
-        loss = sum((each * each).sum() for each in logprobs)
-        return loss, {"squares": float(loss)}
-
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        pass
-    else:
-        found["custom"] = training.forward_backward_custom(data, away).result().metrics
     other = service.create_training_client_from_state_with_optimizer(saved).result()
     found["other"] = shown(other.forward(data, "cross_entropy").result())
     training.load_state(saved).result()
@@ -117,7 +106,7 @@ def train(service, asked):
     training = service.create_lora_training_client(
         asked["base"], rank=asked["rank"], seed=asked["seed"], user_metadata=asked["labels"]
     ).result()
-    data = [datum(each, target_tokens=its) for each, its in zip(asked["ids"], asked["targets"])]
+    data = [datum(each, target_tokens=its) for each, its in zip(asked["ids"], asked["targets"], strict=True)]
     found = []
     for _ in range(asked["steps"]):
         passed = training.forward_backward(data, "cross_entropy")

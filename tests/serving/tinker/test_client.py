@@ -78,7 +78,13 @@ def test_refusals_have_the_category_user_and_the_client_goes_on(python: str, ser
     assert "mask" in found["key"][2] and "stable_reinforce" in found["loss"][2]
 
 
-KINDS = [(2, None), (16, None), (8, {"graft.adapter": json.dumps({"kind": "ia3"})}), (8, {"graft.adapter": '{"kind": "prefix", "tokens": 3}'})]  # fmt: skip
+KINDS = [
+    (2, None),
+    (16, None),
+    (8, {"graft.adapter": '{"kind": "ia3"}'}),
+    (8, {"graft.adapter": '{"kind": "prefix", "tokens": 3}'}),
+]
+"""LoRA's rank, or another kind."""
 
 
 @pytest.mark.slow
@@ -121,7 +127,7 @@ def serving(base: Path, tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_a_client_sees_only_a_pause_when_the_server_is_killed(python: str, serving: Any, base: Path) -> None:
-    asked = {"rank": 4, "seed": 3, "labels": None, "steps": 150}
+    asked = {"rank": 4, "seed": 3, "labels": None, "steps": 100}
     url, server = serving()
     unbroken = answers(begin(python, url, "train", base, **asked))
     client = begin(python, url, "train", base, **asked)

@@ -144,7 +144,8 @@ class Promises(Storage):
         with self.transaction():
             for number, result in results.items():
                 self.execute(
-                    "update promises set form = ?, result = ? where id = ? and form is null",
+                    "update promises set form = ?, result = ?, content = iif(kind = 'sample', null, content) "
+                    "where id = ? and form is null",
                     (result.form, result.body, number),
                 )
             for record in records:
@@ -215,6 +216,8 @@ class Promises(Storage):
         with self.transaction():
             for owner in owners:
                 self.execute(
-                    "update promises set form = ?, result = ?, content = null where owner = ? and form is not null",
+                    "update promises set form = ?, result = ? where owner = ? and form is not null",
                     (result.form, result.body, owner),
                 )
+                # What was in a tick may have to run again until the next snapshot.
+                self.execute("update promises set content = null where owner = ? and tick is null", (owner,))
