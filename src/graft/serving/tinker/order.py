@@ -40,6 +40,11 @@ class Order:
     def __contains__(self, model: str) -> bool:
         return model in self._lines
 
+    @property
+    def models(self) -> list[str]:
+        """The models that have a line."""
+        return list(self._lines)
+
     def put(self, promise: Promise) -> None:
         """Let a promise wait for its turn."""
         self.open(promise.owner)

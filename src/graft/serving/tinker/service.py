@@ -212,14 +212,13 @@ class Service:
 
     async def close(self, session: str, samplers: Sequence[str]) -> None:
         """Close the models of a session after what they do now. What waits for them fails, and its samplers are forgotten."""
-        models = [
-            name for name, each in self.books.model.items() if each["session"] == session and not each.get("closed")
-        ]
         async with self.turn:
+            models = [name for name in self.order.models if name.partition(":")[0] == session]
             for model in models:
                 await self.settle({each.id: OVER for each in self.order.close(model)})
-                content = Result.json(self.books.model[model]).body
-                await self._promise("close", ("close", model), model, 0, content, b"")
+                if model in self.books.model:  # it was made
+                    content = Result.json(self.books.model[model]).body
+                    await self._promise("close", ("close", model), model, 0, content, b"")
         await self.put(*(Record("sampler", name, None) for name in samplers))
         await self.store(lambda store: store.forget([*models, *samplers], OVER))
 
