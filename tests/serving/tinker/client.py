@@ -5,11 +5,13 @@ python client.py URL KEY SCRIPT
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+from typing import Any
 
-import tinker
-from tinker import types
+tinker: Any = importlib.import_module("tinker")
+types: Any = tinker.types
 
 
 def datum(ids, **fields):
@@ -39,7 +41,7 @@ def refused(work):
 
 def every_call(service, asked):
     """All calls of the protocol's least set, and the listing."""
-    found = {"models": [each.model_name for each in service.get_server_capabilities().supported_models]}
+    found: dict[str, Any] = {"models": [each.model_name for each in service.get_server_capabilities().supported_models]}
     base, ids, targets = asked["base"], asked["ids"], asked["targets"]
     training = service.create_lora_training_client(base, rank=4, seed=7, user_metadata={"why": "test"}).result()
     info = training.get_info()

@@ -83,7 +83,7 @@ class Reference:
         }
 
     def logprobs(self, ids: list[int], targets: list[Any]) -> Tensor:
-        weights = dict(self.model.named_parameters())
+        weights: dict[str, Tensor] = dict(self.model.named_parameters())
         for key in {each.rpartition(".linear.")[0] for each in self.tensors}:
             down, up = self.tensors[f"{key}.linear.A"], self.tensors[f"{key}.linear.B"]
             weights[f"{key}.weight"] = weights[f"{key}.weight"].detach() + ALPHA / RANK * up @ down
@@ -141,7 +141,7 @@ def test_losses_and_gradients(server: Running, moved: tuple[Wire, str], base: Pa
     wire.models += 1
     promise = wire.post("load_weights", session_id=session, model_seq_id=number, path=start, optimizer=False)
     model = wire.wait(promise)["model_id"]
-    logprobs, metrics = wire.wait(wire.pass_over(model, 1, rows, loss, **config))
+    logprobs, metrics = wire.wait(wire.pass_over(model, 1, rows, loss, False, **config))
     for own, its in zip(expected, logprobs, strict=True):
         assert tuple(own.shape) == its.shape
         np.testing.assert_allclose(its, own.numpy(), atol=5e-5)

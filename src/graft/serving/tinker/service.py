@@ -68,6 +68,7 @@ class Service:
         self.turn = asyncio.Lock()
         """Held while a tick runs, and by whoever changes what a tick may read."""
         self._known_as = known_as
+        self._promises: Promises
         self._writer = ThreadPoolExecutor(1, "graft-store")
         self._open: dict[int, _Waiting] = {}
         self._wake = asyncio.Event()
