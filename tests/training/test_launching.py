@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from graft.cli import main
+
 JOBS = """
 base: {model: base, dtype: DTYPE}
 data: {train: data.json, template: alpaca, validation: 4}
@@ -133,6 +135,40 @@ def test_a_process_that_is_killed_comes_back_and_the_run_goes_on(world: Path) ->
     said = process.communicate(timeout=180)[1]
     assert process.returncode == 0, said
     assert losses(folder / "killed") == wanted
+
+
+def test_what_is_started_again_goes_on_with_its_own_run_alone(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place(world))
+    command = ["train", "jobs.yaml", "--out", "again", "train.steps=1", "jobs.deep.train.steps=1"]
+
+    def ended(*more: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            main([*command, *more])
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    assert ended()[0] == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    code, said = ended()
+    assert code == 0 and "nothing to resume" in said
+    code, said = ended("train.lr=1e-2")
+    assert code == 2 and "already holds a run" in said
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_ends_as_in_one_process(world: Path) -> None:
+    command = [sys.executable, "-m", "graft", "train", "jobs.yaml", "--out", "stopped", "--processes", "2", "--restarts", "1"]  # fmt: skip
+    process = subprocess.Popen(
+        [*command, "train.steps=4000"], cwd=place(world), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics, until = world / "stopped" / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < until and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=180)[1]
+    assert process.returncode == 130 and "Traceback" not in said, said
+    assert json.loads((world / "stopped" / "status.json").read_text())["state"] == "stopped"
 
 
 def _ranks(parent: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from graft.cli.common import STOPPED
 from graft.errors import GraftError
 from graft.utils import launched
 
@@ -44,20 +45,23 @@ def launch(processes: int | None, restarts: int = 0) -> None:
         raise GraftError(
             f"--processes is {processes}, but this machine has {torch.cuda.device_count()} GPUs: start fewer"
         )
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    # Ctrl-C reaches the processes themselves, which save and end; here it is only waited for.
-    signal.signal(signal.SIGINT, lambda *_: None)
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=restarts, monitor_interval=0.1,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=str(os.getpid()),
     )  # fmt: skip
+    # torch passes these on to the processes, which save and end. Where SIGHUP is ignored (nohup), it stays so.
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    config.signals_to_handle = "SIGTERM,SIGINT" if ignored else "SIGTERM,SIGINT,SIGHUP"
     try:
         elastic_launch(config, sys.executable)("-m", "graft", *sys.argv[1:])
+    except SignalException:
+        raise typer.Exit(STOPPED) from None
     except ChildFailedError as error:
         raise typer.Exit(_code(error)) from None
     raise typer.Exit(0)

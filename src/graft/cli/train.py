@@ -43,11 +43,13 @@ def command(
             config = run_config(target, changes)
         from graft.evaluation.while_training import judge
         from graft.runs.contents import is_run
+        from graft.runs.folder import RunFolder
         from graft.training import resume, train
 
         folder = out or Path("runs") / target.stem
-        # A launcher that starts lost processes again repeats the command: the run goes on.
-        if launched.restarts() and is_run(folder):
+        # A launcher that starts lost processes again repeats the command: its run goes on, and no other that is in the folder.
+        begun = launched.restarts() and is_run(folder) and RunFolder(folder).configured().model_dump(mode="json")
+        if begun and begun == config.model_dump(mode="json"):
             done = resume(folder, force=force, judge=judge)
         else:
             done = train(config, folder, overwrite=overwrite, force=force, judge=judge)
