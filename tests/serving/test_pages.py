@@ -119,6 +119,7 @@ def page(running: Running, path: str, status: int = 200, **options: Any) -> str:
 def test_runs_studies_and_damage_are_listed(pages: Running) -> None:
     text = page(pages, "/")
     assert 'href="/run/a%20run"' in text and "damaged" in text and "killed" in text and "/study/study" in text
+    assert "Compare the chosen" in text  # there where a run was evaluated
     assert "the ranking" in page(pages, "/study/study") and "No run has been evaluated yet" in page(pages, "/compare")
 
 

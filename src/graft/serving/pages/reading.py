@@ -53,6 +53,7 @@ class Shelf:
 
     def _line(self, path: Path) -> dict[str, Any]:
         line: dict[str, Any] = {"name": self.name_of(path), "state": "damaged", "updated": "", "error": None}
+        line["evaluated"] = False
         try:
             found = summary(path)
         except DAMAGED as error:
