@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from graft.architectures.transformers_internals import model_file_function
 from graft.attention.alibi import Alibi
+from graft.attention.parts import attend_in_parts
 from graft.attention.relative import with_columns
 from graft.attention.varlen import by_varlen, serves
 from graft.attention.virtual import VirtualTokens, virtual_tokens
@@ -99,6 +100,8 @@ def attend(
     """
     state: State = module.__dict__["graft_state"]
     context = current_context(module)
+    if context.parts is not None:
+        return attend_in_parts(attend, module, backend, query, key, value, mask, alibi=alibi, **kwargs)
     _cache_kv(module, state, context, key, value)
     output, weights = _with_virtual_tokens(module, backend, query, key, value, mask, alibi, own, kwargs)
     container: Any = module._modules.get("graft")

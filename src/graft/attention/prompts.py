@@ -1,11 +1,11 @@
 """Soft prompts of causal models: virtual tokens before the sequence, which run through the model once per forward pass, not once per row.
 
 They come first and see only one another, so their keys and values in every layer do not depend on the sequence. The module that owns the
-blocks first runs on the prompt alone, under the same adapter, so that the other parts of a stack act on it too. Each attention module keeps
-the prompt's keys and values, and then the rows of the adapter get them like a prefix (`virtual.py`), with positions that start after them.
-Padding on either side, padding-free batches, mixed rows, caches and beams therefore work as they do without a prompt. Gradients reach the
-prompt through the kept tensors. In inference the tensors serve later passes too, until a weight changes, so that decoding a token does not
-run the prompt again.
+blocks puts the prompt before the batch as one more row of its adapter (`segments.py`), so that the other parts of a stack act on it too.
+The rows of the adapter get its keys and values like a prefix (`virtual.py`), with positions that start after it. Padding on either side,
+padding-free batches, mixed rows, caches and beams therefore work as they do without a prompt. In inference the tensors serve later passes
+too, until a weight changes, so that decoding a token does not run the prompt again. A pass that fills a cache cannot have rows that are not
+the caller's: there the prompt runs alone, before the batch.
 
 In models with bidirectional attention the prompt is put before the sequence for real (`prepending.py`).
 
@@ -29,6 +29,7 @@ from graft.architectures.sites import SiteTable
 from graft.attention.install import ShiftsPositions, can_call, install, shift_positions
 from graft.attention.leading import LeadsWithPrompts, masks_padding
 from graft.attention.prepending import PrependsPrompts, SeesLongerEncoder
+from graft.attention.segments import Led, led
 from graft.attention.virtual import CachedPrompt
 from graft.errors import GraftError
 from graft.injection.arguments import cached_tokens, given_to
@@ -49,7 +50,7 @@ KEY = "cached_kv"
 
 
 class CachesPrompts:
-    """Mixin for the module that owns the blocks: runs the prompts of the adapters in use before the batch."""
+    """Mixin for the module that owns the blocks: runs the prompts of the adapters in use, as rows of the batch or before it."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         container, state = self._modules["graft"], self.__dict__["graft_state"]
@@ -63,29 +64,53 @@ class CachesPrompts:
             state.reached.add(id(container))
         if company := self.__dict__["graft_company"]:
             _refuse_other_frequencies(self, company, names, given_to(self, args, kwargs))
+        known = {name: self._kept(container, state, name) for name in names}
+        if any(each is None for each in known.values()):
+            prompts = {name: container.hooks.prompts[name] for name in names}
+            if (found := led(self, prompts, context, given_to(self, args, kwargs))) is not None:
+                return self._run_led(container, state, found, names)
         cached_kv: PromptCache = {}
-        for name in names:
-            cached_kv |= self._cached(container, state, name, context)
+        for name, kept in known.items():
+            cached_kv |= self._run_alone(container, state, name, context) if kept is None else kept
         with state.carrying(replace(context, cached_kv=cached_kv)):
             return super().forward(*args, **kwargs)  # pyright: ignore
 
-    def _cached(
-        self: Any, container: AdapterContainer, state: State, name: str, context: ForwardContext
-    ) -> PromptCache:
-        """Return the keys and values of one adapter's prompt: from an earlier pass if no weight trains or changed and no dropout acts."""
+    def _kept(self: Any, container: AdapterContainer, state: State, name: str) -> PromptCache | None:
+        """Return the keys and values of a prompt from an earlier pass, if no weight trains or changed and no dropout acts."""
+        weights, versions = self._weights(container, name)
+        kept = state.prompt_caches.get(name)
+        if versions is None:
+            state.prompt_caches.pop(name, None)  # torch's fused optimisers change weights but not their versions
+        return kept[2] if kept is not None and versions is not None and kept[1] == versions else None
+
+    def _weights(self: Any, container: AdapterContainer, name: str) -> tuple[list[Tensor], Any]:
+        """Return the weights that a prompt's keys and values come from, and their versions; None where nothing may be kept."""
         weights = [*self.parameters(), *(p for each in container.hooks.prompts[name] for p in each.parameters())]
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in weights)
-        if learns or self.training:
-            state.prompt_caches.pop(name, None)  # torch's fused optimisers change weights but not their versions
+        return weights, None if learns or self.training else _versions(weights)
+
+    def _keep(self: Any, container: AdapterContainer, state: State, name: str, cache: PromptCache) -> None:
+        weights, versions = self._weights(container, name)
+        if versions is not None and not any(each.is_inference() for pair in cache.values() for each in pair):
+            state.prompt_caches[name] = weights, versions, cache
+
+    def _run_led(self: Any, container: AdapterContainer, state: State, batch: Led, names: Sequence[str]) -> Any:
+        """Run a batch with its prompts as rows."""
+        with state.carrying(batch.context):
+            output = super().forward(**batch.given)  # pyright: ignore
+        if len(names) == 1 and batch.computed:
+            self._keep(container, state, names[0], batch.computed)
+        return batch.cut(output)
+
+    def _run_alone(
+        self: Any, container: AdapterContainer, state: State, name: str, context: ForwardContext
+    ) -> PromptCache:
+        """Run one adapter's prompt before the batch."""
+        if self._weights(container, name)[1] is None:
             return self._run_prompt(container, state, name, context)
-        versions = _versions(weights)
-        kept = state.prompt_caches.get(name)
-        if kept is not None and versions is not None and kept[1] == versions:
-            return kept[2]
         with torch.inference_mode(False), torch.no_grad():  # inference tensors could not serve a later pass that trains
             cache = self._run_prompt(container, state, name, context)
-        if versions is not None:
-            state.prompt_caches[name] = weights, versions, cache
+        self._keep(container, state, name, cache)
         return cache
 
     def _run_prompt(

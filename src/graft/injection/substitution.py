@@ -53,7 +53,7 @@ class KeepsContext:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and self.gradient_checkpointing and self.training:  # pyright: ignore
             context = self.__dict__["graft_state"].current
-            if context.cached_kv is not None or context.cache_to_fill is not None:
+            if any(each is not None for each in (context.cached_kv, context.cache_to_fill, context.parts)):
                 _refuse_reentrant(self)
             kwargs["graft_context"] = context
         return super().__call__(*args, **kwargs)  # pyright: ignore

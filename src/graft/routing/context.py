@@ -182,6 +182,8 @@ class ForwardContext:
     """The keys and values that the model computed in this pass for virtual tokens in the embedding."""
     cache_to_fill: PromptCache | None = None
     """Set while virtual tokens alone run through the model: attention stores their keys and values here."""
+    parts: tuple[ForwardContext, ForwardContext] | None = None
+    """Set where the first rows are virtual tokens: the contexts of these rows and of the others, for attention."""
     _groups: dict[Any, Any] = field(default_factory=dict, repr=False)
     """The results of `groups`, and of `stacked.blocks_of`, by the batch's size and its device."""
 
