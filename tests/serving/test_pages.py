@@ -119,7 +119,7 @@ def page(running: Running, path: str, status: int = 200, **options: Any) -> str:
 def test_runs_studies_and_damage_are_listed(pages: Running) -> None:
     text = page(pages, "/")
     assert 'href="/run/a%20run"' in text and "damaged" in text and "killed" in text and "/study/study" in text
-    assert "Compare the chosen" in text  # there where a run was evaluated
+    assert "Compare the chosen" not in text  # none has been evaluated
     assert "the ranking" in page(pages, "/study/study") and "No run has been evaluated yet" in page(pages, "/compare")
 
 
@@ -210,6 +210,7 @@ def test_a_server_shows_the_chat_and_its_load(running: Running) -> None:
 def test_evaluations_are_compared_with_intervals(shelf: Path, pages: Running) -> None:
     for name, right in (("c", "111100"), ("d", "111111"), ("e", "100000")):
         RunFolder(evaluation(shelf / name, right)).status({"state": "finished"})
+    assert "Compare the chosen" in page(pages, "/")
     text = page(pages, "/compare", params={"run": ["c", "d"]})
     assert "0.3333" in text and " to " in text
     assert "66.7%" in page(pages, "/run/c") and "p (Holm)" in page(pages, "/compare", params={"run": ["c", "d", "e"]})
