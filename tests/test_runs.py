@@ -82,6 +82,16 @@ def test_overwrite_deletes_nothing_else(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
+    "file, said",
+    [("federation.sqlite", "holds a federation, which goes on with graft federate"), ("study.sqlite", "holds a study")],
+)
+def test_what_a_folder_holds_instead_of_a_run_is_said(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / file).touch()
+    with pytest.raises(GraftError, match=said):
+        RunFolder(tmp_path).existing()
+
+
+@pytest.mark.parametrize(
     "files",
     [
         {"config.yaml": "hello: 1", "thesis.tex": "years"},

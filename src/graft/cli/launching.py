@@ -28,9 +28,11 @@ Restarts = Annotated[
     typer.Option(
         "--restarts",
         min=0,
-        help="With --processes: how often to start them again after one was lost; the run then resumes.",
+        help="With --processes: how often to start them again after one was lost or failed; the run then resumes.",
     ),
 ]
+SAVING = 600
+"""Seconds that processes have to finish their step and save after a signal."""
 
 
 def launch(processes: int | None, restarts: int = 0) -> None:
@@ -49,7 +51,8 @@ def launch(processes: int | None, restarts: int = 0) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=restarts, monitor_interval=0.1,
@@ -58,6 +61,8 @@ def launch(processes: int | None, restarts: int = 0) -> None:
     # torch passes these on to the processes, which save and end. Where SIGHUP is ignored (nohup), it stays so.
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     config.signals_to_handle = "SIGTERM,SIGINT" if ignored else "SIGTERM,SIGINT,SIGHUP"
+    if hasattr(config, "shutdown_timeout"):  # older releases of torch give them 30 seconds
+        config.shutdown_timeout = SAVING
     try:
         elastic_launch(config, sys.executable)("-m", "graft", *sys.argv[1:])
     except SignalException:

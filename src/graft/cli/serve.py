@@ -46,7 +46,12 @@ def command(
     allow_host: AllowHosts = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Most answers that are generated at once.")] = 64,
     token_budget: Annotated[
-        int, typer.Option("--token-budget", min=1, help="Most tokens that the KV cache has room for, padding counted.")
+        int,
+        typer.Option(
+            "--token-budget",
+            min=1,
+            help="Most tokens of the KV cache, padding counted. A request that needs more runs alone.",
+        ),
     ] = 65_536,
     prefix_tokens: Annotated[
         int,

@@ -28,6 +28,13 @@ from graft.utils.jsonl import JsonLines, read_json
 if TYPE_CHECKING:
     from graft.config import AnyRun, EvalConfig, RunConfig
 
+OTHERS = {
+    "federation.sqlite": "it holds a federation, which goes on with graft federate FILE --out FOLDER --resume; what it trained is under "
+    "adapters/ or model/",
+    "study.sqlite": "it holds a study, which goes on with graft study FILE --out FOLDER --resume; its trials are runs under packs/",
+}
+"""What a folder may hold instead of a run, by the file that shows it."""
+
 
 class RunFolder:
     """The folder of one run. Constructing the object touches no file; `claim` makes the folder, and `create` makes it a run's.
@@ -114,15 +121,15 @@ class RunFolder:
     def existing(self) -> RunFolder:
         """Return this folder if it holds a run. Raises `GraftError`, saying what is there, if it does not."""
         if not self.config_path.is_file():
-            found = (
-                "it holds no config.yaml"
-                if self.path.is_dir()
-                else "it is a file"
-                if self.path.exists()
-                else "there is no such folder"
-            )
-            raise GraftError(f"{self.path} is not a run folder: {found}")
+            raise GraftError(f"{self.path} is not a run folder: {self._found()}")
         return self
+
+    def _found(self) -> str:
+        """What is there instead of a run."""
+        if not self.path.is_dir():
+            return "it is a file" if self.path.exists() else "there is no such folder"
+        other = next((said for file, said in OTHERS.items() if (self.path / file).is_file()), None)
+        return other or "it holds no config.yaml"
 
     def claim(self, force: bool = False) -> AbstractContextManager[None]:
         """Let nobody else train in this folder during a block of code (`graft.runs.claim`). force: for where locks say nothing."""
