@@ -215,7 +215,8 @@ def stepped(numbers: list[int]) -> tuple[dict[str, Outcome], list[Job]]:
 @pytest.mark.slow
 def test_a_thousand_adapters_of_five_kinds_and_eight_ranks_step_as_alone() -> None:
     outcomes, jobs = stepped(list(range(1024)))
-    assert sum(job.bank is not None for job in jobs) == 1024 and len({job.bank for job in jobs}) == 40
+    assert None not in {job.bank for job in jobs}
+    assert len({job.bank for job in jobs}) == 32  # series and parallel have the same shapes, so they lie together
     for number in range(0, 1024, 32):
         wanted, (alone,) = stepped([number])
         assert outcomes[alone.name].loss == pytest.approx(wanted[alone.name].loss, rel=1e-12)
