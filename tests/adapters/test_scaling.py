@@ -230,3 +230,12 @@ def test_the_site_language_leaves_out_what_a_question_mark_follows() -> None:
     assert {name.split(".")[-3] for name, _ in graft.parameters(model, "a")} == {"q_proj"}
     with pytest.raises(graft.GraftError, match="this model has none of the sites 'cross.q[?]'"):
         graft.attach(base("llama"), {"a": graft.LoRA(rank=1, sites="cross.q?")})
+
+
+def test_an_adapter_without_the_usual_input_site_loads_again(tmp_path: Path) -> None:
+    model, other = base("llama"), base("llama")
+    graft.attach(model, {"a": graft.IA3(sites="attn.k attn.v")})
+    graft.load(other, graft.save(model, "a", tmp_path / "a"))
+    assert graft.names(other) == ("a",)
+    with pytest.raises(graft.GraftError, match="'mlp.up' matches none"):
+        graft.attach(base("llama"), {"a": graft.IA3(sites="attn.k", inputs=("mlp.up",))})

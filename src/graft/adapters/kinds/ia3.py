@@ -33,7 +33,9 @@ class IA3(AdapterConfig):
         return True
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
-        for pattern in self.inputs if "inputs" in self.model_fields_set else ():
+        # The default names a site that need not be there. It may have been written out, as a run folder does, so its value decides.
+        given = self.inputs if self.inputs != type(self).model_fields["inputs"].default else ()
+        for pattern in given:
             if not any(matches(pattern, site) for site in sites):
                 names = ", ".join(dict.fromkeys(site.name for site in sites))
                 raise GraftError(
