@@ -82,7 +82,7 @@ def test_what_is_multiplied_lies_as_the_kernel_asks(monkeypatch: Any, flat: bool
         return F.grouped_mm(a, b, offs=ends)
 
     monkeypatch.setattr(grouped, "has_kernel", lambda x: True)
-    monkeypatch.setattr(grouped, "_grouped_product", product)
+    monkeypatch.setattr(grouped, "grouped_product", product)
     given = terms(flat, 0.0, gap)
     x, h = (tensor.detach().bfloat16() for tensor in inputs(given, gap))
     if alignment == "odd address":
