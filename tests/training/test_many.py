@@ -326,9 +326,9 @@ def test_every_job_ends_at_its_own_best_validation_however_the_run_counts_its_st
     )
     validate = engine._validate
 
-    def watched(job: Job) -> bool:
+    def watched(job: Job, *scored: Any) -> bool:
         seen[job.name, job.step] = {key: parameter.detach().clone() for key, parameter in job.params.items()}
-        return validate(job)
+        return validate(job, *scored)
 
     engine._validate = watched  # type: ignore[method-assign]
     engine.run()

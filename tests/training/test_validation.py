@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from graft.training import engine as engine_module
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import laid_out
+from graft.training.forward.modes import set_training
 from graft.training.validation import validation_scores
 from tests.training.conftest import LORA, attach, batcher, data, events, fresh, job_on, tiny
 
@@ -28,7 +29,7 @@ def test_validation_loss_weighs_tokens_and_ignores_dropout_and_batching() -> Non
         with torch.no_grad():
             each = engine_forward.losses(*batcher().inputs([row], engine_forward.device, seeded=False))
         summed, count = summed + float(each.sum()), count + len(each)
-    engine_module.set_training(model, ["a"])
+    set_training(model, ["a"])
     ways: list[tuple[Any, int]] = [("flat", 4096), ("flat", 1), ("padded", 50)]
     for layout, budget in ways:
         with laid_out(model, layout):
