@@ -230,9 +230,11 @@ def _meet() -> Group:
         torch.cuda.set_device(launched.local_rank())
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT))))
+        # A launcher that starts lost processes again keeps its store, with the addresses of those that are gone.
+        store = PrefixStore(f"graft/{launched.restarts()}", store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if with_gpu else "gloo",
-            store=PrefixStore("graft", store),
+            store=PrefixStore("group", store),
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=TIMEOUT),
@@ -241,4 +243,4 @@ def _meet() -> Group:
         at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GraftError(f"the processes of this run cannot meet at {at}: {said}") from error
-    return Group(rank, size, PrefixStore("graft-alive", store))
+    return Group(rank, size, PrefixStore("alive", store))

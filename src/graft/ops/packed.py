@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from graft.architectures.eight_bit import is_eight_bit, scales_of
@@ -55,7 +56,11 @@ def dequantised(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor |
     It is made anew at each call, since keeping it would cost what quantising saved. None if the layer cannot be dequantised.
     """
     found = packed_weight(module)
-    return None if found is None else found.dense(found.stored.detach(), dtype or found.dtype)
+    if found is None:
+        return None
+    stored = found.stored.detach()
+    whole = stored.full_tensor() if isinstance(stored, DTensor) else stored  # a base in parts, read between passes
+    return found.dense(whole, dtype or found.dtype)
 
 
 def _four_bits(module: nn.Module) -> PackedWeight | None:
