@@ -50,18 +50,22 @@ FIELDS = [f"{section}.{name}" for section, model in SECTIONS.items() for name in
 FIELDS += sorted({f"method.{name}" for model in METHODS.values() for name in model.model_fields})
 
 
-def _reads() -> set[tuple[str, str]]:
-    """(expression, attribute) of every attribute that is read, but for the rooms with configurations of their own."""
-    found = set()
+def _reads() -> dict[str, set[tuple[str, str]]]:
+    """Room -> (expression, attribute) of every attribute that is read in it."""
+    found: dict[str, set[tuple[str, str]]] = {}
     for path in PACKAGE.rglob("*.py"):
-        if path.relative_to(PACKAGE).parts[0] not in ("config", "adapters", "attention"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                    found.add((ast.unparse(node.value), node.attr))
+        own = found.setdefault(path.relative_to(PACKAGE).parts[0], set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                own.add((ast.unparse(node.value), node.attr))
     return found
 
 
-READS = _reads()
+BY_ROOM = _reads()
+OWN = ("config", "adapters", "attention")
+"""Rooms with configurations of their own."""
+READS = {each for room, reads in BY_ROOM.items() if room not in OWN for each in reads}
+OF_ADAPTERS = {(owner.split(".")[-1], name) for reads in BY_ROOM.values() for owner, name in reads}
 
 
 def _is_read(field: str) -> bool:
@@ -82,12 +86,7 @@ def test_the_list_of_fields_being_built_is_current() -> None:
 
 @pytest.mark.parametrize("kind", sorted(graft.kinds()))
 def test_every_field_of_an_adapter_kind_is_read(kind: str) -> None:
-    reads = set()
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                reads.add((ast.unparse(node.value).split(".")[-1], node.attr))
     for field in graft.kinds()[kind].model_fields:
-        assert field == "kind" or ("self", field) in reads or ("config", field) in reads, (
+        assert field == "kind" or ("self", field) in OF_ADAPTERS or ("config", field) in OF_ADAPTERS, (
             f"nothing reads {kind}.{field}"
         )
