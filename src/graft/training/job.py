@@ -25,7 +25,7 @@ from graft.data.datasets import TokenDataset
 from graft.data.samples import Example
 from graft.errors import GraftError
 from graft.training.objectives import Objective, Supervised, objective_of
-from graft.training.rows import Row, View
+from graft.training.rows import Row, View, row_seed
 from graft.training.trainable import Trainable, trainable_of
 from graft.training.updates.optimizers import build_optimizer, state_bytes, update_bytes, weight_bytes
 from graft.training.updates.schedules import build_schedule, restart_schedule, restore_schedule, schedule_state
@@ -180,9 +180,7 @@ class Job:
 
     def seed_of(self, position: int, part: int = 0, view: View = "adapter") -> int:
         """Dropout seed (63 bits) of the next step for the sample at a position and, of a pair, for one side (see `Row.part`)."""
-        key = (self.config.seed, self.step, position, part + (AGAIN_PART if view == "again" else 0))
-        words = np.random.SeedSequence(key).generate_state(1, np.uint64)
-        return int(words[0] >> np.uint64(1))
+        return row_seed(self.config.seed, self.step, position, part + (AGAIN_PART if view == "again" else 0))
 
     @property
     def step_tokens(self) -> float:

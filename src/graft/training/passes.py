@@ -3,7 +3,7 @@
     passes = Passes(batcher, rows)
     with passes.own() as micros:       the micro-batches of this rank; its errors wait
         for micro in micros:
-            passes.note(micro, sums_R)
+            passes.note(sums_R)
     rows, sums_R, _ = passes.exchange()      raises the error of any rank on all
 
 With one process nothing is exchanged, and rows come in the order in which they ran.

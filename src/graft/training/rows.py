@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from graft.data.samples import Example
 
 View = Literal["adapter", "reference", "again"]
@@ -64,6 +66,11 @@ class Row:
     def where(self) -> str:
         """File and row of the sample, for messages."""
         return f"{self.example.source}:{self.example.row}"
+
+
+def row_seed(*key: int) -> int:
+    """Return the seed of a row's dropout, or of what the rows of a pass share (63 bits): a hash of these numbers."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def by_job(rows: Sequence[Row]) -> dict[str, list[int]]:

@@ -17,7 +17,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,14 +26,14 @@ from graft.attaching.attach import attach, detach
 from graft.bases.context import context_length
 from graft.data.batches import Batch
 from graft.errors import GraftError
-from graft.injection.modes import evaluation_mode
-from graft.injection.state import unwrapped
+from graft.injection.modes import evaluation_mode, set_modes
+from graft.injection.state import state_of, unwrapped
 from graft.routing.context import ForwardContext
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.forward.modes import set_training
 from graft.training.job import PASS_PART
-from graft.training.rows import Row
+from graft.training.rows import Row, by_job, row_seed
 from graft.training.tenant import AdamSettings, Tenant
 from graft.training.tokens import Ask, Given, TokenSample, check_ask, example_of, loss_of, with_targets
 from graft.training.trainable import TrainedAdapter
@@ -92,7 +91,7 @@ class Session:
         try:
             return self._by_waves(asks, learning=True)
         finally:
-            self.model.eval()
+            set_modes(self.root, state_of(self.model), False, ())
 
     def update(self, name: str, settings: AdamSettings) -> dict[str, float]:
         """Take one step of AdamW on the sums of a tenant's gradients and clear them; see `Tenant.update`."""
@@ -170,11 +169,10 @@ class Session:
                 )
             parts_C = logprob_C.split([sample.cells for sample in samples])
             total = logprob_C.new_zeros(())
-            for tenant, ask in by_tenant.items():
-                own = [at for at, row in enumerate(micro) if row.job == tenant]
-                if own:
-                    loss = loss_of(ask, [samples[at] for at in own], torch.cat([parts_C[at] for at in own]))
-                    total, losses[tenant] = total + loss, losses[tenant] + float(loss.detach())
+            for tenant, own in by_job(micro).items():
+                own_C = torch.cat([parts_C[at] for at in own])
+                loss = loss_of(by_tenant[tenant], [samples[at] for at in own], own_C)
+                total, losses[tenant] = total + loss, losses[tenant] + float(loss.detach())
             if learning and not total.requires_grad:
                 raise GraftError(
                     f"the loss of '{asks[0].tenant}' depends on none of its parameters: choose other sites"
@@ -188,14 +186,10 @@ class Session:
     def _rows(self, ask: Ask) -> list[Row]:
         """The samples of an ask as rows of a batch, each with the seed of its dropout."""
         tenant = self.tenants[ask.tenant]
-
-        def seed(position: int, part: int) -> int:
-            key = (tenant.seed, tenant.step, tenant.asks, position, part)
-            return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-        common = seed(0, PASS_PART)
+        now, name = (tenant.seed, tenant.step, tenant.asks), tenant.name
+        common = row_seed(*now, 0, PASS_PART)
         return [
-            Row(ask.tenant, ask.tenant, example_of(sample, ask.tenant, at), at, at, 0, "adapter", seed(at, 0), common)
+            Row(name, name, example_of(sample, name, at), at, at, 0, "adapter", row_seed(*now, at, 0), common)
             for at, sample in enumerate(ask.samples)
         ]
 

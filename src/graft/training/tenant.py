@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch.optim import AdamW
 from graft.attaching.parameters import summed_penalty
 from graft.attaching.saving import save
 from graft.errors import GraftError
+from graft.training.checkpoints import ADAPTER, OPTIMISER, with_prefix
 from graft.training.tensor_files import load_tensors, save_tensors
 from graft.training.trainable import TrainedAdapter
 from graft.training.updates.states import optimizer_tensors, restore_optimizer
@@ -22,7 +22,7 @@ from graft.utils.files import new_dir
 
 STATE = "training_state.safetensors"
 """Beside a saved adapter: its tensors as they train, its optimiser, its step."""
-ADAPTER, OPTIMIZER, STEP = "adapter:", "optimizer:", "step"
+STEP = "step"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Tenant:
             if optimizer:
                 state = {ADAPTER + key: value for key, value in self.trainable.state().items()}
                 moments = optimizer_tensors(self.optimizer, list(self.trainable.params))
-                state |= {OPTIMIZER + key: value for key, value in moments.items()}
+                state |= {OPTIMISER + key: value for key, value in moments.items()}
                 save_tensors({**state, STEP: torch.tensor(self.step)}, fresh / STATE)
 
     def load(self, folder: Path, optimizer: bool = True) -> None:
@@ -137,13 +137,9 @@ class Tenant:
         if not (folder / STATE).exists():
             raise GraftError(f"{folder} has no {STATE}: it was saved without what training needs to go on")
         found = load_tensors(folder / STATE)
-        self.trainable.restore(_without(ADAPTER, found))
+        self.trainable.restore(with_prefix(found, ADAPTER))
         self.optimizer.state.clear()
         self.step, self.asks, self.sums = 0, 0, {}
         if optimizer:
-            restore_optimizer(self.optimizer, list(self.trainable.params), _without(OPTIMIZER, found))
+            restore_optimizer(self.optimizer, list(self.trainable.params), with_prefix(found, OPTIMISER))
             self.step = int(found[STEP])
-
-
-def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
