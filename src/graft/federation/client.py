@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from graft.errors import GraftError
-from graft.federation.messages import Message, decoded
+from graft.federation.messages import Kind, Message, Tensors, decoded
 from graft.federation.methods.base import Method
 from graft.federation.workplace import Workplace
 from graft.runs.storage import differing
@@ -33,8 +33,7 @@ class Client:
             if message.base != self.place.digest:
                 raise GraftError(other_base(message.base, self.place.digest))
             tensors, text = self.method.work(message.tensors, number, self.name)
-            found = self._message("update", number, text=text)
-            return Message(**{**vars(found), "tensors": tensors}).encoded()
+            return self._message("update", number, text, tensors).encoded()
         except Exception as error:
             said = str(error) if isinstance(error, GraftError) else f"{type(error).__name__}: {error}"
             return self._message("problem", number, text=said).encoded()
@@ -42,8 +41,8 @@ class Client:
     def _card(self) -> dict[str, object]:
         return {"rows": len(self.place.clients[self.name]), "terms": self.place.federation.terms}
 
-    def _message(self, kind: str, number: int, text: str) -> Message:
-        return Message(kind, number, self.name, self.place.digest, text=text)  # pyright: ignore[reportArgumentType]
+    def _message(self, kind: Kind, number: int, text: str, tensors: Tensors | None = None) -> Message:
+        return Message(kind, number, self.name, self.place.digest, tensors or {}, text)
 
 
 def read_card(message: Message, place: Workplace) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -41,14 +41,19 @@ class Message:
         """Return the message as it travels."""
         line = "|".join((VERSION, self.kind, str(self.round), self.client, self.base))
         metadata = {"graft": line, **({"text": self.text} if self.text else {})}
-        return save({key: each.detach().cpu().contiguous() for key, each in self.tensors.items()}, metadata)
+        return packed(self.tensors, metadata)
+
+
+def packed(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
+    """Return tensors as safetensors."""
+    return save({key: each.detach().cpu().contiguous() for key, each in tensors.items()}, metadata)
 
 
 def decoded(data: bytes) -> Message:
     """Read a message. Raises `GraftError` for bytes that are none, or of another version of the protocol."""
     try:
         length = int.from_bytes(data[:8], "little")
-        metadata = _metadata(data[8 : 8 + length])
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         tensors = load(data)
         version, kind, number, client, base = str(metadata["graft"]).split("|")
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -61,8 +66,3 @@ def decoded(data: bytes) -> Message:
     if kind not in get_args(Kind) or not number.isdecimal():
         raise GraftError(f"a message of the unknown kind '{kind}' arrived, for round {number}")
     return Message(kind, int(number), client, base, tensors, str(metadata.get("text", "")))  # pyright: ignore[reportArgumentType]
-
-
-def _metadata(header: bytes) -> dict[str, Any]:
-
-    return json.loads(header)["__metadata__"]

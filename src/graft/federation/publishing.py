@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from graft.attaching.saving import save
 from graft.bases.whole import write_model
 from graft.federation.workplace import Workplace
+from graft.training.publishing import texts_of
 from graft.utils.files import new_dir
 
 
@@ -19,7 +19,4 @@ def publish(place: Workplace, folder: Path, adapter: str | None, name: str = "fe
             write_model(place.base, fresh)
             template.save(fresh)
         return folder / "model"
-    with tempfile.TemporaryDirectory() as scratch:  # a template saves itself to a folder; `save` takes texts by name
-        template.save(scratch)
-        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(scratch).iterdir())}
-    return save(place.base.model, adapter, folder / "adapters" / name, extra_files=files)
+    return save(place.base.model, adapter, folder / "adapters" / name, extra_files=texts_of(template))

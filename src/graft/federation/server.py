@@ -61,8 +61,8 @@ class Server:
     def run(self, after: Callable[[], object] = lambda: None) -> None:
         """Run the rounds that are left; `after` is called after each. Raises `GraftError` where no client is left or the model diverged."""
         self._enrol()
-        while self.store.state()[0] < self.config.rounds:
-            self._round(self.store.state()[0] + 1)
+        while (done := self.store.done()) < self.config.rounds:
+            self._round(done + 1)
             after()
 
     def _enrol(self) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 
-from graft.federation.messages import Message, Tensors, decoded
+from graft.federation.messages import Message, Tensors, decoded, packed
 from graft.runs.storage import Storage
 from graft.utils.files import to_json
 
@@ -51,7 +51,7 @@ class Store(Storage):
     def begin(self, state: Tensors, clients: Mapping[str, int]) -> None:
         """Note the state before the first round, and the clients that are known with their numbers of rows."""
         with self.transaction():
-            self.execute("insert or ignore into states values (0, 0, ?)", (_bytes(state),))
+            self.execute("insert or ignore into states values (0, 0, ?)", (packed(state),))
             for name, rows in clients.items():
                 self.execute("insert or replace into clients values (?, ?)", (name, rows))
 
@@ -59,6 +59,10 @@ class Store(Storage):
     def begun(self) -> bool:
         """Whether the state before the first round is noted."""
         return self.execute("select 1 from states").fetchone() is not None
+
+    def done(self) -> int:
+        """The number of the last closed round, 0 at first."""
+        return self.execute("select round from states").fetchone()[0]
 
     def state(self) -> tuple[int, Tensors]:
         """The number of the last closed round (0 at first), and the state after it."""
@@ -112,7 +116,7 @@ class Store(Storage):
     ) -> None:
         """Take a round's state for the federation's, all at once."""
         with self.transaction():
-            self.execute("update states set round = ?, tensors = ?", (number, _bytes(state)))
+            self.execute("update states set round = ?, tensors = ?", (number, packed(state)))
             self.execute("update updates set payload = null where round = ?", (number,))
             self.execute(
                 "insert into rounds values (?1, '[]', 1, ?2, ?3, ?4) on conflict (number) do update set closed = 1, scores = ?2, "
@@ -142,7 +146,3 @@ class Store(Storage):
             "select coalesce(avg(down), 0), coalesce(avg(up), 0) from updates where round = ? and reason is null",
             (number,),
         ).fetchone()
-
-
-def _bytes(state: Tensors) -> bytes:
-    return save({key: each.detach().cpu().contiguous() for key, each in state.items()})

@@ -42,13 +42,18 @@ def publish(parts: RunParts, folder: RunFolder, job: Job, last_loss: float | Non
             template.save(fresh)
             (fresh / "README.md").write_text(card, encoding="utf-8")
         return
-    with tempfile.TemporaryDirectory() as scratch:  # a template saves itself to a folder; `save` takes texts by name
-        template.save(scratch)
-        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(scratch).iterdir())}
+    files = texts_of(template)
     if parts.base.added:
         files |= tokenizer_files(parts.base.tokenizer)
     files["README.md"] = card
     save(parts.base.model, job.name, folder.adapter_dir(job.name), extra_files=files)
+
+
+def texts_of(template: Any) -> dict[str, str]:
+    """Return the files of a template by name: it saves itself to a folder, and `graft.save` takes texts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        template.save(scratch)
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(scratch).iterdir())}
 
 
 def _supervised(part: JobParts) -> str:

@@ -27,7 +27,7 @@ class GridTransport:
         self.nodes: dict[str, int] = {}
         """The latest node of each client."""
         self._greeting = b""
-        self._greeted: dict[int, float] = {}
+        self._greeted = set[int]()
         self._hellos: dict[str, int] = {}
         """Greetings without an answer: the id of the message, and its node."""
 
@@ -61,8 +61,8 @@ class GridTransport:
 
     def _look(self) -> dict[str, bytes]:
         """Greet nodes that are new, and note who answers."""
-        for node in set(self.grid.get_node_ids()) - self._greeted.keys():
-            self._greeted[node] = time.monotonic()
+        for node in set(self.grid.get_node_ids()) - self._greeted:
+            self._greeted.add(node)
             self._hellos[self._push(node, self._greeting)] = node
         found = {}
         for reply in self.grid.pull_messages(list(self._hellos)) if self._hellos else ():
