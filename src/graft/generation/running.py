@@ -119,16 +119,20 @@ class RunningBatch:
         settings = [sample.sampling for sample in self.samples]
         tokens_B = choose(logits_BV, settings, self._generators)
         scored = [row for row, each in enumerate(settings) if each.scores]
-        logprobs_SV = at_least_float32(logits_BV[scored]).log_softmax(-1) if scored else None
+        own: dict[int, tuple[Tensor, float]] = {}
+        if scored:
+            logprobs_SV = at_least_float32(logits_BV[scored]).log_softmax(-1)
+            chosen = logprobs_SV.gather(1, tokens_B[scored][:, None])[:, 0].tolist()
+            own = dict(zip(scored, zip(logprobs_SV, chosen, strict=True), strict=True))
         for row, (sample, token) in enumerate(zip(self.samples, tokens_B.tolist(), strict=True)):
             if failed[row]:
                 sample.problem = "the model's output is not finite"
                 self._finish(sample, "failed")
                 continue
             sample.ids.append(token)
-            if logprobs_SV is not None and sample.sampling.scores:
-                logprobs_V = logprobs_SV[scored.index(row)]
-                sample.logprobs.append(float(logprobs_V[token]))
+            if row in own:
+                logprobs_V, logprob = own[row]
+                sample.logprobs.append(logprob)
                 if sample.sampling.top_logprobs:
                     sample.top.append(top_of(logprobs_V, sample.sampling.top_logprobs))
             if token in sample.request.stop_ids or (sample.stream is not None and sample.stream.add(token)):
@@ -144,8 +148,14 @@ class RunningBatch:
             groups.append(self.waiting.popleft())
         if not groups:
             return []
+        # The new rows are joined to one another first, so that the cache of those that run is copied once.
+        running, logits_BV = self._batch, self._logits_BV
+        self._batch = self._logits_BV = None
         for group, prefix, cached in self._read(groups):
             self._join(group, prefix, cached)
+        if running is not None and logits_BV is not None and self._batch is not None and self._logits_BV is not None:
+            running.join(self._batch)
+            self._batch, self._logits_BV = running, torch.cat([logits_BV, self._logits_BV])
         ended = [sample for group in groups for sample in group if not sample.sampling.max_tokens]
         for sample in ended:  # only the prompt is scored
             self._finish(sample, "length")

@@ -129,9 +129,8 @@ class Completions:
             ids = encode([Span(prompt)], self.tokenizer).ids
         else:
             ids = prompt
-            if wrong := next(
-                (each for each in ids if not 0 <= each < base.model.get_input_embeddings().weight.shape[0]), None
-            ):
+            rows = base.model.get_input_embeddings().weight.shape[0]
+            if wrong := next((each for each in ids if not 0 <= each < rows), None):
                 raise GraftError(f"there is no token {wrong}")
         refuse_unknown(base.model, base.name, self.tokenizer, max(ids, default=0), prompt=True)
         return Request(tuple(ids), who.adapter, frozenset(who.template.stop_ids(self.tokenizer)))

@@ -1,6 +1,6 @@
 """The engine thread: the only one that runs the model. Others hand it requests, and it hands back pieces of answers.
 
-A request comes as a `Ticket` from an event loop. After every step of the running batch, the loop gets what is new in one call: the text
+A request comes as a `Ticket` from an event loop. After every step of the running batch, the loop gets what is new in each sample: the text
 that is sure to stay, the tokens with their log-probabilities, and how a sample ended. A failing step ends the samples that run, and the
 thread goes on.
 """

@@ -27,9 +27,10 @@ def check_text(remote: Remote, own: Own, model: str, verdict: Verdict, near: flo
     theirs = [remote.scores(model, text) or [] for text in TEXTS]
     ids = [encode([Span(text)], own.tokenizer).ids for text in TEXTS]
     apart = lambda prompts: distance(theirs, own.scores(prompts, own.adapter))  # noqa: E731
-    if (found := _named(apart, ids, _starts(own, ids))) is not None:
+    right = apart(ids)
+    if (found := _named(apart, right, _starts(own, ids))) is not None:
         verdict.add(found[0], f"prompts that are sent as text {found[1]}")
-    elif apart(ids) > near:
+    elif right > near:
         verdict.add("tokenizer", "prompts that are sent as text become other tokens than with this base's tokenizer")
 
 
@@ -54,22 +55,19 @@ def check_chat(remote: Remote, own: Own, model: str, verdict: Verdict, near: flo
     template = own.candidate.template
     right = [template.prompt_ids(_question(text), own.tokenizer) for text in TEXTS]
     verdict.distances["chat"] = apart(right)
-    if (found := _named(apart, right, (*_starts(own, right), *_templates(own, right)))) is not None:
+    if (found := _named(apart, verdict.distances["chat"], (*_starts(own, right), *_templates(own, right)))) is not None:
         verdict.add(found[0], f"questions {found[1]}")
     elif verdict.distances["chat"] > near:
         said = f"is not what the adapter's template ({template.name}) writes, nor one that is known here"
         verdict.add("template", f"the prompt of a chat {said}")
 
 
-def _named(
-    apart: Callable[[Sequence[Sequence[int]]], float], right: Sequence[Sequence[int]], wrong: Iterable[Wrong]
-) -> Wrong | None:
-    """Return the wrong prompts whose numbers are the server's, None if the right ones are as near as any."""
-    own = apart(right)
-    if own <= ROUNDING:
+def _named(apart: Callable[[Sequence[Sequence[int]]], float], right: float, wrong: Iterable[Wrong]) -> Wrong | None:
+    """Return the wrong prompts whose numbers are the server's, None if the right ones are as near as any. right: how far those are."""
+    if right <= ROUNDING:
         return None
     nearest = min(((apart(each[2]), each) for each in wrong), key=lambda pair: pair[0], default=None)
-    return nearest[1] if nearest is not None and nearest[0] < CLEARLY * own else None
+    return nearest[1] if nearest is not None and nearest[0] < CLEARLY * right else None
 
 
 def _question(text: str) -> list[Message]:

@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 from graft.errors import GraftError
 from graft.evaluation.differences import compare
 from graft.serving.errors import ApiError
+from graft.serving.guarding import bytes_of
 from graft.serving.pages import actions, reading
 from graft.serving.pages.reading import Shelf
 from graft.serving.pages.session import COOKIE, session_of
@@ -208,11 +209,7 @@ async def _form(request: Request) -> dict[str, str]:
     """Return the fields of a form as a browser sends it. Raises `ApiError` for anything else."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
         raise ApiError(415, "a form is sent as application/x-www-form-urlencoded")
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_FORM:
-            raise ApiError(413, f"a form has at most {MOST_FORM:,} bytes")
+    body = await bytes_of(request, MOST_FORM)
     try:
         return {key: values[-1] for key, values in parse_qs(body.decode("utf-8"), max_num_fields=100).items()}
     except ValueError as error:

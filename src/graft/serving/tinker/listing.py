@@ -108,14 +108,15 @@ class Listing:
 
     def _run(self, name: str) -> About:
         about = self.books.model[name]
-        last: dict[str, Any] = {each["checkpoint_type"]: each for each in self._of(name)}
+        paths = self._paths(name)
+        last: dict[str, Any] = {each["checkpoint_type"]: each for each in map(self._checkpoint, paths)}
         return {
             "training_run_id": name,
             "base_model": self.service.effects.bases[0],
             "model_owner": "graft",
             "is_lora": about["rank"] is not None,
             "lora_rank": about["rank"],
-            "last_request_time": _moment(max([about["made"], *(self._made(path) for path in self._paths(name))])),
+            "last_request_time": _moment(max([about["made"], *map(self._made, paths)])),
             "last_checkpoint": last.get("training"),
             "last_sampler_checkpoint": last.get("sampler"),
             "user_metadata": about["labels"],
