@@ -10,7 +10,7 @@ import torch
 
 from graft.architectures.layers import is_linear
 from graft.attaching.active import use
-from graft.bases.losses import divergence, logits_at_targets, mean_loss
+from graft.bases.losses import divergence_between, mean_loss
 from graft.bases.quantised import method_of_layer
 from graft.bases.quantising import instructions, kept_layers
 from graft.bases.requantising import NEAREST, Rounding, Target, requantise
@@ -99,19 +99,8 @@ def before_merging(model: Any, name: str, into: IntoBits, labelled: bool) -> Bef
     if not paths:
         kept = kept_layers(None, model, labelled)
         paths = [path for path in layers if path not in kept]
-    return Before(losses[0], losses[1], _divergence(model, name, into.held_out), tuple(paths))
-
-
-@torch.no_grad()
-def _divergence(model: Any, name: str, batches: Sequence[Batch]) -> float:
-    """Return the mean divergence of the base's answers from the adapter's."""
-    total = 0.0
-    for batch in batches:
-        with use(model, name):
-            wanted = logits_at_targets(model, batch)
-        with use(model, None):
-            total += float(divergence(logits_at_targets(model, batch), wanted, batch.target_ids.is_floating_point()))
-    return total / sum(batch.num_targets for batch in batches)
+    far = divergence_between(model, into.held_out, given=lambda: use(model, None), wanted=lambda: use(model, name))
+    return Before(losses[0], losses[1], far, tuple(paths))
 
 
 def bring_into_bits(model: Any, into: IntoBits, before: Before, dtype: torch.dtype) -> BitsReport:

@@ -5,7 +5,8 @@ Legend: N targets, V vocabulary; for classifiers V classes, for values V = 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch.nn import functional as F
 from graft.bases.inputs import inputs_of
 from graft.data.batches import Batch
 from graft.injection.state import unwrapped
+
+Way = Callable[[], AbstractContextManager[Any]]
+"""Puts a model into a state for a block of code."""
 
 
 def logits_at_targets(model: Any, batch: Batch) -> Tensor:
@@ -34,6 +38,18 @@ def mean_loss(model: Any, batches: Sequence[Batch]) -> float:
             total += float(F.cross_entropy(logits_NV, batch.target_ids, reduction="sum"))
         count += batch.num_targets
     return total / count
+
+
+@torch.no_grad()
+def divergence_between(model: Any, batches: Sequence[Batch], given: Way, wanted: Way = nullcontext) -> float:
+    """Return the mean divergence per target of the model one way from the model another way, each in a block of `given` or `wanted`."""
+    total = 0.0
+    for batch in batches:
+        with wanted():
+            right = logits_at_targets(model, batch)
+        with given():
+            total += float(divergence(logits_at_targets(model, batch), right, batch.target_ids.is_floating_point()))
+    return total / sum(batch.num_targets for batch in batches)
 
 
 def divergence(logits_NV: Tensor, wanted_NV: Tensor, values: bool) -> Tensor:

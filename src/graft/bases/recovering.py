@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.architectures.layers import is_transposed
-from graft.bases.losses import divergence, logits_at_targets
+from graft.bases.losses import divergence, divergence_between, logits_at_targets
 from graft.data.batches import Batch
 from graft.ops.grid import Grid
 from graft.ops.rounding import between
@@ -76,15 +76,9 @@ def train_rounding(model: Any, rounded: Rounded, batches: Sequence[Batch], steps
             each.share.clamp_(0, 1).grad = None
 
 
-@torch.no_grad()
 def mean_divergence(model: Any, rounded: Rounded, batches: Sequence[Batch]) -> float:
     """Return the mean divergence per target of the rounded model from the model itself."""
-    total = 0.0
-    for batch in batches:
-        wanted = logits_at_targets(model, batch)
-        with holding(model, rounded):
-            total += float(divergence(logits_at_targets(model, batch), wanted, batch.target_ids.is_floating_point()))
-    return total / sum(batch.num_targets for batch in batches)
+    return divergence_between(model, batches, given=lambda: holding(model, rounded))
 
 
 @contextmanager
