@@ -94,7 +94,7 @@ class StackedUpdate:
 
     def add_(self, out: Tensor, x: Tensor) -> Tensor:
         """Add the updates to their rows of a contiguous tensor [..., O], and return S."""
-        x_rows, (A, B, scale) = self._input(x), self._operands(x.dtype)
+        x_rows, (A, B, scale) = self._input(x, self._mask(x)), self._operands(x.dtype)
         low = self._product(x_rows, A.mT).mul_(scale)
         self.block.put(as_matrix(out), self._rows(self._product(low, B.mT)))
         return low
@@ -104,15 +104,15 @@ class StackedUpdate:
         grad_x: Tensor | None, overwrite: bool,
     ) -> tuple[None, None]:  # fmt: skip
         """Add the gradients of the factors where they lie, and put dx into the rows of `grad_x`. See `low_rank.factor_gradients`."""
-        grad_rows, (A, B, scale) = self._laid(grad), self._operands(x.dtype)
+        grad_rows, (A, B, scale), mask_MI = self._laid(grad), self._operands(x.dtype), self._mask(x)
         low_grad = self._product(grad_rows, B).mul_(scale)  # T
-        self._add(self.factors.dA_JRI, low_grad, self._input(x))
+        self._add(self.factors.dA_JRI, low_grad, self._input(x, mask_MI))
         self._add(self.factors.dB_JOR, grad_rows, low)
         self.factors.written(self.block.slots)
         if grad_x is not None:
             dx_MI = self._rows(self._product(low_grad, A))
-            if self.dropouts is not None:
-                dx_MI = dx_MI * self._mask(x)
+            if mask_MI is not None:
+                dx_MI = dx_MI * mask_MI
             self.block.put(as_matrix(grad_x), dx_MI, overwrite)
         return None, None
 
@@ -134,15 +134,16 @@ class StackedUpdate:
         rows_MD = self.block.rows(as_matrix(x))
         return rows_MD if self.jagged else self.block.padded(rows_MD)
 
-    def _input(self, x: Tensor) -> Tensor:
-        if self.dropouts is None:
+    def _input(self, x: Tensor, mask_MI: Tensor | None) -> Tensor:
+        if mask_MI is None:
             return self._laid(x)
-        dropped_MI = self.block.rows(as_matrix(x)) * self._mask(x)
+        dropped_MI = self.block.rows(as_matrix(x)) * mask_MI
         return dropped_MI if self.jagged else self.block.padded(dropped_MI)
 
-    def _mask(self, x: Tensor) -> Tensor:
-        """What dropout multiplies the tokens [M, I] by. Every call gives the same."""
-        assert self.dropouts is not None
+    def _mask(self, x: Tensor) -> Tensor | None:
+        """What dropout multiplies the tokens [M, I] by; None without dropout. Every call gives the same."""
+        if self.dropouts is None:
+            return None
         found = []
         for (rows, ctx), p in zip(self.block.contexts, self.dropouts, strict=True):
             own = x.narrow(1 if ctx.flat else 0, rows.start, rows.stop - rows.start)

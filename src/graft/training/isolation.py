@@ -8,7 +8,6 @@ The ranks of a run agree on what failed, and so go the same way. A rank that is 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -116,9 +115,7 @@ def _told(jobs: Sequence[Job], verdict: dict[str, Any]) -> Exception:
 
 def _followed(job: Job, gradient: Gradient) -> Outcome:
     """Move a job on that took its update on another rank."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        return finished(job, gradient, float(job.optimizer.param_groups[0]["lr"]))
+    return finished(job, gradient, float(job.optimizer.param_groups[0]["lr"]))
 
 
 def _update_each(

@@ -66,7 +66,7 @@ class Session:
             )
         torch.manual_seed(seed)
         attach(self.model, {name: adapter})
-        self.tenants[name] = Tenant(name, TrainedAdapter(self.model, name), seed)
+        self.tenants[name] = Tenant(name, TrainedAdapter(self.model, name), seed, context_length(self.model, name))
         self._forward = None
         return self.tenants[name]
 
@@ -116,7 +116,7 @@ class Session:
         waiting: list[int] = []
         for number, ask in enumerate(asks):
             try:
-                check_ask(ask, self.vocabulary, context_length(self.model, self._tenant(ask.tenant).name))
+                check_ask(ask, self.vocabulary, self._tenant(ask.tenant).longest)
                 waiting.append(number)
             except GraftError as error:
                 found[number] = error

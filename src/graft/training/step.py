@@ -214,6 +214,7 @@ def scores_of(job: Job, begun: Begun, ran: Ran) -> Scores:
 
 def finished(job: Job, gradient: Gradient, lr: float) -> Outcome:
     """Move a job on after its parameters took their update with this learning rate."""
+    job.optimizer._opt_called = True  # pyright: ignore  # a bank or another rank may have taken its step; the schedule asks for one
     job.schedule.step()
     job.advance()
     scores = dict(gradient.scores)

@@ -53,6 +53,8 @@ class Tenant:
     trainable: TrainedAdapter
     seed: int
     """Of its dropout."""
+    longest: int | None
+    """Tokens that a sequence may have; None if there is no limit."""
     step: int = 0
     """Updates so far."""
     asks: int = 0

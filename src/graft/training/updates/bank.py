@@ -194,7 +194,6 @@ class Bank:
                 self.steps[rows, params] = self.steps[rows, params.start : params.start + 1]
         self.updated |= set(jobs)
         for job in jobs:
-            job.optimizer._opt_called = True  # pyright: ignore  # what a schedule asks before its first step
             if not job.optimizer.state:
                 self._give_state(job)
 
