@@ -183,9 +183,9 @@ def test_a_server_that_is_killed_goes_on_to_the_same_numbers(federation: dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fedkseed-pro", "fedavg", "local"])
+@pytest.mark.parametrize("method", ["fedkseed-pro", "ferret", "fedavg", "local"])
 def test_kills_at_every_third_statement(federation: dict[str, Any], tmp_path: Path, method: str) -> None:
-    adapter = {} if method == "fedkseed-pro" else {"adapter": LORA}
+    adapter = {} if method in ("fedkseed-pro", "ferret") else {"adapter": LORA}
     kind = {**federation["method"], "kind": method} if method == "fedkseed-pro" else method
     campaign({**federation, **adapter, "method": kind}, tmp_path, range(1, 46, 3))
 
@@ -224,6 +224,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "key": ({"method": {"kind": "fedkseed", "seedz": 3}}, "unknown key 'method.seedz'. Did you mean 'seeds'?"),
     "method": ({"method": "fedkseeds"}, "did you mean 'fedkseed'"),
     "seeds": ({"method": {"kind": "fedkseed", "seeds": 3}}, "method.seeds is 3, fewer than the 4 local.steps"),
+    "block": ({"method": {"kind": "ferret", "block": 0}}, "method.block must be greater than or equal to 1"),
+    "parts": ({"adapter": LORA, "method": {"kind": "ferret", "parts": "mlp"}}, "an adapter has no use with ferret"),
     "adapter": ({"method": "fedavg"}, "missing key 'adapter': method fedavg trains adapters"),
     "lr": ({"local": {"steps": 4, "lr": -1.0}}, "local.lr must be greater than 0"),
     "optimizer": ({"local": {"steps": 4, "lr": 1e-3, "optimizer": "lion"}}, "local.optimizer has no effect with method fedkseed"),

@@ -64,7 +64,7 @@ def command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one model on the data of several clients, who never show them: FedKSeed, FedAvg of any adapters, or FedZO.
+    """Train one model on the data of several clients, who never show them: FedKSeed, Ferret, FedZO, or FedAvg of any adapters.
 
     All clients take turns in this process, on one base. With --serve and --join they are processes of their own, connected by Flower.
     After Ctrl-C or a kill, --resume continues. report.html is kept up to date.

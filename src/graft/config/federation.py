@@ -60,6 +60,19 @@ class FedZOMethod(Section):
     """As for fedkseed."""
 
 
+class FerretMethod(Section):
+    """Ferret (Shu et al. 2025, arXiv 2409.06277): clients are trained by gradients, and send the change of all parameters as coordinates on
+    random bases that everybody draws again."""
+
+    kind: Literal["ferret"] = "ferret"
+    """ferret"""
+    block: int = Field(default=64, ge=1)
+    """Values that share a coordinate: so many times less travels. What is rebuilt is right on average, and noise with about the square
+    root of `block` times the size of the change, so a larger block wants a lower local.lr. 1 sends the change as it is."""
+    parts: Parts | None = None
+    """As for fedkseed."""
+
+
 class LocalMethod(Section):
     """No federation, to compare with: every client trains an adapter of its own through all rounds."""
 
@@ -72,9 +85,10 @@ FEDERATED: dict[str, type[Section]] = {
     "fedkseed-pro": KSeedMethod,
     "fedavg": AverageMethod,
     "fedzo": FedZOMethod,
+    "ferret": FerretMethod,
     "local": LocalMethod,
 }
-FederatedMethod = KSeedMethod | AverageMethod | FedZOMethod | LocalMethod
+FederatedMethod = KSeedMethod | AverageMethod | FedZOMethod | FerretMethod | LocalMethod
 AnyFederated = Annotated[Annotated[FederatedMethod, Discriminator("kind")], BeforeValidator(named(FEDERATED))]
 
 
@@ -148,7 +162,7 @@ class FederationConfig(Section):
     data: DataConfig
     """The data: rows of the clients (train), and what the server evaluates on (validation)."""
     method: AnyFederated
-    """fedkseed, fedkseed-pro, fedavg, fedzo or local, or a mapping with this kind and its settings."""
+    """fedkseed, fedkseed-pro, fedavg, fedzo, ferret or local, or a mapping with this kind and its settings."""
     clients: ClientsConfig = Field(default_factory=ClientsConfig)
     """The clients."""
     local: LocalConfig
@@ -169,18 +183,19 @@ class FederationConfig(Section):
     @property
     def parts(self) -> Any:
         """Which parts of the base train; None where an adapter does."""
-        given = getattr(self.method, "parts", None)
-        return given if given is not None or self.adapter is not None else "all"
+        if self.adapter is not None or isinstance(self.method, AverageMethod | LocalMethod):
+            return None
+        return "all" if self.method.parts is None else self.method.parts
 
     @property
     def gradients(self) -> bool:
         """Whether clients run backward passes."""
-        return isinstance(self.method, AverageMethod | LocalMethod)
+        return isinstance(self.method, AverageMethod | FerretMethod | LocalMethod)
 
     @model_validator(mode="after")
     def _something_trains(self) -> FederationConfig:
         kind, adapters = self.method.kind, self.clients.adapters
-        if self.gradients and self.adapter is None and not adapters:
+        if isinstance(self.method, AverageMethod | LocalMethod) and self.adapter is None and not adapters:
             raise ValueError(f"missing key 'adapter': method {kind} trains adapters. Name a kind, such as lora")
         if self.adapter is not None and getattr(self.method, "parts", None) is not None:
             raise ValueError(

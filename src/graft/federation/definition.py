@@ -13,7 +13,7 @@ from graft.config import RunConfig
 from graft.config.document import Document, read_document
 from graft.config.explaining import explain
 from graft.config.federation import AverageMethod, ClientsConfig, FederationConfig
-from graft.config.methods import AdapterMethod, MeZOMethod
+from graft.config.methods import AdapterMethod, FullMethod, MeZOMethod
 from graft.config.run import as_written
 from graft.config.train import TrainConfig
 from graft.data.splits import validation_source
@@ -38,7 +38,7 @@ class Federation:
     def run_of(self, adapter: Any, seed: int) -> RunConfig:
         """The run that a client trains in a round."""
         config, local, method = self.config, self.config.local, self.config.method
-        trained = AdapterMethod()
+        trained = AdapterMethod() if config.parts is None else FullMethod(parts=config.parts)
         if not config.gradients:
             trained = MeZOMethod(epsilon=method.epsilon, parts=config.parts)  # pyright: ignore[reportAttributeAccessIssue]
         try:

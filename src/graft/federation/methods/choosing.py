@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from graft.config.federation import AverageMethod, KSeedMethod, LocalMethod
+from graft.config.federation import AverageMethod, FerretMethod, KSeedMethod, LocalMethod
 from graft.federation.methods.base import Method
 from graft.federation.methods.differences import Differences, have_differences
+from graft.federation.methods.ferret import Ferret
 from graft.federation.methods.kseed import KSeed
 from graft.federation.methods.local import Local
 from graft.federation.methods.parameters import Parameters
@@ -16,6 +17,8 @@ def method_of(place: Workplace) -> Method:
     method = place.federation.config.method
     if isinstance(method, KSeedMethod):
         return KSeed(place, method)
+    if isinstance(method, FerretMethod):
+        return Ferret(place, method)
     if isinstance(method, LocalMethod):
         return Local(place)
     if isinstance(method, AverageMethod) and method.on != "parameters" and have_differences(place, method):
