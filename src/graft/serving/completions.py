@@ -22,11 +22,12 @@ from graft.errors import GraftError
 from graft.generation.prompts import request_of
 from graft.generation.requests import Request
 from graft.serving.bodies import Body, ChatBody, CompletionBody, read_body
-from graft.serving.engine import Busy, Engine, Piece, Ticket
+from graft.serving.engine import Busy, Engine
 from graft.serving.errors import ApiError
 from graft.serving.guarding import body_of
 from graft.serving.replies import Answer, Replies, prompt_tokens, usage_of
 from graft.serving.served import Answerer, Served, UnknownModel
+from graft.serving.tickets import Mailbox, Piece, Ticket
 
 MOST_PROMPTS = 128
 MOST_NEW = 4096
@@ -136,8 +137,8 @@ class Completions:
         return Request(tuple(ids), who.adapter, frozenset(who.template.stop_ids(self.tokenizer)))
 
     def _submit(self, body: Body, who: Answerer, requests: Sequence[Request], settings: dict[str, Any]) -> list[Ticket]:
-        """Hand the requests to the engine, all or none."""
-        most = who.context
+        """Hand the requests to the engine, all or none. They share a mailbox."""
+        most, mailbox = who.context, Mailbox()
         tickets: list[Ticket] = []
         try:
             for request in requests:
@@ -145,7 +146,10 @@ class Completions:
                 if room < 1 and body.limit != 0:
                     said = f"the prompt fills the context of {most} tokens and leaves no room for an answer"
                     raise ApiError(400, said, code="context_length_exceeded")
-                tickets.append(self.engine.submit(request, body.sampling(room, **settings), body.exact_logprobs))
+                sampling = body.sampling(room, **settings)
+                tickets.append(
+                    self.engine.submit(request, sampling, mailbox, body.exact_logprobs, whole=not body.stream)
+                )
         except BaseException as error:
             self._release(tickets)
             if isinstance(error, Busy):
@@ -165,13 +169,13 @@ class Completions:
 
     async def _collected(self, http: HttpRequest, tickets: Sequence[Ticket]) -> list[Answer]:
         """Wait for all samples of all tickets, or until the client leaves."""
-        answering = asyncio.ensure_future(asyncio.gather(*(_answers(ticket) for ticket in tickets)))
+        answering = asyncio.ensure_future(_answers(tickets))
         leaving = asyncio.ensure_future(_left(http))
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 raise ApiError(499, "the client left")
-            return [answer for answers in answering.result() for answer in answers]
+            return answering.result()
         except GraftError as error:
             raise ApiError(400, str(error)) from error
         finally:
@@ -191,7 +195,7 @@ class Completions:
         async def events() -> AsyncIterator[str]:
             answers: dict[tuple[int, int], Answer] = {}
             try:
-                async for place, piece in _merged(tickets):
+                async for place, piece in _pieces(tickets):
                     first = (place, piece.index) not in answers
                     answer = answers.setdefault((place, piece.index), Answer(piece.index))
                     answer.add(piece)
@@ -237,31 +241,23 @@ def _completion_deltas(replies: Replies, scored: bool, samples: int) -> Callable
     return delta
 
 
-async def _answers(ticket: Ticket) -> list[Answer]:
-    answers = [Answer(index) for index in range(ticket.sampling.n)]
-    while ticket.open:
-        piece = await ticket.piece()
-        answers[piece.index].add(piece)
-    failed = next((each for each in answers if each.problem is not None), None)
-    if failed is not None:
+async def _answers(tickets: Sequence[Ticket]) -> list[Answer]:
+    """Return all samples, ticket by ticket."""
+    answers = [[Answer(index) for index in range(ticket.sampling.n)] for ticket in tickets]
+    async for place, piece in _pieces(tickets):
+        answers[place][piece.index].add(piece)
+    found = [answer for own in answers for answer in own]
+    if failed := next((each for each in found if each.problem is not None), None):
         raise ApiError(500, str(failed.problem))
-    return answers
+    return found
 
 
-async def _merged(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Piece]]:
-    """Yield the pieces of several tickets as they come."""
-    waiting = {asyncio.ensure_future(ticket.piece()): place for place, ticket in enumerate(tickets)}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for each in done:
-                place = waiting.pop(each)
-                if tickets[place].open:
-                    waiting[asyncio.ensure_future(tickets[place].piece())] = place
-                yield place, each.result()
-    finally:
-        for each in waiting:
-            each.cancel()
+async def _pieces(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Piece]]:
+    """Yield the pieces of tickets that share a mailbox, each with the place of its ticket, until all samples have ended."""
+    places = {ticket: place for place, ticket in enumerate(tickets)}
+    while any(ticket.open for ticket in tickets):
+        ticket, piece = await tickets[0].mailbox.take()
+        yield places[ticket], piece
 
 
 async def _left(http: HttpRequest) -> None:

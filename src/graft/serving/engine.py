@@ -1,8 +1,7 @@
 """The engine thread: the only one that runs the model. Others hand it requests, and it hands back pieces of answers.
 
-A request comes as a `Ticket` from an event loop. After every step of the running batch, the loop gets what is new in each sample: the text
-that is sure to stay, the tokens with their log-probabilities, and how a sample ended. A failing step ends the samples that run, and the
-thread goes on.
+A request becomes a `Ticket`. After every step of the running batch, its mailbox gets what is new in each sample: the text that is sure to
+stay, the tokens with their log-probabilities, and how a sample ended. A failing step ends the samples that run, and the thread goes on.
 """
 
 from __future__ import annotations
@@ -13,80 +12,17 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from graft.generation.requests import Request
 from graft.generation.running import RunningBatch
-from graft.generation.sampling import End, Sample, Sampling, Top
+from graft.generation.sampling import Sample, Sampling
+from graft.serving.tickets import Letter, Mailbox, Ticket, post
 from graft.training.forward.scoring import Scorer
 
 
 class Busy(Exception):
     """As many requests are open as the engine takes."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of an answer. Without log-probabilities the score is None."""
-
-    id: int
-    logprob: float | None = None
-    top: Top = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What is new in one sample of a ticket."""
-
-    index: int
-    text: str
-    tokens: tuple[Token, ...]
-    end: End | None
-    problem: str | None = None
-    exact: tuple[float, ...] | None = None
-    """With `end`: the log-probabilities of all tokens of the sample by the trainer's own pass, if the ticket asks for them."""
-
-
-class Ticket:
-    """One request on its way through the engine. Its pieces come in the order in which they are made."""
-
-    def __init__(self, request: Request, sampling: Sampling, exact: bool) -> None:
-        self.request, self.sampling, self.exact = request, sampling, exact
-        self.samples: list[Sample] = []
-        """There from the first piece on."""
-        self.open = sampling.n
-        """Samples that have not ended, as the event loop knows it."""
-        self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
-        self._sent = [0] * sampling.n
-
-    async def piece(self) -> Piece:
-        """Return the next piece. Raises the error that refused the request."""
-        found = await self._pieces.get()
-        if isinstance(found, Exception):
-            raise found
-        self.open -= found.end is not None
-        return found
-
-    def new(self, sample: Sample, exact: tuple[float, ...] | None) -> Piece:
-        """Return what is new in a sample. Called by the engine."""
-        first, self._sent[sample.index] = self._sent[sample.index], len(sample.ids)
-        scores, tops = sample.logprobs[first:], sample.top[first:]
-        tokens = tuple(
-            Token(token, scores[at] if scores else None, tops[at] if tops else ())
-            for at, token in enumerate(sample.ids[first:])
-        )
-        text = sample.stream.take(ended=sample.end is not None) if sample.stream is not None else ""
-        return Piece(sample.index, text, tokens, sample.end, sample.problem, exact)
-
-    def deliver(self, found: Piece | Exception) -> None:
-        """Hand a piece to the event loop. Called by the engine; a loop that is closed wants nothing any longer."""
-        try:
-            self._loop.call_soon_threadsafe(self._pieces.put_nowait, found)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
 
 
 class Engine(threading.Thread):
@@ -110,11 +46,16 @@ class Engine(threading.Thread):
         counts = {"open": len(self._open), "running": len(batch.samples), "waiting": len(batch.waiting)}
         return {**counts, "steps": self.steps, "tokens": self.tokens, "prefix_hits": batch.prefixes.hits}
 
-    def submit(self, request: Request, sampling: Sampling, exact: bool = False) -> Ticket:
-        """Hand over a request, from the event loop that will read the pieces. Raises `Busy`."""
+    def submit(
+        self, request: Request, sampling: Sampling, mailbox: Mailbox, exact: bool = False, whole: bool = False
+    ) -> Ticket:
+        """Hand over a request, whose pieces go to a mailbox. Raises `Busy`.
+
+        exact: score samples that ended by the trainer's own pass. whole: send no piece of a sample before it has ended.
+        """
         if len(self._open) >= self.most or self._stopping:
             raise Busy
-        ticket = Ticket(request, sampling, exact)
+        ticket = Ticket(request, sampling, mailbox, exact, whole)
         self._open.add(ticket)
         self._inbox.put(lambda: self._start(ticket))
         return ticket
@@ -172,7 +113,7 @@ class Engine(threading.Thread):
         try:
             ticket.samples = self.batch.add(ticket.request, ticket.sampling, self.tokenizer, owner=ticket)
         except Exception as error:  # the ticket's own; the thread goes on
-            ticket.deliver(error)
+            post([(ticket, error)])
             return
         self._publish([sample for sample in ticket.samples if sample.end is not None])
 
@@ -191,14 +132,18 @@ class Engine(threading.Thread):
         return changed
 
     def _publish(self, samples: Sequence[Sample]) -> None:
+        letters: list[Letter] = []
         for sample in samples:
             ticket: Ticket = sample.owner
+            if ticket.whole and sample.end is None:
+                continue
             try:
                 exact = self._exact(sample) if ticket.exact and sample.end in ("stop", "length") else None
-                ticket.deliver(ticket.new(sample, exact))
+                letters.append((ticket, ticket.new(sample, exact)))
             except Exception as error:
                 traceback.print_exc(file=sys.stderr)
-                ticket.deliver(error)
+                letters.append((ticket, error))
+        post(letters)
 
     def _exact(self, sample: Sample) -> tuple[float, ...]:
         ids = (*sample.request.ids, *sample.ids)

@@ -13,7 +13,7 @@ from typing import Any
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from graft.generation.sampling import End, PromptScores, Top
-from graft.serving.engine import Piece, Token
+from graft.serving.tickets import Piece, Token
 
 LOWEST = -9999.0
 """What stands for the log-probability of a token that cannot come, since JSON has no infinity."""

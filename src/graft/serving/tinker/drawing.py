@@ -12,6 +12,7 @@ from typing import Any
 from graft.bases import Base
 from graft.errors import GraftError
 from graft.serving.engine import Busy, Engine
+from graft.serving.tickets import Mailbox
 from graft.serving.tinker.bodies import SampleBody, read
 from graft.serving.tinker.promises import Promise, Result
 from graft.serving.tinker.samplers import Samplers
@@ -75,15 +76,16 @@ class Drawing:
                 await self.engine.call(lambda: self.samplers.give_back(name))
 
     async def _answered(self, body: SampleBody, request: Any, settings: Any) -> bytes:
+        mailbox = Mailbox()
         while True:
             try:
-                ticket = self.engine.submit(request, settings)
+                ticket = self.engine.submit(request, settings, mailbox, whole=True)
                 break
             except Busy:
                 await asyncio.sleep(0.05)
         try:
             while ticket.open:
-                await ticket.piece()
+                await mailbox.take()
             return response_of(body, ticket.samples)
         finally:
             self.engine.release(ticket)
