@@ -108,10 +108,12 @@ def test_logits_that_the_config_does_not_explain_are_left_to_the_models_own_forw
     assert_same_gradient(flat_gradient, padded_gradient)
 
 
-def test_an_adapted_head_sees_whole_rows() -> None:
+@pytest.mark.parametrize("way", ["chunks", "kept"])
+def test_an_adapted_head_in_either_layout(way: Any) -> None:
     model = attach(tiny(), adapter={"kind": "lora", "rank": 2, "sites": "head attn.q"})
     job, forward = job_on(model), Forward(model)
-    assert decide(forward, [job], "auto", batcher()).layout == "flat" and forward.head_mode == "whole"
+    assert decide(forward, [job], "auto", batcher()).layout == "flat" and forward.head_mode == "chunks"
+    forward.head_mode = way
     flat, flat_gradient = run(forward, job, "flat", 60)
     padded, padded_gradient = run(forward, job, "padded", 60)
     assert flat == pytest.approx(padded, rel=1e-5)

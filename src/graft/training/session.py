@@ -52,7 +52,6 @@ class Session:
         self.tenants: dict[str, Tenant] = {}
         self.vocabulary = int(self.root.get_input_embeddings().weight.shape[0])  # pyright: ignore
         self._forward: Forward | None = None
-        """Made anew when tenants come or go, because an adapter at the head changes the way to the logits."""
 
     def open(self, name: str, adapter: AdapterConfig, seed: int = 0) -> Tenant:
         """Attach a new adapter and make it a tenant. seed: of its initial values and of its dropout.
@@ -67,7 +66,6 @@ class Session:
         torch.manual_seed(seed)
         attach(self.model, {name: adapter})
         self.tenants[name] = Tenant(name, TrainedAdapter(self.model, name), seed, context_length(self.model, name))
-        self._forward = None
         return self.tenants[name]
 
     def close(self, name: str) -> None:
@@ -75,7 +73,6 @@ class Session:
         self._tenant(name)
         detach(self.model, name)
         del self.tenants[name]
-        self._forward = None
 
     def forward(self, asks: Sequence[Ask]) -> list[Given | GraftError]:
         """Compute the losses of all asks in shared passes, without dropout and without gradients. An ask that fails gives its error."""

@@ -29,8 +29,9 @@ def plain(ids: Sequence[Sequence[int]] = IDS, targets: Sequence[Sequence[int]] =
 class Wire:
     """A client that sends one request after the other."""
 
-    def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=f"{url}/api/v1", headers={"X-API-Key": TOKEN}, timeout=60)
+    def __init__(self, url: str, transport: Any = None) -> None:
+        headers = {"X-API-Key": TOKEN}
+        self.http = httpx.Client(base_url=f"{url}/api/v1", headers=headers, timeout=60, transport=transport)
         self.session = self.post("create_session", tags=[], sdk_version="0.38.0")["session_id"]
         self.models = self.samplers = 0
 

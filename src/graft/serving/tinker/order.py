@@ -38,7 +38,9 @@ class Order:
         self._lines.setdefault(model, _Line(next))
 
     def __contains__(self, model: str) -> bool:
-        return model in self._lines
+        """Whether a model takes requests: it has a line, and does not wait to be closed."""
+        line = self._lines.get(model)
+        return line is not None and ((first := line.waiting.get(0)) is None or first.kind != "close")
 
     @property
     def models(self) -> list[str]:

@@ -91,11 +91,12 @@ class Service:
             self.books.note(record)
         self.effects.checkpoints |= set(self.books.checkpoint)
         await self._recover()
+        waiting, samples = await self.store(Promises.waiting), list[Promise]()
+        closing = {promise.owner for promise in waiting if promise.kind == "close"}
         for model, number in (await self.store(Promises.reached)).items():
-            if not self.books.model.get(model, {}).get("closed"):
+            if not (model in closing or self.books.model.get(model, {}).get("closed")):
                 self.order.open(model, number)
-        samples: list[Promise] = []
-        for promise in await self.store(Promises.waiting):
+        for promise in waiting:
             self._open[promise.id] = _Waiting(promise)
             samples.append(promise) if promise.kind == "sample" else self.order.put(promise)
         self._wake.set()
@@ -136,7 +137,9 @@ class Service:
         made, new = await self.store(lambda store: store.promise(key, kind, owner, seq, content, canonical))
         if new:
             self._open[made.id] = _Waiting(made)
-            if kind != "sample":
+            if seq and kind != "sample" and owner not in self.order:  # closed while the promise was written
+                await self.settle({made.id: OVER})
+            elif kind != "sample":
                 self.order.put(made)
                 self._wake.set()
         return made, new
@@ -216,10 +219,15 @@ class Service:
         async with self.turn:
             models = [name for name in self.order.models if name.partition(":")[0] == session]
             for model in models:
-                await self.settle({each.id: OVER for each in self.order.close(model)})
-                if model in self.books.model:  # it was made
+                left = self.order.close(model)
+                closing = [each for each in left if each.kind == "close"]  # promised by a process that was killed
+                await self.settle({each.id: OVER for each in left if each not in closing})
+                if closing:
+                    self.order.put(closing[0])
+                elif model in self.books.model:  # it was made
                     content = Result.json(self.books.model[model]).body
                     await self._promise("close", ("close", model), model, 0, content, b"")
+            self._wake.set()
         await self.put(*(Record("sampler", name, None) for name in samplers))
         await self.store(lambda store: store.forget([*models, *samplers], OVER))
 

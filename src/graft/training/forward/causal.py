@@ -2,8 +2,8 @@
 
 The head runs on supervised tokens only, and the model never sees labels. There are three ways to the logits (`HeadMode`):
 
-    chunks    the body's hidden states at supervised tokens go through the head a chunk at a time (`linear_cross_entropy`); used where a
-              proof finds the result equal to the model's own logits
+    chunks    the body's hidden states at supervised tokens go through the head a chunk at a time (`linear_cross_entropy`, and with adapters
+              at the head `adapted_head.py`); used where a proof finds the result equal to the model's own logits
     kept      the model's own forward, for supervised tokens alone where it takes `logits_to_keep` and the batch is one row
     whole     the model's own forward on all tokens, from which the supervised ones are picked
 
@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from graft.architectures.positions import first_position
 from graft.attaching.active import running
@@ -32,6 +33,7 @@ from graft.errors import GraftError
 from graft.injection.state import unwrapped
 from graft.ops.cross_entropy import LogitTransform
 from graft.routing.context import ForwardContext
+from graft.training.forward.adapted_head import AdaptedHead
 from graft.training.forward.company import in_passes
 from graft.training.forward.targets import target_losses
 
@@ -66,9 +68,9 @@ class Forward:
             name for name in ("position_ids", "attention_mask", "use_cache", "logits_to_keep") if name in taken
         }
         self.first_position = first_position(self.root)
-        # Adapters at the head group tokens by row, so they need whole rows.
-        self.head_mode: HeadMode = "whole" if "graft" in self.head._modules else "kept"
+        self.head_mode: HeadMode = "kept"
         self.logit_transform = LogitTransform()
+        self.adapted = AdaptedHead(model, self.head)
 
     @property
     def device(self) -> torch.device:
@@ -85,21 +87,28 @@ class Forward:
 
     def _losses(self, batch: Batch, context: ForwardContext) -> Tensor:
         """The loss of each target of a batch whose rows share one pass."""
+        adapted = self.adapted.names(context)
         with self._running(batch, context):
-            if self.head_mode == "chunks":
+            if self.head_mode == "chunks" and not self.adapted.whole(adapted, batch):
                 hidden = self._hidden(batch).flatten(0, 1).index_select(0, batch.target_index)
-                with whole(self.head):  # backward does not read it: the gradient is made here
-                    return target_losses(hidden, batch, self.head.weight, self.head.bias, self.logit_transform)
-            return target_losses(self._own_logits(batch), batch)
+                if not adapted:
+                    with whole(self.head):  # backward does not read it: the gradient is made here
+                        return target_losses(hidden, batch, self.head.weight, self.head.bias, self.logit_transform)
+                found = self.adapted.losses(hidden, batch, context, adapted)
+                if found is not None:
+                    return found
+            return target_losses(self._own_logits(batch, adapted=bool(adapted)), batch)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """The hidden states that the head reads: [B, L, D], or [1, T, D] in a flat batch."""
         return self.body(**self._inputs(batch))[0]
 
-    def _own_logits(self, batch: Batch) -> Tensor:
-        """The logits of supervised tokens [N, V] by the model's own forward."""
+    def _own_logits(self, batch: Batch, adapted: bool) -> Tensor:
+        """The logits of supervised tokens [N, V] by the model's own forward. adapted: adapters at the head group tokens by row, so that
+        they need whole rows."""
         inputs = self._inputs(batch)
-        if "logits_to_keep" in self.takes and self.head_mode != "whole" and len(batch.input_ids) == 1:
+        keeps = self.head_mode != "whole" and not adapted
+        if "logits_to_keep" in self.takes and keeps and len(batch.input_ids) == 1:
             return self.model(**inputs, logits_to_keep=batch.target_index).logits[0]
         return self.model(**inputs).logits.flatten(0, 1).index_select(0, batch.target_index)
 
@@ -124,23 +133,30 @@ class Forward:
     def prove_head(self, batch: Batch, context: ForwardContext) -> HeadMode:
         """Choose chunks where head(body(x)), scaled and capped as the model's config may say, gives the model's own logits.
 
-        A head that trains, that is adapted, or that is not a plain linear layer keeps its mode.
+        A head that trains, or that is not a plain linear layer, keeps its mode.
         """
         plain = class_without_parts(self.head) is nn.Linear and "forward" not in self.head.__dict__
         if self.head_mode == "whole" or not plain or self.head.weight.requires_grad:
             return self.head_mode
+        if self.adapted.names(context):
+            context = replace(context, rows=None, _groups={})  # it is about the base
         with self._running(batch, context):
-            own = self._own_logits(batch).double()
+            own = self._own_logits(batch, adapted=False).double()
             hidden = self._hidden(batch)
         if hidden.shape[-1] != self.head.weight.shape[1]:
             return self.head_mode
-        logits = self.head(hidden.flatten(0, 1).index_select(0, batch.target_index))
+        with whole(self.head):
+            logits = F.linear(
+                hidden.flatten(0, 1).index_select(0, batch.target_index), self.head.weight, self.head.bias
+            )
         # Config fields mean different things in different families, so the numbers decide which transform holds, if any.
         allowed = (1e-5 if logits.dtype in (torch.float32, torch.float64) else 2e-2) * (1.0 + float(own.abs().max()))
-        for logit_transform in _possible_transforms(self.root.config):
-            if float((logit_transform.apply_(logits.double()) - own).abs().max()) <= allowed:
-                self.head_mode, self.logit_transform = "chunks", logit_transform
-                break
+        possible = _possible_transforms(self.root.config)
+        apart = [float((each.apply_(logits.double()) - own).abs().max()) for each in possible]
+        # The nearest: a cap hardly shows in small logits, and adapters may make larger ones.
+        if min(apart) <= allowed:
+            self.head_mode, self.logit_transform = "chunks", possible[apart.index(min(apart))]
+            self.adapted = AdaptedHead(self.model, self.head, self.logit_transform)
         return self.head_mode
 
 
