@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedzo": {"method": {"kind": "fedzo", "epsilon": 5e-4}},
     "ferret": {"method": {"kind": "ferret", "block": 64}, "optimizer": "sgd"},
     "fedavg, differences": {"method": "fedavg", "adapter": LORA},
-    "fedavg, A and B apart": {"method": {"kind": "fedavg", "on": "parameters"}, "adapter": LORA},
+    "fedavg, A and B apart": {"method": {"kind": "fedavg", "aggregate": "naive"}, "adapter": LORA},
     "local": {"method": "local", "adapter": LORA},
 }
 RATES = {
@@ -93,11 +93,11 @@ def measure(given: dict[str, Any], scratch: Path) -> dict[str, Any]:
 
 def methods(args: argparse.Namespace, note: Any) -> None:
     """Every method with every seed, the seeds outermost, so that what is there early covers all methods."""
-    kept = json.loads(Path(args.out).read_text()) if Path(args.out).exists() else {}
+    begun, kept = time.perf_counter(), json.loads(Path(args.out).read_text()) if Path(args.out).exists() else {}
     found: dict[str, dict[str, Any]] = kept.get(f"methods on {args.base}", {}).get("result", {}).get("runs", {})
     for seed in range(args.first, args.first + args.seeds):
         for name in args.methods or METHODS:
-            if str(seed) in found.get(name, {}):
+            if str(seed) in found.get(name, {}) or time.perf_counter() - begun > args.minutes * 60:
                 continue
             with tempfile.TemporaryDirectory() as scratch:
                 given = definition(args.shared, name, seed, args, args.clients)
@@ -193,6 +193,9 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=48)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="begin no run of a method after so long: go on later"
+    )
     parser.add_argument("--many", type=int, default=100)
     parser.add_argument("--many-steps", type=int, default=2)
     parser.add_argument("--worker", type=int)

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from graft.federation.definition import read_federation
+from graft.federation.methods.base import Update
+from graft.federation.methods.choosing import method_of
+from graft.federation.workplace import Workplace
 from tests.small import save_small
 
 
@@ -50,3 +54,17 @@ def tiny(files: Path) -> dict[str, Any]:
         "local": {"steps": 4, "batch_size": 2, "lr": 1e-4},
         "rounds": 2,
     }  # fmt: skip
+
+
+LORA = {"kind": "lora", "rank": 4, "alpha": 8, "sites": "attn.q mlp.down"}
+
+
+def method(federation: dict[str, Any], **changes: Any) -> Any:
+    return method_of(Workplace(read_federation({**federation, **changes})))
+
+
+def updates_of(found: Any, state: Any, number: int = 1) -> list[Update]:
+    """What all clients send in a round, each with an equal share."""
+    names = list(found.place.clients)
+    sent = [found.work(found.down(state, number, name), number, name) for name in names]
+    return [Update(name, 1 / len(names), *each, number) for name, each in zip(names, sent, strict=True)]

@@ -92,6 +92,8 @@ def test_three_clients_of_which_one_is_killed_give_the_numbers_of_one_process(
         (Connection("8400"), "an address is HOST:PORT"),
         (Connection("127.0.0.1:99999"), "an address is HOST:PORT"),
         (Connection("example.org:8400"), "give certificates, or accept that with --insecure"),
+        (Connection("192.168.0.7:8400"), "give certificates, or accept that with --insecure"),
+        (Connection("127.0.0.1.example.org:8400"), "give certificates, or accept that with --insecure"),
         (Connection("127.0.0.1:8400", keys=Path("key")), "--keys needs --tls"),
     ],
 )

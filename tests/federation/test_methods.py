@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,45 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from graft.attaching.active import set_active
-from graft.federation.definition import read_federation
 from graft.federation.messages import Message
 from graft.federation.methods.base import Update
-from graft.federation.methods.choosing import method_of
-from graft.federation.methods.differences import Differences, differences
 from graft.federation.methods.kseed import KSeed, probabilities, rebuilt
-from graft.federation.methods.parameters import averaged
-from graft.federation.workplace import Workplace
-
-LORA = {"kind": "lora", "rank": 4, "alpha": 8, "sites": "attn.q mlp.down"}
-
-
-def method(federation: dict[str, Any], **changes: Any) -> Any:
-    return method_of(Workplace(read_federation({**federation, **changes})))
-
-
-def updates_of(found: Any, state: Any, number: int = 1) -> list[Update]:
-    """What all clients send in a round, each with an equal share."""
-    names = list(found.place.clients)
-    sent = [found.work(found.down(state, number, name), number, name) for name in names]
-    return [Update(name, 1 / len(names), *each) for name, each in zip(names, sent, strict=True)]
+from tests.federation.conftest import LORA, method, updates_of
 
 
 def noise(seed: int, index: int, shape: torch.Size) -> Tensor:
     """The noise of a seed for one tensor, drawn here by numpy alone."""
     random = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
     return torch.from_numpy(random.standard_normal(shape.numel(), dtype=np.float32)).view(shape)
-
-
-@torch.no_grad()
-def computed_by(found: Any, update: Update, path: str) -> Any:
-    """What an adapter adds to a layer [O, I], by the layer's outputs on the unit vectors with the adapter on and off."""
-    found._described(update).job.trainable.restore(update.tensors)
-    model, layer = found.place.base.model, found.root.get_submodule(path)
-    set_active(model, "federated")
-    own = layer(torch.eye(layer.in_features))
-    set_active(model, None)
-    return (own - layer(torch.eye(layer.in_features))).T
 
 
 @pytest.mark.parametrize("trained", ["base", "adapter", "parts"])
@@ -117,77 +87,6 @@ def test_pro_draws_seeds_by_the_mean_size_of_their_slopes(federation: dict[str, 
     down = pro.down(new, 2, "ada")
     tensors, _ = pro.work(down, 2, "ada")
     assert torch.equal(tensors["seeds"], down["draws"]) and set(down) == {"accumulators", "draws"}
-
-
-def test_differences_of_unlike_ranks_and_kinds_are_averaged_exactly(federation: dict[str, Any]) -> None:
-    turns = [
-        {**LORA, "rank": 4},
-        {"kind": "dora", "rank": 8, "sites": "attn.q"},
-        {"kind": "ia3", "sites": "attn.k attn.v"},
-    ]
-    mixed = {
-        "clients": {"adapters": turns},
-        "method": {"kind": "fedavg"},
-        "local": {"steps": 3, "batch_size": 2, "lr": 1e-2},
-    }
-    fed = method(federation, **mixed)
-    assert isinstance(fed, Differences)
-    sent = updates_of(fed, fed.begin())
-    state, _ = fed.aggregate(fed.begin(), sent)
-    wanted: Any = sum(computed_by(fed, each, "model.layers.1.self_attn.v_proj") for each in sent) / 3
-    assert torch.allclose(state["model.layers.1.self_attn.v_proj"], wanted, atol=1e-6)
-    wanted = sum(computed_by(fed, each, "model.layers.0.self_attn.q_proj") for each in sent) / 3
-    assert torch.allclose(state["model.layers.0.self_attn.q_proj"], wanted, atol=2e-5)
-    state, _ = fed.aggregate(state, updates_of(fed, state, 2))
-    batch = torch.tensor([[5, 70, 80, 90, 4]])
-    fed.put(state)
-    whole = fed.place.base.model(batch).logits
-    fed.put({})
-    base = fed.place.base.model(batch).logits
-    where = fed.publish(state, Path(federation["base"]["model"]).parent / "out")
-    set_active(fed.place.base.model, "federated")
-    assert where.name == "federated"
-    assert float((whole - base).abs().max()) > 1e-2
-    again = fed.place.base.model(batch).logits
-    assert float((again - whole).detach().abs().max()) < 5e-5 * float(whole.abs().max())
-
-
-def test_the_average_of_differences_is_that_of_outputs_and_the_average_of_factors_is_not(
-    federation: dict[str, Any],
-) -> None:
-    changes = {"adapter": LORA, "local": {"steps": 6, "batch_size": 2, "lr": 3e-2}}
-    naive = method(federation, **changes, method={"kind": "fedavg", "on": "parameters"})
-    exact = method(federation, **changes, method={"kind": "fedavg"})
-    sent = updates_of(exact, exact.begin())
-    D = differences(exact.aggregate(exact.begin(), sent)[0])
-    factors = averaged([each.tensors for each in sent], [each.weight for each in sent])
-    rows = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
-    key = "model.layers.1.self_attn.q_proj"
-    scale = 8 / 4
-    outputs = [scale * rows @ each.tensors[f"{key}.linear.A"].T @ each.tensors[f"{key}.linear.B"].T for each in sent]
-    wanted = torch.stack(outputs).mean(0)
-    by_factors = scale * rows @ factors[f"{key}.linear.A"].T @ factors[f"{key}.linear.B"].T
-    size = float(wanted.norm())
-    assert float((rows @ D[key].T - wanted).norm()) < 1e-5 * size
-    assert float((by_factors - wanted).norm()) > 1e-2 * size
-    assert set(naive.begin()) == set(sent[0].tensors)
-
-
-def test_a_rank_keeps_the_best_approximation_and_says_what_it_misses(federation: dict[str, Any]) -> None:
-    changes = {
-        "clients": {"adapters": [{**LORA, "rank": rank} for rank in (4, 8, 16)]},
-        "local": {"steps": 4, "batch_size": 2, "lr": 1e-2},
-    }
-    exact = method(federation, **changes, method={"kind": "fedavg"})
-    near = method(federation, **changes, method={"kind": "fedavg", "rank": 6})
-    sent = updates_of(exact, exact.begin())
-    assert {each.tensors["model.layers.0.self_attn.q_proj.linear.A"].shape[0] for each in sent} == {4, 8, 16}
-    D = exact.aggregate(exact.begin(), sent)[0]
-    state, notes = near.aggregate(near.begin(), sent)
-    missed = sum(float(np.square(np.linalg.svd(each.numpy())[1][6:]).sum()) for each in D.values())
-    size = sum(float(each.square().sum()) for each in D.values())
-    assert notes["approximation error"] == pytest.approx((missed / size) ** 0.5, rel=1e-3)
-    assert all(torch.linalg.matrix_rank(each) <= 6 for each in differences(state).values())
 
 
 @pytest.mark.parametrize("kind", ["fedzo", "fedavg"])

@@ -46,8 +46,8 @@ class Faulty(InProcess):
 
     changes: Mapping[str, Any] = {}
 
-    def ask(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
-        for name, data in super().ask(messages, seconds):
+    def ask(self, names: Any, message: Any, seconds: float) -> Iterator[tuple[str, bytes]]:
+        for name, data in super().ask(names, message, seconds):
             change = self.changes.get(name, lambda message: message.encoded())
             if (answer := change(decoded(data))) is not None:
                 yield name, answer
@@ -234,8 +234,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "label": ({"clients": {"split": "dirichlet", "count": 2, "label": "topics"}}, "has no column 'topics'. Did you mean 'topic'?"),
     "many": ({"clients": {"split": "dirichlet", "count": 30, "label": "topic"}}, "but data.train has only 30"),
     "unlike": ({"clients": {"adapters": [LORA]}}, "fedavg on differences alone can average"),
-    "kinds": ({"adapter": {"kind": "prefix", "tokens": 2}, "method": {"kind": "fedavg", "on": "differences"}}, "is no difference"),
-    "rank": ({"adapter": LORA, "method": {"kind": "fedavg", "on": "parameters", "rank": 2}}, "method.rank is for averages of differences"),
+    "kinds": ({"adapter": {"kind": "prefix", "tokens": 2}, "method": {"kind": "fedavg", "aggregate": "differences"}}, "is no difference"),
+    "rank": ({"adapter": LORA, "method": {"kind": "fedavg", "aggregate": "naive", "rank": 2}}, "method.rank is for averages"),
+    "stack": ({"adapter": {**LORA, "kind": "dora"}, "method": {"kind": "fedavg", "aggregate": "stack"}}, "it cannot be stacked"),
     "answers": ({"data.validation": None, "eval": {"answers": 3}}, "eval.answers has no effect without validation data"),
     "diverges": ({"local": {"steps": 4, "batch_size": 2, "lr": 0.1}}, "Take a lower local.lr (it is 0.1)"),
     "rows": ({"data.max_length": 4, "data.overlong": "drop"}, "no token is left to train on"),

@@ -83,9 +83,9 @@ def command(
     """
     token = check_address(host, token_file)
     from graft.serving.app import make_app
-    from graft.serving.guarding import LOOPBACK
     from graft.serving.listening import listen
     from graft.serving.served import adapters_in
+    from graft.utils.hosts import LOOPBACK
 
     is_run = (Path(base) / "config.yaml").is_file()
     named = [*(adapters_in(adapters) if adapters is not None else []), *(adapter or [])]
@@ -128,7 +128,8 @@ def check_address(host: str, token_file: Path | None) -> str | None:
     require("fastapi", "serve")
     require("sse_starlette", "serve")
     require("jinja2", "serve")
-    from graft.serving.guarding import is_loopback, read_token
+    from graft.serving.guarding import read_token
+    from graft.utils.hosts import is_loopback
 
     token = None if token_file is None else read_token(token_file)
     if token is None and not is_loopback(host):

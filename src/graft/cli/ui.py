@@ -29,8 +29,8 @@ def command(
     """
     token = check_address(host, token_file)
     from graft.serving.app import make_pages
-    from graft.serving.guarding import LOOPBACK
     from graft.serving.listening import listen
+    from graft.utils.hosts import LOOPBACK
 
     app = make_pages(runs, token=token, hosts=[*LOOPBACK, host, *(allow_host or [])])
     listen(app, host, port, lambda url: say(as_json, str(runs), url))

@@ -40,10 +40,11 @@ class AverageMethod(Section):
 
     kind: Literal["fedavg"] = "fedavg"
     """fedavg"""
-    on: Literal["auto", "differences", "parameters"] = "auto"
-    """What is averaged. differences: what each adapter adds to the weights, exactly, though ranks and kinds differ. parameters: the
-    tensors of adapters with equal settings, which for a LoRA is not the average of what they compute. auto: differences where every kind
-    has them, else parameters."""
+    aggregate: Literal["auto", "differences", "stack", "naive"] = "auto"
+    """What the server makes of the adapters. differences: the average of what each adds to the weights, exactly, though ranks and kinds
+    differ. stack: the same of LoRAs, with the factors of all clients and rounds side by side, until a layer's weight is smaller. naive: the
+    averages of their tensors, by name, which for a LoRA is not the average of what they compute; all have the same adapter. auto:
+    differences where every kind has them, else naive."""
     rank: int | None = Field(default=None, ge=1)
     """With differences: the rank of the LoRA that approximates the average, which is what clients download. null keeps the average as it
     is, which is exact and as large as the weights."""
@@ -203,7 +204,7 @@ class FederationConfig(Section):
             )
         if adapters and self.adapter is not None:
             raise ValueError("clients.adapters stands in place of adapter: remove one of the two")
-        if adapters and not (isinstance(self.method, AverageMethod) and self.method.on != "parameters"):
+        if adapters and not (isinstance(self.method, AverageMethod) and self.method.aggregate != "naive"):
             raise ValueError(
                 "clients.adapters gives clients unlike adapters, which fedavg on differences alone can average: set adapter, or that method"
             )
@@ -214,9 +215,9 @@ class FederationConfig(Section):
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> FederationConfig:
         method = self.method
-        if isinstance(method, AverageMethod) and method.rank is not None and method.on == "parameters":
+        if isinstance(method, AverageMethod) and method.rank is not None and method.aggregate in ("stack", "naive"):
             raise ValueError(
-                "method.rank is for averages of differences, and method.on is parameters: remove one of the two"
+                f"method.rank is for averages of differences, and method.aggregate is {method.aggregate}: remove one of the two"
             )
         if isinstance(method, KSeedMethod) and method.seeds < self.local.steps:
             raise ValueError(

@@ -54,7 +54,7 @@ class Federation:
     def terms(self) -> dict[str, Any]:
         """What the server and all clients have to agree on."""
         config, method = self.config, self.config.method
-        unlike = isinstance(method, AverageMethod) and method.on != "parameters"
+        unlike = isinstance(method, AverageMethod) and method.aggregate != "naive"
         return {
             "method": method.model_dump(mode="json"),
             "local": config.local.model_dump(mode="json", exclude={"token_budget"}),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -26,8 +27,10 @@ _CHOICE = 0x43484F53
 class Transport(Protocol):
     """How messages reach clients."""
 
-    def ask(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
-        """Send a message to each client and yield (client, answer) as answers come in, until this time is over."""
+    def ask(
+        self, names: Collection[str], message: Callable[[str], bytes], seconds: float
+    ) -> Iterator[tuple[str, bytes]]:
+        """Send each client its message and yield (client, answer) as answers come in, until this time is over."""
         ...
 
     def hello(self, message: bytes) -> dict[str, bytes]:
@@ -41,12 +44,31 @@ class InProcess:
     def __init__(self, place: Workplace, method: Method) -> None:
         self.clients = {name: Client(place, method, name) for name in place.clients}
 
-    def ask(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
-        for name, message in messages.items():
-            yield name, self.clients[name].answer(message)
+    def ask(
+        self, names: Collection[str], message: Callable[[str], bytes], seconds: float
+    ) -> Iterator[tuple[str, bytes]]:
+        for name in names:
+            yield name, self.clients[name].answer(message(name))
 
     def hello(self, message: bytes) -> dict[str, bytes]:
         return {name: client.answer(message) for name, client in self.clients.items()}
+
+
+@dataclass(frozen=True)
+class Updates(Sequence[Update]):
+    """The updates of a round, each read from the store when it is looked at: what many clients send need not fit into memory."""
+
+    store: Store
+    number: int
+    shares: Sequence[tuple[str, float]]
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def __getitem__(self, at: int) -> Update:  # pyright: ignore[reportIncompatibleMethodOverride]
+        name, share = self.shares[at]
+        message = self.store.update(self.number, name)
+        return Update(name, share, message.tensors, message.text, self.number)
 
 
 class Server:
@@ -116,15 +138,18 @@ class Server:
 
     def _collect(self, number: int, chosen: list[str], state: Mapping) -> None:
         """Ask the clients that have not answered yet, and note what each of them sends."""
-        there = set(self.store.updates(number))
-        messages = {
-            name: Message("train", number, name, self.place.digest, self.method.down(state, number, name)).encoded()
-            for name in chosen
-            if name not in there
-        }
-        sizes = {name: len(each) if self.method.exchanges else 0 for name, each in messages.items()}
+        there = set(self.store.arrived(number))
+        asked = [name for name in chosen if name not in there]
+        sizes = dict.fromkeys(asked, 0)
+
+        def message(name: str) -> bytes:
+            tensors = self.method.down(state, number, name)
+            data = Message("train", number, name, self.place.digest, tensors).encoded()
+            sizes[name] = len(data) if self.method.exchanges else 0
+            return data
+
         begun, heard = time.perf_counter(), set[str]()
-        for name, data in self.transport.ask(messages, self.config.timeout):
+        for name, data in self.transport.ask(asked, message, self.config.timeout):
             heard.add(name)
             seconds, begun = time.perf_counter() - begun, time.perf_counter()
             try:
@@ -133,7 +158,7 @@ class Server:
                 self._leave_out(number, name, str(error), sizes[name])
             else:
                 self.store.deliver(number, name, sizes[name], data, len(data) if self.method.exchanges else 0, seconds)
-        for name in messages.keys() - heard:
+        for name in (each for each in asked if each not in heard):
             self._leave_out(number, name, f"it sent nothing within {self.config.timeout:g} seconds", sizes[name])
 
     def _check(self, number: int, name: str, data: bytes, state: Mapping) -> None:
@@ -146,18 +171,18 @@ class Server:
             )
         if message.base != self.place.digest:
             raise GraftError(other_base(message.base, self.place.digest))
-        self.method.check(Update(name, 0.0, message.tensors, message.text), state)
+        self.method.check(Update(name, 0.0, message.tensors, message.text, number), state)
 
     def _leave_out(self, number: int, name: str, reason: str, down: int) -> None:
         self.store.leave_out(number, name, reason, down)
         self.say(f"round {number}: client {name} is left out: {reason}")
 
-    def _updates(self, number: int) -> list[Update]:
+    def _updates(self, number: int) -> Updates:
         """The updates of a round with their shares, in the order of names, whatever the order in which they came."""
-        found, rows = self.store.updates(number), self.store.clients()
-        sizes = {name: float(rows[name]) if self.config.weights == "rows" else 1.0 for name in found}
+        names, rows = self.store.arrived(number), self.store.clients()
+        sizes = {name: float(rows[name]) if self.config.weights == "rows" else 1.0 for name in names}
         total = sum(sizes.values())
-        return [Update(name, sizes[name] / total, each.tensors, each.text) for name, each in found.items()]
+        return Updates(self.store, number, [(name, size / total) for name, size in sizes.items()])
 
     def _refuse_divergence(self, number: int, state: Mapping, scores: Mapping[str, float]) -> None:
         """Raise `GraftError` for a model that is not finite, or worse than guessing all tokens alike."""

@@ -96,12 +96,17 @@ class Store(Storage):
         """Forget who was left out of an open round."""
         self.execute("delete from updates where round = ? and reason is not null", (number,))
 
-    def updates(self, number: int) -> dict[str, Message]:
-        """What clients sent in an open round, in the order of their names."""
+    def arrived(self, number: int) -> list[str]:
+        """The clients that sent something in an open round, in the order of their names."""
         rows = self.execute(
-            "select client, payload from updates where round = ? and payload is not null order by client", (number,)
+            "select client from updates where round = ? and payload is not null order by client", (number,)
         )
-        return {client: decoded(payload) for client, payload in rows}
+        return [client for (client,) in rows]
+
+    def update(self, number: int, client: str) -> Message:
+        """What a client sent in an open round."""
+        row = self.execute("select payload from updates where round = ? and client = ?", (number, client)).fetchone()
+        return decoded(row[0])
 
     def left_out(self, number: int | None = None) -> list[dict[str, Any]]:
         """Who was left out of a round, or of any round, and why."""

@@ -20,11 +20,12 @@ from graft.serving.agreement import agreement
 from graft.serving.completions import Completions
 from graft.serving.engine import Engine
 from graft.serving.errors import ApiError, error_response
-from graft.serving.guarding import LOOPBACK, Guard
+from graft.serving.guarding import Guard
 from graft.serving.pages.reading import Shelf
 from graft.serving.pages.site import OPEN_PATHS as PAGES_OPEN
 from graft.serving.pages.site import Pages
 from graft.serving.served import Served, check_task
+from graft.utils.hosts import LOOPBACK
 from graft.version import __version__
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 import stat
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from graft.serving.errors import ApiError, error_response
 from graft.serving.pages.session import is_signed_in
 from graft.utils.strict_json import parse_object
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MOST_BYTES = 16 * 1024 * 1024
 """Most bytes of a request's body."""
 SHORTEST_TOKEN = 16
@@ -38,16 +36,6 @@ def read_token(path: Path) -> str:
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise GraftError(f"the token in {path} must be at least {SHORTEST_TOKEN} ASCII characters without spaces")
     return token
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen at can be reached from this machine alone."""
-    if host in LOOPBACK:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:

@@ -7,7 +7,7 @@ answers first counts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from graft.errors import GraftError, require
@@ -41,9 +41,11 @@ class GridTransport:
             time.sleep(PAUSE)
         return cards
 
-    def ask(self, messages: Mapping[str, bytes], seconds: float) -> Iterator[tuple[str, bytes]]:
+    def ask(
+        self, names: Collection[str], message: Callable[[str], bytes], seconds: float
+    ) -> Iterator[tuple[str, bytes]]:
         """Ask each client at its latest node, and again where that changes."""
-        waiting, asked, sent = set(messages), dict[str, int](), dict[str, str]()
+        waiting, asked, sent = set(names), dict[str, int](), dict[str, str]()
         end = time.monotonic() + seconds
         while waiting and time.monotonic() < end:
             self._look()
@@ -51,7 +53,7 @@ class GridTransport:
                 node = self.nodes.get(name)
                 if node is not None and asked.get(name) != node:
                     asked[name] = node
-                    sent[self._push(node, messages[name])] = name
+                    sent[self._push(node, message(name))] = name
             for reply in self.grid.pull_messages(list(sent)) if sent else ():
                 name = sent.pop(reply.metadata.reply_to_message_id)
                 if name in waiting and (data := _data(reply)) is not None:

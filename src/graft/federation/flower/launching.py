@@ -26,11 +26,11 @@ from graft.errors import GraftError, require
 from graft.federation.definition import read_federation
 from graft.federation.flower.apps import ENDED, ORDERS, SAID
 from graft.federation.workplace import clients_here
+from graft.utils.hosts import is_loopback
 from graft.utils.jsonl import read_json
 
 OLDEST = (1, 42)
 """The first release of flwr with the connections that are used here."""
-LOOPBACK = ("127.0.0.1", "localhost")
 RECONNECT = 600
 """Seconds for which a client tries to reach a server that is not there."""
 LASTING, QUICK_ENDS, PAUSE = 20.0, 10, 2.0
@@ -79,7 +79,7 @@ class Connection:
         host, colon, port = self.address.rpartition(":")
         if not colon or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise GraftError(f"an address is HOST:PORT, such as 127.0.0.1:8400; given: {self.address}")
-        if host not in LOOPBACK and self.tls is None and not self.insecure:
+        if not is_loopback(host) and self.tls is None and not self.insecure:
             raise GraftError(
                 f"{host} is not this machine, and without --tls everybody between could read and change what travels: give certificates, "
                 "or accept that with --insecure"

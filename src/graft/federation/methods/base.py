@@ -19,6 +19,8 @@ class Update:
     """Its share in an average; those of a round add up to 1."""
     tensors: Tensors
     text: str = ""
+    number: int = 1
+    """The round."""
 
 
 class Method(Protocol):
@@ -44,7 +46,10 @@ class Method(Protocol):
         ...
 
     def aggregate(self, state: Tensors, updates: Sequence[Update]) -> tuple[Tensors, dict[str, float]]:
-        """The state after a round, and numbers for the report. updates: of the clients in the order of their names, at least one."""
+        """The state after a round, and numbers for the report.
+
+        updates: of the clients in the order of their names, at least one. Each is read when it is looked at, so that not all are in memory.
+        """
         ...
 
     def scores(self, state: Tensors) -> dict[str, float]:

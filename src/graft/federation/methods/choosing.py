@@ -21,6 +21,6 @@ def method_of(place: Workplace) -> Method:
         return Ferret(place, method)
     if isinstance(method, LocalMethod):
         return Local(place)
-    if isinstance(method, AverageMethod) and method.on != "parameters" and have_differences(place, method):
+    if isinstance(method, AverageMethod) and method.aggregate != "naive" and have_differences(place, method):
         return Differences(place, method)
     return Parameters(place)

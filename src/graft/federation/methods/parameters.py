@@ -6,7 +6,7 @@ is in `differences.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,7 +50,7 @@ class Parameters:
         check_tensors(update.tensors, self.start)
 
     def aggregate(self, state: Tensors, updates: Sequence[Update]) -> tuple[Tensors, dict[str, float]]:
-        return averaged([each.tensors for each in updates], [each.weight for each in updates]), {}
+        return averaged(updates), {}
 
     def scores(self, state: Tensors) -> dict[str, float]:
         self.put(state)
@@ -71,16 +71,14 @@ def check_tensors(given: Tensors, expected: Tensors) -> None:
             raise GraftError(f"what it sent: tensor '{key}' holds numbers that are NaN or infinite")
 
 
-def averaged(many: Sequence[Tensors], weights: Sequence[float]) -> dict[str, Tensor]:
+def averaged(updates: Iterable[Update]) -> dict[str, Tensor]:
     """Return the weighted sum of tensors by name, in float64. Whole numbers have no average: they have to be equal."""
-    found: dict[str, Tensor] = {}
-    for key, first in many[0].items():
-        own = [each[key] for each in many]
-        if first.is_floating_point():
-            total = sum(weight * each.double() for weight, each in zip(weights, own, strict=True))
-            found[key] = torch.as_tensor(total).to(first.dtype)
-        elif all(torch.equal(first, each) for each in own):
-            found[key] = first
-        else:
-            raise GraftError(f"the clients sent unlike whole numbers in {key}, which have no average")
-    return found
+    totals, types = dict[str, Tensor](), dict[str, torch.dtype]()
+    for update in updates:
+        for key, each in update.tensors.items():
+            types[key] = each.dtype
+            if each.is_floating_point():
+                totals[key] = totals.get(key, 0.0) + update.weight * each.double()
+            elif not torch.equal(totals.setdefault(key, each), each):
+                raise GraftError(f"the clients sent unlike whole numbers in {key}, which have no average")
+    return {key: each.to(types[key]) for key, each in totals.items()}
