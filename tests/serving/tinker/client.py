@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 tinker: Any = importlib.import_module("tinker")
@@ -112,9 +113,21 @@ def train(service, asked):
     found = []
     for _ in range(asked["steps"]):
         passed = training.forward_backward(data, "cross_entropy")
-        training.optim_step(types.AdamParams(learning_rate=1e-2)).result()
+        training.optim_step(types.AdamParams(learning_rate=1e-2, **asked.get("adam", {}))).result()
         found.append(passed.result().metrics["loss:sum"])
     return found
+
+
+def clients(service, asked):
+    """Many clients, each with a connection and a session of its own: one after the other, and all at once."""
+
+    def one(own):
+        service = tinker.ServiceClient(base_url=asked["url"], api_key=asked["key"])
+        return train(service, {**asked, **own})
+
+    alone = [one(own) for own in asked["clients"]]
+    with ThreadPoolExecutor(len(alone)) as pool:
+        return {"alone": alone, "together": list(pool.map(one, asked["clients"]))}
 
 
 def refusals(service, asked):
@@ -143,7 +156,7 @@ def refusals(service, asked):
     return found
 
 
-CALLS = {each.__name__: each for each in (every_call, losses, train, refusals)}
+CALLS = {each.__name__: each for each in (every_call, losses, train, clients, refusals)}
 
 
 def main() -> None:

@@ -26,6 +26,41 @@ def plain(ids: Sequence[Sequence[int]] = IDS, targets: Sequence[Sequence[int]] =
     return [(each, {"target_tokens": its}) for each, its in zip(ids, targets, strict=True)]
 
 
+def message(
+    model: str, seq: int, rows: Rows, loss: str = "cross_entropy", forward: bool = False, **config: float
+) -> bytes:
+    """The body of a forward_backward request."""
+    from graft.serving.tinker.messages import ForwardBackwardRequest
+
+    found = ForwardBackwardRequest(model_id=model, seq_id=seq, loss_fn=loss, forward_only=forward)
+    found.loss_fn_config.update(config)
+    for ids, fields in rows:
+        datum = found.data.add()
+        datum.model_input.add().encoded_text.tokens = np.asarray(ids, "<i4").tobytes()
+        for name, values in fields.items():
+            array = np.asarray(values, "<i8" if name == "target_tokens" else "<f4")
+            tensor = datum.loss_fn_inputs[name]
+            tensor.dense, tensor.dtype = array.tobytes(), 2 if name == "target_tokens" else 1
+            tensor.shape.extend(array.shape)
+    return found.SerializeToString()
+
+
+def read_output(body: bytes) -> tuple[list[Any], dict[str, float]]:
+    """The log-probabilities of each datum, and the metrics."""
+    from graft.serving.tinker.messages import ForwardBackwardOutput
+
+    output = ForwardBackwardOutput.FromString(body)
+    logprobs = []
+    for record in output.loss_fn_outputs:
+        field = record.fields["logprobs"]
+        ends, trailing = np.frombuffer(field.offsets, "<i8"), tuple(field.trailing_shape)
+        logprobs += [
+            np.frombuffer(field.data[first:last], "<f4").reshape(-1, *trailing)
+            for first, last in zip(ends[:-1], ends[1:], strict=True)
+        ]
+    return logprobs, dict(output.metrics)
+
+
 class Wire:
     """A client that sends one request after the other."""
 
@@ -55,20 +90,9 @@ class Wire:
         self, model: str, seq: int, rows: Rows, loss: str = "cross_entropy", forward: bool = False, **config: float
     ) -> Any:
         """Submit a forward_backward request and return the HTTP answer."""
-        from graft.serving.tinker.messages import ForwardBackwardRequest
-
-        message = ForwardBackwardRequest(model_id=model, seq_id=seq, loss_fn=loss, forward_only=forward)
-        message.loss_fn_config.update(config)
-        for ids, fields in rows:
-            datum = message.data.add()
-            datum.model_input.add().encoded_text.tokens = np.asarray(ids, "<i4").tobytes()
-            for name, values in fields.items():
-                array = np.asarray(values, "<i8" if name == "target_tokens" else "<f4")
-                tensor = datum.loss_fn_inputs[name]
-                tensor.dense, tensor.dtype = array.tobytes(), 2 if name == "target_tokens" else 1
-                tensor.shape.extend(array.shape)
+        content = message(model, seq, rows, loss, forward, **config)
         headers = {"Content-Type": "application/x-protobuf"}
-        return self.http.post("forward_backward", content=message.SerializeToString(), headers=headers)
+        return self.http.post("forward_backward", content=content, headers=headers)
 
     def step(self, model: str, seq: int, **adam: float) -> Any:
         return self.post("optim_step", model_id=model, seq_id=seq, adam_params=adam)
@@ -80,8 +104,6 @@ class Wire:
 
     def wait(self, promise: Any) -> Any:
         """Return the result of a promise: a message as (log-probabilities of each datum, metrics), JSON as it is."""
-        from graft.serving.tinker.messages import ForwardBackwardOutput
-
         promise = promise if isinstance(promise, dict) else promise.json()
         while True:
             answer = self.poll(promise)
@@ -90,17 +112,7 @@ class Wire:
                 if (found := answer.json()).get("type") == "try_again":
                     continue
                 return found
-            output = ForwardBackwardOutput.FromString(answer.content)
-            logprobs = []
-            for record in output.loss_fn_outputs:
-                field = record.fields["logprobs"]
-                ends = np.frombuffer(field.offsets, "<i8")
-                trailing = tuple(field.trailing_shape)
-                logprobs += [
-                    np.frombuffer(field.data[first:last], "<f4").reshape(-1, *trailing)
-                    for first, last in zip(ends[:-1], ends[1:], strict=True)
-                ]
-            return logprobs, dict(output.metrics)
+            return read_output(answer.content)
 
 
 @pytest.fixture(scope="session")

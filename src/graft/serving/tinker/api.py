@@ -153,7 +153,8 @@ class Api:
 
     async def _placed(self, kind: str, fields: Fields) -> Response:
         """Promise what has its place in the sequence of a model."""
-        return await self._made(kind, self._model(fields.get("model_id")), _number(fields, "seq_id", 1), fields)
+        model, seq = self._place(fields.get("model_id"), fields)
+        return await self._made(kind, model, seq, fields)
 
     async def _made(self, kind: str, model: str, seq: int, fields: Fields) -> Response:
         content = json.dumps(fields, sort_keys=True).encode()
@@ -169,7 +170,7 @@ class Api:
             raise ApiError(
                 400, f"{error}; its sequence number is not legible, so what follows it cannot run"
             ) from error
-        model, seq = self._model(message.model_id), _number({"seq_id": message.seq_id}, "seq_id", 1)
+        model, seq = self._place(message.model_id, {"seq_id": message.seq_id})
         key = ("model", model, seq)
         return _promised(await self._promise("forward_backward", key, model, seq, body, canonical(message)))
 
@@ -178,8 +179,8 @@ class Api:
         sampler, seq = str(fields.get("sampling_session_id")), _number(fields, "seq_id")
         if sampler not in self.service.books.sampler:
             raise ApiError(404, f"there is no sampler {sampler[:200]!r}, or its session is over")
-        if self.drawing.full:
-            raise ApiError(429, "as many samples wait as this server takes")
+        if self.drawing.full(sampler):
+            raise ApiError(429, "as many samples of this session wait as this server takes")
         count = _number(fields, "num_samples", 1, MOST_SAMPLES, default=1)
         content = json.dumps(fields, sort_keys=True).encode()
         promise, new = await self._promise("sample", ("sampler", sampler, seq), sampler, seq, content, content)
@@ -196,10 +197,14 @@ class Api:
         except OtherContent as error:
             raise ApiError(422, str(error)) from error
 
-    def _model(self, name: Any) -> str:
-        if not isinstance(name, str) or name not in self.service.order:
-            raise ApiError(404, f"there is no model {str(name)[:200]!r}, or its session is over")
-        return name
+    def _place(self, model: Any, fields: Fields) -> tuple[str, int]:
+        """Return a model and the number of a request to it."""
+        if not isinstance(model, str) or model not in self.service.order:
+            raise ApiError(404, f"there is no model {str(model)[:200]!r}, or its session is over")
+        seq = _number(fields, "seq_id", 1)
+        if self.service.order.full(model, seq):
+            raise ApiError(429, "as many requests of this model wait as this server takes")
+        return model, seq
 
     async def retrieve_future(self, request: Request) -> Response:
         name = str((await body_of(request)).get("request_id"))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import traceback
+from collections import Counter
 from typing import Any
 
 from graft.bases import Base
@@ -14,13 +15,15 @@ from graft.errors import GraftError
 from graft.serving.engine import Busy, Engine
 from graft.serving.tickets import Mailbox
 from graft.serving.tinker.bodies import SampleBody, read
+from graft.serving.tinker.places import session_of
 from graft.serving.tinker.promises import Promise, Result
 from graft.serving.tinker.samplers import Samplers
 from graft.serving.tinker.sampling import request_of, response_of
 from graft.serving.tinker.service import OVER, Service
+from graft.serving.tinker.turns import Turns
 
 MOST = 2000
-"""Samples that may wait; more get status 429, and clients send them again."""
+"""Samples of a session that may wait; more get status 429, and clients send them again."""
 
 
 class Drawing:
@@ -28,29 +31,38 @@ class Drawing:
 
     def __init__(self, service: Service, engine: Engine, samplers: Samplers, base: Base) -> None:
         self.service, self.engine, self.samplers, self.base = service, engine, samplers, base
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        """By the promise's id."""
+        self.open: Counter[str] = Counter()
+        """Samples of each session that are not drawn yet."""
         # Half of the engine's places are left to the inference API.
-        self._places = asyncio.Semaphore(max(1, engine.most // 2))
+        self.turns = Turns(max(1, engine.most // 2))
 
-    @property
-    def full(self) -> bool:
-        """Whether no more samples may be asked for."""
-        return len(self.tasks) >= MOST
+    def full(self, sampler: str) -> bool:
+        """Whether no more samples may be asked for by the session of a sampler."""
+        return self.open[session_of(sampler)] >= MOST
 
     def start(self, promise: Promise) -> None:
         """Begin with a promise of a sample."""
-        task = asyncio.create_task(self._settle(promise))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        session = session_of(promise.owner)
+        self.open[session] += 1
+        self.tasks[promise.id] = asyncio.create_task(self._settle(promise))
+        self.tasks[promise.id].add_done_callback(lambda _: self._ended(promise.id, session))
+
+    def _ended(self, number: int, session: str) -> None:
+        del self.tasks[number]
+        self.open[session] -= 1
+        if not self.open[session]:
+            del self.open[session]
 
     def stop(self) -> None:
         """Leave what is not drawn yet: it is promised, so the next process draws it."""
-        for task in self.tasks:
+        for task in self.tasks.values():
             task.cancel()
 
     async def _settle(self, promise: Promise) -> None:
         try:
-            async with self._places:
+            async with self.turns.place(session_of(promise.owner)):
                 result = Result("protobuf", await self._drawn(promise))
         except GraftError as error:
             result = Result.failed(str(error))

@@ -19,7 +19,7 @@ from graft.formats.own import read_header
 from graft.serving.tinker.asking import answer_of, ask_of, read_request
 from graft.serving.tinker.bodies import LoadBody, ModelBody, SamplerSaveBody, SaveBody, StepBody, read
 from graft.serving.tinker.kinds import adapter_of
-from graft.serving.tinker.places import Place, Places, adapter_name, place_of, sampler_id
+from graft.serving.tinker.places import Place, Places, adapter_name, place_of, sampler_id, session_of
 from graft.serving.tinker.promises import Promise, Record, Result
 from graft.training.session import Ask, Given, Session
 from graft.training.tenant import AdamSettings
@@ -128,7 +128,7 @@ class Effects:
             place = Place(promise.owner, "sampler_weights", body.path)
             record = self._checkpoint(place, body, overwrite=False)
             return Result.json({"path": str(place), "type": "save_weights_for_sampler"}), [record]
-        session, number = promise.owner.partition(":")[0], body.sampling_session_seq_id
+        session, number = session_of(promise.owner), body.sampling_session_seq_id
         sampler = f"{promise.owner}:snapshot:{promise.seq}" if number is None else sampler_id(session, number)
         self.session.save(self._tenant(promise.owner), self.places.sampler(sampler), optimizer=False)
         about = {"session": session, "model": promise.owner, "folder": sampler, "inflight": body.kind == "inflight"}

@@ -12,6 +12,8 @@ from graft.serving.tinker.promises import Promise
 
 QUANTUM = 1_000_000
 """Bytes of requests that a model earns a tick while others wait."""
+MOST, MOST_BYTES = 4096, 256 * 1024 * 1024
+"""Requests of a model that may wait, and their bytes; more get status 429, and clients send them again."""
 
 
 @dataclass
@@ -21,6 +23,18 @@ class _Line:
     next: int = 0
     waiting: dict[int, Promise] = field(default_factory=dict)
     earned: int = 0
+    size: int = 0
+    """Bytes of what waits."""
+
+    def put(self, promise: Promise) -> None:
+        self.waiting[promise.seq] = promise
+        self.size += len(promise.content)
+
+    def take(self) -> Promise:
+        head = self.waiting.pop(self.next)
+        self.size -= len(head.content)
+        self.next += 1
+        return head
 
     @property
     def head(self) -> Promise | None:
@@ -47,10 +61,19 @@ class Order:
         """The models that have a line."""
         return list(self._lines)
 
+    def full(self, model: str, seq: int) -> bool:
+        """Whether a model has so much waiting that a request has to come later. The one that the others wait for never has to."""
+        line = self._lines[model]
+        return seq > line.next and (len(line.waiting) >= MOST or line.size >= MOST_BYTES)
+
+    def waits(self) -> dict[str, int]:
+        """Return how many requests of each model wait, of those that have any."""
+        return {model: len(line.waiting) for model, line in self._lines.items() if line.waiting}
+
     def put(self, promise: Promise) -> None:
         """Let a promise wait for its turn."""
         self.open(promise.owner)
-        self._lines[promise.owner].waiting[promise.seq] = promise
+        self._lines[promise.owner].put(promise)
 
     def close(self, model: str) -> list[Promise]:
         """Drop the line of a model, and return what waited in it."""
@@ -75,6 +98,5 @@ class Order:
                 line.earned += QUANTUM
                 if len(head.content) <= line.earned:
                     line.earned = min(line.earned - len(head.content), QUANTUM)
-                    taken.append(line.waiting.pop(line.next))
-                    line.next += 1
+                    taken.append(line.take())
         return taken

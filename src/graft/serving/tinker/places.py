@@ -53,6 +53,11 @@ def sampler_id(session: str, number: int) -> str:
     return f"{session}:sample:{number}"
 
 
+def session_of(owner: str) -> str:
+    """Return the session of a model or sampler."""
+    return owner.partition(":")[0]
+
+
 class Places:
     """The folders of one service."""
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from graft.errors import GraftError
 from graft.serving.tinker.effects import Effects
 from graft.serving.tinker.order import Order
-from graft.serving.tinker.places import Place, Places, place_of
+from graft.serving.tinker.places import Place, Places, place_of, session_of
 from graft.serving.tinker.promises import FILE, Promise, Promises, Record, Result
 from graft.serving.tinker.snapshots import restore_snapshot, write_snapshot
 from graft.training.tenant import STATE
@@ -217,7 +217,7 @@ class Service:
     async def close(self, session: str, samplers: Sequence[str]) -> None:
         """Close the models of a session after what they do now. What waits for them fails, and its samplers are forgotten."""
         async with self.turn:
-            models = [name for name in self.order.models if name.partition(":")[0] == session]
+            models = [name for name in self.order.models if session_of(name) == session]
             for model in models:
                 left = self.order.close(model)
                 closing = [each for each in left if each.kind == "close"]  # promised by a process that was killed
