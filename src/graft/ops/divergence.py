@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from graft.ops.cross_entropy import CHUNK_BYTES, LogitTransform
 
-BUFFERS = 6
-"""Tensors of a chunk's logits that are alive at once."""
+PASSES = 2
+"""The logits of this many passes make a chunk."""
 
 
 def two_pass_losses(
@@ -53,7 +53,7 @@ class _TwoPasses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         vocabulary = x.shape[1] if head is None else head.shape[0]
-        size = max(1, CHUNK_BYTES // (BUFFERS * vocabulary * exact.itemsize))  # targets per chunk
+        size = max(1, CHUNK_BYTES // (PASSES * vocabulary * exact.itemsize))  # targets per chunk
         losses, divergences = (torch.empty(len(x), dtype=exact, device=x.device) for _ in range(2))
         # Without a cap, the gradient of a divergence is the same for both passes but for its sign, so it goes through the head once.
         kept = 0 if not any(ctx.needs_input_grad[:2]) else 2 if transform.cap is None else 3
@@ -61,12 +61,13 @@ class _TwoPasses(torch.autograd.Function):
         smoothed = bool(smoothing.any())
         for start in range(0, len(x), size):
             at = slice(start, start + size)
-            z, w = (each[at] if head is None else F.linear(each[at], head, bias) for each in (x, y))
-            z, w = (transform.apply_(each.to(exact, copy=head is None)) for each in (z, w))
-            slopes = [transform.derivative(each) for each in (z, w)]
-            p, q = z.softmax(1), w.softmax(1)
+            # Both passes go through the head in one product, and so do their gradients, so that its weight is read from memory once.
+            both = torch.cat([x[at], y[at]])
+            both = transform.apply_((both if head is None else F.linear(both, head, bias)).to(exact))
+            chances, slope = both.softmax(1), transform.derivative(both)
+            (z, w), (p, q) = both.chunk(2), chances.chunk(2)
             # log sum exp, from the likeliest entry: where p is far from 0, so is its logarithm from the limits of the number format.
-            total_z, total_w = (each.amax(1, True) - chance.amax(1, True).log() for each, chance in ((z, p), (w, q)))
+            total_z, total_w = (both.amax(1, True) - chances.amax(1, True).log()).chunk(2)
             e = smoothing[at].to(exact)
             losses[at] = (total_z - z.gather(1, target[at][:, None]))[:, 0]
             if smoothed:
@@ -77,12 +78,13 @@ class _TwoPasses(torch.autograd.Function):
             if grads:
                 p = p.sub_((e / vocabulary)[:, None]) if smoothed else p
                 p.scatter_add_(1, target[at][:, None], (e - 1)[:, None])
-                every = [(p, slopes[0], 1.0), (apart, slopes[0], 0.5), (apart, slopes[1], -0.5)]
-                for grad, (dz, slope, factor) in zip(grads, every[:kept], strict=True):
-                    dz = dz if isinstance(slope, float) and slope == 1.0 else dz * slope
-                    grad[at] = dz if head is None else dz.to(head.dtype) @ head
-                    if factor != 1.0:
-                        grad[at] *= factor
+                if isinstance(slope, Tensor):
+                    rows = torch.cat([chances, apart]).mul_(torch.cat([slope[: len(z)], slope]))  # own, towards, back
+                else:
+                    rows = chances if slope == 1.0 else chances.mul_(slope)  # own, towards
+                rows = rows if head is None else rows.to(head.dtype) @ head
+                for grad, found, factor in zip(grads, rows.chunk(kept), (1.0, 0.5, -0.5), strict=False):
+                    torch.mul(found, factor, out=grad[at])
         ctx.save_for_backward(*grads)
         return losses, divergences
 
