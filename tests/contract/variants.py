@@ -87,7 +87,12 @@ VARIANTS: dict[str, Any] = {
     ],
     "sum": graft.Sum(of=[{"kind": "lora", "rank": 3, "dropout": 0.3}, {"kind": "lora", "rank": 2}], sites="attn.q mlp.down"),
     "sum-mixed": graft.Sum(
-        of=[{"kind": "lora", "rank": 3}, {"kind": "series", "bottleneck": 6}, {"kind": "parallel", "bottleneck": 4}, "ia3"],
+        of=[
+            {"kind": "lora", "rank": 3},
+            {"kind": "series", "bottleneck": 6},
+            {"kind": "parallel", "bottleneck": 4, "activation": "tanh"},  # ReLUs might all be off
+            "ia3",
+        ],
         sites="mlp.up mlp.down",
     ),
     "sum-folds": graft.Sum(
@@ -103,6 +108,7 @@ VARIANTS: dict[str, Any] = {
     ),
     "invertible": graft.Invertible(),
     "invertible-stack": [graft.Invertible(activation="silu", reduction=4), graft.Series(bottleneck=4)],
+    "invertible-glow": graft.Invertible(coupling="glow", reduction=4),
     "ia3": graft.IA3(),
     "ia3-outputs": graft.IA3(inputs=(), sites="attn.q mlp.up"),
     "bitfit": graft.BitFit(),
