@@ -18,6 +18,8 @@ from tests.contract.table import base, ids, logits, loss, randomise, with_adapte
 
 KINDS = {
     "series": {"kind": "series", "bottleneck": 4, "sites": "mlp"},
+    "stream": {"kind": "series", "bottleneck": 4, "reads": "stream", "sites": "mlp"},
+    "parallel-stream": {"kind": "parallel", "bottleneck": 4, "reads": "stream", "sites": "mlp"},
     "parallel": {"kind": "parallel", "bottleneck": 5, "sites": "mlp"},
     "compacter": {"kind": "compacter", "rule": 4, "bottleneck": 8, "shared_rule": False, "sites": "mlp"},
     "lora": {"kind": "lora", "rank": 3, "sites": "mlp.down"},
@@ -33,12 +35,20 @@ def folders(tmp_path: Path, *kinds: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("kinds", "reads"),
-    [(("series", "series", "series"), "output"), (("parallel", "series"), "input"), (("lora", "dora"), "output")],
+    [
+        (("series", "series", "series"), "output"),
+        (("parallel", "series"), "input"),
+        (("series", "series"), "input"),
+        (("lora", "dora"), "output"),
+    ],
 )
-def test_fusion_is_attention_over_what_each_adapter_adds(kinds: tuple[str, ...], reads: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [True, False])
+def test_fusion_is_attention_over_what_each_adapter_adds(
+    kinds: tuple[str, ...], reads: str, value: bool, tmp_path: Path
+) -> None:
     found = folders(tmp_path, *kinds)
     model = base("llama").double()
-    graft.attach(model, {"f": {"kind": "fusion", "of": found, "reads": reads, "temperature": 1.5}})
+    graft.attach(model, {"f": {"kind": "fusion", "of": found, "reads": reads, "temperature": 1.5, "value": value}})
     randomise(model, "f")
     alone = base("llama").double()
     for number, folder in enumerate(found):
@@ -61,7 +71,8 @@ def test_fusion_is_attention_over_what_each_adapter_adds(kinds: tuple[str, ...],
         query = asks @ module.query.weight.T + module.query.bias
         scores = [(query * (d @ module.key.weight.T + module.key.bias)).sum(-1, keepdim=True) / 1.5 for d in added]
         total = sum(score.exp() for score in scores)
-        wanted: Tensor = h + sum(s.exp() / total * (d @ module.value.T) for s, d in zip(scores, added, strict=True))  # pyright: ignore
+        values = [d @ module.value.T if value else d for d in added]
+        wanted: Tensor = h + sum(s.exp() / total * v for s, v in zip(scores, values, strict=True))  # pyright: ignore
         torch.testing.assert_close(seen["y"], wanted, atol=1e-5, rtol=1e-5)  # LLaMA's norms compute in float32
 
 
@@ -117,6 +128,13 @@ def test_a_fusion_learns_which_adapter_to_take(tmp_path: Path) -> None:
         (["series", "lora"], {}, "act at different sites, 'mlp' and 'mlp.down'"),
         (["series", "series"], {"sites": "attn"}, "a fusion acts where its adapters do, at 'mlp'; given sites: 'attn'"),
         (["series", "series"], {"temperature": 0}, "temperature"),
+        (["series", "series"], {"value": False, "penalty": 0.1}, "with value: false there is no V"),
+        (
+            ["stream", "series"],
+            {"reads": "stream"},
+            "for bottlenecks that read the stream, and the one in .*t1 does not",
+        ),
+        (["parallel", "stream"], {}, "one adapter reads the site's input and another the residual stream"),
     ],
 )
 def test_adapters_that_cannot_be_fused_are_named(kinds: list[str], settings: Any, message: str, tmp_path: Path) -> None:
@@ -135,3 +153,22 @@ def test_kinds_that_do_more_than_add_are_refused(kind: str, tmp_path: Path) -> N
         graft.attach(base("llama"), {"f": {"kind": "fusion", "of": found}})
     with pytest.raises(GraftError, match="`of` takes a list of adapter folders; given: 'runs/a'"):
         graft.attach(base("llama"), {"f": {"kind": "fusion", "of": "runs/a"}})
+
+
+def test_a_trained_bottleneck_in_a_gate_is_asked_for_what_it_reads(tmp_path: Path) -> None:
+    """Its gate reads the stream with the output, as that of a bottleneck that is no reference."""
+    own = with_adapters("llama", t=KINDS["stream"])
+    folder = graft.save(own, "t", tmp_path / "t")
+    outputs = []
+    for of in ({"from": str(folder)}, KINDS["stream"]):
+        model = base("llama")
+        graft.attach(model, {"g": {"kind": "gate", "of": of, "reads": "output", "per": "token"}})
+        gates = {name: tensor for name, tensor in parameters(model, "g") if ".gate." in name}
+        inner = {name.replace(".of.", "."): tensor for name, tensor in parameters(model, "g") if ".of." in name}
+        with torch.no_grad():
+            for number, tensor in enumerate(gates.values()):
+                tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number)))
+            for name, tensor in inner.items():
+                tensor.copy_(load_file(folder / "adapter_model.safetensors")[name])
+        outputs.append(logits(model, ids()))
+    torch.testing.assert_close(outputs[0], outputs[1], atol=0, rtol=0)

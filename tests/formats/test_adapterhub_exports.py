@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import graft
 from graft.attaching.parameters import tensors
@@ -255,3 +255,29 @@ def test_a_stream_behind_gptjs_attention_is_not_read_for_the_one_before_it(tmp_p
     path.write_text(json.dumps(config))
     with pytest.raises(graft.GraftError, match="a residual stream that already holds the attention's output"):
         graft.load(base("gptj"), tmp_path / "out", name="a")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_head_of_a_class_of_transformers_is_left_out(own: bool, tmp_path: Path) -> None:
+    """`LlamaForCausalLM.save_adapter` writes the base's head beside the adapter, with no config of the library's own heads."""
+    model = _exported("llama", graft.Series(bottleneck=4, sites="mlp"), tmp_path / "out")
+    head = {
+        "config": None,
+        "model_class": "LlamaForCausalLM",
+        "name": None,
+        "num_labels": 2,
+        "version": "adapters.1.3.0",
+    }
+    (tmp_path / "out" / "head_config.json").write_text(json.dumps(head))
+    weight = base("llama").get_output_embeddings().weight.detach().clone()
+    save_file({"lm_head.weight": weight if own else weight + 1}, tmp_path / "out" / "model_head.safetensors")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = graft.load(base("llama"), tmp_path / "out", name="a")
+    said = [str(each.message) for each in caught if "head" in str(each.message)]
+    assert (
+        said == []
+        if own
+        else len(said) == 1 and "the head of a LlamaForCausalLM, which is not that of this base" in said[0]
+    )
+    torch.testing.assert_close(logits(loaded, ids()), logits(model, ids()), atol=1e-6, rtol=1e-6)

@@ -177,6 +177,9 @@ class Wrapper(CompositeAdapter):
     def before(self, x: Tensor, ctx: AdapterContext) -> Tensor:
         return self.of.before(x, ctx)
 
+    def output_read(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.of.output_read(x, h)
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return self.of.fold(weight, bias)
 

@@ -19,7 +19,7 @@ def command(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="An adapter folder of PEFT, AdapterHub or LLM-Adapters, or a loralib file.",
+            help="An adapter folder of PEFT, AdapterHub (an AdapterFusion too) or LLM-Adapters, or a loralib file.",
             show_default=False,
         ),
     ],
@@ -47,15 +47,22 @@ def command(
     model = load_plain_base(base, device, dtype)
     from graft.attaching.saving import save
     from graft.attaching.summary import summary
+    from graft.formats.adapterhub import fusion
     from graft.formats.loading import load
     from graft.generation.beside import BELONGING, template_source
 
     # What the importer warns about is useful to the user, but not as Python warnings with file and line.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        load(model, source, name=name, alpha=alpha, resize=resize)
+        if fusion.detect(source):
+            if alpha is not None or resize:
+                raise GraftError("--alpha and --resize have no meaning for an AdapterFusion: leave them out")
+            fusion.convert(model, source, to, name)
+            to = to / fusion.OUT
+        else:
+            load(model, source, name=name, alpha=alpha, resize=resize)
+            save(model, name, to)
     notes = [str(warning.message) for warning in caught]
-    save(model, name, to)
     taken = [file for file in BELONGING if (source / file).is_file()]
     for file in taken:
         shutil.copyfile(source / file, to / file)

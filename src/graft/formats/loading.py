@@ -15,6 +15,7 @@ from graft.attaching.attach import Model
 from graft.attaching.resizing import resized
 from graft.errors import GraftError
 from graft.formats import adapterhub, loralib, peft
+from graft.formats.adapterhub import fusion
 from graft.formats.filling import attach_filled
 from graft.formats.guarding import named_errors
 from graft.formats.llm_adapters import reading as llm_adapters
@@ -48,6 +49,11 @@ def load(
     """
     folder = Path(folder)
     with named_errors(folder), resized(unwrapped(model), needed_rows(unwrapped(model), [folder]) if resize else None):
+        if fusion.detect(folder):
+            raise GraftError(
+                f"{folder} holds an AdapterFusion of AdapterHub, which is made of the adapters beside it: convert them together with "
+                "graft import, and load what it writes"
+            )
         header = {} if folder.is_file() else read_header(folder)
         if header.get("format") != "graft":
             if moved:

@@ -3,7 +3,7 @@
     d_n = adapt_n(x, h) - h,    p = softmax_n(Q h . K d_n / T),    h' = h + sum_n p_n V d_n
 
 Each token weighs what the adapters would add to its output h. Q and K start from N(0, 0.02) with biases of zero. V starts near the
-identity and is kept there: its distance from the identity is a penalty of the loss.
+identity and is kept there: its distance from the identity is a penalty of the loss. `reads` says what stands in place of h in Q h.
 
 Pfeiffer et al. 2021, "AdapterFusion" (arXiv 2005.00247).
 
@@ -37,14 +37,17 @@ class Fusion(AdapterConfig):
     kind: Literal["fusion"] = "fusion"
     of: tuple[Trained, ...] = Field(min_length=2)
     """The folders of the trained adapters. They act at the same sites and each has one part."""
-    reads: Literal["output", "input"] = "output"
-    """What asks the adapters: the output h, or the input x, as for parallel adapters."""
+    reads: Literal["output", "input", "stream"] = "output"
+    """What asks the adapters. output: h. input: what the adapters get as x. stream: what bottlenecks with `reads: stream` read, the
+    residual stream with h added, after the norm if one follows (AdapterHub)."""
     temperature: float = Field(default=1.0, gt=0.0)
     """T: higher values make the weights of the adapters more equal."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout of the scores before the softmax."""
-    penalty: float = Field(default=0.01, ge=0.0)
-    """Factor of the squared distance between V and the identity in the loss."""
+    value: bool = True
+    """Whether there is V. Without it, what the adapters add is mixed as it is."""
+    penalty: float | None = Field(default=None, ge=0.0)
+    """Factor of the squared distance between V and the identity in the loss. None: 0.01 where there is V."""
     sites: str | tuple[str, ...] = ()
     """Where the adapters act: they name their sites."""
 
@@ -75,6 +78,18 @@ class Fusion(AdapterConfig):
         if found and sites != found[0].sites:
             raise GraftError(f"a fusion acts where its adapters do, at {found[0].sites!r}; given sites: {sites!r}")
         return {**value, "of": found, "sites": sites}
+
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> Fusion:
+        if not self.value and self.penalty is not None:
+            raise ValueError("penalty keeps V near the identity, and with value: false there is no V")
+        if self.reads == "stream" and (
+            other := [each for each in self.of if getattr(each.of, "reads", "") != "stream"]
+        ):
+            raise ValueError(
+                f"reads: stream is for bottlenecks that read the stream, and the one in {other[0].folder} does not"
+            )
+        return self
 
     def inner(self) -> tuple[AdapterConfig, ...]:
         return self.of
@@ -127,38 +142,47 @@ def _trained(value: Any) -> Trained:
 class FusionAdapter(CompositeAdapter):
     """Q [O or I, O], K [O, O] with biases, V [O, O] without."""
 
+    value: nn.Parameter | None
+
     def __init__(self, config: Fusion, spec: SiteSpec, inner: Mapping[str, Adapter]) -> None:
         super().__init__(spec, inner)
+        read = {each.reads for each in inner.values()} - {"nothing"}
+        if len(read) > 1:
+            raise GraftError(
+                f"fusion: at '{spec.name}' one adapter reads the site's input and another the residual stream; all have to read the same"
+            )
+        self.reads = read.pop() if read else "input" if config.reads == "input" else "nothing"
         like = {"dtype": spec.dtype, "device": spec.device}
         asks = spec.in_features if config.reads == "input" else spec.out_features
-        self.asks_input, self.temperature, self.p, self.factor = (
-            config.reads == "input",
-            config.temperature,
-            config.dropout,
-            config.penalty,
-        )
+        self.asks, self.temperature, self.p = config.reads, config.temperature, config.dropout
+        self.factor = 0.01 if config.penalty is None else config.penalty
         self.query = nn.Linear(asks, spec.out_features, **like)
         self.key = nn.Linear(spec.out_features, spec.out_features, **like)
-        self.value = nn.Parameter(torch.full((spec.out_features, spec.out_features), 1e-6, **like))
         for layer in (self.query, self.key):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        with torch.no_grad():
-            self.value.fill_diagonal_(1.0)
+        self.value = None
+        if config.value:
+            near = torch.full((spec.out_features, spec.out_features), 1e-6, **like)
+            self.value = nn.Parameter(near.fill_diagonal_(1.0))
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
-        added = torch.stack([each.adapt(x, h, ctx) - h for each in self.inner().values()], -2)  # [..., N, O]
-        dtype = self.value.dtype
-        query = self.query((x if self.asks_input else h).to(dtype))  # [..., O]
+        adapters = list(self.inner().values())
+        added = torch.stack([each.adapt(x, h, ctx) - h for each in adapters], -2)  # [..., N, O]
+        asks = {"input": lambda: x, "output": lambda: h, "stream": lambda: adapters[0].output_read(x, h)}[self.asks]()
+        dtype = self.key.weight.dtype
+        query = self.query(asks.to(dtype))  # [..., O]
         scores = torch.einsum("...o,...no->...n", query, self.key(added.to(dtype)))  # [..., N]
         if self.training:
             scores = ctx.dropout(scores, self.p, self.site_index)
         weights = torch.softmax(scores / self.temperature, -1)
-        mixed = torch.einsum("...n,...no->...o", weights, added.to(dtype))  # V is linear, so it acts on the mixture
-        return h + (mixed @ self.value.t()).to(h.dtype)
+        mixed = torch.einsum("...n,...no->...o", weights, added.to(dtype))
+        if self.value is not None:
+            mixed = mixed @ self.value.t()  # V is linear, so it acts on the mixture
+        return h + mixed.to(h.dtype)
 
     def penalty(self) -> Tensor | None:
-        if not self.factor:
+        if not self.factor or self.value is None:
             return None
         identity = torch.eye(len(self.value), dtype=self.value.dtype, device=self.value.device)
         return self.factor * (self.value - identity).square().sum()

@@ -6,6 +6,7 @@ plain BertModel it still begins with `bert.encoder`, because the library's class
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,17 @@ from graft.injection.state import site_table_of
 class HubFile(AdapterFile):
     """The tensors of a folder, under the base's own module names, and the sites that they belong to."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], model: nn.Module) -> None:
-        super().__init__(folder, config, "", ("adapter.safetensors", "pytorch_adapter.bin"))
-        self.name, self.model, self.site_table = str(config["name"]), model, site_table_of(model)
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        model: nn.Module,
+        files: Sequence[str] = ("adapter.safetensors", "pytorch_adapter.bin"),
+        holder: str = "adapters",
+    ) -> None:
+        """files: names of the weights file to try. holder: the module that holds the adapters of a sublayer by their names."""
+        super().__init__(folder, config, "", files)
+        self.name, self.holder, self.model, self.site_table = str(config["name"]), holder, model, site_table_of(model)
         # Rename from a model with a head to a plain one, or the other way round, as the base needs.
         outer, inner = f"{getattr(model, 'base_model_prefix', '') or '-'}.", dict(model.named_children())
         if outer[:-1] not in inner:
@@ -59,12 +68,12 @@ class HubFile(AdapterFile):
         """
         parts = site.module.split(".")
         for end in range(len(parts), 0, -1):
-            prefix = f"{'.'.join(parts[:end])}.adapters.{self.name}."
+            prefix = f"{'.'.join(parts[:end])}.{self.holder}.{self.name}."
             if any(name.startswith(prefix) for name in self.left):
                 return prefix
         block = next((block.path for block in self.site_table.blocks if site.module.startswith(f"{block.path}.")), "")
         container = "attention_adapters" if site.name == "attn" else "output_adapters"
-        return f"{block}.{container}.adapters.{self.name}."
+        return f"{block}.{container}.{self.holder}.{self.name}."
 
     def shared(self, name: str) -> Tensor:
         """Take a tensor that all sites share, wherever the library put it."""

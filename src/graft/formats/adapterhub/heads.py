@@ -8,7 +8,7 @@ base without such layers, leads to a warning, and the head is left out.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,9 @@ def head_pieces(file: HubFile) -> list[Piece]:
     if not path.is_file():
         return []
     stored_config = read_object(path)
+    if stored_config.get("config") is None:  # that of the base, not of the library
+        _warn_of_other_head(file, stored_config)
+        return []
     config: dict[str, Any] = stored_config["config"]
     layers = _head_layers(file.model)
     fits = (
@@ -65,6 +68,19 @@ def head_pieces(file: HubFile) -> list[Piece]:
         Piece(path, Head(), {end: tensors[f"{name}.{number}.{end}"] for end in ("weight", "bias")})
         for path, number in zip(layers, numbers, strict=True)
     ]
+
+
+def _warn_of_other_head(file: HubFile, config: Mapping[str, Any]) -> None:
+    """Warn of a head of the base's class that a folder holds, unless it is the head that this base has."""
+    own = dict(file.model.named_parameters(remove_duplicate=False))
+    stored = load_weights(file.folder, WEIGHTS)
+    if not all(
+        key in own and torch.equal(own[key].detach().cpu(), tensor.to(own[key].dtype)) for key, tensor in stored.items()
+    ):
+        warnings.warn(
+            f"{file.folder} also holds the head of a {config.get('model_class')}, which is not that of this base: it is left out",
+            stacklevel=3,
+        )
 
 
 def _head_layers(model: nn.Module) -> list[str]:
