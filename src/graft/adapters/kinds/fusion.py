@@ -151,7 +151,7 @@ class FusionAdapter(CompositeAdapter):
             raise GraftError(
                 f"fusion: at '{spec.name}' one adapter reads the site's input and another the residual stream; all have to read the same"
             )
-        self.reads = read.pop() if read else "input" if config.reads == "input" else "nothing"
+        self.reads = "residual" if "residual" in read else "input" if read or config.reads == "input" else "nothing"
         like = {"dtype": spec.dtype, "device": spec.device}
         asks = spec.in_features if config.reads == "input" else spec.out_features
         self.asks, self.temperature, self.p = config.reads, config.temperature, config.dropout
