@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graft.generation.generate import nucleus
 from graft.generation.sampling import PromptScores, Sampling, Top
+from graft.routing.seeded import mix
 
 
 def choose(logits_BV: Tensor, settings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> Tensor:
@@ -41,13 +42,35 @@ def top_of(logprobs_V: Tensor, count: int) -> Top:
     return tuple(zip(found.indices.tolist(), found.values.tolist(), strict=True))
 
 
-def prompt_scores(logits_LV: Tensor, ids: Sequence[int], top: int) -> PromptScores:
-    """Score a prompt. logits_LV: at each of its tokens."""
+def prompt_scores(logits_LV: Tensor, ids: Sequence[int], settings: Sampling) -> PromptScores:
+    """Score a prompt as its request asks. logits_LV: at each of its tokens."""
     logprobs_LV = at_least_float32(logits_LV[:-1]).log_softmax(-1)
     targets_L1 = torch.tensor(ids[1:], dtype=torch.long, device=logits_LV.device)[:, None]
     found = logprobs_LV.gather(1, targets_L1)[:, 0].tolist()
+    top = settings.top_prompt_logprobs
     tops = (None, *(top_of(each, top) for each in logprobs_LV)) if top else ()
-    return PromptScores((None, *found), tops)
+    named = tuple(_scores_of(*pair) for pair in zip(logprobs_LV, settings.prompt_targets, strict=False))
+    return PromptScores((None, *found), tops, named, _draws(logprobs_LV, settings))
+
+
+def _scores_of(logprobs_V: Tensor, tokens: Sequence[int]) -> tuple[float, ...]:
+    found = logprobs_V[torch.tensor(tokens, dtype=torch.long, device=logprobs_V.device).clamp(min=0)].tolist()
+    return tuple(0.0 if token < 0 else score for token, score in zip(tokens, found, strict=True))
+
+
+def _draws(logprobs_LV: Tensor, settings: Sampling) -> tuple[Top, ...]:
+    """Draw tokens at each place, from a generator that no sample draws from."""
+    count = settings.prompt_draws
+    if not count or not len(logprobs_LV):
+        return ()
+    if settings.temperature:
+        generator = torch.Generator(logprobs_LV.device).manual_seed(~mix(settings.seed, 0) & 2**63 - 1)
+        probs_LV = torch.softmax(logprobs_LV / settings.temperature, -1)
+        tokens_LK = torch.multinomial(probs_LV, count, replacement=True, generator=generator)
+    else:
+        tokens_LK = logprobs_LV.argmax(-1, keepdim=True).expand(-1, count)
+    pairs = zip(tokens_LK.tolist(), logprobs_LV.gather(1, tokens_LK).tolist(), strict=True)
+    return tuple(tuple(zip(tokens, scores, strict=True)) for tokens, scores in pairs)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class RunningBatch:
             elif sampling.scores_prompt:
                 batch = CausalBatch(self.model, [request], self._limits[group[0]])
                 logits_LV = batch.forward(every=True)[0]
-                scores = prompt_scores(logits_LV, request.ids, sampling.top_prompt_logprobs)
+                scores = prompt_scores(logits_LV, request.ids, sampling)
                 yield group, self._kept(request, Prefix(batch, logits_LV[-1:], scores)), False
             else:
                 unread.append(group)

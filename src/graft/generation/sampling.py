@@ -38,6 +38,10 @@ class Sampling:
     prompt_logprobs: bool = False
     """Whether the prompt is scored too."""
     top_prompt_logprobs: int = 0
+    prompt_targets: tuple[tuple[int, ...], ...] = ()
+    """Tokens whose log-probabilities are kept at each place of the prompt but the first; -1 is no token."""
+    prompt_draws: int = 0
+    """How many tokens are drawn, each by itself at this temperature, at each place of the prompt but the first."""
 
     def __post_init__(self) -> None:
         problems = {
@@ -49,6 +53,7 @@ class Sampling:
             "seed must be from -2**63 to 2**63 - 1": not -(2**63) <= self.seed < 2**63 - self.n,
             "a stop text must not be empty": "" in self.stop,
             f"top_logprobs must be from 0 to {MOST_TOP}": not 0 <= self.top_logprobs <= MOST_TOP,
+            "prompt_draws must be at least 0": self.prompt_draws < 0,
             f"top_prompt_logprobs must be from 0 to {MOST_TOP}": not 0 <= self.top_prompt_logprobs <= MOST_TOP,
         }
         for problem, found in problems.items():
@@ -63,7 +68,7 @@ class Sampling:
     @property
     def scores_prompt(self) -> bool:
         """Whether log-probabilities of the prompt are wanted."""
-        return self.prompt_logprobs or self.top_prompt_logprobs > 0
+        return bool(self.prompt_logprobs or self.top_prompt_logprobs or self.prompt_targets or self.prompt_draws)
 
 
 Top = tuple[tuple[int, float], ...]
@@ -76,6 +81,10 @@ class PromptScores:
 
     logprobs: tuple[float | None, ...]
     top: tuple[Top | None, ...] = ()
+    targets: tuple[tuple[float, ...], ...] = ()
+    """Of `Sampling.prompt_targets`; 0 for no token."""
+    draws: tuple[Top, ...] = ()
+    """The tokens that were drawn at each place but the first, in any order, with their log-probabilities at temperature 1."""
 
 
 @dataclass(eq=False)

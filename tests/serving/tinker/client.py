@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -130,6 +132,66 @@ def clients(service, asked):
         return {"alone": alone, "together": list(pool.map(one, asked["clients"]))}
 
 
+def samples(service, asked):
+    """Many samples at once by one poller, one that is given up, a sampler that is shared, and routes that are refused."""
+    base, prompt = asked["base"], types.ModelInput.from_ints(asked["ids"][0])
+    sampler, found = service.create_sampling_client(base_model=base).result(), {}
+
+    def drawn(own, count):
+        params = [types.SamplingParams(max_tokens=4, seed=seed, stop=[]) for seed in range(count)]
+        futures = [own.sample(prompt, 1, each) for each in params]
+        return [each.result().sequences[0].tokens for each in futures]
+
+    found["at_once"], found["again"] = drawn(sampler, 30), drawn(sampler, 30)
+    long = sampler.sample(prompt, 1, types.SamplingParams(max_tokens=200, seed=1, stop=[]))
+    time.sleep(0.2)
+    long.future().cancel()
+    shared = pickle.loads(pickle.dumps(sampler))
+    found["shared"] = drawn(shared, 3)
+    found["failed"] = refused(lambda: sampler.sample(prompt, 1, types.SamplingParams(max_tokens=2, top_p=7.0)).result())
+    targets = [[token, (token + 1) % 200, -1] for token in asked["ids"][0][1:]]
+    one = types.SamplingParams(max_tokens=1, seed=5, stop=[])
+    for name, table in {
+        "dense": types.TensorData(data=sum(targets, []), dtype="int64", shape=[len(targets), 3]),
+        "sparse": types.TensorData(
+            data=[row[0] for row in targets],
+            dtype="int64",
+            shape=[len(targets), 3],
+            sparse_crow_indices=list(range(len(targets) + 1)),
+            sparse_col_indices=[0] * len(targets),
+        ),
+    }.items():
+        drawn_ = sampler.sample(
+            prompt,
+            1,
+            one,
+            include_prompt_logprobs=True,
+            target_prompt_logprobs=table,
+            prompt_alt_tokens_k=50,
+            topk_prompt_logprobs=20,
+        ).result()
+        answer, alt = drawn_.target_prompt_logprobs, drawn_.prompt_alt_tokens
+        found[name] = [answer.data, answer.shape, answer.sparse_crow_indices, drawn_.prompt_logprobs]
+        found["alt"] = [alt.tokens.data, alt.logprobs.data, alt.tokens.shape, drawn_.topk_prompt_logprobs]
+    rest = service.create_rest_client()
+    training = service.create_lora_training_client(base, rank=2).result()
+    path = training.save_state("there").result().path
+    run = training.get_info().model_id
+    for name, work in {
+        "publish": lambda: rest.publish_checkpoint_from_tinker_path(path).result(),
+        "urls": lambda: rest.get_external_weights_urls(path.replace("/weights/", "/external_weights/")).result(),
+        "project": lambda: rest.assign_session_project(run.partition(":")[0], "p").result(),
+        "trace": lambda: rest.export_session_trace(run.partition(":")[0]).result(),
+        "copy": lambda: rest.copy_weights(path, destination_project_id="p").result(),
+    }.items():
+        found[name] = refused(work)
+    found["run"] = rest.get_training_run_by_tinker_path(path).result().training_run_id == run
+    found["all"] = [
+        each.tinker_path for each in rest.list_user_checkpoints().result().checkpoints if each.tinker_path == path
+    ]
+    return found
+
+
 def refusals(service, asked):
     """What is refused, in turn, by one client that goes on."""
     base, found = asked["base"], {}
@@ -156,7 +218,7 @@ def refusals(service, asked):
     return found
 
 
-CALLS = {each.__name__: each for each in (every_call, losses, train, clients, refusals)}
+CALLS = {each.__name__: each for each in (every_call, losses, train, clients, samples, refusals)}
 
 
 def main() -> None:

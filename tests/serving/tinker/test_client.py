@@ -70,6 +70,35 @@ def test_every_call(python: str, server: Running, base: Path) -> None:
     assert found["weights"] == [str(base), 4, True]
 
 
+def test_many_samples_with_one_poller_and_one_given_up(
+    python: str, server: Running, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = server.app.state.training.drawing
+    given_up, cancel = [], drawing.cancel
+    monkeypatch.setattr(drawing, "cancel", lambda number: given_up.append(cancel(number)) or given_up[-1])
+    found = answers(begin(python, server.url, "samples", base))
+    assert found["at_once"] == found["again"] and found["shared"] == found["at_once"][:3]
+    assert len({tuple(each) for each in found["at_once"]}) > 20
+    assert given_up == [True] and not drawing.tasks
+    assert "top_p" in found["failed"][2] and found["failed"][1] == "user"
+    for name in ("publish", "urls", "project", "trace", "copy"):
+        assert "not supported here" in found[name][2], found[name]
+    assert found["run"] and len(found["all"]) == 1
+    count = len(IDS[0]) - 1
+    (dense, shape, starts, own), (sparse, _, rows, _) = found["dense"], found["sparse"]
+    assert shape == [count, 3] and starts is None and rows == list(range(count + 1))
+    assert dense[::3] == sparse == own[1:] and dense[2::3] == [0.0] * count and max(dense[1::3]) < 0
+    tokens, logprobs, shape, top = found["alt"]
+    assert shape == [count, 50]
+    for row in range(count):  # the likeliest tokens are drawn about as often as they are likely
+        known = dict(top[row + 1])
+        drawn = list(zip(tokens[50 * row : 50 * row + 50], logprobs[50 * row : 50 * row + 50], strict=True))
+        assert all(known.get(token, score) == score for token, score in drawn)
+        mass = sum(np.exp(score) for score in known.values())
+        hits = sum(token in known for token, _ in drawn)
+        assert abs(hits - 50 * mass) <= 4 * np.sqrt(50 * mass * (1 - mass)) + 1
+
+
 def test_refusals_have_the_category_user_and_the_client_goes_on(python: str, server: Running, base: Path) -> None:
     found = answers(begin(python, server.url, "refusals", base))
     metrics = found.pop("after")

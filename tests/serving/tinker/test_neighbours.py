@@ -207,6 +207,14 @@ def test_what_waits_for_a_model_is_limited_but_for_what_it_waits_for(monkeypatch
     assert line.waits() == {"a": 2}
 
 
+def test_a_model_that_is_to_be_closed_takes_no_requests() -> None:
+    line = Order()
+    line.open("a", 5)
+    assert "a" in line and line.close("a") == []
+    line.put(Promise(1, "close", "a", 0, b""))
+    assert "a" not in line and [each.kind for each in line.take()] == ["close"] and "a" not in line
+
+
 def test_whoever_waits_for_many_places_takes_turns_with_the_others() -> None:
     async def run() -> list[str]:
         turns, had = Turns(2), list[str]()

@@ -17,9 +17,11 @@ from graft.bases.context import context_length
 from graft.errors import GraftError
 from graft.serving.errors import ApiError
 from graft.serving.guarding import body_of, bytes_of
+from graft.serving.tinker import refusing
 from graft.serving.tinker.asking import canonical, read_request
 from graft.serving.tinker.bodies import SamplerBody, SessionBody, read
 from graft.serving.tinker.drawing import Drawing
+from graft.serving.tinker.futures import Futures
 from graft.serving.tinker.listing import Listing
 from graft.serving.tinker.places import model_id, place_of, sampler_id
 from graft.serving.tinker.promises import OtherContent, Promise, Record, number_of
@@ -34,8 +36,10 @@ CONFIG = {
     # no larger than what may stand in front of another client's request
     "fwdbwd_max_chunk_len": 256,
     "fwdbwd_max_chunk_bytes_count": 1_000_000,
+    "sample_use_retrieve_futures": True,
+    "sample_join_sampling_session": True,
 }
-DYNAMIC_CONFIG = {"refresh_interval_sec": 300, "sample_cancel_enabled": False, "sample_cancel_max_batch_size": 64}
+DYNAMIC_CONFIG = {"refresh_interval_sec": 300, "sample_cancel_enabled": True, "sample_cancel_max_batch_size": 64}
 PROTOBUF = "application/x-protobuf"
 MOST_SAMPLES = 1024
 MOST_BYTES = 64 * 1024 * 1024
@@ -54,7 +58,7 @@ class Api:
 
     def __init__(self, service: Service, sessions: Sessions, drawing: Drawing, listing: Listing) -> None:
         self.service, self.sessions, self.drawing, self.listing = service, sessions, drawing, listing
-        self.base = drawing.base
+        self.base, self.futures = drawing.base, Futures(service, drawing)
 
     def add_to(self, app: Any) -> None:
         """Add the routes to an application."""
@@ -84,7 +88,8 @@ class Api:
             app.add_route(f"/api/v1/{path}", handler, methods=["POST"])
         for path, handler in gets.items():
             app.add_route(f"/api/v1/{path}", handler, methods=["GET"])
-        self.listing.add_to(app)
+        for each in (self.listing, self.futures, refusing):
+            each.add_to(app)
 
     async def config(self, _: Request) -> Response:
         return JSONResponse(CONFIG)
@@ -176,7 +181,7 @@ class Api:
 
     async def asample(self, request: Request) -> Response:
         fields = await body_of(request)
-        sampler, seq = str(fields.get("sampling_session_id")), _number(fields, "seq_id")
+        sampler, seq = str(fields.get("sampling_session_id")), _number(fields, "seq_id", most=2**63 - 1)
         if sampler not in self.service.books.sampler:
             raise ApiError(404, f"there is no sampler {sampler[:200]!r}, or its session is over")
         if self.drawing.full(sampler):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from graft.errors import GraftError
+from graft.serving.tinker.targets import TargetTable
 from graft.utils.strict import Strict, described
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,199}$")]
@@ -146,9 +147,22 @@ class SampleBody(Body):
     topk_prompt_logprobs: int = Field(default=0, ge=0)
     topk_sample_logprobs: int = Field(default=0, ge=0)
     prompt_logprobs_last_n: int | None = Field(default=None, ge=1)
-    target_prompt_logprobs: Any = None
-    prompt_alt_tokens_k: int = 0
+    target_prompt_logprobs: TargetTable | None = None
+    prompt_alt_tokens_k: int = Field(default=0, ge=0)
     record_stability_info: bool = False
+
+
+class FuturesTarget(Strict):
+    type: Literal["sampling_session"] = "sampling_session"
+    sampling_session_id: str
+    cloned_sampler_id: int = Field(default=0, ge=0)
+
+
+class FuturesBody(Body):
+    target: FuturesTarget
+    prev_cursor: int = Field(default=0, ge=0, lt=2**63)
+    timeout: float | None = Field(default=None, ge=0)
+    retrieved_request_ids: list[Annotated[str, Field(pattern=r"^request-[0-9]{1,18}$")]] = []
 
 
 def read(kind: type[B], fields: Mapping[str, Any]) -> B:

@@ -55,6 +55,11 @@ class Drawing:
         if not self.open[session]:
             del self.open[session]
 
+    def cancel(self, number: int) -> bool:
+        """Draw a sample no further. Returns whether it was being drawn, so that its promise has no result yet."""
+        task = self.tasks.get(number)
+        return task is not None and task.cancel()
+
     def stop(self) -> None:
         """Leave what is not drawn yet: it is promised, so the next process draws it."""
         for task in self.tasks.values():

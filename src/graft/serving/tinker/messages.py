@@ -32,7 +32,8 @@ _TABLE = {
     "ArrayRecord": "type_tag 1 string, fields 2 #BatchedTensor, num_datums 3 int64",
     "BatchedTensor": "data 1 bytes, offsets 2 bytes, dtype 3 int32, trailing_shape 4 *int64",
     "SampleResponse": "sequences 1 *SampledSequence, prompt_logprobs 2 ?bytes, topk_prompt_logprobs 3 ?TopkLogprobs, "
-    "prompt_cache_hit_tokens 4 int32",
+    "prompt_cache_hit_tokens 4 int32, target_prompt_logprobs 5 ?Tensor, prompt_alt_tokens 6 ?PromptDraws",
+    "PromptDraws": "tokens 1 Tensor, logprobs 2 Tensor",
     "SampledSequence": "stop_reason 1 int32, tokens 2 bytes, logprobs 3 ?bytes, topk_sampled_logprobs 4 ?TopkLogprobs",
     "TopkLogprobs": "token_ids 1 bytes, logprobs 2 bytes, k 3 uint32, length 4 uint32",
 }

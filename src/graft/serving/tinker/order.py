@@ -25,8 +25,11 @@ class _Line:
     earned: int = 0
     size: int = 0
     """Bytes of what waits."""
+    over: bool = False
+    """Whether the model is to be closed."""
 
     def put(self, promise: Promise) -> None:
+        self.over |= promise.kind == "close"
         self.waiting[promise.seq] = promise
         self.size += len(promise.content)
 
@@ -52,9 +55,9 @@ class Order:
         self._lines.setdefault(model, _Line(next))
 
     def __contains__(self, model: str) -> bool:
-        """Whether a model takes requests: it has a line, and does not wait to be closed."""
+        """Whether a model takes requests: it has a line, and is not to be closed."""
         line = self._lines.get(model)
-        return line is not None and ((first := line.waiting.get(0)) is None or first.kind != "close")
+        return line is not None and not line.over
 
     @property
     def models(self) -> list[str]:

@@ -1,6 +1,7 @@
 """What a training service has promised, in one SQLite file: it is on the disk before a client hears of it.
 
     promises  one per request that changes or makes something. A key (a model and its sequence number, ...) has one, never two
+    ends      samples in the order in which they got their results, until their client has them
     ticks     which promises the engine took together, written before it begins. Those after the last snapshot run again after a crash
     records   sessions, models, samplers and checkpoints, by kind and id
 
@@ -27,6 +28,8 @@ create table if not exists promises (
     content blob, tick integer, form text, result blob);
 create index if not exists promises_by_owner on promises (owner, seq);
 create table if not exists ticks (id integer primary key, promises text not null);
+create table if not exists ends (number integer primary key autoincrement, promise integer not null unique, owner text not null);
+create index if not exists ends_by_owner on ends (owner, number);
 create table if not exists records (kind text not null, id text not null, about text not null, primary key (kind, id));
 """
 
@@ -72,6 +75,9 @@ class Result:
     def failed(cls, message: str, category: str = "user") -> Self:
         """Return the result of a request that failed. category: user or server."""
         return cls.json({"error": message, "category": category})
+
+
+DELIVERED = Result.failed("the client has had this result")
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,35 @@ class Promises(Storage):
                     "where id = ? and form is null",
                     (result.form, result.body, number),
                 )
+                self.execute(
+                    "insert or ignore into ends (promise, owner) select id, owner from promises where id = ? and kind = 'sample'",
+                    (number,),
+                )
             for record in records:
                 self.put(record)
+
+    def ended(self, owner: str, clone: int, after: int) -> list[tuple[int, int, int | None]]:
+        """Return the samples of a clone of a sampler that have ended since a number: number, promise, and bytes, None if it failed."""
+        return self.execute(
+            "select ends.number, promises.id, iif(promises.form = 'protobuf', length(promises.result), null) from ends "
+            "join promises on promises.id = ends.promise "
+            "where ends.owner = ? and ends.number > ? and promises.seq / 1000000000 = ? order by ends.number limit 1000",
+            (owner, after, clone),
+        ).fetchall()
+
+    def acknowledge(self, owner: str, clone: int, until: int, got: Sequence[int]) -> None:
+        """Note that a client has heard of the ends up to a number, and that it has some results, which need not be kept."""
+        with self.transaction():
+            self.execute(
+                "delete from ends where owner = ? and number <= ? and promise in "
+                "(select id from promises where owner = ? and seq / 1000000000 = ?)",
+                (owner, until, owner, clone),
+            )
+            for number in got:
+                self.execute(
+                    "update promises set form = ?, result = ? where id = ? and owner = ? and form is not null",
+                    (DELIVERED.form, DELIVERED.body, number, owner),
+                )
 
     def put(self, record: Record) -> None:
         if record.about is None:
@@ -219,5 +252,6 @@ class Promises(Storage):
                     "update promises set form = ?, result = ? where owner = ? and form is not null",
                     (result.form, result.body, owner),
                 )
+                self.execute("delete from ends where owner = ?", (owner,))
                 # What was in a tick may have to run again until the next snapshot.
                 self.execute("update promises set content = null where owner = ? and tick is null", (owner,))

@@ -16,6 +16,7 @@ from graft.generation.requests import Request
 from graft.generation.sampling import Sample, Sampling, Top
 from graft.serving.tinker.bodies import SampleBody
 from graft.serving.tinker.messages import SampleResponse
+from graft.serving.tinker.targets import MOST_CELLS, fill_draws
 from graft.serving.tinker.tensors import as_float32, as_int32
 
 NOT_THERE = -99999.0
@@ -28,13 +29,17 @@ def request_of(body: SampleBody, base: Base, adapter: str | None, seed: int) -> 
 
     Raises `GraftError` for what Graft does not support, for tokens that the base does not have, and for a prompt that leaves no room.
     """
-    params, ids = body.sampling_params, body.prompt.tokens
-    for name in ("target_prompt_logprobs", "prompt_alt_tokens_k", "record_stability_info"):
-        if getattr(body, name):
-            raise GraftError(f"{name} is not supported here: leave it out")
+    params, ids, targets = body.sampling_params, body.prompt.tokens, body.target_prompt_logprobs
+    if body.record_stability_info:
+        raise GraftError("record_stability_info is not supported here: leave it out")
     if not ids or min(ids) < 0:
         raise GraftError("the prompt must hold tokens, with ids from 0 on")
     refuse_unknown(base.model, base.name, base.tokenizer, max(ids), prompt=True)
+    rows = () if targets is None else targets.rows(len(ids))
+    for row in rows:
+        refuse_unknown(base.model, base.name, base.tokenizer, max(row, default=0), prompt=True)
+    if len(ids) * body.prompt_alt_tokens_k > MOST_CELLS:
+        raise GraftError(f"prompt_alt_tokens_k times the tokens of the prompt may be {MOST_CELLS:,} at most")
     length = context_length(base.model, adapter)
     room = None if length is None else length - len(ids)
     if room is not None and room < 0 or room == 0 and not body.prompt_logprobs:
@@ -58,6 +63,8 @@ def request_of(body: SampleBody, base: Base, adapter: str | None, seed: int) -> 
         top_logprobs=body.topk_sample_logprobs,
         prompt_logprobs=bool(body.prompt_logprobs),
         top_prompt_logprobs=body.topk_prompt_logprobs,
+        prompt_targets=rows,
+        prompt_draws=body.prompt_alt_tokens_k,
     )
     return Request(tuple(ids), adapter, frozenset(ends)), settings
 
@@ -80,6 +87,10 @@ def response_of(body: SampleBody, samples: Sequence[Sample]) -> bytes:
             response.prompt_logprobs = as_float32([np.nan if each is None else each for each in shown])
         if width := body.topk_prompt_logprobs:
             _fill(response.topk_prompt_logprobs, [()] * hidden + [each or () for each in scores.top[hidden:]], width)
+        if body.target_prompt_logprobs is not None:
+            body.target_prompt_logprobs.fill(response.target_prompt_logprobs, scores)
+        if body.prompt_alt_tokens_k:
+            fill_draws(response.prompt_alt_tokens, scores, body.prompt_alt_tokens_k)
     return response.SerializeToString()
 
 

@@ -71,6 +71,7 @@ class Service:
         self._promises: Promises
         self._writer = ThreadPoolExecutor(1, "graft-store")
         self._open: dict[int, _Waiting] = {}
+        self._news: dict[str, asyncio.Event] = {}
         self._wake = asyncio.Event()
         self._since = 0
         self._loop: asyncio.Task[None] | None = None
@@ -171,6 +172,12 @@ class Service:
         for number in results:
             if (waiting := self._open.pop(number, None)) is not None:
                 waiting.event.set()
+                if (news := self._news.pop(waiting.promise.owner, None)) is not None:
+                    news.set()
+
+    def news_of(self, owner: str) -> asyncio.Event:
+        """Return what is set when a promise of a model or sampler gets its result."""
+        return self._news.setdefault(owner, asyncio.Event())
 
     async def _keep(self, outcomes: Mapping[int, tuple[Result, list[Record]]]) -> None:
         results = {number: result for number, (result, _) in outcomes.items()}

@@ -72,6 +72,11 @@ def as_int32(values: Sequence[int]) -> bytes:
     return np.asarray(values, "<i4").tobytes()
 
 
+def as_int64(values: Sequence[int]) -> bytes:
+    """Return whole numbers as bytes."""
+    return np.asarray(values, "<i8").tobytes()
+
+
 def as_float32(values: Sequence[float]) -> bytes:
     """Return numbers as bytes."""
     return np.asarray(values, "<f4").tobytes()
