@@ -73,6 +73,7 @@ def main() -> None:
         print("done", flush=True)
     if child:
         os.kill(child, signal.SIGKILL)
+    os._exit(0)
 
 
 if __name__ == "__main__":
