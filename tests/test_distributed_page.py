@@ -20,7 +20,7 @@ COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith(("    
 @pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(furnished: Path) -> None:
     (furnished / "four.yaml").write_text(yaml_block(PAGE, "four.yaml"))
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 7
     for command in COMMANDS:
         graft, torchrun = (
             [sys.executable, "-m", "graft"],

@@ -108,7 +108,6 @@ def test_a_run_goes_on_with_another_number_of_processes_and_in_another_mode(worl
         (["distributed.mode=ddp"], "there is one process"),
         (["--processes", "2", "train.lr=-1"], "train.lr"),
         (["--processes", "2", "base.model=nowhere"], "'nowhere' is not a folder"),
-        (["--processes", "2", "jobs.one.adapter.kind=prompt", "distributed.mode=fsdp2"], "virtual tokens in the embedding"),
         (["--processes", "6", "distributed.mode=spread"], "5 jobs for 6 processes"),
     ],
 )  # fmt: skip

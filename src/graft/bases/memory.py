@@ -12,6 +12,7 @@ from graft.architectures.eight_bit import is_eight_bit
 from graft.architectures.four_bit import is_four_bit, parameters_in
 from graft.architectures.walk import base_modules
 from graft.bases.quantised import tensors_of
+from graft.distributed.sharded import own_part
 from graft.injection.state import unwrapped
 
 
@@ -39,7 +40,7 @@ def memory_report(model: nn.Module) -> MemoryReport:
     for name, tensor in named:
         if "graft" not in name.split("."):
             names[id(tensor)].append(name)
-            held[id(tensor)] = tensor
+            held[id(tensor)] = own_part(tensor)
     by_dtype: dict[str, int] = defaultdict(int)
     beside = {
         tensor.untyped_storage().data_ptr(): tensor

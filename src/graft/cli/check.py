@@ -11,8 +11,10 @@ import typer
 from rich.markup import escape
 
 from graft.cli.common import AsJson, Changes, print_json, run_config
+from graft.cli.launching import Processes, launch, several
 from graft.cli.loading import Dtype
 from graft.errors import GraftError, counted
+from graft.utils import launched
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,6 +77,7 @@ def command(
         typer.Option("--token-file", help="With --server: file of mode 600 with its token.", show_default=False),
     ] = None,
     dtype: Dtype = None,
+    processes: Processes = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a run before training: settings, base, template, data, sites and one measured step.
@@ -88,8 +91,10 @@ def command(
     of_servers = {"--adapter": adapter, "--base": base, "--model": model, "--base-model": base_model, "--token-file": token_file,
                   "--dtype": dtype}  # fmt: skip
     if server is not None:
-        if target is not None or against or data is not None:
-            raise GraftError("--server checks a server, so a run, --against and --data have no effect: leave them out")
+        if target is not None or against or data is not None or several(processes):
+            raise GraftError(
+                "--server checks a server, so a run, --against, --data and --processes have no effect: leave them out"
+            )
         from graft.cli.check_server import check
 
         check(server, adapter, base, model, base_model, token_file, dtype, as_json)
@@ -100,13 +105,18 @@ def command(
         raise GraftError("name a run folder or the YAML of a run, or a server with --server URL --adapter DIR")
     if data is not None and not against:
         raise GraftError("--data needs --against, which names the benchmarks to look for: --against gsm8k")
-    config = run_config(target, changes)
+    launch(processes)
+    from graft.distributed.group import together
     from graft.evaluation.overlaps import questions_against
     from graft.evaluation.settings import refuse_unusable
     from graft.training import check_each
 
-    refuse_unusable(config)
-    reports = check_each(config, questions_against(against or (), data))
+    with together() as group:
+        config = run_config(target, changes)
+        refuse_unusable(config)
+        group.remedy = "Nothing is changed: check it again"
+        group.wait_at_most(config.distributed.timeout)
+        reports = check_each(config, questions_against(against or (), data), group)
     many = len(reports) > 1
     if as_json:
         found = {name: report.to_dict() for name, report in reports.items()}
@@ -171,6 +181,7 @@ def _show(report: CheckReport, job: str | None) -> None:
 
 def _start(target: Path, changes: list[str]) -> str:
     """Return the command that trains what was checked. A run folder is not trained into again, so it gets a new one."""
+    changes = [*changes, *(["--processes", str(launched.size())] if launched.size() > 1 else [])]
     new = ["--out", f"{target.resolve().with_name(target.resolve().name + '-2')}"] if target.is_dir() else []
     return shlex.join(["graft", "train", str(target), *changes, *new])
 
@@ -216,6 +227,11 @@ def _show_trial(report: CheckReport, console: Console, unit: str) -> None:
         console.print(
             f"[bold]Ends[/]      before training, {report.stop_rate:.0%} of answers would end where they end in the data{_written(report)}"
         )
+    if report.dealt is not None:
+        console.print(f"[bold]Dealt[/]     {escape(report.dealt)}")
+        each = ((rank, it.tokens / it.seconds, it.peak_bytes / 1e9) for rank, it in report.ranks.items())
+        said = (f"{rank}: {speed:,.0f} tokens/s, peak memory {peak:.2f} GB" for rank, speed, peak in each)
+        console.print(f"[bold]Processes[/] {'; '.join(said)}")
     what = "adapter" if job.trainable.adapter is not None else "model"
     console.print(f"[bold]Reload[/]    a saved and loaded {what} differs by {report.reload_difference:.2g}")
 

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from graft.cli.common import AsJson, print_json
-from graft.cli.eval_options import refuse_for_labels, refuse_for_vllm, refuse_settings, refuse_template
+from graft.cli.eval_options import (
+    refuse_for_labels,
+    refuse_for_vllm,
+    refuse_settings,
+    refuse_several,
+    refuse_template,
+)
 from graft.cli.evaluations import CsvFile, LatexFile, show, show_absent, show_all, write_files
 from graft.cli.harness import ask_lm_eval
+from graft.cli.launching import Processes, launch, several
 from graft.cli.loading import (
     Adapters,
     AnyBase,
@@ -25,6 +32,7 @@ from graft.cli.loading import (
     load_model,
     parse_fields,
 )
+from graft.utils import launched
 
 if TYPE_CHECKING:
     from graft.config.eval import EvalConfig
@@ -133,18 +141,21 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard earlier answers and start again, instead of continuing.")
     ] = False,
+    processes: Processes = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the bare base and all its adapters together and print their scores with 95 % intervals.
 
     They are evaluated on a data file (--data), on benchmarks (--tasks) or on tasks of lm-eval (--harness). Without any of these, a
-    run is evaluated on its eval.tasks or its validation data. An interrupted evaluation continues when the command is given again.
+    run is evaluated on its eval.tasks or its validation data. An interrupted evaluation continues when the command is given again,
+    with any number of processes.
 
     Example: graft eval runs/math --tasks gsm8k --limit 100
     """
     from graft.errors import GraftError
     from graft.evaluation.limits import Limits
 
+    overwrite = overwrite and not launched.restarts()  # a launcher that starts lost processes again repeats the command
     if run is None and data is None and tasks is None and harness is None:
         raise GraftError("name what to evaluate on: --data FILE, --tasks NAMES or --harness NAMES")
     renamed = parse_fields(fields)
@@ -158,7 +169,7 @@ def command(
     wanted: list[str] = []
     if harness is None and tasks is not None:
         wanted = tasks.split(",")
-    elif harness is None and not _is_file(data):
+    elif harness is None and not (data is not None and Path(data).is_file()):
         wanted = own.tasks
 
     # Options that would have no effect there are errors.
@@ -180,36 +191,54 @@ def command(
     elif harness is not None and cache != "dynamic":
         raise GraftError("--cache has no effect with --harness, because lm-eval generates by itself: leave it out")
 
-    loaded = _with_engine(load_model(run, base, adapter, template, device, dtype, any_base, resize), engine, cache)
-    folder = out or (run / "eval" if run is not None else Path("eval"))
-    if harness is not None:
-        names = [name.strip() for name in harness.split(",")]
-        found = ask_lm_eval(
-            loaded, names, data or own.data, folder, limit=settings.limit, overwrite=overwrite, as_json=as_json
-        )
-        write_files(found, csv, latex)
-        return
-    if wanted:
-        refuse_for_labels(loaded, protocol)
-        found = _benchmarks(
-            loaded, wanted, protocol or own.protocol, data or own.data, folder, settings, limits, overwrite, as_json
-        )
-        write_files(found, csv, latex)
-        return
+    if several(processes):
+        refuse_several(harness is not None, engine)
+    launch(processes)
+    from graft.distributed.group import together
+
+    with together() as group:
+        loaded = load_model(run, base, adapter, template, device, dtype, any_base, resize, group)
+        loaded = _with_engine(loaded, engine, cache)
+        folder = out or (run / "eval" if run is not None else Path("eval"))
+        if harness is not None:
+            names = [name.strip() for name in harness.split(",")]
+            found = ask_lm_eval(
+                loaded, names, data or own.data, folder, limit=settings.limit, overwrite=overwrite, as_json=as_json
+            )
+        elif wanted:
+            refuse_for_labels(loaded, protocol)
+            found = _benchmarks(
+                loaded, wanted, protocol or own.protocol, data or own.data, folder, settings, limits, overwrite, as_json
+            )
+        else:
+            found = _data_file(loaded, data, renamed, folder, settings, beams or 1, overwrite, as_json)
+        if group.leads:
+            write_files(found, csv, latex)
+
+
+def _data_file(
+    loaded: LoadedModel,
+    data: str | None,
+    renamed: dict[str, str],
+    folder: Path,
+    settings: EvalConfig,
+    beams: int,
+    overwrite: bool,
+    as_json: bool,
+) -> list[dict[str, Any]]:
     from graft.evaluation import evaluate_jobs
     from graft.evaluation.evaluating import given_source
 
     rows = given_source(data, loaded.config, renamed, settings.limit) if data is not None and renamed else data
     with bar("Answering") as progress:
         found = evaluate_jobs(
-            loaded, rows, folder, settings=settings, beams=beams or 1, progress=progress, overwrite=overwrite
+            loaded, rows, folder, settings=settings, beams=beams, progress=progress, overwrite=overwrite
         )
-    write_files(found, csv, latex)
     if as_json:
         print_json(found[0] if len(found) == 1 else {"evaluations": found})
-        return
-    for result in found:
+    for result in found if not as_json else ():
         show(result)
+    return found
 
 
 def _own_settings(run: Path | None) -> EvalConfig:
@@ -217,10 +246,6 @@ def _own_settings(run: Path | None) -> EvalConfig:
     from graft.runs.folder import RunFolder
 
     return RunFolder(run).existing().eval_settings() if run is not None else EvalConfig()
-
-
-def _is_file(data: str | None) -> bool:
-    return data is not None and Path(data).is_file()
 
 
 def _dtype_for_vllm(run: Path | None, dtype: Dtype) -> Dtype:
@@ -243,7 +268,7 @@ def _with_engine(loaded: LoadedModel, engine: str, cache: CacheKind) -> LoadedMo
     from graft.generation.engines import LocalEngine
 
     check_cache(loaded.base.model, cache)
-    return replace(loaded, engine=LocalEngine(loaded.base.model, cache))
+    return replace(loaded, engine=LocalEngine(loaded.base.model, cache, group=loaded.group))
 
 
 def _benchmarks(

@@ -47,6 +47,15 @@ def refuse_template(template: str | None, protocol: str) -> None:
         raise GraftError(f"--template has no effect, because {protocol} has its own prompts: leave it out")
 
 
+def refuse_several(harness: bool, engine: str) -> None:
+    """Raise `GraftError` for what does not deal its questions to several processes."""
+    from graft.errors import GraftError
+
+    if harness or engine == "vllm":
+        what = "--harness, whose questions lm-eval asks itself" if harness else "--engine vllm, which starts its own"
+        raise GraftError(f"several processes do not go with {what}: start one")
+
+
 def refuse_for_labels(loaded: LoadedModel, protocol: str | None) -> None:
     """Raise `GraftError` for a protocol that is named for adapters that label texts, because it would have no effect."""
     from graft.data.labelling import LABELLED

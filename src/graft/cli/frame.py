@@ -7,6 +7,7 @@ value and nothing else; after an error it is `{"error": {"message": ..., "exit_c
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -26,6 +27,8 @@ from graft.utils import launched
 from graft.utils.streams import outlasting
 from graft.utils.terminal import shown, visible
 
+SEVERAL = ("train", "resume", "eval", "predict", "check")
+"""Verbs that run in several processes."""
 BUG, MISTAKE = 1, 2
 """Exit codes."""
 _QUIET = {
@@ -57,7 +60,7 @@ def run(command: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
 def _refuses_several(arguments: Sequence[str], verbose: bool) -> bool:
     """Whether a launcher started several processes for a verb that one does; the first of them says so."""
     verb = next((word for word in arguments if not word.startswith("-")), None)
-    if launched.size() == 1 or verb in ("train", "resume", None):
+    if launched.size() == 1 or verb in (*SEVERAL, None):
         return False
     if launched.rank() == 0:
         _report(
@@ -75,6 +78,8 @@ def _code(command: Callable[..., Any], arguments: list[str], verbose: bool) -> i
     except GraftError as error:
         if not error.quiet:  # else another process of the run reports it
             _report(str(error), error.code, verbose)
+        elif json_stream.get() is not None:
+            print_json(_error(str(error), error.code))
         return error.code
     except OSError as error:
         if error.filename is None:
@@ -119,16 +124,17 @@ def _error(message: str, code: int) -> dict[str, Any]:
 def _streams(as_json: bool) -> Iterator[None]:
     """Show control characters on both streams. For JSON, keep stdout for `print_json`: all other output goes to stderr."""
     before = sys.stdout, sys.stderr
+    out = io.StringIO() if launched.rank() else before[0]  # the first process prints
     for stream in before:
         if hasattr(stream, "reconfigure"):
             # A terminal without UTF-8 shows escapes. The setting holds even where asking for the position fails afterwards: in a
             # process whose file was replaced by a pipe (`dup2`) after Python had opened the stream.
             with suppress(OSError):
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
-    sys.stdout, sys.stderr = (None if stream is None else shown(stream) for stream in before)
+    sys.stdout, sys.stderr = (None if stream is None else shown(stream) for stream in (out, before[1]))
     if as_json:
         sys.stdout = sys.stderr
-    token, printed = json_stream.set(before[0] if as_json else None), json_printed.set(False)
+    token, printed = json_stream.set(out if as_json else None), json_printed.set(False)
     try:
         yield
     finally:

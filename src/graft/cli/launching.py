@@ -31,12 +31,21 @@ Restarts = Annotated[
         help="With --processes: how often to start them again after one was lost or failed; the run then resumes.",
     ),
 ]
+
 SAVING = 600
 """Seconds that processes have to finish their step and save after a signal."""
 
 
+def several(processes: int | None) -> bool:
+    """Whether this command runs in several processes."""
+    return (processes or 1) > 1 or launched.size() > 1
+
+
 def launch(processes: int | None, restarts: int = 0) -> None:
-    """Run this command line in several processes and exit as they do. Nothing happens without `processes`, or inside them."""
+    """Run this command line in several processes and exit as they do. Nothing happens without `processes`, or inside them.
+
+    What a signal or an error ended is started again, up to `restarts` times; a mistake of the user would only repeat itself.
+    """
     if restarts and processes is None:
         raise typer.BadParameter("it needs --processes", param_hint="--restarts")
     if processes is None or launched.inside():
@@ -47,15 +56,26 @@ def launch(processes: int | None, restarts: int = 0) -> None:
         raise GraftError(
             f"--processes is {processes}, but this machine has {torch.cuda.device_count()} GPUs: start fewer"
         )
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    code = 0
+    for count in range(restarts + 1):
+        os.environ[launched.RESTARTS] = str(count)
+        code = _ended(processes)
+        if code in (0, 2, STOPPED):
+            break
+    raise typer.Exit(code)
+
+
+def _ended(processes: int) -> int:
+    """Start the processes, wait for them, and return the exit code of the one that failed first; that of a signal as shells give it."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=restarts, monitor_interval=0.1,
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, monitor_interval=0.1,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=str(os.getpid()),
     )  # fmt: skip
     # torch passes these on to the processes, which save and end. Where SIGHUP is ignored (nohup), it stays so.
@@ -66,13 +86,12 @@ def launch(processes: int | None, restarts: int = 0) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "graft", *sys.argv[1:])
     except SignalException:
-        raise typer.Exit(STOPPED) from None
+        return STOPPED
     except ChildFailedError as error:
-        raise typer.Exit(_code(error)) from None
-    raise typer.Exit(0)
-
-
-def _code(error: BaseException) -> int:
-    """The exit code of the process that failed first; that of a signal as shells give it."""
-    code = error.get_first_failure()[1].exitcode  # type: ignore[attr-defined]
-    return 128 - code if code < 0 else code
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        name = signal.Signals(-failure.exitcode).name
+        typer.secho(f"error: process {rank} was ended by {name}, which ends the others", fg=typer.colors.RED, err=True)
+        return 128 - failure.exitcode
+    return 0

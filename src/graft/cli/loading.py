@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from graft.errors import GraftError
+from graft.utils import launched
+from graft.version import __version__
 
 if TYPE_CHECKING:
     from graft.config.base import BaseConfig
+    from graft.distributed.group import Group
     from graft.generation.loaded import Candidate, LoadedModel
 
 RunFolderArgument = Annotated[
@@ -68,6 +71,9 @@ TopP = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed of the sampling.")]
 
+ANSWERING = 7200.0
+"""Seconds that processes which have no more to answer wait for the last batch of another before they take it for lost."""
+
 
 def load_model(
     run: Path | None,
@@ -78,15 +84,34 @@ def load_model(
     dtype: str | None = None,
     any_base: bool = False,
     resize: bool = False,
+    group: Group | None = None,
 ) -> LoadedModel:
-    """Load the base and the adapters that the arguments name. With a run, the options change the run's own base."""
+    """Load the base and the adapters that the arguments name. With a run, the options change the run's own base.
+
+    group: the ranks that load it and share the questions. Raises `GraftError` where they differ.
+    """
     quiet()
+    from dataclasses import replace
+
     from graft.architectures.two_streams import two_streams_of
     from graft.data.template import FILE as TEMPLATE
     from graft.generation.loaded import load_candidates
 
     config = base_of(run, base, device, dtype, resize)
     loaded = load_candidates(run, config, adapters or (), template, any_base=any_base)
+    if group is not None and group.size > 1:
+        loaded = replace(loaded, group=group)
+        group.wait_at_most(ANSWERING)
+        group.remedy = "The same command goes on with the answers that are there"
+        group.same(
+            {
+                "the version of graft": __version__,
+                "the base": [str(loaded.base.identity), str(loaded.base.dtype)],
+                "the adapters": [[each.name, each.digest, each.template.digest] for each in loaded.candidates],
+            }
+        )
+        if not group.leads:
+            return loaded
     streams = two_streams_of(loaded.base.model)
     if streams is not None and config is not None and config.reversible is None:
         typer.echo(
@@ -187,6 +212,8 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(
+        *columns, console=console, disable=launched.rank() > 0 or not console.is_terminal, transient=True
+    ) as progress:
         task = progress.add_task(what)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graft.cli.common import AsJson, print_json
+from graft.cli.launching import Processes, launch, several
 from graft.cli.loading import (
     Adapters,
     AnyBase,
@@ -28,6 +29,7 @@ from graft.cli.loading import (
     parse_fields,
 )
 from graft.errors import GraftError, counted
+from graft.utils import launched
 
 if TYPE_CHECKING:
     from graft.data.samples import Sample
@@ -77,6 +79,7 @@ def command(
     dtype: Dtype = None,
     any_base: AnyBase = False,
     resize: Resize = False,
+    processes: Processes = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer every prompt in a file and write one JSON object per line, in the file's order.
@@ -91,33 +94,30 @@ def command(
         raise GraftError(f"give at most a run folder and a file of prompts; given: {' '.join(map(str, paths))}")
     run, prompts = (paths[0] if len(paths) == 2 else None), paths[-1]
     renamed = parse_fields(fields)
+    if out is None and several(processes):
+        raise GraftError("several processes write their answers to a file: name it with --out FILE")
     if out is not None and out.is_dir():
         raise GraftError(f"{out} is a folder: name a file for --out")
     if out is not None and out.exists() and not overwrite:
         raise GraftError(f"{out} exists already: name another file, or replace it with --overwrite")
-    loaded = load_model(run, base, adapter, template, device, dtype, any_base, resize)
-    candidate = one_of(loaded, use)
-    if loaded.base.task in ("classification", "regression"):
-        _refuse({"--beams": beams > 1, "--temperature": temperature > 0, "--top-p": top_p < 1})
-        samples, decoding = _texts(loaded, prompts, renamed), None
-    else:
-        from graft.generation.requests import Decoding
+    launch(processes)
+    from graft.distributed.group import together
+    from graft.generation.requests import Decoding
 
-        samples = read_prompts(prompts, loaded, renamed)
-        decoding = Decoding(max_new_tokens, beams, temperature, top_p, seed)
-    from dataclasses import asdict
-
-    from graft.evaluation.predictions import Predictions
-
-    settings = {} if decoding is None else {"decoding": asdict(decoding)}
-    about = _about(loaded, candidate, samples, **settings)
-    with Predictions(out, about, len(samples), overwrite=overwrite, show=not as_json) as predictions:
-        kept = len(predictions.records)
-        if decoding is None:
-            _label(loaded, candidate, samples, predictions, token_budget)
+    with together() as group:
+        loaded = load_model(run, base, adapter, template, device, dtype, any_base, resize, group)
+        candidate, decoding = one_of(loaded, use), None
+        if loaded.base.task in ("classification", "regression"):
+            _refuse({"--beams": beams > 1, "--temperature": temperature > 0, "--top-p": top_p < 1})
+            samples = _texts(loaded, prompts, renamed)
         else:
-            _answer(loaded, candidate, samples, predictions, decoding, token_budget)
-        records = predictions.finish()
+            samples = read_prompts(prompts, loaded, renamed)
+            decoding = Decoding(max_new_tokens, beams, temperature, top_p, seed)
+        records, kept = _predictions(
+            loaded, candidate, samples, out, decoding, token_budget, overwrite and not launched.restarts(), not as_json
+        )
+    if launched.rank():  # the first process says it
+        return
     if not as_json:
         _tell(candidate, records, decoding is not None, kept)
         return
@@ -135,6 +135,32 @@ def command(
     )
 
 
+def _predictions(
+    loaded: LoadedModel,
+    candidate: Candidate,
+    samples: list[Sample],
+    out: Path | None,
+    decoding: Decoding | None,
+    token_budget: int,
+    overwrite: bool,
+    show: bool,
+) -> tuple[list[dict[str, Any]], int]:
+    """Answer the prompts, or label the texts, that an interrupted command has left. Returns all records, and how many were there."""
+    from dataclasses import asdict
+
+    from graft.evaluation.predictions import Predictions
+
+    settings = {} if decoding is None else {"decoding": asdict(decoding)}
+    about = _about(loaded, candidate, samples, **settings)
+    with Predictions(out, about, len(samples), overwrite=overwrite, show=show, group=loaded.group) as predictions:
+        with loaded.group.agreed():
+            if decoding is None:
+                _label(loaded, candidate, samples, predictions, token_budget)
+            else:
+                _answer(loaded, candidate, samples, predictions, decoding, token_budget)
+        return predictions.finish(), predictions.kept
+
+
 def _answer(
     loaded: LoadedModel,
     candidate: Candidate,
@@ -147,11 +173,11 @@ def _answer(
     from graft.generation.generate import generate
 
     tokenizer = loaded.base.tokenizer
-    kept, left = len(predictions.records), predictions.missing
+    left = predictions.missing
     requests = [_request(loaded, candidate, samples[n]) for n in left]
     with bar("Answering") as progress:
-        answers = generate(loaded.base.model, requests, decoding, token_budget=token_budget)
-        for done, (place, found) in enumerate(answers, kept + 1):
+        answers = generate(loaded.base.model, requests, decoding, token_budget=token_budget, group=loaded.group)
+        for place, found in answers:
             sample = samples[left[place]]
             record = {
                 "row": sample.row,
@@ -161,8 +187,7 @@ def _answer(
                 "ended": found.reason,
                 "tokens": len(found.ids),
             }
-            predictions.add(left[place], record)
-            progress(done, len(samples))
+            progress(predictions.add(left[place], record), len(samples))
 
 
 def _label(
@@ -173,12 +198,11 @@ def _label(
 
     left = predictions.missing
     with bar("Labelling") as progress:
-        for start in range(0, len(left), WINDOW):
-            numbers = left[start : start + WINDOW]
+        windows = [left[start : start + WINDOW] for start in range(0, len(left), WINDOW)]
+        for numbers in loaded.group.turns(windows):
             found = predict_labels(loaded, candidate, [samples[n] for n in numbers], token_budget=token_budget)
             for number, record in zip(numbers, found, strict=True):
-                predictions.add(number, record)
-            progress(len(predictions.records), len(samples))
+                progress(predictions.add(number, record), len(samples))
 
 
 def _tell(candidate: Candidate, records: list[dict[str, Any]], writes: bool, kept: int) -> None:

@@ -55,12 +55,14 @@ class Elsewhere(GraftError):
 class Group:
     """The ranks of a run. One process is a group of one, in which every exchange is nothing.
 
-    `step` is the run's step, for messages.
+    For messages, `step` is the run's step; what trains nothing has a `remedy` instead, which says how it goes on when a rank is lost.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
-        self.rank, self.size, self.step = rank, size, 0
-        self._store, self._group = store, dist.group.WORLD if size > 1 else None
+        self.rank, self.size = rank, size
+        self.step = 0
+        self.remedy: str | None = None
+        self._store, self._group, self._turns = store, dist.group.WORLD if size > 1 else None, 0
 
     @property
     def leads(self) -> bool:
@@ -116,6 +118,30 @@ class Group:
     def wait(self) -> None:
         """Wait until all ranks are here."""
         self.any(False)
+
+    def tally(self, name: str, more: int) -> int:
+        """Add to a number of this name that several ranks share, at any time; return the new number."""
+        try:
+            return self._store.add(f"tally/{name}", more)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def turns(self, units: Sequence[T]) -> Iterator[T]:
+        """Units of work that the ranks share: each rank takes the next one when it is free, so that none waits for another.
+
+        All ranks have the same units. When one of them gives up, the others take no more.
+        """
+        if self.size == 1:
+            yield from units
+            return
+        self._turns += 1
+        name = f"turns/{self._turns}"
+        try:
+            while (at := self.tally(name, 1) - 1) < len(units):
+                yield units[at]
+        finally:
+            with suppress(RankLost):
+                self.tally(name, len(units))
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -176,12 +202,22 @@ class Group:
                 time.sleep(0.1)
             missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
         who = f"rank {listed([str(rank) for rank in missing])} does" if missing else "the other ranks do"
-        lost = RankLost(
-            f"{who} not answer in step {self.step + 1} ({_reason(error)}). The run goes on from its last checkpoint with graft resume"
-        )
+        at = f" in step {self.step + 1}" if self.remedy is None else ""
+        remedy = self.remedy or "The run goes on from its last checkpoint with graft resume"
+        lost = RankLost(f"{who} not answer{at} ({_reason(error)}). {remedy}")
         alive = [rank for rank in range(self.size) if rank not in missing]
         lost.quiet = bool(missing) and self.rank != alive[0]
         return lost
+
+    def say_once(self, error: GraftError) -> None:
+        """Let one rank report a mistake that all ranks make alike, in code that no `agreed` holds."""
+        if self.leads:
+            with suppress(RuntimeError):
+                self._store.set("mistake", str(error))
+        elif not error.quiet:
+            with suppress(RuntimeError):
+                self._store.wait(["mistake"], timedelta(seconds=GRACE))
+                error.quiet = self._store.get("mistake").decode() == str(error)
 
 
 def _reason(error: Exception) -> str:
@@ -219,6 +255,9 @@ def together() -> Iterator[Group]:
     try:
         yield group
         group.wait()
+    except GraftError as error:
+        group.say_once(error)
+        raise
     finally:
         _present.remove(group)
         dist.destroy_process_group()

@@ -73,22 +73,21 @@ def answer(
     Raises `GraftError`, naming the row, for a question that a template cannot write.
     """
     pairs = [(candidate, item) for item in items for candidate in loaded.candidates]
-    requests = [_request(loaded, prompt or candidate.template, candidate.adapter, item) for candidate, item in pairs]
-    checked = loaded.active_engine.check(requests, token_budget)
-    # Answers that an earlier, interrupted evaluation left in the journal are not generated again.
-    left = [at for at, (who, item) in enumerate(pairs) if (who.name, item.number) not in journal.answers]
-    done = len(pairs) - len(left)
-    if progress is not None:
-        progress(done, len(pairs))
-    for place, generated in loaded.active_engine.answers([requests[at] for at in left], decoding, token_budget):
-        candidate, item = pairs[left[place]]
-        text = with_thoughts(loaded.base.tokenizer, requests[left[place]].ids, generated.ids)
-        judged = Judgement(None, "no_room") if generated.reason == "no_room" else judge(item, text)
-        journal.append(answer_line(candidate, item, text, judged, requests[left[place]], generated))
-        done += 1
+    with loaded.group.agreed():
+        requests = [_request(loaded, prompt or who.template, who.adapter, item) for who, item in pairs]
+        checked = loaded.active_engine.check(requests, token_budget)
+        # Answers that an earlier, interrupted evaluation left in the journal are not generated again.
+        left = [at for at, (who, item) in enumerate(pairs) if (who.name, item.number) not in journal.answers]
         if progress is not None:
-            progress(done, len(pairs))
-    journal.sync()
+            progress(len(pairs) - len(left), len(pairs))
+        for place, generated in loaded.active_engine.answers([requests[at] for at in left], decoding, token_budget):
+            candidate, item = pairs[left[place]]
+            text = with_thoughts(loaded.base.tokenizer, requests[left[place]].ids, generated.ids)
+            judged = Judgement(None, "no_room") if generated.reason == "no_room" else judge(item, text)
+            done = journal.append(answer_line(candidate, item, text, judged, requests[left[place]], generated))
+            if progress is not None:
+                progress(done, len(pairs))
+    journal.complete()
     return checked
 
 
@@ -179,21 +178,24 @@ def write_result(
     header: from `describe_evaluation`. score: (candidate, its answers in the order of `items`) -> its scores. facts: further
     entries of the result. Returns the content of result.json and, under `folder`, its folder.
     """
-    results = []
-    for candidate in loaded.candidates:
-        lines = [journal.answers[candidate.name, item.number] for item in items]
-        results.append(
-            {**header["contestants"][candidate.name], **score(candidate, lines), **_answer_statistics(lines)}
-        )
-    result = {
-        **{key: value for key, value in header.items() if key != "contestants"},
-        **facts,
-        "continued_from": journal.kept,
-        "seconds": round(journal.seconds, 3),
-        "results": results,
-    }
-    journal.finish(result)
-    return {**result, "folder": None if journal.folder is None else str(journal.folder)}
+    group, result = loaded.group, {}
+    with group.agreed():
+        if group.leads:
+            results = []
+            for candidate in loaded.candidates:
+                lines = [journal.answers[candidate.name, item.number] for item in items]
+                results.append(
+                    {**header["contestants"][candidate.name], **score(candidate, lines), **_answer_statistics(lines)}
+                )
+            result = {
+                **{key: value for key, value in header.items() if key != "contestants"},
+                **facts,
+                "continued_from": journal.kept,
+                "seconds": round(journal.seconds, 3),
+                "results": results,
+            }
+            journal.finish(result)
+    return {**group.tell(result), "folder": None if journal.folder is None else str(journal.folder)}
 
 
 def _answer_statistics(lines: Sequence[Line]) -> dict[str, Any]:

@@ -62,7 +62,11 @@ def evaluate_task(
         return _score(task, protocol, records, lines)
 
     with Journal(
-        result_folder(out, task.name, protocol.digest(task)), header, questions(items), overwrite=overwrite
+        result_folder(out, task.name, protocol.digest(task)),
+        header,
+        questions(items),
+        overwrite=overwrite,
+        group=loaded.group,
     ) as journal:
         if isinstance(protocol, RankProtocol):
             checked = rank_choices(

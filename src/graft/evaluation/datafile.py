@@ -147,7 +147,7 @@ def evaluate_data_file(
             return Judgement(None, "unextractable")
         return Judgement(extracted, "correct" if extracted == item.expected else "wrong")
 
-    with Journal(out, header, questions(evaluation.items), overwrite=overwrite) as journal:
+    with Journal(out, header, questions(evaluation.items), overwrite=overwrite, group=loaded.group) as journal:
         checked = answer(
             loaded, evaluation.items, judge, evaluation.decoding, journal,
             token_budget=evaluation.token_budget, progress=progress,
@@ -180,7 +180,9 @@ def _losses(loaded: LoadedModel, evaluation: Evaluation) -> dict[str, dict[str, 
         examples += _examples(loaded, evaluation, candidate)
         places[candidate.name] = range(start, len(examples))
         adapters += [candidate.adapter] * len(places[candidate.name])
-    losses = sample_losses(loaded.base.model, examples, adapters, token_budget=evaluation.token_budget)
+    losses = sample_losses(
+        loaded.base.model, examples, adapters, token_budget=evaluation.token_budget, group=loaded.group
+    )
     found = {}
     for name, own in places.items():
         targets = sum(examples[place].num_targets for place in own)

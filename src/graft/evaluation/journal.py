@@ -7,7 +7,7 @@
 Saved answers are used again only if all that evaluation.json says is the same, including the digests of the adapters'
 weights, and if their questions are those asked now. More rows or more adapters than before are allowed. Anything else is an
 error, and nothing is deleted unless the user asks for it. A running evaluation locks its folder, because two would mix their
-answers.
+answers. Of several ranks, each has the answers that it gave itself, and the first one has all of them in the end (`complete`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from graft.distributed.group import ALONE, Group
 from graft.errors import GraftError
+from graft.evaluation.shared_lines import SharedLines
 from graft.utils.files import explain_write_errors, write_json_atomic
-from graft.utils.jsonl import JsonLines, read_json
+from graft.utils.jsonl import read_json
 
 ABOUT, ANSWERS, RESULT, LOCK = "evaluation.json", "answers.jsonl", "result.json", ".lock"
 SYNC_SECONDS = 1.0
@@ -40,9 +42,15 @@ class Journal:
     """The answers of one evaluation, including those of an interrupted process. Use it as a context manager."""
 
     def __init__(
-        self, folder: Path | None, about: Mapping[str, Any], questions: Questions, *, overwrite: bool = False
+        self,
+        folder: Path | None,
+        about: Mapping[str, Any],
+        questions: Questions,
+        *,
+        overwrite: bool = False,
+        group: Group = ALONE,
     ) -> None:
-        """folder: None keeps the answers in memory only. about: what the answers belong to (`describe_evaluation`).
+        """folder: None keeps the answers in memory only, for one rank. about: what the answers belong to (`describe_evaluation`).
 
         Raises `GraftError` for a folder with answers of another evaluation, for a folder that another process writes to, and
         for a folder that cannot be written.
@@ -52,30 +60,39 @@ class Journal:
         self.kept = 0
         """Number of answers that were saved before."""
         self._begun = self._synced = time.monotonic()
-        self._lines = self._lock = None
-        if folder is not None:
-            self._lock = _locked(folder)
-            try:
-                self._load_saved(folder, about, questions, overwrite)
-            except BaseException:
-                self._lock.release()
-                raise
-            self._lines = JsonLines(folder / ANSWERS)
+        self._group, self._lines, self._lock = group, None, None
+        if folder is None:
+            assert group.size == 1
+            return
+        self._lines = SharedLines(folder / ANSWERS, group)
+        with group.agreed():
+            if group.leads:
+                self._lock = _locked(folder)
+                try:
+                    self._load_saved(folder, self._lines, about, questions, overwrite)
+                except BaseException:
+                    self._lock.release()
+                    raise
+        self.answers |= {(name, number): {} for name, number in group.tell([*self.answers]) if not group.leads}
+        self.kept = len(self.answers)
+        self._tally = f"answers/{folder}"
 
-    def _load_saved(self, folder: Path, about: Mapping[str, Any], questions: Questions, overwrite: bool) -> None:
+    def _load_saved(
+        self, folder: Path, lines: SharedLines, about: Mapping[str, Any], questions: Questions, overwrite: bool
+    ) -> None:
         """Check and load the saved answers, or delete them with `overwrite`, and write evaluation.json."""
         if overwrite:
+            lines.discard()
             with explain_write_errors(folder):
-                for name in (ABOUT, ANSWERS, RESULT):
+                for name in (ABOUT, RESULT):
                     (folder / name).unlink(missing_ok=True)
         _check_about(folder, about)
-        for number, line in enumerate(_lines(folder / ANSWERS), start=1):
+        for number, line in enumerate(_saved(lines), start=1):
             _check_line(f"{folder / ANSWERS}:{number}", line, about, questions)
             self.answers[line["contestant"], line["number"]] = line
         write_json_atomic(folder / ABOUT, about)
         with explain_write_errors(folder):
             (folder / RESULT).unlink(missing_ok=True)
-        self.kept = len(self.answers)
 
     def __enter__(self) -> Journal:
         return self
@@ -89,13 +106,22 @@ class Journal:
         """Seconds since the journal was opened."""
         return time.monotonic() - self._begun
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Add an answer, in memory and in the folder."""
+    def append(self, line: dict[str, Any]) -> int:
+        """Add an answer, in memory and in the folder. Returns how many there are by now, those of other ranks counted."""
         self.answers[line["contestant"], line["number"]] = line
         if self._lines is not None:
             self._lines.append(line)
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self.sync()
+        return len(self.answers) if self._group.size == 1 else self.kept + self._group.tally(self._tally, 1)
+
+    def complete(self) -> None:
+        """Flush the answers to the disk; the first rank then has those of all. Every rank calls this when it has no more to answer."""
+        self.sync()
+        self._group.wait()
+        with self._group.agreed():
+            if self._group.leads and self._group.size > 1 and self._lines is not None:
+                self.answers |= {(line["contestant"], line["number"]): line for line in self._lines.take_over()}
 
     def sync(self) -> None:
         """Flush the answers to the disk."""
@@ -144,9 +170,9 @@ def _locked(folder: Path) -> FileLock:
     return lock
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _saved(lines: SharedLines) -> list[dict[str, Any]]:
     try:
-        return JsonLines(path).read()
+        return lines.take_over()
     except GraftError as error:
         raise GraftError(f"{error}. Delete that line, and its question is asked again. {_WAY_OUT}") from error
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from graft.data.batches import micro_batches, padded
 from graft.data.labelling import Labelling, LabelTemplate, label_of, texts_of
 from graft.data.long_texts import shortened
 from graft.data.samples import Example, Rejected, Sample
+from graft.distributed.group import ALONE, Group
 from graft.errors import GraftError
 from graft.evaluation.answering import (
     Item,
@@ -73,32 +74,8 @@ def evaluate_labels(
     protocol = _protocol(loaded, items)
     header = describe_evaluation(loaded, task, protocol)
     folder = result_folder(out, task, header["protocol_hash"])
-    with Journal(folder, header, questions(items), overwrite=overwrite) as journal:
-        pairs = [
-            (candidate, item, sample)
-            for candidate in loaded.candidates
-            for item, sample in zip(items, samples, strict=True)
-            if (candidate.name, item.number) not in journal.answers
-        ]
-        # `pairs` are what the journal lacks; the rows of all candidates are predicted together.
-        examples = [example_of(loaded, candidate, sample) for candidate, _, sample in pairs]
-        found = predict_outputs(
-            loaded.base.model, examples, [candidate.adapter for candidate, _, _ in pairs], pad_id(loaded.base.tokenizer, loaded.base.model),
-            token_budget=token_budget, progress=progress,
-        )  # fmt: skip
-        for (candidate, item, _), example, output in zip(pairs, examples, found, strict=True):
-            predicted = describe_output(labelling_of(candidate), output)
-            right = predicted["label"] == item.expected
-            line = answer_line(
-                candidate,
-                item,
-                str(predicted["label"]),
-                Judgement(str(predicted["label"]), "correct" if right else "wrong"),
-                None,
-                None,
-            )
-            journal.append({**line, **predicted, "loss": _loss(labelling_of(candidate), output, example.label)})
-        journal.sync()
+    with Journal(folder, header, questions(items), overwrite=overwrite, group=loaded.group) as journal:
+        _predict(loaded, items, samples, journal, token_budget, progress)
 
         def score(candidate: Candidate, lines: list[Line]) -> dict[str, Any]:
             return _score(labelling_of(candidate), task, items, lines)
@@ -106,6 +83,40 @@ def evaluate_labels(
         if labelling_of(loaded.candidates[0]).task == "classification":
             facts["majority"] = majority([item.expected for item in items])
         return write_result(loaded, items, header, journal, score, self_checked=None, **facts)
+
+
+def _predict(
+    loaded: LoadedModel,
+    items: Sequence[Item],
+    samples: Sequence[Sample],
+    journal: Journal,
+    token_budget: int,
+    progress: Progress | None,
+) -> None:
+    """Predict the labels that the journal lacks. The rows of all candidates share batches."""
+    pairs = [
+        (candidate, item, sample)
+        for candidate in loaded.candidates
+        for item, sample in zip(items, samples, strict=True)
+        if (candidate.name, item.number) not in journal.answers
+    ]
+    with loaded.group.agreed():
+        examples = [example_of(loaded, candidate, sample) for candidate, _, sample in pairs]
+        found = predict_outputs(
+            loaded.base.model, examples, [candidate.adapter for candidate, _, _ in pairs], pad_id(loaded.base.tokenizer, loaded.base.model),
+            token_budget=token_budget, group=loaded.group,
+        )  # fmt: skip
+        for place, output in sorted(found, key=lambda each: each[0]):
+            candidate, item, _ = pairs[place]
+            predicted = describe_output(labelling_of(candidate), output)
+            label, right = str(predicted["label"]), predicted["label"] == item.expected
+            judged = Judgement(label, "correct" if right else "wrong")
+            line = answer_line(candidate, item, label, judged, None, None)
+            loss = _loss(labelling_of(candidate), output, examples[place].label)
+            done = journal.append({**line, **predicted, "loss": loss})
+            if progress is not None:
+                progress(done, len(items) * len(loaded.candidates))
+    journal.complete()
 
 
 def labelling_of(candidate: Candidate) -> Labelling:
@@ -133,31 +144,27 @@ def predict_outputs(
     padding: int,
     *,
     token_budget: int,
-    progress: Progress | None = None,
-) -> list[NDArray[np.float64]]:
-    """Return the logits [C], or the value [1], of examples[i] under adapters[i]. padding: id of the padding token."""
+    group: Group = ALONE,
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield i and the logits [C], or the value [1], of examples[i] under adapters[i], in any order.
+
+    padding: id of the padding token. group: the ranks that share the batches; each yields its own.
+    """
     root: Any = unwrapped(model)
-    found: list[NDArray[np.float64]] = [np.zeros(0)] * len(examples)
     widths = np.array([example.widths for example in examples]).reshape(-1, 2)
-    done = 0
     classes = classes_of(model, [len(example) for example in examples], adapters)
-    for group in micro_batches(widths, range(len(examples)), token_budget, "padded", classes):
+    for rows in group.turns(micro_batches(widths, range(len(examples)), token_budget, "padded", classes)):
         forget_lengths(root)
         # Rows of one adapter next to each other are a slice of the batch and need not be gathered.
-        group.sort(key=lambda row: (adapters[row] is not None, adapters[row] or ""))
-        batch = padded([examples[row] for row in group], group, padding).to(root.device)
+        rows.sort(key=lambda row: (adapters[row] is not None, adapters[row] or ""))
+        batch = padded([examples[row] for row in rows], rows, padding).to(root.device)
         with (
             torch.no_grad(),
             evaluation_mode(model),
-            routed(model, [adapters[row] for row in group], batch.attention_mask),
+            routed(model, [adapters[row] for row in rows], batch.attention_mask),
         ):
             logits_BC = model(**inputs_of(root, batch)).logits.double().cpu().numpy()
-        for row, logits_C in zip(group, logits_BC, strict=True):
-            found[row] = logits_C
-        done += len(group)
-        if progress is not None:
-            progress(done, len(examples))
-    return found
+        yield from zip(rows, logits_BC, strict=True)
 
 
 def describe_output(labelling: Labelling, output: NDArray[np.float64]) -> dict[str, Any]:
@@ -228,20 +235,21 @@ def predict_labels(
     samples: Sequence[Sample],
     *,
     token_budget: int,
-    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Predict the label of each row. Returns its number, its texts, and the class with all probabilities, or the value."""
     examples = [example_of(loaded, candidate, sample, need_label=False) for sample in samples]
-    found = predict_outputs(
-        loaded.base.model, examples, [candidate.adapter] * len(examples), pad_id(loaded.base.tokenizer, loaded.base.model),
-        token_budget=token_budget, progress=progress,
-    )  # fmt: skip
+    padding = pad_id(loaded.base.tokenizer, loaded.base.model)
+    found = dict(
+        predict_outputs(
+            loaded.base.model, examples, [candidate.adapter] * len(examples), padding, token_budget=token_budget
+        )
+    )
     return [
         {
             "row": sample.row,
             "texts": texts_of(sample),
             "adapter": candidate.name,
-            **describe_output(labelling_of(candidate), output),
+            **describe_output(labelling_of(candidate), found[at]),
         }
-        for sample, output in zip(samples, found, strict=True)
+        for at, sample in enumerate(samples)
     ]

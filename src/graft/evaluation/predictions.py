@@ -2,7 +2,8 @@
 
 To stdout goes each answer as soon as all before it are there. A file gets its answers in FILE.partial, in the order in which they come, and
 its own name at the end, in the order of the prompts. The same command continues a partial file; answers of another base, adapter, template
-or setting are an error, and nothing is deleted unless the user asks for it.
+or setting are an error, and nothing is deleted unless the user asks for it. Of several ranks, each has the answers that it gave itself,
+and the first one has all of them in the end.
 """
 
 from __future__ import annotations
@@ -14,50 +15,50 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from graft.distributed.group import ALONE, Group
 from graft.errors import GraftError
+from graft.evaluation.shared_lines import SharedLines
 from graft.utils.files import explain_write_errors, to_json, write_text_atomic
-from graft.utils.jsonl import JsonLines
 
 
 class Predictions:
     """The records of all prompts, by number from 0. Use it as a context manager; `finish` ends it."""
 
     def __init__(
-        self, out: Path | None, about: Mapping[str, Any], total: int, *, overwrite: bool = False, show: bool = True
-    ) -> None:
-        """about: what the answers belong to, as JSON values. show: without a file, print each answer.
+        self, out: Path | None, about: Mapping[str, Any], total: int, *, overwrite: bool = False, show: bool = True,
+        group: Group = ALONE,
+    ) -> None:  # fmt: skip
+        """about: what the answers belong to, as JSON values. show: without a file, print each answer. group: several ranks need a file.
 
         Raises `GraftError` for a partial file of something else.
         """
         self._out, self._total, self._shows = out, total, show and out is None
         self.records: dict[int, dict[str, Any]] = {}
-        self._shown = 0
-        self._lines = self._lock = None
+        self._shown = self.kept = 0
+        self._group, self._lines, self._lock = group, None, None
         if out is None:
+            assert group.size == 1
             return
         partial = out.with_name(out.name + ".partial")
-        self._lock = FileLock(str(out.with_name(f".{out.name}.lock")))
-        with explain_write_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise GraftError(f"another process is writing {out}: wait for it, or name another file") from None
-        self._lines = JsonLines(partial)
-        try:
-            self._continue(partial, dict(about), overwrite)
-        except BaseException:
-            self._release()
-            raise
+        self._lines = SharedLines(partial, group)
+        with group.agreed():
+            if group.leads:
+                self._lock = FileLock(str(out.with_name(f".{out.name}.lock")))
+                _lock(self._lock, out)
+                try:
+                    self._continue(partial, self._lines, dict(about), overwrite)
+                except BaseException:
+                    self._release()
+                    raise
+        self.records |= {number: {} for number in group.tell([*self.records]) if not group.leads}
+        self.kept = len(self.records)
 
-    def _continue(self, partial: Path, about: dict[str, Any], overwrite: bool) -> None:
-        assert self._lines is not None
+    def _continue(self, partial: Path, lines: SharedLines, about: dict[str, Any], overwrite: bool) -> None:
         if overwrite:
-            with explain_write_errors(partial):
-                partial.unlink(missing_ok=True)
-        saved = self._lines.read()
+            lines.discard()
+        saved = lines.take_over()
         if not saved:
-            self._lines.append(about)
+            lines.append(about)
             return
         if saved[0] != about:
             differ = [key for key in about if saved[0].get(key) != about[key]]
@@ -79,20 +80,27 @@ class Predictions:
         """The numbers of the prompts without an answer."""
         return [number for number in range(self._total) if number not in self.records]
 
-    def add(self, number: int, record: dict[str, Any]) -> None:
-        """Write the record of a prompt."""
+    def add(self, number: int, record: dict[str, Any]) -> int:
+        """Write the record of a prompt. Returns how many there are by now, those of other ranks counted."""
         self.records[number] = record
         if self._lines is not None:
             self._lines.append({"number": number, **record})
         self._show()
+        return len(self.records) if self._group.size == 1 else self.kept + self._group.tally(f"answers/{self._out}", 1)
 
     def finish(self) -> list[dict[str, Any]]:
-        """Give the file its name, with the records in the order of the prompts; return them."""
-        ordered = [self.records[number] for number in range(self._total)]
-        if self._out is not None and self._lines is not None:
-            write_text_atomic(self._out, "".join(to_json(record) + "\n" for record in ordered))
-            self._lines.path.unlink(missing_ok=True)
-        return ordered
+        """Give the file its name, with the records in the order of the prompts. The first rank gets them, the others none."""
+        self._group.wait()
+        with self._group.agreed():
+            if not self._group.leads:
+                return []
+            if self._group.size > 1 and self._lines is not None:
+                self.records |= {record.pop("number"): record for record in self._lines.take_over()[1:]}
+            ordered = [self.records[number] for number in range(self._total)]
+            if self._out is not None and self._lines is not None:
+                write_text_atomic(self._out, "".join(to_json(record) + "\n" for record in ordered))
+                self._lines.discard()
+            return ordered
 
     def _show(self) -> None:
         if not self._shows:
@@ -110,3 +118,12 @@ class Predictions:
         if self._lock is not None and self._lock.is_locked:
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
+
+
+def _lock(lock: FileLock, out: Path) -> None:
+    with explain_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise GraftError(f"another process is writing {out}: wait for it, or name another file") from None

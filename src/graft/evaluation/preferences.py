@@ -75,14 +75,14 @@ def evaluate_preferences(
     header = describe_evaluation(loaded, task, protocol)
     folder = result_folder(out, task, header["protocol_hash"])
     of_base: BaseScores = {}
-    with Journal(folder, header, questions(items), overwrite=overwrite) as journal:
+    with Journal(folder, header, questions(items), overwrite=overwrite, group=loaded.group) as journal:
         for candidate in loaded.candidates:
             left = [at for at, item in enumerate(items) if (candidate.name, item.number) not in journal.answers]
             found = _judge_pairs(loaded, candidate, {at: usable[at] for at in left}, token_budget, of_base)
-            for at, (judged, scores) in found.items():
+            for at, (judged, scores) in found.items() if loaded.group.leads else ():
                 line = answer_line(candidate, items[at], judged.extracted or "", judged, None, None)
                 journal.append({**line, **scores})
-        journal.sync()
+        journal.complete()
         return write_result(
             loaded, items, header, journal, _score, self_checked=None, left_out=len(samples) - len(usable), **facts
         )
@@ -139,7 +139,7 @@ def _log_probabilities(
     """Return the log-probabilities of the chosen and the rejected answer for each (pair, adapter) in `asked`."""
     sequences = [sequence for at, _ in asked for sequence in pairs[at].sequences]
     names = [name for _, name in asked for _ in SIDES]
-    losses = sample_losses(loaded.base.model, sequences, names, token_budget=token_budget)
+    losses = sample_losses(loaded.base.model, sequences, names, token_budget=token_budget, group=loaded.group)
     return [(-losses[place], -losses[place + 1]) for place in range(0, len(losses), len(SIDES))]
 
 

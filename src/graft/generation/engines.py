@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import nn
 
+from graft.distributed.group import ALONE, Group
 from graft.generation.causal import CacheKind
 from graft.generation.generate import generate
 from graft.generation.requests import Decoding, Generated, Request
@@ -35,11 +36,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Graft's own generation. The kind of cache changes the speed but not the answers; `check` covers it."""
+    """Graft's own generation. The kind of cache changes the speed but not the answers; `check` covers it. Ranks share the batches."""
 
     model: nn.Module
     cache: CacheKind = "dynamic"
     name: str = "graft"
+    group: Group = ALONE
 
     def check(self, requests: Sequence[Request], token_budget: int) -> int:
         return self_check(self.model, requests, token_budget=token_budget, cache=self.cache)
@@ -47,4 +49,4 @@ class LocalEngine:
     def answers(
         self, requests: Sequence[Request], decoding: Decoding, token_budget: int
     ) -> Iterator[tuple[int, Generated]]:
-        return generate(self.model, requests, decoding, token_budget=token_budget, cache=self.cache)
+        return generate(self.model, requests, decoding, token_budget=token_budget, cache=self.cache, group=self.group)

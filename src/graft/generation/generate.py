@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from graft.distributed.group import ALONE, Group
 from graft.generation.beams import beam_search
 from graft.generation.causal import CacheKind, check_cache
 from graft.generation.requests import Decoding, Generated, Request, apart, limits, plan
@@ -27,19 +28,21 @@ def generate(
     *,
     token_budget: int = 8192,
     cache: CacheKind = "dynamic",
+    group: Group = ALONE,
 ) -> Iterator[tuple[int, Generated]]:
     """Answer all requests. Yields (number of the request, its answer) as batches finish, in no particular order.
 
-    token_budget: most tokens of a batch, counting prompts and the room for answers. cache: see `causal`.
+    token_budget: most tokens of a batch, counting prompts and the room for answers. cache: see `causal`. group: the ranks that share
+    the batches, with the same requests; each yields the answers of its own.
     Raises `GraftError` for a prompt without tokens, for an adapter that is not attached, and for a cache that the model does
     not support.
     """
     decoding = decoding or Decoding()
     check_cache(model, cache)
     limit = limits(model, requests, decoding)
-    for number in (number for number in range(len(requests)) if not limit[number]):
+    for number in (number for number in range(len(requests)) if not limit[number] and group.leads):
         yield number, Generated((), "no_room")
-    for batch in plan(requests, limit, decoding, token_budget, apart(model, requests, limit)):
+    for batch in group.turns(plan(requests, limit, decoding, token_budget, apart(model, requests, limit))):
         chosen, allowed = [requests[number] for number in batch], [limit[number] for number in batch]
         with evaluation_mode(model):
             if decoding.beams > 1:

@@ -22,6 +22,7 @@ from graft.data.labelling import LABELLED, Labelling, LabelTemplate, load_labell
 from graft.data.seq2seq import EncoderTemplate
 from graft.data.template import FILE, Template
 from graft.data.templates import template_of
+from graft.distributed.group import ALONE, Group
 from graft.errors import GraftError
 from graft.formats.loading import load
 from graft.formats.own import coupling_of
@@ -69,6 +70,8 @@ class LoadedModel:
     """What generates the answers; None is Graft's own generation."""
     jobs: Mapping[str, RunConfig] = field(default_factory=dict)
     """For a run of several jobs: each job as the configuration it would have alone."""
+    group: Group = ALONE
+    """The ranks that have loaded this model and share the questions."""
 
     def split_jobs(self, key: Callable[[RunConfig], Any]) -> list[LoadedModel]:
         """Group the jobs by a key of their configuration and return one loaded model per group.
@@ -92,7 +95,7 @@ class LoadedModel:
     @property
     def active_engine(self) -> Engine:
         """The engine that was chosen, else Graft's own."""
-        return self.engine or LocalEngine(self.base.model)
+        return self.engine or LocalEngine(self.base.model, group=self.group)
 
     @property
     def adapters(self) -> tuple[Candidate, ...]:

@@ -39,7 +39,6 @@ from graft.formats.loading import load
 from graft.injection.state import site_table_of, state_of
 from graft.kernels import chosen
 from graft.runs.folder import RunFolder
-from graft.training.fitting import refuse_prompts
 from graft.training.forward.activations import refuse_nothing_to_gain
 from graft.training.job import Job
 from graft.training.objectives import reference_of
@@ -116,7 +115,7 @@ def build(
     chosen(config.common().kernels, base.device)
     refuse_nothing_to_gain(config.common().activations, base.device)
     parts = RunParts(config, base, [], shares or Shares())
-    parts.shares.settle([(name, _weight(own, data[name])) for name, own in each.items()])
+    parts.shares.settle([(name, weight(own, data[name])) for name, own in each.items()])
     for name, own in each.items():
         with _named(name, len(each) > 1):
             parts.members.append(part_of(base, name, own, data[name], begun, parts.shares))
@@ -153,7 +152,7 @@ def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFo
         raise GraftError(f"job '{name}' cannot join: train.method {kind} trains the base itself, which jobs share")
     first = parts.members[0].data if parts.members else None
     data = data_of(own, parts.base.tokenizer, parts.config, parts.base.task, first)
-    parts.shares.settle([(name, _weight(own, data))])
+    parts.shares.settle([(name, weight(own, data))])
     part = part_of(parts.base, name, own, data, begun, parts.shares)
     part.job.priority = int(given.get("priority", 0))
     parts.members.append(part)
@@ -171,7 +170,7 @@ def _named(name: str, needed: bool) -> Iterator[None]:
         raise GraftError(f"job '{name}': {error}") from error
 
 
-def _weight(own: RunConfig, data: Prepared) -> float:
+def weight(own: RunConfig, data: Prepared) -> float:
     """The mean tokens of a job's step, by which jobs are dealt to ranks."""
     return float(data.train.lengths.mean()) * min(own.train.batch_size, len(data.train))
 
@@ -198,8 +197,6 @@ def part_of(
     if isinstance(data.template, Template):
         job.stop_ids = frozenset(data.template.stop_ids(base.tokenizer))
     job.reference = _reference(base, name, own, begun)
-    if shares.mode == "fsdp2":
-        refuse_prompts(job)
     job.here = shares.here(name)
     if not job.here:
         empty(job)

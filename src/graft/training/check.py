@@ -6,51 +6,37 @@ measured step on the longest batch gives memory and time; a saved adapter is loa
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from graft.attaching.active import set_trainable, use
-from graft.attaching.attach import detach
-from graft.attaching.parameters import parameters
-from graft.attaching.saving import save
-from graft.attaching.stored import first_line
 from graft.attaching.summary import Summary
 from graft.bases import pad_id
-from graft.bases.inputs import inputs_of
 from graft.bases.memory import MemoryReport, memory_report
 from graft.bases.quantised import Quantised, quantised
 from graft.bases.tokens import special_among, unlearnt
 from graft.config import AnyRun, RunConfig
-from graft.data.batches import padded
 from graft.data.overlap import OverlapReport, Question, overlap_reports
 from graft.data.splits import samples_of
+from graft.distributed.group import ALONE, Group
+from graft.distributed.shares import Shares
 from graft.errors import counted
-from graft.formats.loading import load
-from graft.injection.state import unwrapped
-from graft.training.assembly import RunParts, build
+from graft.training.assembly import RunParts, build, weight
 from graft.training.batching import Batcher
-from graft.training.ends import written_ends
-from graft.training.forward.causal import Forward
-from graft.training.forward.layout import Decision, decide, laid_out
-from graft.training.forward.modes import evaluating
+from graft.training.forward.layout import Decision, decide
 from graft.training.forward.tasks import forward_of
 from graft.training.job import Job
+from graft.training.measuring import Measured, measured
 from graft.training.out_of_memory import named
 from graft.training.questions import questions
-from graft.training.trained_base import reload_difference, trained_summary
-from graft.training.trial import Trial, try_step
-from graft.training.validation import stop_rate
+from graft.training.trained_base import trained_summary
+from graft.training.trial import Trial
+from graft.training.world import check_alike, shares_of
 
 SAMPLES_SHOWN = 3
-ASKED = 16
-"""Most samples that the stop rate before training is measured on."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +61,10 @@ class CheckReport:
     """Before training: the share of validation samples (or training samples) whose end mark is likelier than not where the answer ends."""
     ends: dict[str, int] | None = None
     """Before training: how many of a few written answers end by themselves (`written_ends`)."""
+    ranks: Mapping[int, Trial] = field(default_factory=dict)
+    """The trial of each rank that measured it."""
+    dealt: str | None = None
+    """How the run is dealt to several processes, and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -93,6 +83,11 @@ class CheckReport:
             "steps": job.steps,
             "layout": vars(self.layout),
             "trial": asdict(self.trial),
+            **(
+                {"dealt": self.dealt, "ranks": {rank: asdict(trial) for rank, trial in self.ranks.items()}}
+                if self.dealt
+                else {}
+            ),
             "reload_difference": self.reload_difference,
             "stop_rate": self.stop_rate,
             "ends": self.ends,
@@ -110,64 +105,59 @@ def check(config: RunConfig, against: Mapping[str, Sequence[Question]] | None = 
     return next(iter(check_each(config, against).values()))
 
 
-def check_each(config: AnyRun, against: Mapping[str, Sequence[Question]] | None = None) -> dict[str, CheckReport]:
-    """Check every job of a run on one base; a report for each, by the job's name. Arguments and errors are those of `check`."""
-    parts = build(config)
-    model, whole = parts.base.model, memory_report(parts.base.model)
+def check_each(
+    config: AnyRun, against: Mapping[str, Sequence[Question]] | None = None, group: Group = ALONE
+) -> dict[str, CheckReport]:
+    """Check every job of a run on one base; a report for each, by the job's name. Arguments and errors are those of `check`.
+
+    group: the ranks that will train the run. All get the report; each measures, or the one on which the job will live.
+    """
+    shares, said = shares_of(config, group) if group.size > 1 else (Shares(), None)
+    # Where jobs are spread, all of them stand on every rank here: a rank that only measures its own still shows their sites.
+    whole = shares if shares.mode != "spread" else Shares(group, "ddp")
+    with group.agreed():
+        parts = build(config, shares=whole)
+    check_alike(parts, group)
+    shares.settle([(part.job.name, weight(part.config, part.data)) for part in parts.members])
+    model, memory = parts.base.model, memory_report(parts.base.model)
     for each in parts.jobs:
         each.trainable.begin(each.optimizer)
     forward = forward_of(model)
     common = config.common()
     wanted = "padded" if common.compile else common.layout
-    batcher = Batcher(common.token_budget, "padded", pad_id(parts.base.tokenizer, model))
+    dealt = Shares() if shares.mode == "spread" else shares
+    batcher = Batcher(common.token_budget, "padded", pad_id(parts.base.tokenizer, model), dealt)
     with named():
         decision = decide(forward, parts.jobs, wanted, batcher)
     batcher = replace(batcher, layout=decision.layout)
-    return {
-        part.job.name: _checked(parts.alone(part), forward, decision, batcher, against, whole) for part in parts.members
-    }
+    found = {}
+    for part in parts.members:
+        measures = measured(parts.alone(part), forward, batcher, shares)
+        found[part.job.name] = _reported(parts.alone(part), decision, against, memory, *measures, said)
+    return found
 
 
-def _checked(
+def _reported(
     parts: RunParts,
-    forward: Forward,
     decision: Decision,
-    batcher: Batcher,
     against: Mapping[str, Sequence[Question]] | None,
-    whole: MemoryReport,
+    memory: MemoryReport,
+    measures: Measured,
+    ranks: Mapping[int, Trial],
+    said: str | None,
 ) -> CheckReport:
     """The report of a run of one job."""
     (part,), model = parts.members, parts.base.model
     job, data = part.job, part.config.data
     overlaps = overlap_reports(chain.from_iterable(samples_of(data)[0]), against) if against else {}
-    if job.trainable.adapter is not None:
-        set_trainable(model, [job.name])
-    trial = try_step(parts, forward, batcher)
-    ending, written, asked, asks = None, None, job.validation or job.train, questions(parts)
-    if job.stop_ids and not asked.has_pairs:
-        samples = [asked[at] for at in range(min(len(asked), ASKED))]
-        with laid_out(model, batcher.layout):
-            ending = stop_rate(forward, job, batcher, samples)
-        if ending is not None:
-            try:
-                written = written_ends(parts.base, job, samples, trial.seconds / 3)
-            except Exception as error:  # a model may train that Graft's generation cannot run
-                asks.append(
-                    f"the model trains, but writes no answers here ({type(error).__name__}: {first_line(error)}): graft eval, predict "
-                    "and chat will fail in the same way."
-                )
-    if job.trainable.adapter is None:
-        difference = reload_difference(parts.base, job, pad_id(parts.base.tokenizer, model))
-    else:
-        difference = _reload(parts, job)
     what = "model" if job.trainable.adapter is None else "adapter"
     problems = [
         f"the training data hold test questions of {name}: {found}" for name, found in overlaps.items() if found.pairs
     ]
-    if difference > 1e-5:
-        problems.append(f"a saved and loaded {what} answers differently (logits by {difference:.2g})")
-    if not trial.loss < float("inf"):
-        problems.append(f"the loss of the longest batch is {trial.loss}")
+    if measures.difference > 1e-5:
+        problems.append(f"a saved and loaded {what} answers differently (logits by {measures.difference:.2g})")
+    if not measures.trial.loss < float("inf"):
+        problems.append(f"the loss of the longest batch is {measures.trial.loss}")
     problems += _unlearnt(parts, job)
     if parts.data.report.shared:
         shared = parts.data.report.shared
@@ -176,17 +166,19 @@ def _checked(
         )
     return CheckReport(
         parts,
-        whole,
+        memory,
         trained_summary(model, job),
         decision,
-        trial,
-        difference,
+        measures.trial,
+        measures.difference,
         overlaps,
         tuple(problems),
-        tuple(asks),
+        (*questions(parts), *([measures.question] if measures.question else ())),
         quantised(model),
-        ending,
-        written,
+        measures.stop_rate,
+        measures.ends,
+        ranks,
+        said,
     )
 
 
@@ -205,27 +197,3 @@ def _unlearnt(parts: RunParts, job: Job) -> list[str]:
         "cannot tell them from other tokens, so answers may never end. Train them too, with a list of adapters: "
         f"[..., {{kind: full, sites: embed head, tokens: {sorted(found)}}}]"
     ]
-
-
-def _reload(parts: RunParts, job: Job) -> float:
-    """Save the adapter, load it under another name and compare both on a sample: the largest difference of logits.
-
-    Random numbers are added to the weights first, so that a copy that stays fresh shows. The adapter's own weights come back.
-    """
-    model, other = parts.base.model, f"{job.name}-reloaded"
-    kept = {name: parameter.detach().clone() for name, parameter in parameters(model, job.name)}
-    first = padded([job.train[0]], [0], pad_id(parts.base.tokenizer, model)).to(parts.base.device)
-    inputs = inputs_of(unwrapped(model), first)
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), evaluating(model):
-        for _, parameter in parameters(model, job.name):
-            parameter.add_(torch.randn_like(parameter) * 0.01)
-        save(model, job.name, Path(folder) / "adapter")
-        load(model, Path(folder) / "adapter", name=other)
-        with use(model, job.name):
-            own = model(**inputs).logits
-        with use(model, other):
-            loaded = model(**inputs).logits
-        detach(model, other)
-        for name, parameter in parameters(model, job.name):
-            parameter.copy_(kept[name])
-    return float((own - loaded).abs().max())

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from graft.architectures.blocks import blocks_of
 from graft.config.activations import Way
+from graft.distributed.sharded import own_part
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
 from graft.training.rows import Row
@@ -64,7 +65,7 @@ def saved(forward: Forward, rows: Sequence[Row], batcher: Batcher) -> Saved:
 @contextmanager
 def counting(root: nn.Module, found: Counter[int], inputs: Counter[int]) -> Iterator[None]:
     """Count the bytes that autograd saves in a block of code, and those of the blocks' inputs, by number of the block in the model."""
-    known = {each.untyped_storage().data_ptr() for each in (*root.parameters(), *root.buffers())}
+    known = {own_part(each).untyped_storage().data_ptr() for each in (*root.parameters(), *root.buffers())}
     inside = [OUTSIDE]
 
     def pack(tensor: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class MemoryParts:
     """Or what stands in for them: the copies of MeZO."""
     optimizer: int
     activations: int
-    """What a pass over the batch keeps for backward; 0 where it has none, and under torch.compile, which does not tell."""
+    """What a pass over the batch keeps for backward; 0 where it has none, and where that cannot be told from weights that come and go
+    (fsdp2) or is in no Python code (torch.compile)."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Trial:
 
 def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
     """Run the job's fullest micro-batch as training does. Optimiser, position and parameters stay as they are.
+
+    Ranks that share the rows of a step (`batcher.shares`) all run it, and then whole steps together.
 
     Raises `OutOfMemory`, with what would fit, where it does not.
     """
@@ -101,13 +104,15 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
                 if forward.device.type == "cpu":
                     give_back_free()  # what earlier passes left would count, and in a run it is used again
                 start = time.perf_counter()
-                noted = nullcontext() if count or train.compile else counting(forward.root, held, Counter())
+                untold = train.compile or batcher.shares.mode == "fsdp2"
+                noted = nullcontext() if count or untold else counting(forward.root, held, Counter())
                 with noted, nullcontext() if backward else evaluating(forward.model):
                     loss = loss_of([job], rows, sums_by_row(forward.losses(batch, context), rows), sizes)
                 rule_of(job).discard([job], loss)
                 value = float(loss.detach())
                 seconds = min(seconds, time.perf_counter() - start)
-            step_seconds = seconds / tokens * job.step_tokens * rule_of(job).passes(job)
+            group = batcher.shares.group
+            step_seconds = group.most(seconds / tokens * job.step_tokens * rule_of(job).passes(job) / group.size)
             # Under torch.compile other shapes would be compiled again.
             if step_seconds < SHORT and not train.compile and math.isfinite(value):
                 with suppress(NonFinite):
@@ -146,9 +151,9 @@ def _warm_step(forward: Forward, job: Job, batcher: Batcher) -> float:
 
     The first one is left out, since kernels, threads and memory warm up in it.
     """
-    spent: list[float] = []
-    while len(spent) < 2 or (len(spent) < WARM_STEPS and sum(spent) < WARM_SECONDS):
+    spent, slowest = list[float](), batcher.shares.group.most
+    while len(spent) < 2 or (len(spent) < WARM_STEPS and slowest(sum(spent)) < WARM_SECONDS):
         start = time.perf_counter()
         rule_of(job).rehearse(forward, job, batcher)
         spent.append(time.perf_counter() - start)
-    return statistics.median(spent[1:])
+    return slowest(statistics.median(spent[1:]))

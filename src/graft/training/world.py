@@ -25,7 +25,7 @@ from graft.version import __version__
 
 ROOM = 0.6
 """Share of a rank's memory that a whole base may take in mode auto: the rest is for adapters and activations."""
-UPDATES = {"in_backward": "update: in_backward", "stack": "qft"}
+UPDATES = {"in_backward": "full with update: in_backward", "stack": "qft"}
 """Rules of stepping whose gradients never lie together, so that ranks cannot sum them, as `train.method` names them."""
 
 
@@ -80,8 +80,8 @@ def _refuse_unshared(config: AnyRun, group: Group) -> None:
     for name, own in config.each().items():
         if own.train.method.rule in UPDATES:
             raise GraftError(
-                f"train.method {own.train.method.kind} ({UPDATES[own.train.method.rule]}) of '{name}' never has its whole gradient at "
-                f"once, so {group.size} processes cannot sum it: run it in one process"
+                f"train.method {UPDATES[own.train.method.rule]} of '{name}' never has its whole gradient at once, so {group.size} "
+                "processes cannot sum it: run it in one process"
             )
     rows = sum(own.train.batch_size for own in config.each().values())
     if rows < group.size:
@@ -93,7 +93,7 @@ def _refuse_unshared(config: AnyRun, group: Group) -> None:
 def _refuse_unspread(config: AnyRun, group: Group) -> None:
     if (jobs := len(config.each())) < group.size:
         raise GraftError(
-            f"distributed.mode is spread, but there are {counted(jobs, 'job')} for {group.size} processes: each job lives on one. Set "
+            f"distributed.mode is spread, but the run has {counted(jobs, 'job')} for {group.size} processes: each job lives on one. Set "
             "auto or ddp, or start fewer"
         )
     if config.scheduler.memory is not None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+RESTARTS = "GRAFT_RESTARTS"
+"""Variable with which `--restarts` counts, as torchrun does with its own."""
+
 
 def size() -> int:
     """How many processes were started for this command."""
@@ -27,7 +30,7 @@ def local_size() -> int:
 
 def restarts() -> int:
     """How often the launcher has started this command again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) + int(os.environ.get(RESTARTS, 0))
 
 
 def inside() -> bool:
