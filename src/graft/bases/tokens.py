@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.distributed.sharded import full
 from graft.errors import GraftError, listed
 from graft.injection.state import unwrapped
 
@@ -49,7 +50,7 @@ def unlearnt(
         if table is None or not used:
             continue
         left = {token for token in used if token < len(table)} - _trained_rows(model, getter, adapter, len(table))
-        found |= _odd_rows(table, sorted(left), [token for token in special if token < len(table)], tokenizer)
+        found |= _odd_rows(full(table), sorted(left), [token for token in special if token < len(table)], tokenizer)
     return found
 
 
