@@ -7,7 +7,7 @@ import re
 import pytest
 
 import graft
-from graft.testing.closure import PLACES, Cell, closure, page
+from graft.testing.closure import PLACES, Cell, closure, examples, page
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "closure.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def said(text: str) -> dict[str, list[list[str]]]:
 
 
 def test_the_page_has_every_kind_in_every_place() -> None:
-    assert set(said(PAGE)) == set(graft.kinds())
+    assert set(said(PAGE)) == set(examples()) == {*graft.kinds(), "fusion"}
     assert all(len(cells) == len(PLACES) for cells in said(PAGE).values())
 
 
@@ -33,7 +33,7 @@ def test_the_page_says_what_comes_of_it(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(set(graft.kinds()) - {"lora", "series", "prefix"}))
+@pytest.mark.parametrize("kind", sorted(set(examples()) - {"lora", "series", "prefix"}))
 def test_the_page_says_what_comes_of_any_kind(kind: str) -> None:
     assert said(page(list(closure([kind]))))[kind] == said(PAGE)[kind]
 

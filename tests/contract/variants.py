@@ -7,7 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 import graft
+from graft.testing.fused import fusion
 
+SERIES = {"kind": "series", "bottleneck": 5, "sites": "mlp"}
 VARIANTS: dict[str, Any] = {
     "lora": graft.LoRA(rank=4, sites="linear"),
     "lora-dropout": graft.LoRA(rank=4, dropout=0.3, sites="attn.q attn.v"),
@@ -109,6 +111,16 @@ VARIANTS: dict[str, Any] = {
     "invertible": graft.Invertible(),
     "invertible-stack": [graft.Invertible(activation="silu", reduction=4), graft.Series(bottleneck=4)],
     "invertible-glow": graft.Invertible(coupling="glow", reduction=4),
+    "fusion": fusion(
+        SERIES, {**SERIES, "bottleneck": 3}, {"kind": "compacter", "bottleneck": 8, "rule_std": 0.5, "share_rule": False, "sites": "mlp"},
+    ),
+    "fusion-lora": fusion(
+        {"kind": "lora", "rank": 3, "sites": "attn.q mlp.down"}, {"kind": "dora", "rank": 2, "sites": "attn.q mlp.down"}, dropout=0.3,
+    ),
+    "fusion-parallel": fusion(
+        {"kind": "parallel", "bottleneck": 4, "sites": "mlp"}, SERIES, reads="input", temperature=2.0, value=False,
+    ),
+    "fusion-stream": fusion(*[{**SERIES, "reads": "stream"}] * 2, reads="stream", penalty=0.0),
     "ia3": graft.IA3(),
     "ia3-outputs": graft.IA3(inputs=(), sites="attn.q mlp.up"),
     "bitfit": graft.BitFit(),

@@ -41,7 +41,8 @@ class Case:
     variant: str
     """A short name for the config."""
     spec: Any
-    """The adapter: a config, or a mapping, a list or a preset's name as YAML has them."""
+    """The adapter: a config, or a mapping, a list or a preset's name as YAML has them. Or a function of the family's name that returns one
+    of these, for a kind that refers to trained adapters."""
     process: Process | None = field(default=None, compare=False, repr=False)
     """The process that loads this case's saved adapter together with those of other cases. None: it gets one of its own."""
 
@@ -51,9 +52,14 @@ class Case:
         return f"{self.family}-{self.variant}"
 
     @property
+    def adapter(self) -> Any:
+        """The adapter on this family."""
+        return self.spec(self.family) if callable(self.spec) else self.spec
+
+    @property
     def config(self) -> AdapterConfig:
         """The config as it holds on this family (presets resolved)."""
-        parsed = parse(self.spec)
+        parsed = parse(self.adapter)
         return parsed.resolve(site_names(self.family)) if isinstance(parsed, Preset) else parsed
 
     @property
@@ -91,7 +97,7 @@ class Case:
         model = tiny_base(self.family, attention, dtype, layers=layers)
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            attach(model, {name: self.spec for name in names or ("a",)})
+            attach(model, {name: self.adapter for name in names or ("a",)})
         if not fresh:
             for number, name in enumerate(names or ("a",)):
                 randomise(model, name, number, NOISE.get(self.family.partition("-")[0], 0.2))

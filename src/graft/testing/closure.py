@@ -24,7 +24,7 @@ from graft.adapters.registry import kinds
 from graft.attaching.active import route, set_active, use
 from graft.attaching.attach import attach
 from graft.attaching.merge import merge
-from graft.attaching.parameters import parameters
+from graft.attaching.parameters import parameters, penalty
 from graft.attaching.saving import load_training_state, save, training_state
 from graft.combining.combine import combine
 from graft.errors import GraftError
@@ -32,6 +32,7 @@ from graft.formats.loading import load
 from graft.injection.state import state_of
 from graft.testing.bases import ids, logits, loss, tiny_base
 from graft.testing.case import Case, randomise
+from graft.testing.fused import fusion
 
 FAMILIES = ("llama", "gpt2", "bert", "t5")
 OTHER = {"kind": "lora", "rank": 3, "alpha": 6, "sites": "linear"}
@@ -62,13 +63,13 @@ def closure(names: list[str] | None = None) -> Iterator[Cell]:
 
     Raises what a cell raises, unless it is a `GraftError`, and AssertionError for a wrong result.
     """
-    for kind, cls in kinds().items():
+    for kind, example in examples().items():
         if names is not None and kind not in names:
             continue
-        for place, around in PLACES.items():
+        for place in PLACES:
             for action, tried in ACTIONS.items():
                 try:
-                    tried(_Scene(kind, place, around(cls.example())))
+                    tried(_Scene(kind, place, example))
                 except GraftError as error:
                     yield Cell(kind, place, action, str(error))
                 except Exception as error:
@@ -77,14 +78,19 @@ def closure(names: list[str] | None = None) -> Iterator[Cell]:
                     yield Cell(kind, place, action, "")
 
 
+def examples() -> dict[str, Any]:
+    """Return the kinds that are tried, each with a small adapter of it (as in `Case.spec`). A fusion is of two trained bottlenecks."""
+    series = {"kind": "series", "bottleneck": 8, "sites": "mlp"}
+    return {**{kind: cls.example() for kind, cls in kinds().items()}, "fusion": fusion(series, series)}
+
+
 class _Scene:
     """A kind in a place, on the first family that has what the kind needs."""
 
-    def __init__(self, kind: str, place: str, spec: Any) -> None:
-        self.place, self.spec = place, spec
-        self.family = next(
-            (each for each in FAMILIES if not Case(each, kind, kinds()[kind].example()).missing_sites), FAMILIES[0]
-        )
+    def __init__(self, kind: str, place: str, example: Any) -> None:
+        cases = [Case(each, kind, example) for each in FAMILIES]
+        case = next((each for each in cases if not each.missing_sites), cases[0])
+        self.place, self.family, self.spec = place, case.family, PLACES[place](case.adapter)
         self.names = ("a", "b") if place in ("company", "two") else ("a",)
 
     def model(self, seed: int = 0) -> Any:
@@ -122,7 +128,8 @@ def _train(scene: _Scene) -> None:
             optimizer.zero_grad()
             with scene.rows(model):
                 value = loss(model, ids(3))
-            value.backward()
+            extra = [each for name in scene.names if (each := penalty(model, name)) is not None]
+            sum(extra, value).backward()
             assert torch.isfinite(value)
             reached |= {id(p) for p in trained if p.grad is not None}
             optimizer.step()

@@ -184,5 +184,5 @@ class FusionAdapter(CompositeAdapter):
     def penalty(self) -> Tensor | None:
         if not self.factor or self.value is None:
             return None
-        identity = torch.eye(len(self.value), dtype=self.value.dtype, device=self.value.device)
-        return self.factor * (self.value - identity).square().sum()
+        identity = torch.eye(self.value.shape[-1], dtype=self.value.dtype, device=self.value.device)
+        return self.factor * (self.value - identity).square().sum((-2, -1)).mean()  # in a mixture, over the experts

@@ -34,7 +34,7 @@ def check_attaches(case: Case) -> None:
     model: Any = tiny_base(case.family)
     before = type(model)
     try:
-        attach(model, {"a": case.spec})
+        attach(model, {"a": case.adapter})
     except DoesNotWork as error:
         raise error.__cause__ or error from None  # the report says where the kind itself failed
     except GraftError as error:

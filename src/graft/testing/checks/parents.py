@@ -36,7 +36,7 @@ def mode_is_that_of_the_parent(case: Case, training: bool) -> None:
     """Raise AssertionError unless new, copied and loaded adapters take this mode from their parent."""
     model = tiny_base(case.family).train(training)
     with tempfile.TemporaryDirectory() as folder:
-        attach(model, {"a": case.spec})
+        attach(model, {"a": case.adapter})
         copy(model, "a", "b")
         load(model, save(model, "a", Path(folder) / "a"), name="c")
     wrong = sorted({type(module).__name__ for module in model.modules() if module.training != training})
@@ -76,7 +76,7 @@ def check_is_built_on_the_device_of_its_parent(case: Case) -> None:
         raise DoesNotApply("weights in few bits are made of real ones, not on torch's meta device")
     with torch.device("meta"):  # a device that every machine has, and that is not the default one
         model: Any = new_base(case.family)
-    attach(model, {"a": case.spec})
+    attach(model, {"a": case.adapter})
     away = [name for name, p in parameters(model, "a") if p.device.type != "meta"]
     holds(
         not away, f"on a base on torch's meta device, these parameters are elsewhere: {listed(away)}. Use spec.device"
