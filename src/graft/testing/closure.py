@@ -226,7 +226,7 @@ TITLE = """# Which kind goes where
 Each kind of adapter, at the settings that its page shows, was tried in each place on a tiny random
 base. *yes*: it trains, resumes, answers after loading and merges there. Otherwise the numbers say
 which error refuses it. `graft kinds --closure` tries all of it again and prints this page; a test
-compares.
+compares. `fusion` is over two trained bottlenecks.
 
 - *company*: rows of the adapter beside rows of a LoRA in one batch.
 - *mixture*, *gate*: inside a mixture, and inside a gate with one number for each token.
