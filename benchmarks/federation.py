@@ -2,7 +2,7 @@
 
 methods   20 rounds of 10 clients on Dolly, dealt by category (Dirichlet, alpha 0.5): validation loss, ROUGE-L, bytes per client and
           round, and seconds, for each method and seed
-many      100 clients against 10, each in a process of its own: seconds and peak memory
+many      20 rounds of 100 clients against 10, each in a process of its own: seconds and peak memory
 rebuild   the model from K seeds in one pass over each tensor, against a pass over all tensors for each seed: processor time
 
 Each run is kept as soon as it is there, beside those that the file holds already: what is there is not run again.
@@ -122,8 +122,9 @@ def many(args: argparse.Namespace, note: Any) -> None:
 
 def worker(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        given = definition(args.shared, "fedkseed", 0, args, args.worker)
+        given = definition(args.shared, args.many_method, 0, args, args.worker)
         given["local"]["steps"], given["eval"] = args.many_steps, {"every": args.rounds}
+        given["clients"]["least"], given["data"]["max_length"] = 1, args.many_length
         found = measure(given, Path(scratch) / "out")
     print(json.dumps({**found, "peak_mib": round(peak_bytes() / 2**20, 1)}))
 
@@ -171,7 +172,7 @@ def rebuild(args: argparse.Namespace, note: Any) -> None:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("rounds", "clients", "steps", "length", "answers", "many", "many_steps")
+    names = ("rounds", "clients", "steps", "length", "answers", "many", "many_steps", "many_length")
     return {
         **{name: getattr(args, name) for name in names},
         "methods": METHODS,
@@ -198,6 +199,8 @@ def main() -> None:
     )
     parser.add_argument("--many", type=int, default=100)
     parser.add_argument("--many-steps", type=int, default=2)
+    parser.add_argument("--many-length", type=int, default=160, help="rows of so many tokens, so that there are enough")
+    parser.add_argument("--many-method", choices=list(METHODS), default="fedkseed")
     parser.add_argument("--worker", type=int)
     parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "federation.json"))

@@ -21,7 +21,7 @@ def test_the_page_runs_from_top_to_bottom(at_home: Path) -> None:
         given.replace("steps: 10, batch_size: 4", "steps: 1, batch_size: 1").replace("rounds: 3", "rounds: 1")
     )
     commands = commands_of(PAGE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         graft_command(command)
     assert (at_home / "runs/fedavg/adapters/federated/adapter_model.safetensors").is_file()

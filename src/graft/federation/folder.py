@@ -8,6 +8,7 @@ report.html  report.md  report.json
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,8 @@ from graft.utils.files import write_json_atomic
 from graft.utils.jsonl import read_json
 
 FEDERATION = "federation.json"
+PAUSE = 5.0
+"""Seconds between two reports: its curves take longer to draw than a round of a small federation."""
 Say = Callable[[str], None]
 
 
@@ -78,7 +81,15 @@ def federate(
 
 def serve(server: Server, out: Path) -> dict[str, Any]:
     """Run the rounds of a server, keep its report up to date, and write what came out."""
-    server.run(lambda: write_reports(server.place.federation, server.store, out))
+    written = -PAUSE
+
+    def refresh() -> None:
+        nonlocal written
+        if time.monotonic() - written >= PAUSE:
+            write_reports(server.place.federation, server.store, out)
+            written = time.monotonic()
+
+    server.run(refresh)
     where = server.method.publish(server.store.state()[1], out)
     server.say(f"written: {where}")
     return write_reports(server.place.federation, server.store, out)

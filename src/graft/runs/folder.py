@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from graft.config import AnyRun, EvalConfig, RunConfig
 
 OTHERS = {
-    "federation.sqlite": "it holds a federation, which goes on with graft federate FILE --out FOLDER --resume; what it trained is under "
-    "adapters/ or model/",
+    "federation.sqlite": "it holds a federation, which goes on with graft federate FILE --out FOLDER --resume; what it trained is used by "
+    "--base BASE --adapter FOLDER/adapters/federated, or by --base FOLDER/model where the base trained",
     "study.sqlite": "it holds a study, which goes on with graft study FILE --out FOLDER --resume; its trials are runs under packs/",
 }
 """What a folder may hold instead of a run, by the file that shows it."""
