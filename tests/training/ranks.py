@@ -19,15 +19,15 @@ from tests.conftest import ROOT
 BUDGET = 256
 
 
-def started(size: int, *arguments: str, **environment: str) -> list[subprocess.Popen[str]]:
-    """This file in so many processes, which meet at a free port."""
+def started(size: int, *arguments: str, module: str = "ranks", **environment: str) -> list[subprocess.Popen[str]]:
+    """This file, or another one beside it, in so many processes, which meet at a free port."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     common = {
         **os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **environment,
     }  # fmt: skip
-    command = [sys.executable, "-m", "tests.training.ranks", *arguments]
+    command = [sys.executable, "-m", f"tests.training.{module}", *arguments]
     return [
         subprocess.Popen(
             command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT, text=True,
@@ -61,11 +61,13 @@ def train(mode: str, dtype: torch.dtype, names: list[str], path: Path, checkpoin
     from graft.distributed.group import together
     from graft.distributed.sharded import shard
     from graft.distributed.shares import Shares
+    from graft.training.batching import Batcher
     from graft.training.engine import Engine
     from graft.training.job import Job
     from graft.training.offload import empty
     from graft.training.records.progress import Reporter
     from graft.training.settings import Settings
+    from graft.training.staging import cut_into_stages
     from graft.training.world import folder_of
     from tests.training.test_company import world
 
@@ -76,6 +78,9 @@ def train(mode: str, dtype: torch.dtype, names: list[str], path: Path, checkpoin
             names,
             (lambda model: shard(model, group.size, model.device)) if mode == "fsdp2" else lambda model: None,
         )
+        batcher = Batcher(BUDGET, "padded", 0, shares)
+        if mode == "pipeline":
+            cut_into_stages(model, jobs, batcher, "auto")
         shares.settle([(name, 1.0) for name in names])
         for job in jobs:
             job.here = shares.here(job.name)

@@ -27,6 +27,7 @@ jobs:
   prefix: {adapter: {kind: prefix, tokens: 2}}
   dora: {adapter: {kind: dora, rank: 2, sites: attn.q}}
 """
+PIPELINE = ["--processes", "2", "distributed.mode=pipeline"]
 
 
 def graft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -71,7 +72,7 @@ def test_every_mode_gives_what_one_process_gives(world: Path, base: str) -> None
     wanted = trained(folder, "one", *more)
     found = {
         mode: trained(folder, mode, "--processes", "2", f"distributed.mode={mode}", *more)
-        for mode in ("spread", "ddp", "fsdp2")
+        for mode in ("spread", "ddp", "fsdp2", "pipeline")
     }
     for mode, own in found.items():
         assert own.keys() == wanted.keys()
@@ -87,9 +88,14 @@ def test_a_run_goes_on_with_another_number_of_processes_and_in_another_mode(worl
     folder = place(world)
     wanted = trained(folder, "whole")
     trained(folder, "parts", "--processes", "2", "distributed.mode=ddp", "train.steps=2", "jobs.deep.train.steps=2")
-    steps = ["train.steps=4", "train.steps=6", "train.steps=8"]
+    steps = ["train.steps=3", "train.steps=4", "train.steps=6", "train.steps=8"]
     two = ["--processes", "2"]
-    ways = [[*two, "distributed.mode=spread"], ["distributed.mode=auto"], [*two, "distributed.mode=fsdp2"]]
+    ways = [
+        [*two, "distributed.mode=pipeline"],
+        [*two, "distributed.mode=spread"],
+        ["distributed.mode=auto"],
+        [*two, "distributed.mode=fsdp2"],
+    ]
     for step, way in zip(steps, ways, strict=True):
         deep = f"jobs.deep.train.steps={min(5, int(step[-1]))}"
         done = graft(folder, "resume", "parts", step, deep, *way)
@@ -103,7 +109,12 @@ def test_a_run_goes_on_with_another_number_of_processes_and_in_another_mode(worl
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--processes", "2", "distributed.mode=pipeline"], "pipeline is not there yet"),
+        ([*PIPELINE, "distributed.stages=[1, 2]"], "are 2 stages of 3 blocks, but there are 2 processes, and base has 2 blocks"),
+        (["--processes", "3", "distributed.mode=pipeline"], "base has 2 blocks, fewer than the 3 processes"),
+        (["--processes", "2", "distributed.stages=[1, 1]"], "stages are for mode pipeline, and mode is auto"),
+        ([*PIPELINE, "train.answers=2"], "pipeline does not take train.answers"),
+        ([*PIPELINE, "base.reversible=meft1"], "pipeline does not take base.reversible"),
+        ([*PIPELINE, "scheduler.memory=1GB"], "pipeline does not take scheduler.memory"),
         (["--processes", "2", "distributed.mode=single"], "2 processes were started"),
         (["distributed.mode=ddp"], "there is one process"),
         (["--processes", "2", "train.lr=-1"], "train.lr"),

@@ -59,8 +59,9 @@ def test_two_ranks_give_what_one_gives(
         monkeypatch.setattr(test_company, "STEPS", 6)
         monkeypatch.setenv("GRAFT_TEST_STEPS", "6")
     wanted = test_company.trained(getattr(torch, dtype), names, tmp_path / "one")
-    finished(tmp_path, dtype, "ddp,spread", names)
-    for mode in ("ddp", "spread"):
+    modes = ("ddp", "spread", "pipeline")
+    finished(tmp_path, dtype, ",".join(modes), names)
+    for mode in modes:
         assert_same(wanted, ranks.found(tmp_path / mode), dtype)
     if len(names) > len(FEW):
         finished(tmp_path, dtype, "fsdp2", names)

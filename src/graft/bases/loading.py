@@ -127,7 +127,7 @@ def _has_head(found: Any) -> bool:
 def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
     """Load the model. Return it and the paths of the head's layers that were drawn at random."""
     device = check_device(config.device)
-    dtype = _dtype(config.dtype, device)
+    dtype = dtype_of(config.dtype, device)
     source, options = source_of(config)
     drawn = config.head == "fresh"
     if drawn and task not in LABELLED:
@@ -191,7 +191,7 @@ def load_as_saved(config: BaseConfig) -> Any:
     with explained(config, source):
         found = AutoConfig.from_pretrained(source, **options)
         cls = getattr(transformers, (found.architectures or ["-"])[0], AutoModelForCausalLM)
-        model: Any = cls.from_pretrained(source, config=found, dtype=_dtype(config.dtype, device), **options)
+        model: Any = cls.from_pretrained(source, config=found, dtype=dtype_of(config.dtype, device), **options)
     return model.requires_grad_(False).eval().to(device)
 
 
@@ -267,7 +267,8 @@ def check_device(name: str) -> torch.device:
     raise GraftError(f"base.device: this machine has no device '{name}'; it has {', '.join(there)} (or use auto)")
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """Return the number format that `base.dtype` means on a device."""
     if name != "auto":
         return _DTYPES[name]
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from graft.config.section import Section
 
@@ -17,6 +17,17 @@ class DistributedConfig(Section):
     mode: Wanted = "auto"
     """spread: each job lives on one process. ddp: every process holds the base and all adapters, and runs its part of each step. fsdp2: as
     ddp, with the base cut into parts that the processes share. auto: spread where there are as many jobs as processes, else ddp, and
-    fsdp2 where the base does not fit. single: one process."""
+    fsdp2 where the base does not fit. pipeline: each process holds some of the base's blocks, and all adapters, and hands hidden states on
+    to the next. single: one process."""
+    stages: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Field(strict=False)] = None
+    """For pipeline: the number of blocks of each process, such as [4, 4]; null cuts evenly."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a process waits for the others before it takes them for lost."""
+
+    @model_validator(mode="after")
+    def _stages_are_of_a_pipeline(self) -> DistributedConfig:
+        if self.stages is not None and self.mode != "pipeline":
+            raise ValueError(
+                f"stages are for mode pipeline, and mode is {self.mode}: set mode to pipeline, or remove stages"
+            )
+        return self

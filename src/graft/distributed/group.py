@@ -62,7 +62,10 @@ class Group:
         self.rank, self.size = rank, size
         self.step = 0
         self.remedy: str | None = None
+        self.waited = 0.0
+        """Seconds of waiting in exchanges, since the beginning."""
         self._store, self._group, self._turns = store, dist.group.WORLD if size > 1 else None, 0
+        self._seconds = TIMEOUT
 
     @property
     def leads(self) -> bool:
@@ -72,9 +75,25 @@ class Group:
     def wait_at_most(self, seconds: float) -> None:
         """Set how long a rank waits for the others from now on."""
         if self.size > 1:
-            made = dist.new_group(timeout=timedelta(seconds=seconds))
-            assert isinstance(made, dist.ProcessGroup)
-            self._group = made
+            self._seconds = seconds
+            self._group = self.channel()
+
+    def channel(self) -> dist.ProcessGroup:
+        """A channel for messages from rank to rank, which arrive in the order in which they were sent. All ranks ask for it."""
+        made = dist.new_group(timeout=timedelta(seconds=self._seconds))
+        assert isinstance(made, dist.ProcessGroup)
+        return made
+
+    def send(self, values: Tensor, to: int, channel: dist.ProcessGroup) -> Callable[[], None]:
+        """Begin to send a tensor to a rank; what is returned waits until it is there. The tensor has to live, unchanged, until then."""
+        work: list[Any] = []
+        self._exchange(lambda: work.append(dist.isend(values, to, group=channel)))
+        return lambda: self._exchange(work[0].wait)
+
+    def receive(self, values: Tensor, source: int, channel: dist.ProcessGroup) -> Tensor:
+        """Receive what a rank sent, into a tensor of its shape and format."""
+        self._exchange(lambda: dist.recv(values, source, group=channel))
+        return values
 
     def sum_(self, values: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place."""
@@ -185,10 +204,13 @@ class Group:
                 raise error
 
     def _exchange(self, call: Callable[[], Any]) -> None:
+        began = time.perf_counter()
         try:
             call()
         except RuntimeError as error:
             raise self._lost(error) from error
+        finally:
+            self.waited += time.perf_counter() - began
 
     def _lost(self, error: Exception) -> RankLost:
         """Name the ranks that do not answer: all that are alive come here, and say so in the store."""

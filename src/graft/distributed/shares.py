@@ -11,7 +11,7 @@ from typing import Literal
 
 from graft.distributed.group import ALONE, Group
 
-Mode = Literal["single", "spread", "ddp", "fsdp2"]
+Mode = Literal["single", "spread", "ddp", "fsdp2", "pipeline"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,26 @@ class Shares:
     mode: Mode = "single"
     homes: dict[str, int] = field(default_factory=dict)
     """Job -> the rank on which it lives; a job that is not here lives on all ranks."""
+
+    @property
+    def in_passes(self) -> bool:
+        """Whether ranks exchange in the middle of a pass, so that one that leaves it leaves the others waiting."""
+        return self.mode in ("fsdp2", "pipeline")
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether jobs may join while the run trains: their adapters are made on a whole base."""
+        return self.mode != "pipeline"
+
+    @property
+    def ahead(self) -> int:
+        """How many passes begin on this rank before the first of them goes backward. The last stage of a pipeline turns at once."""
+        return self.group.size - self.group.rank if self.mode == "pipeline" else 1
+
+    @property
+    def sees_losses(self) -> bool:
+        """Whether the losses that a pass returns on this rank are those of its rows: only the last stage of a pipeline has them."""
+        return self.mode != "pipeline" or self.group.rank == self.group.size - 1
 
     def here(self, job: str) -> bool:
         """Whether a job lives on this rank."""

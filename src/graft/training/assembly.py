@@ -23,7 +23,7 @@ from graft.attaching.fingerprint import keep_digest
 from graft.bases import Base, load_base, load_tokenizer
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
-from graft.bases.loading import check_device
+from graft.bases.loading import check_device, dtype_of
 from graft.bases.tokens import refuse_unknown
 from graft.bases.vocabulary import with_tokens
 from graft.config import AnyRun, RunConfig, resolve_job
@@ -125,12 +125,15 @@ def build(
 
 def _base(config: AnyRun, task: str, classes: Sequence[str], shares: Shares | None) -> Base:
     """Load the base; where ranks share it, each keeps its part. A dense one is read on the host, where its weights are mapped from the
-    files, and goes to the device block by block."""
-    if shares is None or shares.mode != "fsdp2":
+    files, and goes to the device block by block: here, or once it is cut into stages (`staging.py`)."""
+    if shares is None or not shares.in_passes:
         return load_base(config.base, task, classes)
     device = check_device(config.base.device)
+    dtype = str(dtype_of(config.base.dtype, device)).removeprefix("torch.")
     read_on = "cpu" if config.base.quantize is None else config.base.device
-    base = load_base(config.base.model_copy(update={"device": read_on}), task, classes)
+    base = load_base(config.base.model_copy(update={"device": read_on, "dtype": dtype}), task, classes)
+    if shares.mode == "pipeline":
+        return base
     keep_digest(base.model)
     shard(base.model, shares.group.size, device)
     return replace(base, device=device)

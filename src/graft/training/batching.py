@@ -15,7 +15,7 @@ from graft.data.batches import Batch, Layout, Twins, samples_of_step
 from graft.distributed.shares import Shares
 from graft.routing.context import ForwardContext
 from graft.training.job import Job
-from graft.training.rows import Row
+from graft.training.rows import Row, by_job
 from graft.utils.clock import timed
 
 FULLEST = 4
@@ -69,6 +69,10 @@ class Batcher:
             )
             for group in groups
         ]
+
+    def cut_by_job(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Cut rows as `cut` does, those of each job by themselves: passes of unlike jobs do not wait for one another."""
+        return [micro for own in by_job(rows).values() for micro in self.cut([rows[at] for at in own])]
 
     def longest(self, job: Job) -> list[Row]:
         """The fullest micro-batch that a step of this job alone can have: it is made of the job's longest samples."""

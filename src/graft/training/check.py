@@ -23,7 +23,7 @@ from graft.data.overlap import OverlapReport, Question, overlap_reports
 from graft.data.splits import samples_of
 from graft.distributed.group import ALONE, Group
 from graft.distributed.shares import Shares
-from graft.errors import counted
+from graft.errors import GraftError, counted
 from graft.training.assembly import RunParts, build, weight
 from graft.training.batching import Batcher
 from graft.training.forward.layout import Decision, decide
@@ -113,6 +113,10 @@ def check_each(
     group: the ranks that will train the run. All get the report; each measures, or the one on which the job will live.
     """
     shares, said = shares_of(config, group) if group.size > 1 else (Shares(), None)
+    if shares.mode == "pipeline":
+        raise GraftError(
+            "graft check measures whole steps, which no process of a pipeline takes: run it in one process"
+        )
     # Where jobs are spread, all of them stand on every rank here: a rank that only measures its own still shows their sites.
     whole = shares if shares.mode != "spread" else Shares(group, "ddp")
     with group.agreed():

@@ -11,10 +11,11 @@ With one process nothing is exchanged, and rows come in the order in which they 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from graft.training.batching import Batcher
 from graft.training.job import Job
 from graft.training.rows import Row
 
+T = TypeVar("T")
 BUCKET = 1 << 26
 """Most values that are summed over ranks in one message."""
 
@@ -33,10 +35,15 @@ class Passes:
     """The passes over some rows, of all ranks."""
 
     def __init__(self, batcher: Batcher, rows: Sequence[Row]) -> None:
-        self.group = batcher.shares.group
-        self.sharded = batcher.shares.mode == "fsdp2"
-        self.plans = [batcher.cut(share) if share else [] for share in batcher.dealt(rows)]
-        most = max(map(len, self.plans)) if self.sharded else 0
+        self.shares = shares = batcher.shares
+        self.group = shares.group
+        if shares.mode == "pipeline":  # all run all rows, and the last has their losses
+            self._own = batcher.cut_by_job(rows)
+            self.plans = [[]] * (self.group.size - 1) + [self._own]
+        else:
+            self.plans = [batcher.cut(share) if share else [] for share in batcher.dealt(rows)]
+            self._own = self.plans[self.group.rank]
+        most = max(map(len, self.plans)) if shares.mode == "fsdp2" else 0
         self.spare: list[list[Row]] = [_shortest(rows)] * (most - len(self.plans[self.group.rank]))
         """Passes without effect, where the base is in parts: every rank has to make as many, since all of them gather the weights."""
         self._sums: list[Tensor] = []
@@ -46,21 +53,32 @@ class Passes:
     def own(self) -> Iterator[list[list[Row]]]:
         """The micro-batches of this rank, for a block of code that runs them. An error of the block is kept for `exchange`."""
         try:
-            yield self.plans[self.group.rank]
+            yield self._own
         except RankLost:
             raise
         except Exception as error:
-            if self.sharded:  # the others wait in the middle of a pass
+            if self.shares.in_passes:  # the others wait in the middle of a pass
                 raise RankLost(
                     f"a pass failed on rank {self.group.rank} in step {self.group.step + 1}, which ends a run with its base in parts "
-                    f"(fsdp2): {type(error).__name__}: {error}"
+                    f"({self.shares.mode}): {type(error).__name__}: {error}"
                 ) from error
             self._error = error
             self._sums = []
 
+    def both_ways(self, forward: Callable[[list[Row]], T], backward: Callable[[T], None]) -> None:
+        """Run the micro-batches of `own` forward, and what each gives backward: at once or, in a pipeline, when later stages are busy."""
+        begun: deque[T] = deque()
+        for micro in self._own:
+            begun.append(forward(micro))
+            if len(begun) == self.shares.ahead:
+                backward(begun.popleft())
+        while begun:
+            backward(begun.popleft())
+
     def note(self, sums_R: Tensor) -> None:
         """Note the summed losses of the rows of a micro-batch that ran, in the order of `own`."""
-        self._sums.append(sums_R.detach())
+        if self.shares.sees_losses:
+            self._sums.append(sums_R.detach())
 
     def exchange(self, numbers: Sequence[float] = ()) -> tuple[list[Row], Tensor, list[float]]:
         """All rows [R] in the order of the ranks, the sums of each on the CPU, and these numbers summed over ranks.

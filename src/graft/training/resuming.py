@@ -20,6 +20,7 @@ from graft.training.answering import Judge
 from graft.training.assembly import RunParts, build, build_job
 from graft.training.checkpoints import newest, read_state, tidy
 from graft.training.records.progress import Reporter
+from graft.training.staging import divide
 from graft.training.start import failure_noted, run_parts, write_beginning
 from graft.training.world import check_alike, folder_of, shares_of
 
@@ -96,6 +97,7 @@ def _resume(folder: RunFolder, changes: Sequence[str], quiet: bool, judge: Judge
             if command["do"] == "submit" and command["job"] in state["jobs"]:
                 build_job(parts, command["job"], folder.located(command["config"]), folder)
     check_alike(parts, group)
+    parts = divide(parts)
     with group.agreed():
         if last is None:
             write_beginning(parts, folder)

@@ -26,6 +26,7 @@ from graft.training.publishing import publish
 from graft.training.records.progress import Reporter
 from graft.training.records.trackers import trackers
 from graft.training.settings import Settings
+from graft.training.staging import divide
 from graft.training.trained_base import rounding_note, trained_summary
 from graft.training.world import check_alike, check_shared, folder_of, shares_of
 from graft.utils.streams import outlasting
@@ -55,6 +56,7 @@ def train(
         with group.agreed():
             parts = build(config, shares=shares)
         check_alike(parts, group)
+        parts = divide(parts)
         with group.agreed():
             folder.create(overwrite)
         with failure_noted(folder):
@@ -144,7 +146,7 @@ def run_parts(
         reporter,
         lambda done: publish(parts, folder, done, engine.recorder.losses.get(done.name), engine.layout),
         trackers(common.loggers, folder.path, config.model_dump(mode="json")) if parts.shares.group.leads else (),
-        lambda name, given: _submitted(parts, folder, name, given),
+        (lambda name, given: _submitted(parts, folder, name, given)) if parts.shares.takes_jobs else None,
         lambda job: scores_of_answers(parts, job, judge),
         parts.shares,
     )

@@ -17,7 +17,7 @@ from graft.errors import GraftError, counted
 from graft.runs.folder import RunFolder
 from graft.runs.onlooker import Onlooker
 from graft.training.assembly import RunParts
-from graft.training.fitting import refuse_in_parts
+from graft.training.fitting import refuse_in_parts, refuse_in_stages
 from graft.training.out_of_memory import BITS, floating_weights
 from graft.training.scheduling.memory import room
 from graft.utils import launched
@@ -50,9 +50,7 @@ def shares_of(config: AnyRun, group: Group) -> tuple[Shares, str | None]:
     """
     wanted = config.distributed.mode
     with group.agreed():
-        if wanted == "pipeline":
-            raise GraftError("distributed.mode pipeline is not there yet: choose spread, ddp or fsdp2")
-        if group.size == 1 and wanted in ("spread", "ddp", "fsdp2"):
+        if group.size == 1 and wanted in ("spread", "ddp", "fsdp2", "pipeline"):
             raise GraftError(
                 f"distributed.mode is {wanted}, but there is one process: start several with --processes N or torchrun, or set auto"
             )
@@ -67,6 +65,8 @@ def shares_of(config: AnyRun, group: Group) -> tuple[Shares, str | None]:
         mode, why = _chosen(config, group, *fits) if wanted == "auto" else (wanted, "as distributed.mode says")
         if mode == "spread":
             _refuse_unspread(config, group)
+        elif mode == "pipeline":
+            refuse_in_stages(config, group.size)
         else:
             _refuse_unshared(config, group)
         if mode == "fsdp2":

@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ from graft.training.forward.adapted_head import AdaptedHead
 from graft.training.forward.company import in_passes
 from graft.training.forward.targets import target_losses
 
+if TYPE_CHECKING:
+    from graft.training.forward.layout import Decision
+
 HeadMode = Literal["chunks", "kept", "whole"]
 BUILD_OWN_MASK = frozenset({"bloom", "falcon"})
 """Families that compute ALiBi or a causal mask from the mask argument, and so get no mask in a flat pass."""
@@ -50,6 +53,8 @@ class Forward:
 
     runs_flat: ClassVar[bool] = True
     """Whether the task allows token-flat batches. Whether the model does is proved."""
+    proved: Decision | None = None
+    """The layout of the run, where it was proved once and for all: this model runs no trial passes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

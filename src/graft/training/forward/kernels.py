@@ -46,7 +46,7 @@ def accelerating(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Ba
     wanted: `auto`, `off` or `liger`.
     Raises `GraftError` where `liger` is demanded and is not available, or does not compute what torch does.
     """
-    kernels = chosen(wanted, forward.device)
+    kernels = chosen(wanted, forward.device) if forward.proved is None else None
     with ExitStack() as stack:
         found = Acceleration()
         if kernels is not None:

@@ -48,6 +48,8 @@ def decide(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher)
     wanted: `auto`, `flat` or `padded`. batcher: its layout is not read, since that is what is decided here.
     Raises `GraftError` where `flat` is demanded and does not hold.
     """
+    if forward.proved is not None:
+        return Decision("padded") if wanted == "padded" else forward.proved
     rows = proof_rows(jobs)
     padded = replace(batcher, layout="padded")
     with evaluating(forward.model):

@@ -24,6 +24,9 @@ from graft.training.forward.causal import Forward, HeadMode
 from graft.training.forward.company import in_passes
 from graft.training.forward.targets import target_losses
 
+STAGED = "graft_stage"
+"""Attribute of a model that is cut into stages: the forward pass of this rank's stage."""
+
 
 class LabelForward(Forward):
     """Runs batches of samples with a label through a sequence classification model, which has a head for classes or a value."""
@@ -83,6 +86,8 @@ class AnswerForward(Forward):
 def forward_of(model: nn.Module) -> Forward:
     """Make the forward pass for a model, by its class. Raises `GraftError` for a model without a head."""
     root: Any = unwrapped(model)
+    if (staged := root.__dict__.get(STAGED)) is not None:
+        return staged
     if "ForSequenceClassification" in type(root).__name__:
         return LabelForward(model)
     encodes = getattr(getattr(root, "config", None), "is_encoder_decoder", False)

@@ -114,17 +114,23 @@ def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: 
     shares, passes = batcher.shares, Passes(batcher, begun.to_run)
     wide = [Float32Sums(job.params.values()) for job in jobs if job.config.accumulate_in == "float32"]
     added: dict[str, Counter[str]] = defaultdict(Counter)
-    with passes.own() as micros:
-        for micro in micros:
-            batch, context = batcher.inputs(micro, forward.device)
-            losses_N = forward.losses(batch, context)
-            for name, own in (context.losses or {}).items():
-                added[name].update(own)  # pyright: ignore[reportArgumentType]
-            sums_R = sums_by_row(losses_N, micro)
-            backward(jobs, loss_of(jobs, micro, sums_R, begun.sizes))
-            for each in wide:
-                each.take()
-            passes.note(sums_R)
+
+    def loss(micro: list[Row]) -> Tensor:
+        batch, context = batcher.inputs(micro, forward.device)
+        losses_N = forward.losses(batch, context)
+        for name, own in (context.losses or {}).items():
+            added[name].update(own)  # pyright: ignore[reportArgumentType]
+        sums_R = sums_by_row(losses_N, micro)
+        passes.note(sums_R)
+        return loss_of(jobs, micro, sums_R, begun.sizes) if shares.sees_losses else losses_N.sum()
+
+    def differentiate(loss: Tensor) -> None:
+        backward(jobs, loss)
+        for each in wide:
+            each.take()
+
+    with passes.own():
+        passes.both_ways(loss, differentiate)
         for micro in passes.spare:
             backward(jobs, forward.losses(*batcher.inputs(micro, forward.device)).sum() * 0.0)
         for each in wide:
