@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,8 @@ from graft.ops.cross_entropy import LogitTransform
 from graft.routing.context import ForwardContext
 from graft.training.forward.adapted_head import AdaptedHead
 from graft.training.forward.company import in_passes
+from graft.training.forward.decision import Decision
 from graft.training.forward.targets import target_losses
-
-if TYPE_CHECKING:
-    from graft.training.forward.layout import Decision
 
 HeadMode = Literal["chunks", "kept", "whole"]
 BUILD_OWN_MASK = frozenset({"bloom", "falcon"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from graft.injection.stacks import without_stacks
 from graft.injection.state import state_of
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
+from graft.training.forward.decision import Decision
 from graft.training.forward.modes import evaluating
 from graft.training.job import Job
 from graft.training.rows import Row
@@ -30,16 +31,6 @@ PROOF_ROWS = 4
 """Most short rows that a proof runs."""
 NOT_FINITE = "losses of the first batch are not finite, so the layouts cannot be compared"
 """The reason where an adapter has diverged, or the base overflows. The step itself will name the job and its samples."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The layout and, where a model that was to run flat runs padded, the reason."""
-
-    layout: Layout
-    difference: float | None = None
-    """Mean absolute difference of the token losses between the layouts."""
-    reason: str | None = None
 
 
 def decide(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher) -> Decision:
