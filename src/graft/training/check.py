@@ -26,7 +26,8 @@ from graft.distributed.shares import Shares
 from graft.errors import GraftError, counted
 from graft.training.assembly import RunParts, build, weight
 from graft.training.batching import Batcher
-from graft.training.forward.layout import Decision, decide
+from graft.training.forward.decision import Decision
+from graft.training.forward.layout import decide
 from graft.training.forward.tasks import forward_of
 from graft.training.job import Job
 from graft.training.measuring import Measured, measured
