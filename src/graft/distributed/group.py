@@ -84,21 +84,10 @@ class Group:
         assert isinstance(made, dist.ProcessGroup)
         return made
 
-    def send(self, values: Tensor, to: int, channel: dist.ProcessGroup) -> Callable[[], None]:
-        """Begin to send a tensor to a rank; what is returned waits until it is there. The tensor has to live, unchanged, until then."""
-        work: list[Any] = []
-        self._exchange(lambda: work.append(dist.isend(values, to, group=channel)))
-        return lambda: self._exchange(work[0].wait)
-
-    def receive(self, values: Tensor, source: int, channel: dist.ProcessGroup) -> Tensor:
-        """Receive what a rank sent, into a tensor of its shape and format."""
-        self._exchange(lambda: dist.recv(values, source, group=channel))
-        return values
-
     def sum_(self, values: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place."""
         if self.size > 1:
-            self._exchange(lambda: dist.all_reduce(values, group=self._group))
+            self.exchange(lambda: dist.all_reduce(values, group=self._group))
         return values
 
     def most(self, number: float) -> float:
@@ -132,7 +121,7 @@ class Group:
         """Give all ranks the values that one rank has in these tensors."""
         if self.size > 1:
             for each in tensors:
-                self._exchange(lambda each=each: dist.broadcast(each.data, src=source, group=self._group))
+                self.exchange(lambda each=each: dist.broadcast(each.data, src=source, group=self._group))
 
     def wait(self) -> None:
         """Wait until all ranks are here."""
@@ -203,10 +192,11 @@ class Group:
                 error.quiet = not self.leads
                 raise error
 
-    def _exchange(self, call: Callable[[], Any]) -> None:
+    def exchange(self, call: Callable[[], Any]) -> Any:
+        """Make a call of torch.distributed, and raise `RankLost` where it fails."""
         began = time.perf_counter()
         try:
-            call()
+            return call()
         except RuntimeError as error:
             raise self._lost(error) from error
         finally:

@@ -18,11 +18,11 @@ Legend: N targets, [..., D] hidden states.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from graft.distributed.group import Group
 
@@ -57,29 +57,31 @@ class Links:
         self.group = group
         # A channel for each direction: in one channel, messages would have to be sent and taken in one order.
         self.onward, self.backward = group.channel(), group.channel()
-        self._sent: deque[tuple[Callable[[], None], Tensor]] = deque()
+        self._sent: deque[tuple[Any, Tensor]] = deque()
 
     def hand_on(self, hidden: Tensor) -> None:
         self._send(hidden, self.group.rank + 1, self.onward)
 
     def take(self, like: Tensor) -> Tensor:
-        return self.group.receive(_room(like), self.group.rank - 1, self.onward)
+        return self._receive(like, self.group.rank - 1, self.onward)
 
     def hand_back(self, gradient: Tensor) -> None:
         self._send(gradient, self.group.rank - 1, self.backward)
 
     def take_back(self, like: Tensor) -> Tensor:
-        return self.group.receive(_room(like), self.group.rank + 1, self.backward)
+        return self._receive(like, self.group.rank + 1, self.backward)
 
-    def _send(self, values: Tensor, to: int, channel: Any) -> None:
+    def _send(self, values: Tensor, to: int, channel: dist.ProcessGroup) -> None:
         values = values.detach().contiguous()
-        self._sent.append((self.group.send(values, to, channel), values))
+        work: Any = self.group.exchange(lambda: dist.isend(values, to, group=channel))
+        self._sent.append((work, values))  # the tensor has to live until it is there
         while len(self._sent) > 4 * self.group.size:  # more than any schedule has under way: the other rank is behind
-            self._sent.popleft()[0]()
+            self.group.exchange(self._sent.popleft()[0].wait)
 
-
-def _room(like: Tensor) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format, requires_grad=False)
+    def _receive(self, like: Tensor, source: int, channel: dist.ProcessGroup) -> Tensor:
+        values = torch.empty_like(like, memory_format=torch.contiguous_format, requires_grad=False)
+        self.group.exchange(lambda: dist.recv(values, source, group=channel))
+        return values
 
 
 class Stage:
