@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,10 +101,30 @@ def test_a_prompt_that_was_read_is_not_read_again_until_its_adapter_changes() ->
     first, second = run(batch, [(request, GREEDY), (request, GREEDY)])
     assert (first.cached, second.cached, first.ids) == (False, True, second.ids)
     assert not run(batch, [(Request(request.ids, None), GREEDY)])[0].cached
-    batch.prefixes.forget("a")
+    with torch.no_grad():
+        next(parameter for _, parameter in graft.parameters(model, "a")).add_(0.5)
     assert not run(batch, [(request, GREEDY)])[0].cached
     run(batch, [(Request(tuple(range(5, 5 + length)), None), GREEDY) for length in (9, 10, 25)])
     assert batch.prefixes.held == 19
+
+
+def test_an_adapter_is_known_by_what_it_is_not_by_its_name(tmp_path: Path) -> None:
+    model = graft.attach(small_model(), {"a": {"kind": "lora", "sites": "attn.q"}})
+    with torch.no_grad():
+        for _, parameter in graft.parameters(model, "a"):
+            parameter.normal_()
+    graft.save(model, "a", tmp_path / "a")
+    graft.load(model, tmp_path / "a", name="b")
+    batch, ids = RunningBatch(model, prefixes=20), (5, 6, 7, 8)
+    assert batch.digests.of("a") == batch.digests.of("b") != batch.digests.of(None)
+    (first,) = run(batch, [(Request(ids, "a"), GREEDY)])
+    (second,) = run(batch, [(Request(ids, "b"), GREEDY)])
+    assert second.cached and first.ids == second.ids
+    graft.detach(model, "b")
+    graft.attach(model, {"b": {"kind": "lora", "sites": "attn.q"}})  # another one under the same name
+    assert not run(batch, [(Request(ids, "b"), GREEDY)])[0].cached
+    batch.forget("a")
+    assert not run(batch, [(Request(ids, "a"), GREEDY)])[0].cached
 
 
 def test_top_k_keeps_k_tokens() -> None:

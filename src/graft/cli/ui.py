@@ -16,6 +16,10 @@ def command(
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0 takes a free one.")
     ] = 8080,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="Folder of a training service, whose tenants are shown too.", show_default=False),
+    ] = None,
     host: Host = "127.0.0.1",
     token_file: TokenFile = None,
     allow_host: AllowHosts = None,
@@ -32,5 +36,5 @@ def command(
     from graft.serving.listening import listen
     from graft.utils.hosts import LOOPBACK
 
-    app = make_pages(runs, token=token, hosts=[*LOOPBACK, host, *(allow_host or [])])
+    app = make_pages(runs, token=token, hosts=[*LOOPBACK, host, *(allow_host or [])], state=state)
     listen(app, host, port, lambda url: say(as_json, str(runs), url))

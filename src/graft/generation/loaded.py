@@ -161,7 +161,7 @@ def load_candidates(
             name,
             its,
             path,
-            _digest(path),
+            digest_of_weights(path),
             _settings(loaded, name),
             trained_by(path),
             None if chosen else template_source(path),
@@ -260,7 +260,7 @@ def _settings(base: Base, name: str) -> dict[str, Any]:
     return state_of(base.model).adapter(name).config.model_dump(mode="json")
 
 
-def _digest(folder: Path) -> str | None:
+def digest_of_weights(folder: Path) -> str | None:
     """Return the first 16 digits of the SHA-256 of the weights file."""
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:

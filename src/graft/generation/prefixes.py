@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from graft.generation.causal import CausalBatch
-from graft.generation.requests import Request
 from graft.generation.sampling import PromptScores
 
 
@@ -32,35 +31,35 @@ class Prefix:
 class PrefixCache:
     """Keeps prompts up to a number of tokens; those that were not used for the longest time go first.
 
-    Whoever changes an adapter's weights under its name calls `forget`.
+    An adapter is known by the digest of what it is (`AdapterDigests`): under another name it finds its prompts, and one whose weights
+    changed finds none.
     """
 
     def __init__(self, tokens: int) -> None:
         self.tokens, self.held, self.hits = tokens, 0, 0
-        self._kept: OrderedDict[tuple[str | None, tuple[int, ...]], Prefix] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, tuple[int, ...]], Prefix] = OrderedDict()
 
-    def find(self, request: Request) -> Prefix | None:
-        """Return a prompt that is kept, None if it is not."""
-        found = self._kept.get((request.adapter, request.ids))
+    def find(self, digest: str, ids: tuple[int, ...]) -> Prefix | None:
+        """Return a prompt of an adapter that is kept, None if it is not."""
+        found = self._kept.get((digest, ids))
         if found is not None:
-            self._kept.move_to_end((request.adapter, request.ids))
+            self._kept.move_to_end((digest, ids))
             self.hits += 1
         return found
 
-    def keep(self, request: Request, prefix: Prefix) -> None:
+    def keep(self, digest: str, ids: tuple[int, ...], prefix: Prefix) -> None:
         """Keep a prompt, if it is not longer than all that may be kept."""
-        key = (request.adapter, request.ids)
-        if len(request.ids) > self.tokens:
+        if len(ids) > self.tokens:
             return
-        if self._kept.pop(key, None) is None:
-            self.held += len(request.ids)
-        self._kept[key] = prefix
+        if self._kept.pop((digest, ids), None) is None:
+            self.held += len(ids)
+        self._kept[digest, ids] = prefix
         while self.held > self.tokens:
-            (_, ids), _ = self._kept.popitem(last=False)
-            self.held -= len(ids)
+            (_, oldest), _ = self._kept.popitem(last=False)
+            self.held -= len(oldest)
 
-    def forget(self, adapter: str | None) -> None:
-        """Forget the prompts of an adapter, because its weights changed."""
-        for key in [key for key in self._kept if key[0] == adapter]:
+    def forget(self, digest: str) -> None:
+        """Give up the prompts of an adapter that is detached."""
+        for key in [key for key in self._kept if key[0] == digest]:
             self.held -= len(key[1])
             del self._kept[key]

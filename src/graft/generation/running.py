@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from graft.architectures.rope import company_of
 from graft.bases.context import context_length
 from graft.errors import GraftError
+from graft.generation.adapter_digests import AdapterDigests
 from graft.generation.causal import CausalBatch
 from graft.generation.choosing import at_least_float32, choose, prompt_scores, top_of
 from graft.generation.decoding import Decoding
@@ -49,7 +50,7 @@ class RunningBatch:
         self.model, self.device, self.token_budget = model, root.device, token_budget
         self.shares = joinable(root.config.get_text_config()) and not company_of(root)
         self.rows = rows if self.shares else 1
-        self.prefixes = PrefixCache(prefixes if self.shares else 0)
+        self.prefixes, self.digests = PrefixCache(prefixes if self.shares else 0), AdapterDigests(model)
         self.waiting: deque[list[Sample]] = deque()
         self.samples: list[Sample] = []
         """The running rows, in the order of the batch."""
@@ -178,7 +179,7 @@ class RunningBatch:
         unread: list[list[Sample]] = []
         for group in groups:
             request, sampling = group[0].request, group[0].sampling
-            prefix = None if sampling.scores_prompt else self.prefixes.find(request)
+            prefix = None if sampling.scores_prompt else self._find(request)
             if prefix is not None:
                 yield group, prefix, True
             elif sampling.scores_prompt:
@@ -198,9 +199,18 @@ class RunningBatch:
                 own = batch.part(torch.tensor([row], device=self.device)) if len(some) > 1 else batch
                 yield group, self._kept(request, Prefix(own, logits_BV[row : row + 1], None)), False
 
+    def _find(self, request: Request) -> Prefix | None:
+        return self.prefixes.find(self.digests.of(request.adapter), request.ids) if self.prefixes.tokens else None
+
     def _kept(self, request: Request, prefix: Prefix) -> Prefix:
-        self.prefixes.keep(request, prefix)
+        if self.prefixes.tokens:
+            self.prefixes.keep(self.digests.of(request.adapter), request.ids, prefix)
         return prefix
+
+    def forget(self, adapter: str) -> None:
+        """Give up what is kept of an adapter that is about to be detached."""
+        if self.prefixes.held:
+            self.prefixes.forget(self.digests.of(adapter))
 
     def _join(self, group: Sequence[Sample], prefix: Prefix, cached: bool) -> None:
         """Join one row for each sample of a prompt to the batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -21,6 +22,7 @@ from graft.serving.completions import Completions
 from graft.serving.engine import Engine
 from graft.serving.errors import ApiError, error_response
 from graft.serving.guarding import Guard
+from graft.serving.pages.queue import read_queue
 from graft.serving.pages.reading import Shelf
 from graft.serving.pages.site import OPEN_PATHS as PAGES_OPEN
 from graft.serving.pages.site import Pages
@@ -73,7 +75,8 @@ def make_app(
     if training is not None:
         app.state.training = training
         training.add_to(app)
-    Pages(None if runs is None else Shelf(runs), token, list(served.candidates), served.base_label).add_to(app)
+    shelf = None if runs is None else Shelf(runs)
+    Pages(shelf, token, list(served.candidates), served.base_label, state).add_to(app)
     app.add_api_route("/v1/chat/completions", answering.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", answering.completions, methods=["POST"], response_model=None)
 
@@ -95,7 +98,8 @@ def make_app(
     @app.get("/health")
     async def health() -> dict[str, Any]:
         state = {"status": "ok" if engine.is_alive() else "stopped", "version": __version__}
-        return {**state, "logprobs_apart": apart, **engine.load}
+        changed = await asyncio.to_thread(served.changed)
+        return {**state, "logprobs_apart": apart, "changed_on_disk": changed, **engine.load}
 
     return app
 
@@ -108,10 +112,17 @@ def _training(loaded: LoadedModel, engine: Engine, state: Path, token: str | Non
     return Training(loaded, engine, state, token)
 
 
-def make_pages(runs: Path, *, token: str | None = None, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
-    """Return the pages of a folder of runs, without a model. Raises `GraftError` if there is no such folder."""
+def make_pages(
+    runs: Path, *, token: str | None = None, hosts: Sequence[str] = LOOPBACK, state: Path | None = None
+) -> FastAPI:
+    """Return the pages of a folder of runs, without a model. state: the folder of a training service whose tenants are shown.
+
+    Raises `GraftError` if there is no such folder.
+    """
+    if state is not None:
+        read_queue(state)
     app = _application(token, hosts, None)
-    Pages(Shelf(runs), token).add_to(app)
+    Pages(Shelf(runs), token, state=state).add_to(app)
     return app
 
 

@@ -16,7 +16,7 @@ from graft.bases.context import context_length
 from graft.data.labelling import LABELLED
 from graft.data.template import Template
 from graft.errors import GraftError, did_you_mean, listed
-from graft.generation.loaded import Candidate, LoadedModel
+from graft.generation.loaded import Candidate, LoadedModel, digest_of_weights
 from graft.injection.state import state_of
 from graft.serving.engine import Engine
 
@@ -50,8 +50,25 @@ class Served:
         check_task(loaded.base)
         self.loaded, self.base, self._engine = loaded, loaded.base, engine
         self.candidates = {each.name: each for each in loaded.candidates}
+        self._stamps: dict[str, float] = {}
+        self._digests: dict[str, str | None] = {}
+        """Of the weights on the disk, when they were looked at last."""
         self._base_digest = str(loaded.base.identity.get("digest") or "unknown").rpartition(":")[2][:12]
         self._known: dict[str, Answerer] = {name: self._single(each) for name, each in self.candidates.items()}
+
+    def changed(self) -> list[str]:
+        """Return the adapters whose weights on the disk are other ones now than those that answer, or are gone."""
+        found = []
+        for name, candidate in self.candidates.items():
+            if candidate.folder is None or candidate.digest is None:
+                continue
+            stamp = stamp_of(candidate.folder)
+            if stamp != self._stamps.get(name):  # only then is the file read
+                self._stamps[name] = stamp
+                self._digests[name] = digest_of_weights(candidate.folder)
+            if self._digests[name] != candidate.digest:
+                found.append(name)
+        return found
 
     @property
     def base_label(self) -> str:
@@ -121,6 +138,12 @@ def check_task(base: Base) -> None:
     """Raise `GraftError` for a base that writes no text."""
     if base.task in LABELLED or base.task != "causal":
         raise GraftError(f"{base.name} is loaded for {base.task}: a server answers with causal language models")
+
+
+def stamp_of(folder: Path) -> float:
+    """Return what changes when files of a folder are replaced or written; 0 for none."""
+    files = list(folder.glob("*")) if folder.is_dir() else []
+    return sum(each.stat().st_mtime + each.stat().st_size for each in files if each.is_file())
 
 
 def adapters_in(folder: Path) -> list[str]:

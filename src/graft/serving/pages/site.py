@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -24,7 +24,7 @@ from graft.errors import GraftError
 from graft.evaluation.differences import compare
 from graft.serving.errors import ApiError
 from graft.serving.guarding import bytes_of
-from graft.serving.pages import actions, reading
+from graft.serving.pages import actions, queue, reading
 from graft.serving.pages.reading import Shelf
 from graft.serving.pages.session import COOKIE, session_of
 from graft.study.report.sides import rank_sides
@@ -41,13 +41,21 @@ POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' d
 class Pages:
     """The pages of a folder, of a server, or of both."""
 
-    def __init__(self, shelf: Shelf | None, token: str | None, models: Sequence[str] = (), base: str = "") -> None:
-        """models: the names that a chat can be had with; none without a server."""
-        self.shelf, self.token, self.models = shelf, token, models
+    def __init__(
+        self,
+        shelf: Shelf | None,
+        token: str | None,
+        models: Sequence[str] = (),
+        base: str = "",
+        state: Path | None = None,
+    ) -> None:
+        """models: the names that a chat can be had with; none without a server. state: the folder of a training service."""
+        self.shelf, self.token, self.models, self.state = shelf, token, models, state
         files = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
         files.globals |= {
             "has_runs": shelf is not None,
             "has_chat": bool(models),
+            "has_queue": state is not None,
             "base": base,
             "may_act": token is not None,
         }
@@ -65,6 +73,8 @@ class Pages:
             pages |= {"/runs": self.runs, "/run/{name:path}": self.run, "/live/{name:path}": self.live, "/compare": self.compare,
                       "/study/{name:path}": self.study}  # fmt: skip
             app.add_api_route("/do/{what}", self.act, methods=["POST"], response_model=None)
+        if self.state is not None:
+            pages |= {"/queue": self.queue, "/queue/live": self.queue_live}
         for path, page in pages.items():
             app.add_api_route(path, page, methods=["GET"], response_model=None)
         app.add_api_route("/login", self.sign_in, methods=["POST"], response_model=None)
@@ -108,19 +118,25 @@ class Pages:
     async def live(self, request: Request, name: str) -> Response:
         """The live part of a run's page, anew whenever its files change."""
         folder = self._shelf.run(name).path
+        return _followed(request, lambda: reading.signature(folder), lambda: self._live_part(name))
 
-        async def events() -> AsyncIterator[dict[str, str]]:
-            seen = None
-            while not await request.is_disconnected():
-                if (now := reading.signature(folder)) != seen:
-                    seen = now
-                    try:
-                        yield {"event": "html", "data": json.dumps(await self._live_part(name))}
-                    except reading.DAMAGED as error:
-                        yield {"event": "problem", "data": json.dumps(str(error))}
-                await asyncio.sleep(SECONDS)
+    async def queue(self) -> Response:
+        """Who trains on the server, and what waits."""
+        try:
+            return self._html("queue.html", live=await self._tenants())
+        except GraftError as error:
+            return self._problem(error, 404)
 
-        return EventSourceResponse(events(), ping=15)
+    async def queue_live(self, request: Request) -> Response:
+        """The live part of that page, anew whenever something has changed."""
+        assert self.state is not None
+        state = self.state
+        return _followed(request, lambda: queue.signature(state), self._tenants)
+
+    async def _tenants(self) -> str:
+        assert self.state is not None
+        found = await asyncio.to_thread(queue.read_queue, self.state)
+        return self._files.get_template("tenants.html").render(queue=found)
 
     async def compare(self, request: Request) -> Response:
         """Two runs score by score, or the ranking of several."""
@@ -203,6 +219,23 @@ class Pages:
         except (GraftError, OSError) as error:
             return self._problem(error)
         return self._html("done.html", said=said, name=run)
+
+
+def _followed(request: Request, sign: Callable[[], Any], part: Callable[[], Awaitable[str]]) -> Response:
+    """Send a part of a page anew whenever its sign changes."""
+
+    async def events() -> AsyncIterator[dict[str, str]]:
+        seen = None
+        while not await request.is_disconnected():
+            if (now := sign()) != seen:
+                seen = now
+                try:
+                    yield {"event": "html", "data": json.dumps(await part())}
+                except reading.DAMAGED as error:
+                    yield {"event": "problem", "data": json.dumps(str(error))}
+            await asyncio.sleep(SECONDS)
+
+    return EventSourceResponse(events(), ping=15)
 
 
 async def _form(request: Request) -> dict[str, str]:

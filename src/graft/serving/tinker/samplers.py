@@ -55,5 +55,5 @@ class Samplers:
 
     def _detach(self, name: str) -> None:
         del self._attached[name], self._used[name]
-        self.batch.prefixes.forget(name)
+        self.batch.forget(name)
         detach(self.model, name)
