@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,35 @@ def test_a_gap_waits_and_ends_with_its_session(server: Running, wire: Wire, base
     wire.post(f"sessions/{wire.session}/finish", reason={"type": "success"})
     assert "over" in wire.wait(promise)["error"]
     assert wire.send("optim_step", {"model_id": model, "seq_id": 3}).status_code == 404
+
+
+def test_a_session_that_was_over_long_ago_is_forgotten_but_for_what_it_saved(
+    start: Callable[[Path], Running], base: Path, tmp_path: Path
+) -> None:
+    server = start(tmp_path / "state")
+    service = server.app.state.training.service
+    wire = Wire(server.url)
+    saving, other = wire.model(str(base)), wire.model(str(base))
+    wire.wait(wire.pass_over(other, 1, plain()))
+    path = wire.wait(wire.post("save_weights", model_id=saving, seq_id=1, path="kept"))["path"]
+    wire.post(f"sessions/{wire.session}/finish", reason={"type": "success"})
+    loop = service._loop.get_loop()
+
+    def do(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(20)
+
+    while wire.session in str(service.order.models):
+        time.sleep(0.01)
+    do(service.drop(wire.session))
+    assert wire.session in service.books.session  # what ran since the last snapshot may have to run again
+    do(service._snapshot())
+    do(service.drop(wire.session))
+    assert wire.session not in service.books.session and other not in service.books.model
+    assert not do(service.store(lambda store: store.execute("select * from promises").fetchall()))
+    assert wire.post("weights_info", tinker_path=path)["lora_rank"] == 4
+    wire.http.delete(f"training_runs/{saving}/checkpoints/weights/kept")
+    assert not service.books.model and wire.send("weights_info", {"tinker_path": path}).status_code == 404
+    wire.http.close()
 
 
 def test_a_server_that_starts_on_what_a_killed_one_left_goes_on_bit_by_bit(

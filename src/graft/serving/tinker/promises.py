@@ -255,3 +255,16 @@ class Promises(Storage):
                 self.execute("delete from ends where owner = ?", (owner,))
                 # What was in a tick may have to run again until the next snapshot.
                 self.execute("update promises set content = null where owner = ? and tick is null", (owner,))
+
+    def drop(self, session: str) -> bool:
+        """Delete the promises of a session that is over. Returns whether that could be: what ran since the snapshot may run again."""
+        owned = "owner >= ? and owner < ?"
+        own = (f"{session}:", f"{session};")  # ";" comes after ":"
+        with self.transaction():
+            if self.execute(
+                f"select 1 from promises where {owned} and tick > ?", (*own, self.last_snapshot[0])
+            ).fetchone():
+                return False
+            self.execute(f"delete from ends where {owned}", own)
+            self.execute(f"delete from promises where {owned}", own)
+        return True

@@ -235,8 +235,22 @@ class Service:
                     content = Result.json(self.books.model[model]).body
                     await self._promise("close", ("close", model), model, 0, content, b"")
             self._wake.set()
+            for each in samplers:
+                self._news.pop(each, None)
         await self.put(*(Record("sampler", name, None) for name in samplers))
         await self.store(lambda store: store.forget([*models, *samplers], OVER))
+
+    async def drop(self, session: str) -> None:
+        """Forget a session that was closed long ago, if that can be; its checkpoints stay, and the models that have some."""
+        async with self.turn:
+            own = [name for name, about in self.books.model.items() if about["session"] == session]
+            if any(name in self.order.models for name in own) or not await self.store(
+                lambda store: store.drop(session)
+            ):
+                return
+            kept = {place_of(path).model for path in self.books.checkpoint}
+            gone = [Record("model", name, None) for name in own if name not in kept]
+            await self.put(Record("session", session, None), *gone)
 
     async def copy(self, place: Place, sampler: str) -> None:
         """Give a sampler weights of its own, those of a checkpoint. Raises `GraftError` if there is none."""
@@ -253,6 +267,9 @@ class Service:
         async with self.turn:
             if path not in self.books.checkpoint:
                 raise GraftError(f"there is no checkpoint {path[:200]!r}")
-            await self.put(Record("checkpoint", path, None))
+            model = place_of(path).model
+            others = any(place_of(each).model == model for each in self.books.checkpoint if each != path)
+            gone = not others and self.books.model[model]["session"] not in self.books.session
+            await self.put(Record("checkpoint", path, None), *([Record("model", model, None)] if gone else []))
             await self.call(lambda: self.effects.checkpoints.discard(path))
             shutil.rmtree(self.places.checkpoint(place_of(path)), ignore_errors=True)

@@ -16,6 +16,8 @@ from graft.serving.tinker.service import Service
 
 SILENCE = 3600.0
 """Seconds without a sign of life after which a session is over. Clients send one every ten seconds."""
+KEPT = 3600.0
+"""Seconds for which it is remembered that a session is over, for clients that ask once more."""
 LOOK = 30.0
 """Seconds between two looks at what is over."""
 
@@ -80,6 +82,8 @@ class Sessions:
             for name in [name for name, about in books.session.items() if not about.get("finished")]:
                 if time.monotonic() - self._seen.setdefault(name, time.monotonic()) > SILENCE:
                     await self.finish(name)
+            for name in [name for name, about in books.session.items() if (about.get("finished") or now) < now - KEPT]:
+                await self.service.drop(name)
             for path in [path for path, about in books.checkpoint.items() if (about.get("expires") or now) < now]:
                 await self.service.remove(path)
             await asyncio.sleep(LOOK)
