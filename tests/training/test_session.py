@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 import graft
+from graft.training import layouts
+from graft.training.batching import Batcher
 from graft.training.objectives.token_losses import TOKEN_LOSSES
 from graft.training.session import Session
 from graft.training.tenant import AdamSettings
 from graft.training.tokens import Ask, Given, TokenSample
 from tests.small import small_model
+from tests.training.test_layout import _mixing
 
 KINDS: dict[str, Any] = {
     "cross_entropy": graft.LoRA(rank=3, sites="linear"),
@@ -124,6 +127,51 @@ def test_every_loss_in_company_is_autograd_alone(budget: int) -> None:
         assert set(sums) == {key for key, grad in grads.items()}
         for key, grad in grads.items():  # two asks add up
             torch.testing.assert_close(sums[key], 2 * grad, atol=1e-11, rtol=1e-11)
+
+
+def test_padding_free_where_it_is_proved_and_equal_to_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat, padded = session(), session(layout="padded")
+    laid = []
+    batch = Batcher.batch
+    monkeypatch.setattr(Batcher, "batch", lambda self, rows: laid.append(self.layout) or batch(self, rows))
+    flat.forward(asks())
+    assert set(laid) == {"padded", "flat"}  # the proofs
+    laid.clear()
+    one = flat.gradients(asks())
+    assert set(laid) == {"flat"}
+    other = padded.gradients(asks())
+    for first, second in zip(one, other, strict=True):
+        assert isinstance(first, Given) and isinstance(second, Given)
+        assert first.loss == pytest.approx(second.loss, abs=1e-11)
+    for name, tenant in padded.tenants.items():
+        for key, grad in tenant.sums.items():
+            torch.testing.assert_close(flat.tenants[name].sums[key], grad, atol=1e-11, rtol=1e-11)
+
+
+def _proved(opened: Session) -> Any:
+    ask = asks()[0]
+    return opened._forward, opened.tenants[ask.tenant], ask
+
+
+def test_a_base_that_mixes_sequences_runs_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graft.attention.functions._by_segments", _mixing)
+    trained = session()
+    found = trained.gradients(asks())
+    assert trained.layouts is not None and trained.layouts.of(*_proved(trained)) == "padded"
+    for at, ask in enumerate(asks()):
+        given = found[at]
+        assert isinstance(given, Given) and given.loss == pytest.approx(alone(trained.model, ask)[1], abs=1e-11)
+
+
+def test_longer_rows_are_proved_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = session()
+    short, long = (Ask("cross_entropy", [sample("cross_entropy", 5, length)] * 2) for length in (6, 40))
+    compared = []
+    compare = layouts.compare_layouts
+    monkeypatch.setattr(layouts, "compare_layouts", lambda *given: compared.append(given[2].tokens) or compare(*given))
+    for ask in (short, short, long, short, long):
+        trained.forward([ask])
+    assert compared == [6, 40]
 
 
 def test_an_update_is_adamw_with_the_settings_of_that_step() -> None:

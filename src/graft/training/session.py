@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +26,17 @@ from graft.adapters.base import AdapterConfig
 from graft.attaching.active import set_trainable
 from graft.attaching.attach import attach, detach
 from graft.bases.context import context_length
-from graft.data.batches import Batch
+from graft.data.batches import Batch, Layout
 from graft.errors import GraftError
 from graft.injection.modes import evaluation_mode, set_modes
 from graft.injection.state import state_of, unwrapped
 from graft.routing.context import ForwardContext
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
+from graft.training.forward.layout import laid_out
 from graft.training.forward.modes import set_training
 from graft.training.job import PASS_PART
+from graft.training.layouts import Layouts
 from graft.training.rows import Row, by_job, row_seed
 from graft.training.tenant import AdamSettings, Tenant
 from graft.training.tokens import Ask, Given, TokenSample, check_ask, example_of, loss_of, with_targets
@@ -42,13 +46,16 @@ from graft.training.trainable import TrainedAdapter
 class Session:
     """Trains adapters on a causal base. It belongs to one thread; between its calls the model may be used for other things."""
 
-    def __init__(self, model: nn.Module, *, pad_id: int = 0, token_budget: int = 4096) -> None:
-        """token_budget: most tokens of a pass, padding counted.
+    def __init__(
+        self, model: nn.Module, *, pad_id: int = 0, token_budget: int = 4096, layout: Literal["auto", "padded"] = "auto"
+    ) -> None:
+        """token_budget: most tokens of a pass, padding counted. layout: auto runs padding-free where that is proved equal.
 
         Raises `GraftError` for a model without a language-model head.
         """
         self.model, self.root = model, unwrapped(model)
         self.batcher = Batcher(token_budget, "padded", pad_id)
+        self.layouts = None if layout == "padded" else Layouts(self.batcher)
         self.tenants: dict[str, Tenant] = {}
         self.vocabulary = int(self.root.get_input_embeddings().weight.shape[0])  # pyright: ignore
         self._forward: Forward | None = None
@@ -121,20 +128,40 @@ class Session:
             wave = {asks[number].tenant: number for number in reversed(waiting)}  # the first ask of each tenant
             chosen = sorted(wave.values())
             waiting = [number for number in waiting if number not in chosen]
-            given = self._together([asks[number] for number in chosen], learning)
-            found.update(zip(chosen, given, strict=True))
+            for layout, own in self._by_layout(asks, chosen).items():
+                with laid_out(self.model, layout):
+                    given = self._together([asks[number] for number in own], learning, layout)
+                found.update(zip(own, given, strict=True))
         return [found[number] for number in range(len(asks))]
 
-    def _together(self, asks: Sequence[Ask], learning: bool) -> list[Given | GraftError]:
+    def _by_layout(self, asks: Sequence[Ask], numbers: Sequence[int]) -> dict[Layout, list[int]]:
+        """Sort asks by the layout that their tenants' kinds run in."""
+        if (layouts := self.layouts) is None:
+            return {"padded": list(numbers)}
+        known = {number: self._layout(layouts, asks[number]) for number in numbers}
+        found: dict[Layout, list[int]] = {}
+        for number, own in known.items():
+            layout = layouts.any if own is None else own
+            found.setdefault(layout, []).append(number)
+        return found
+
+    def _layout(self, layouts: Layouts, ask: Ask) -> Layout | None:
+        try:
+            forward = self._forward or self._proved(self._rows(ask)[0], ask.samples[0])
+            return layouts.of(forward, self._tenant(ask.tenant), ask)
+        except Exception:  # its pass will fail too, and say why
+            return None
+
+    def _together(self, asks: Sequence[Ask], learning: bool, layout: Layout) -> list[Given | GraftError]:
         """Run asks of different tenants in shared passes; where these fail and nobody is known to be the cause, each ask alone."""
         tenants = [self.tenants[ask.tenant] for ask in asks]
         try:
-            given = self._passes(asks, learning)
+            given = self._passes(asks, learning, replace(self.batcher, layout=layout))
         except Exception as error:
             for tenant in tenants:
                 tenant.drop()
             if len(asks) > 1:
-                return [each for ask in asks for each in self._together([ask], learning)]
+                return [each for ask in asks for each in self._together([ask], learning, layout)]
             return [error if isinstance(error, GraftError) else GraftError(f"the pass failed: {error}")]
         return [self._settled(tenant, found, learning) for tenant, found in zip(tenants, given, strict=True)]
 
@@ -150,15 +177,15 @@ class Session:
             return error
         return found
 
-    def _passes(self, asks: Sequence[Ask], learning: bool) -> list[Given]:
+    def _passes(self, asks: Sequence[Ask], learning: bool, batcher: Batcher) -> list[Given]:
         """Run all samples of asks of different tenants, with backward where they learn, and gather what they gave."""
         by_tenant = {ask.tenant: ask for ask in asks}
         logprobs: dict[str, list[Tensor]] = {ask.tenant: [torch.empty(0)] * len(ask.samples) for ask in asks}
         losses = dict.fromkeys(by_tenant, 0.0)
-        for micro in self.batcher.cut([row for ask in asks for row in self._rows(ask)]):
+        for micro in batcher.cut([row for ask in asks for row in self._rows(ask)]):
             samples = [by_tenant[row.job].samples[row.sample] for row in micro]
             forward = self._forward or self._proved(micro[0], samples[0])
-            batch, context = self._inputs(micro, samples, forward.device, seeded=learning)
+            batch, context = inputs(batcher, micro, samples, forward.device, seeded=learning)
             logprob_C = -forward.losses(batch, context)
             if adding := [name for name, own in (context.losses or {}).items() if own]:
                 raise GraftError(
@@ -190,14 +217,16 @@ class Session:
             for at, sample in enumerate(ask.samples)
         ]
 
-    def _inputs(
-        self, rows: Sequence[Row], samples: Sequence[TokenSample], device: torch.device, seeded: bool
-    ) -> tuple[Batch, ForwardContext]:
-        return with_targets(self.batcher.batch(rows), samples).to(device), self.batcher.context(rows, seeded)
-
     def _proved(self, row: Row, sample: TokenSample) -> Forward:
         """Make the forward pass, and choose its way to the logits by a proof on one row."""
         self._forward = Forward(self.model)
         with torch.no_grad(), evaluation_mode(self.model):
-            self._forward.prove_head(*self._inputs([row], [sample], self._forward.device, seeded=False))
+            self._forward.prove_head(*inputs(self.batcher, [row], [sample], self._forward.device, seeded=False))
         return self._forward
+
+
+def inputs(
+    batcher: Batcher, rows: Sequence[Row], samples: Sequence[TokenSample], device: torch.device, seeded: bool
+) -> tuple[Batch, ForwardContext]:
+    """The batch of these samples with their targets on a device, and its context."""
+    return with_targets(batcher.batch(rows), samples).to(device), batcher.context(rows, seeded)

@@ -52,7 +52,7 @@ def decide(forward: Forward, jobs: Sequence[Job], wanted: str, batcher: Batcher)
             raise GraftError(
                 "train.layout is flat, but samples with labels and answers of a decoder run padded: set train.layout to auto or padded"
             )
-        decision = _compare(forward, rows, longest_row(jobs), padded)
+        decision = compare_layouts(forward, rows, longest_row(jobs), padded)
     if wanted == "flat" and decision.layout != "flat" and decision.reason != NOT_FINITE:
         raise GraftError(
             f"train.layout is flat, but this model cannot run flat: {decision.reason}. Set train.layout to auto or padded"
@@ -114,7 +114,7 @@ def longest_row(jobs: Sequence[Job]) -> Row:
     return max((row for row in rows if row.view == "adapter"), key=lambda row: row.tokens)
 
 
-def _compare(forward: Forward, rows: Sequence[Row], longest: Row, batcher: Batcher) -> Decision:
+def compare_layouts(forward: Forward, rows: Sequence[Row], longest: Row, batcher: Batcher) -> Decision:
     """Flat where its token losses are those of the padded layout, else padded with the reason. `batcher`: the padded one.
 
     The short rows are one batch of each layout. The longest one comes after a short one in a flat batch, and is alone in a padded one.
