@@ -141,7 +141,7 @@ class Session:
         known = {number: self._layout(layouts, asks[number]) for number in numbers}
         found: dict[Layout, list[int]] = {}
         for number, own in known.items():
-            layout = layouts.any if own is None else own
+            layout: Layout = layouts.any if own is None else own
             found.setdefault(layout, []).append(number)
         return found
 
