@@ -45,7 +45,7 @@ class Layouts:
         return "flat" if self._longest[key] else "padded"
 
     @property
-    def any(self) -> Layout:
+    def usual(self) -> Layout:
         """The layout of an ask of which nothing is known: that of the others, so that it changes nothing for them."""
         return "flat" if any(self._longest.values()) else "padded"
 

@@ -138,11 +138,10 @@ class Session:
         """Sort asks by the layout that their tenants' kinds run in."""
         if (layouts := self.layouts) is None:
             return {"padded": list(numbers)}
-        known = {number: self._layout(layouts, asks[number]) for number in numbers}
+        known: dict[int, Layout | None] = {number: self._layout(layouts, asks[number]) for number in numbers}
         found: dict[Layout, list[int]] = {}
         for number, own in known.items():
-            layout: Layout = layouts.any if own is None else own
-            found.setdefault(layout, []).append(number)
+            found.setdefault(layouts.usual if own is None else own, []).append(number)
         return found
 
     def _layout(self, layouts: Layouts, ask: Ask) -> Layout | None:

@@ -33,7 +33,7 @@ def compile_forward(forward: Forward, jobs: Sequence[Job], backend: str, batcher
     rows = [row for job in jobs for row in job.rows()[:PROOF_ROWS]]
     wanted, slope = losses_and_gradients(forward, jobs, rows, batcher)
     raise_recompile_limit(GRAPHS)
-    if forward.adapted.uncut:
+    if forward.head_mode == "chunks" and forward.adapted.uncut:
         forward.head_mode = "kept"
     if forward.head_mode == "chunks":
         forward.body = torch.compile(forward.body, backend=backend, dynamic=True, fullgraph=True)
