@@ -76,7 +76,7 @@ def train(mode: str, dtype: torch.dtype, names: list[str], path: Path, checkpoin
         model, jobs = world(
             dtype,
             names,
-            (lambda model: shard(model, group.size, model.device)) if mode == "fsdp2" else lambda model: None,
+            (lambda model: shard(model, group.size, model.device, dtype)) if mode == "fsdp2" else lambda model: None,
         )
         batcher = Batcher(BUDGET, "padded", 0, shares)
         if mode == "pipeline":

@@ -39,6 +39,10 @@ def learning(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn
             yield path, module
 
 
+COMPUTES = "graft_computes"
+"""Attribute of a weight that lies elsewhere than it computes (`graft.distributed.sharded`): the device and the number format there."""
+
+
 def holds_numbers(weight: Tensor) -> bool:
     """Whether a weight's entries are the numbers that the layer computes with: 8-bit floats go with scales of their own."""
     return weight.is_floating_point() and weight.dtype.itemsize > 1

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from graft.architectures.layers import COMPUTES
+
 
 def model_file_function(module: nn.Module, name: str) -> Any:
     """Return what the file that defines a module's class calls by a name, None if it has no such name.
@@ -61,6 +63,8 @@ def device_of(module: nn.Module) -> torch.device:
     weight = next(module.parameters(), None)
     if weight is None:
         return torch.device("cpu")
+    if hasattr(weight, COMPUTES):
+        return getattr(weight, COMPUTES)[0]
     if weight.device.type != "meta":
         return weight.device
     hooks = (hook for child in module.modules() if (hook := getattr(child, "_hf_hook", None)) is not None)

@@ -17,6 +17,7 @@ from graft.architectures.layers import holds_numbers, is_transposed
 from graft.architectures.two_streams import two_streams_of
 from graft.architectures.walk import base_modules
 from graft.attaching.active import set_trainable
+from graft.distributed.sharded import streamed
 from graft.errors import GraftError
 from graft.injection.state import AttachedAdapter, Installed, State, site_table_of, state_of, unwrapped
 from graft.ops.packed import packed_weight
@@ -41,6 +42,10 @@ def merge(model: nn.Module, name: str, *, keep: bool = True) -> None:
             f"adapter '{state.merged}' is merged already: call graft.unmerge(model, '{state.merged}') first"
         )
     refuse_reversible(root, "cannot be merged")
+    if streamed(root) is not None:
+        raise GraftError(
+            "merging needs the whole base, and the blocks of this one stream: load it without base.offload"
+        )
     if any(context.rows != name for context in state.outer):
         raise GraftError(
             f"merge '{name}' outside of graft.use and graft.route blocks: what they restore at their end cannot run while it is merged"

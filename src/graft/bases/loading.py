@@ -25,15 +25,17 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from graft.attaching.fingerprint import fingerprint
+from graft.attaching.fingerprint import fingerprint, keep_digest
 from graft.bases.heads import draw_head, fresh_modules, head_modules
 from graft.bases.quantised import quantised as is_quantised
 from graft.bases.quantising import method_of, need_bitsandbytes, options_of, settle
 from graft.bases.sources import SEEDLING as SEEDLING
 from graft.bases.sources import explained, near, source_of
+from graft.bases.stored import narrower, refuse_no_gain
 from graft.bases.streams import with_coupling
 from graft.bases.vocabulary import add_tokens, fit_tables
 from graft.config.base import BaseConfig
+from graft.distributed.sharded import stream
 from graft.errors import GraftError, counted
 from graft.utils import launched
 from graft.utils.allocator import large_blocks_given_back
@@ -72,26 +74,36 @@ class Base:
         return fingerprint(self.model, self.model.__dict__.get("graft_state"))
 
 
-def load_base(config: BaseConfig | str, task: str = "causal", classes: Sequence[str] = ()) -> Base:
+def load_base(config: BaseConfig | str, task: str = "causal", classes: Sequence[str] = (), whole: bool = True) -> Base:
     """Load the base that a config, or just a name, describes, with the head that the task needs.
 
-    task: causal, seq2seq, classification or regression. classes: the names of the classes in order, for classification.
+    task: causal, seq2seq, classification or regression. classes: the names of the classes in order, for classification. whole: False
+    leaves a dense base on the host, mapped from its files where it can be, for the caller to cut into parts.
     Raises `GraftError` for a folder or hub name that cannot be read, an unknown device, a missing tokenizer, and a head with another
     number of classes.
     """
     config = BaseConfig(model=config) if isinstance(config, str) else config
     tokenizer = load_tokenizer(config)
-    model, fresh = _loaded(config, task, classes)
+    device = check_device(config.device)
+    dtype = dtype_of(config.dtype, device)
+    if config.offload is not None and task != "causal":
+        raise GraftError(f"base.offload is for causal models, and data.task makes this one of {task}: remove it")
+    model, fresh = _loaded(config, task, classes, whole)
     if task in LABELLED:
         padding = pad_id(tokenizer, model)  # a decoder finds the last token of a row by the padding id
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = padding
     added = fit_tables(model, tokenizer, config)
-    return Base(model, tokenizer, config.model, model.device, model.dtype, task, fresh, added)
+    if config.offload is not None:
+        keep_digest(model)
+        stream(model, device, dtype)
+    if config.offload is None and whole:
+        device, dtype = model.device, model.dtype
+    return Base(model, tokenizer, config.model, device, dtype, task, fresh, added)
 
 
 def load_model(config: BaseConfig, task: str = "causal", classes: Sequence[str] = ()) -> Any:
     """Load the model without its tokenizer: frozen, in evaluation mode, on its device."""
-    return _loaded(config, task, classes)[0]
+    return _loaded(config.model_copy(update={"offload": None}), task, classes)[0]
 
 
 def own_classes(config: BaseConfig) -> tuple[str, ...] | None:
@@ -124,7 +136,7 @@ def _has_head(found: Any) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in found.architectures or ())
 
 
-def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
+def _loaded(config: BaseConfig, task: str, classes: Sequence[str], whole: bool = True) -> tuple[Any, tuple[str, ...]]:
     """Load the model. Return it and the paths of the head's layers that were drawn at random."""
     device = check_device(config.device)
     dtype = dtype_of(config.dtype, device)
@@ -139,6 +151,11 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str]) -> tuple[Any,
         if task in LABELLED:
             _set_labels(found, config, task, classes)
         quantised = config.quantize is not None or method_of(found) is not None
+        if config.offload is not None or not (whole or quantised):
+            held = (None if quantised else narrower(source, options, dtype)) or dtype
+            if config.offload is not None and device.type == "cpu":
+                refuse_no_gain(source, quantised, held, dtype)
+            device, dtype = torch.device("cpu"), held
         if quantised:
             options |= _quantised(config, found, task, device, dtype)
         on_host = large_blocks_given_back() if config.quantize is not None and device.type == "cpu" else nullcontext()

@@ -133,6 +133,7 @@ def command(
 
 def _show(report: CheckReport, job: str | None) -> None:
     """Print the report of one job. job: its name, if the run has several."""
+    from graft.distributed.sharded import streamed
     from graft.training.start import reference_note
     from graft.utils.terminal import console as make_console
 
@@ -147,6 +148,11 @@ def _show(report: CheckReport, job: str | None) -> None:
         console.print(f"[bold]Quantised[/] {escape(str(held))}")
         if held.kept_note is not None:
             console.print(f"            {escape(held.kept_note)}")
+    if (blocks := streamed(parts.base.model)) is not None:
+        console.print(
+            f"[bold]Offloaded[/] {counted(blocks.blocks, 'block')} ({blocks.held / 1e6:,.1f} MB) in host memory; "
+            f"{blocks.at_once / 1e6:,.1f} MB of them at once where they compute"
+        )
     if (coupling := parts.config.base.reversible) is not None:
         every = parts.config.base.anchor_every
         anchors = "no anchors" if every is None else f"anchors every {counted(every, 'block')}"

@@ -133,6 +133,7 @@ def base_of(
     """Return the configuration of the base: that of the run, changed by the options. Raises `GraftError` for a wrong option."""
     from pydantic import ValidationError
 
+    from graft.bases.loading import check_device
     from graft.config.base import BaseConfig
     from graft.runs.folder import RunFolder
 
@@ -141,9 +142,13 @@ def base_of(
     settings = {} if run is None else RunFolder(run).existing().config.base.model_dump()
     given = {"model": base, "device": device, "dtype": dtype, "resize": "auto" if resize else None}
     try:
-        return BaseConfig.model_validate(
+        config = BaseConfig.model_validate(
             {**settings, **{key: value for key, value in given.items() if value is not None}}
         )
+        if config.offload is None or check_device(config.device).type != "cpu":
+            return config
+        typer.echo("note: base.offload is for training and for GPUs: the base is loaded as a whole", err=True)
+        return config.model_copy(update={"offload": None})
     except ValidationError as error:
         first = error.errors()[0]
         raise GraftError(

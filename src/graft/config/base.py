@@ -50,6 +50,10 @@ class BaseConfig(Section):
     shares the embedding's weight, and a classifier's head, are never quantised."""
     device: str = "auto"
     """auto, cpu, mps, cuda or cuda:N; auto is the first GPU, else the CPU."""
+    offload: Literal["host"] | None = None
+    """host: keep the frozen weights of the blocks in the host's memory. A block comes to the device for its forward and its backward pass,
+    while the next one is copied, so that a base trains that is larger than the device. On a CPU the weights stay in the number format of
+    their files until their block runs. null keeps all weights on the device."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention backend; auto leaves the choice to transformers."""
     head: Literal["auto", "fresh"] = "auto"
@@ -86,6 +90,14 @@ class BaseConfig(Section):
                 raise ValueError(
                     f"{name} has no effect with base.quantize: int8, which has no 4-bit weights: remove it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_goes_with_the_rest(self) -> BaseConfig:
+        if self.offload is not None and self.reversible is not None:
+            raise ValueError("offload does not go with base.reversible: remove one of them")
+        if self.offload is not None and self.quantize not in (None, "nf4"):
+            raise ValueError(f"offload takes a base in full precision or nf4, not base.quantize: {self.quantize}")
         return self
 
     @model_validator(mode="after")

@@ -39,6 +39,7 @@ from graft.formats.loading import load
 from graft.injection.state import site_table_of, state_of
 from graft.kernels import chosen
 from graft.runs.folder import RunFolder
+from graft.training.fitting import refuse_streaming
 from graft.training.forward.activations import refuse_nothing_to_gain
 from graft.training.job import Job
 from graft.training.objectives import reference_of
@@ -97,6 +98,7 @@ def build(
     `train.init_from` named, which may be gone by now. shares: who runs what; this process, by default.
     """
     check_installed(config.common().loggers)
+    refuse_streaming(config)
     each = {
         name: _without_origin(own, name, begun) for name, own in config.each().items() if only is None or name in only
     }
@@ -128,15 +130,14 @@ def _base(config: AnyRun, task: str, classes: Sequence[str], shares: Shares | No
     files, and goes to the device block by block: here, or once it is cut into stages (`staging.py`)."""
     if shares is None or not shares.in_passes:
         return load_base(config.base, task, classes)
-    device = check_device(config.base.device)
-    dtype = str(dtype_of(config.base.dtype, device)).removeprefix("torch.")
-    read_on = "cpu" if config.base.quantize is None else config.base.device
-    base = load_base(config.base.model_copy(update={"device": read_on, "dtype": dtype}), task, classes)
-    if shares.mode == "pipeline":
+    if shares.mode == "fsdp2":
+        base = load_base(config.base, task, classes, whole=False)
+        keep_digest(base.model)
+        shard(base.model, shares.group.size, base.device, base.dtype)
         return base
-    keep_digest(base.model)
-    shard(base.model, shares.group.size, device)
-    return replace(base, device=device)
+    dtype = str(dtype_of(config.base.dtype, check_device(config.base.device))).removeprefix("torch.")
+    read_on = "cpu" if config.base.quantize is None else config.base.device
+    return load_base(config.base.model_copy(update={"device": read_on, "dtype": dtype}), task, classes)
 
 
 def build_job(parts: RunParts, name: str, given: Mapping[str, Any], begun: RunFolder | None = None) -> Job:

@@ -1,4 +1,4 @@
-"""What does not go with a base that the processes share: in parts (fsdp2) or in stages (pipeline)."""
+"""What does not go with a base that the processes share, in parts (fsdp2) or in stages (pipeline), and with one whose blocks stream."""
 
 from __future__ import annotations
 
@@ -62,7 +62,25 @@ def _refuse_shared(config: AnyRun, mode: str) -> None:
             raise GraftError(
                 f"{mode} is for causal models, but data.task of '{name}' is {own.data.task}: {advice(config)}"
             )
+    if config.base.offload is not None:
+        raise GraftError(
+            f"{mode} does not take base.offload, since each process keeps its part on its device: {advice(config)}"
+        )
     if config.base.reversible is not None:
         raise GraftError(f"{mode} does not take base.reversible: {advice(config)}")
     if config.common().compile:
         raise GraftError(f"{mode} does not take train.compile: {advice(config)}")
+
+
+def refuse_streaming(config: AnyRun) -> None:
+    """Raise `GraftError` for a run whose base cannot stream from host memory."""
+    if config.base.offload is None:
+        return
+    for name, own in config.each().items():
+        if own.train.method.parts is not None:
+            raise GraftError(
+                f"base.offload keeps frozen blocks in host memory, but train.method {own.train.method.kind} of '{name}' trains the base "
+                "itself: remove one of them"
+            )
+    if config.common().compile:
+        raise GraftError("base.offload does not take train.compile, which would keep the blocks: remove one of them")

@@ -26,6 +26,7 @@ from graft.config.base import BaseConfig
 from graft.config.methods import FullMethod, QFTMethod
 from graft.config.optimizers import AdamWConfig, LionConfig, OptimizerConfig
 from graft.config.train import TrainConfig
+from graft.distributed.sharded import AT_ONCE, streamed
 from graft.errors import GraftError
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
@@ -190,6 +191,8 @@ class Need:
             yield Remedy(f"train.activations: {way}", self._total(per_token=self.kept.under(way)))
         for bits, gain in self._quantised():
             yield Remedy(f"base.quantize: {bits}", self._total(-gain))
+        if (gain := self._streamed()) > 0:
+            yield Remedy("base.offload: host", self._total(-gain))
         for setting, gain in self._updates():
             if gain > 0.01 * self.now:
                 yield Remedy(setting, self._total(-gain))
@@ -214,6 +217,13 @@ class Need:
             gain = size - int(sum(each.numel() for each in weights) * per / 8) - scales
             if gain > 0:
                 yield bits, gain
+
+    def _streamed(self) -> int:
+        """What the device would no longer hold if blocks came to it from host memory (`graft.distributed.sharded`)."""
+        if not self.on_gpu or self.job.config.method.parts is not None or streamed(self.root) is not None:
+            return 0
+        sizes = [sum(each.nbytes for each in block.module.parameters()) for block in blocks_of(self.root)]
+        return sum(sizes) - AT_ONCE * max(sizes, default=0)
 
     def _updates(self) -> Iterator[tuple[str, int]]:
         """What another optimiser, or QFT in place of full training, would save."""

@@ -11,6 +11,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 
 from graft.bases.memory import memory_report
+from graft.distributed.sharded import streamed
 from graft.training.assembly import RunParts
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.activations import holding
@@ -40,14 +41,14 @@ class MemoryParts:
     """Bytes of what a step holds on the device. The rest of the peak is the process itself (on a CPU) and what lives for a moment."""
 
     weights: int
-    """Of the base, also where it trains."""
+    """Of the base, also where it trains. Where blocks stream: those that are on the device at once."""
     adapter: int
     gradients: int
     """Or what stands in for them: the copies of MeZO."""
     optimizer: int
     activations: int
     """What a pass over the batch keeps for backward; 0 where it has none, and where that cannot be told from weights that come and go
-    (fsdp2) or is in no Python code (torch.compile)."""
+    (fsdp2, base.offload) or is in no Python code (torch.compile)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
                 if forward.device.type == "cpu":
                     give_back_free()  # what earlier passes left would count, and in a run it is used again
                 start = time.perf_counter()
-                untold = train.compile or batcher.shares.mode == "fsdp2"
+                untold = train.compile or batcher.shares.mode == "fsdp2" or streamed(parts.base.model) is not None
                 noted = nullcontext() if count or untold else counting(forward.root, held, Counter())
                 with noted, nullcontext() if backward else evaluating(forward.model):
                     loss = loss_of([job], rows, sums_by_row(forward.losses(batch, context), rows), sizes)
@@ -140,6 +141,8 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
 def _parts_of(parts: RunParts, job: Job, activations: int) -> MemoryParts:
     """What the memory of a step consists of."""
     base, gradients = memory_report(parts.base.model).num_bytes, job.own_bytes - job.own_weights - job.own_state
+    if (blocks := streamed(parts.base.model)) is not None:
+        base += blocks.at_once - (blocks.held if parts.base.device.type != "cpu" else 0)
     if job.trainable.adapter is None:  # in 8 bits they are no parameters any more
         base += job.own_weights - sum(each.numel() * each.element_size() for each in job.params.values())
         return MemoryParts(base, 0, gradients, job.own_state, activations)

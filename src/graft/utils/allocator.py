@@ -37,6 +37,13 @@ def large_blocks_given_back() -> Iterator[None]:
         mallopt(_TRIM_THRESHOLD, 2 * LARGEST)
 
 
+def always_give_back() -> None:
+    """From now on let blocks from 1 MiB on go back to the system when they are freed."""
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and OWN_CHOICE not in os.environ:
+        mallopt(_MMAP_THRESHOLD, 4 * SMALL)
+
+
 def give_back_free() -> None:
     """Give the free pages of glibc's heap back to the system, so that a measured peak does not depend on what was there before.
 
