@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from graft.cli import main
 
@@ -81,6 +84,27 @@ def test_every_mode_gives_what_one_process_gives(world: Path, base: str) -> None
             for key, tensor in weights(folder / "one").items():
                 assert float((weights(folder / mode)[key] - tensor).abs().max()) <= 2e-5, (mode, key)
     assert found["fsdp2"] == found["ddp"]  # the same split: to the last bit
+
+
+@pytest.mark.slow
+def test_parts_stay_in_the_number_format_of_the_files(world: Path) -> None:
+    folder = place(world)
+    narrow = folder / "narrow"
+    shutil.copytree(folder / "base", narrow, dirs_exist_ok=True)
+    AutoModelForCausalLM.from_pretrained(narrow, dtype=torch.bfloat16).save_pretrained(narrow)
+    found = {
+        mode: trained(folder, mode, "--processes", "2", f"distributed.mode={mode}", "base.model=narrow")
+        for mode in ("ddp", "fsdp2")
+    }
+    assert found["fsdp2"] == found["ddp"]
+    done = graft(
+        folder, "check", "jobs.yaml", "--processes", "2", "--json", "distributed.mode=fsdp2", "base.model=narrow"
+    )
+    weights = json.loads(done.stdout)["jobs"]["lora"]["trial"]["memory"]["weights"]
+    model = AutoModelForCausalLM.from_pretrained(narrow)
+    blocks = sum(each.numel() for each in model.model.layers.parameters())
+    others = sum(each.numel() for each in model.parameters()) - blocks
+    assert weights == pytest.approx((2 * blocks + 4 * others) / 2, rel=0.05)
 
 
 @pytest.mark.slow

@@ -69,6 +69,24 @@ def test_two_ranks_give_what_one_gives(
 
 
 @pytest.mark.slow
+def test_every_kind_trains_in_every_mode_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding makes losses differ between splits of a step; a base in parts is the same split as ddp, so it is equal to the last bit."""
+    monkeypatch.setattr(test_company, "STEPS", 6)
+    monkeypatch.setenv("GRAFT_TEST_STEPS", "6")
+    names = list(test_company.JOBS)
+    _, losses = test_company.trained(torch.bfloat16, names, tmp_path / "one")
+    finished(tmp_path, "bfloat16", "spread,ddp,fsdp2", names)
+    found = {mode: ranks.found(tmp_path / mode) for mode in ("spread", "ddp", "fsdp2")}
+    for mode, (_, own) in found.items():
+        for name in names:
+            assert own[name] == pytest.approx(losses[name], rel=3e-2), (mode, name)
+    (whole, own), (parts, others) = found["ddp"], found["fsdp2"]
+    for name in names:
+        assert others[name] == own[name], name
+        assert all(torch.equal(parts[name][key], tensor) for key, tensor in whole[name].items()), name
+
+
+@pytest.mark.slow
 def test_a_job_that_fails_on_one_rank_fails_on_both_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_company, "STEPS", 8)
     monkeypatch.setenv("GRAFT_TEST_STEPS", "8")
