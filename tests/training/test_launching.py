@@ -97,6 +97,8 @@ def test_parts_stay_in_the_number_format_of_the_files(world: Path) -> None:
         for mode in ("ddp", "fsdp2")
     }
     assert found["fsdp2"] == found["ddp"]
+    streams = ("--processes", "2", "distributed.mode=ddp", "base.model=narrow", "base.offload=host")
+    assert trained(folder, "streams", *streams) == found["ddp"]
     done = graft(
         folder, "check", "jobs.yaml", "--processes", "2", "--json", "distributed.mode=fsdp2", "base.model=narrow"
     )
@@ -144,6 +146,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_in_another_mode(worl
         (["--processes", "2", "train.lr=-1"], "train.lr"),
         (["--processes", "2", "base.model=nowhere"], "'nowhere' is not a folder"),
         (["--processes", "6", "distributed.mode=spread"], "5 jobs for 6 processes"),
+        (["--processes", "2", "distributed.mode=fsdp2", "base.offload=host"], "does not take base.offload"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_once_on_one_line(world: Path, words: list[str], said: str) -> None:

@@ -60,7 +60,8 @@ def shares_of(config: AnyRun, group: Group) -> tuple[Shares, str | None]:
             )
     if group.size == 1:
         return Shares(group), None
-    fits = _room(config, group) if wanted == "auto" else (0.0, None)
+    streams = config.base.offload is not None  # and so fits
+    fits = _room(config, group) if wanted == "auto" and not streams else (0.0, None)
     with group.agreed():
         mode, why = _chosen(config, group, *fits) if wanted == "auto" else (wanted, "as distributed.mode says")
         if mode == "spread":
