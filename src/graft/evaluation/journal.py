@@ -73,6 +73,11 @@ class Journal:
                 except BaseException:
                     self._lock.release()
                     raise
+        with group.agreed():
+            if not (folder / ABOUT).is_file():
+                raise GraftError(
+                    f"process {group.rank} does not see {folder}, to which process 0 writes: all need one shared folder"
+                )
         self.answers |= {(name, number): {} for name, number in group.tell([*self.answers]) if not group.leads}
         self.kept = len(self.answers)
         self._tally = f"answers/{folder}"

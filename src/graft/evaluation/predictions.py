@@ -50,6 +50,11 @@ class Predictions:
                 except BaseException:
                     self._release()
                     raise
+        with group.agreed():
+            if not partial.is_file():
+                raise GraftError(
+                    f"process {group.rank} does not see {partial}, to which process 0 writes: all need one shared folder"
+                )
         self.records |= {number: {} for number in group.tell([*self.records]) if not group.leads}
         self.kept = len(self.records)
 

@@ -27,7 +27,7 @@ from graft.training.world import check_alike, folder_of, shares_of
 LENGTHS = ("train.steps", "train.epochs")
 """Settings that make a run longer, also one that is finished."""
 CHANGEABLE = (
-    "base.model", "base.device", "data.train", "data.validation", "train.save_every", "train.keep", "train.log_every", "train.loggers",
+    "base.model", "base.device", "base.offload", "data.train", "data.validation", "train.save_every", "train.keep", "train.log_every", "train.loggers",
     "distributed",
     *LENGTHS,
 )  # fmt: skip
