@@ -27,8 +27,8 @@ from graft.training.world import check_alike, folder_of, shares_of
 LENGTHS = ("train.steps", "train.epochs")
 """Settings that make a run longer, also one that is finished."""
 CHANGEABLE = (
-    "base.model", "base.device", "base.offload", "data.train", "data.validation", "train.save_every", "train.keep", "train.log_every", "train.loggers",
-    "distributed",
+    "base.model", "base.device", "base.offload", "data.train", "data.validation", "train.save_every", "train.keep", "train.log_every",
+    "train.loggers", "distributed",
     *LENGTHS,
 )  # fmt: skip
 """Settings that may change when a run is resumed: where base and data are, which have to be the same, what is written, how the run is dealt
