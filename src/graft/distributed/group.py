@@ -221,6 +221,14 @@ class Group:
         lost.quiet = bool(missing) and self.rank != alive[0]
         return lost
 
+    def leave(self) -> None:
+        """Wait until all ranks are through their last exchange: where one closes its connections earlier, another may still read."""
+        with suppress(RuntimeError):
+            there, until = self._store.add("left", 1), time.monotonic() + GRACE
+            while there < self.size and time.monotonic() < until:
+                time.sleep(0.01)
+                there = self._store.add("left", 0)
+
     def say_once(self, error: GraftError) -> None:
         """Let one rank report a mistake that all ranks make alike, in code that no `agreed` holds."""
         if self.leads:
@@ -267,6 +275,7 @@ def together() -> Iterator[Group]:
     try:
         yield group
         group.wait()
+        group.leave()
     except GraftError as error:
         group.say_once(error)
         raise
