@@ -149,10 +149,7 @@ def _show(report: CheckReport, job: str | None) -> None:
         if held.kept_note is not None:
             console.print(f"            {escape(held.kept_note)}")
     if (blocks := streamed(parts.base.model)) is not None:
-        console.print(
-            f"[bold]Offloaded[/] {counted(blocks.blocks, 'block')} ({blocks.held / 1e6:,.1f} MB) in host memory; "
-            f"{blocks.at_once / 1e6:,.1f} MB of them at once where they compute"
-        )
+        console.print(f"[bold]Offloaded[/] {blocks}")
     if (coupling := parts.config.base.reversible) is not None:
         every = parts.config.base.anchor_every
         anchors = "no anchors" if every is None else f"anchors every {counted(every, 'block')}"

@@ -34,6 +34,7 @@ from torch.distributed.tensor import DTensor
 from graft.architectures.blocks import blocks_of
 from graft.architectures.four_bit import is_four_bit
 from graft.architectures.layers import COMPUTES
+from graft.errors import counted
 from graft.utils.allocator import always_give_back
 
 AT_ONCE = 2
@@ -97,6 +98,10 @@ class Streamed:
     """Bytes of the blocks in host memory."""
     at_once: int
     """Bytes of the blocks that are on the device at once, at most."""
+
+    def __str__(self) -> str:
+        held, at_once = f"{self.held / 1e6:,.1f} MB", f"{self.at_once / 1e6:,.1f} MB"
+        return f"{counted(self.blocks, 'block')} ({held}) in host memory; {at_once} of them at once where they compute"
 
 
 def streamed(model: nn.Module) -> Streamed | None:

@@ -14,6 +14,7 @@ from graft.config import AnyRun, RunConfig, local_paths
 from graft.data.inspect import LEARNT, coloured, learnt_text, pieces
 from graft.data.samples import Example
 from graft.distributed.group import together
+from graft.distributed.sharded import streamed
 from graft.errors import GraftError, counted
 from graft.runs.folder import RunFolder
 from graft.training.answering import Judge, scores_of_answers
@@ -187,6 +188,8 @@ def _announce(parts: RunParts, part: JobParts, folder: RunFolder, reporter: Repo
     )
     if part is parts.members[0] and (held := quantised(parts.base.model)) is not None:
         reporter.say(f"The base holds {held}" + (f"; {held.kept_note}" if held.kept_note is not None else ""))
+    if part is parts.members[0] and (blocks := streamed(parts.base.model)) is not None:
+        reporter.say(f"The base's blocks stream: {blocks}")
     for note in (reference_note(part.config), rounding_note(parts.base, job)):
         if note is not None:
             reporter.say(note)
