@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ from torch import distributed as dist
 from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
+from graft.distributed.failures import Elsewhere, RankLost, described, reason_of
 from graft.errors import GraftError, listed
 from graft.utils import launched
 
@@ -36,20 +36,6 @@ TIMEOUT = 600.0
 """Seconds that a rank waits for the others, unless the configuration says otherwise."""
 GRACE = 3.0
 """Seconds in which ranks that are alive say so, after an exchange has failed."""
-
-
-class RankLost(GraftError):
-    """Another rank died or hangs. It is never the fault of a job: the run ends, and goes on from its last checkpoint."""
-
-    code = 3
-
-
-class Elsewhere(GraftError):
-    """An error of another rank, which reports it. mistake: whether it is one that the user can fix."""
-
-    def __init__(self, said: str, mistake: bool) -> None:
-        super().__init__(said)
-        self.mistake, self.quiet, self.code = mistake, True, 2 if mistake else 1
 
 
 class Group:
@@ -216,7 +202,7 @@ class Group:
         who = f"rank {listed([str(rank) for rank in missing])} does" if missing else "the other ranks do"
         at = f" in step {self.step + 1}" if self.remedy is None else ""
         remedy = self.remedy or "The run goes on from its last checkpoint with graft resume"
-        lost = RankLost(f"{who} not answer{at} ({_reason(error)}). {remedy}")
+        lost = RankLost(f"{who} not answer{at} ({reason_of(error)}). {remedy}")
         alive = [rank for rank in range(self.size) if rank not in missing]
         lost.quiet = bool(missing) and self.rank != alive[0]
         return lost
@@ -240,25 +226,9 @@ class Group:
                 error.quiet = self._store.get("mistake").decode() == str(error)
 
 
-def _reason(error: Exception) -> str:
-    """The first sentence of an error of the exchange, without the place in gloo's source."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[[^\]]*\] ", "", line).split(". ")[0].rstrip(".")
-
-
 ALONE = Group()
 """A run of one process."""
 _present: list[Group] = []
-
-
-def described(error: Exception) -> tuple[str, bool]:
-    """What an error says, and whether it is a mistake of the user."""
-    return str(error) or type(error).__name__, mistaken(error)
-
-
-def mistaken(error: Exception) -> bool:
-    """Whether an error is a mistake of the user, on whichever rank."""
-    return error.mistake if isinstance(error, Elsewhere) else isinstance(error, GraftError)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import nn
 from graft.attaching.attach import detach
 from graft.attaching.parameters import names
 from graft.config.jobs import REFERENCE
-from graft.distributed.group import RankLost, mistaken
+from graft.distributed.failures import RankLost, mistaken
 from graft.errors import counted
 from graft.runs.commands import Command, CommandQueue
 from graft.training.forward.layout import decide

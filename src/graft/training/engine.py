@@ -22,7 +22,7 @@ from typing import Any, Literal
 from torch import nn
 
 from graft.data.batches import Layout
-from graft.distributed.group import RankLost
+from graft.distributed.failures import RankLost
 from graft.distributed.shares import Shares
 from graft.errors import GraftError
 from graft.runs.commands import CommandQueue

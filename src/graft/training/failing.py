@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from graft.attaching.attach import detach
-from graft.distributed.group import mistaken
+from graft.distributed.failures import mistaken
 from graft.runs.folder import RunFolder
 from graft.training.job import FAILED, Job
 from graft.training.job_pool import JobPool

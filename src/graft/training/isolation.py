@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from graft.distributed.group import Elsewhere, RankLost, described
+from graft.distributed.failures import Elsewhere, RankLost, described
 from graft.distributed.shares import Shares
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward

@@ -20,7 +20,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from graft.distributed.group import Group, RankLost
+from graft.distributed.failures import RankLost
+from graft.distributed.group import Group
 from graft.distributed.shares import Shares
 from graft.training.batching import Batcher
 from graft.training.job import Job

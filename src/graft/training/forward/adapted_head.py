@@ -53,8 +53,9 @@ class AdaptedHead:
 
     def whole(self, names: frozenset[str], batch: Batch) -> bool:
         """Whether a batch is known to need the model's own forward for these adapters."""
+        hosts = isinstance(self.head._modules.get("graft"), AdapterContainer)
         if isinstance(self.head, FSDPModule):  # all ranks have to gather the head alike, whichever rows they have
-            return isinstance(self.head._modules.get("graft"), AdapterContainer)
+            return hosts
         if batch.twins is not None or batch.answer_ids is not None:
             return bool(names)
         return not all(self._by_token.get(module, True) for name in names for module in self._hosted(name))
