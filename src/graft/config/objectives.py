@@ -1,5 +1,5 @@
-"""The objectives besides the mean loss: for preferred and rejected answers, in pairs or (kto) one by one, and for two passes of a sample
-(consistency). One section each, with `kind` to tell them apart.
+"""The objectives besides the mean loss: for preferred and rejected answers, in pairs or (kto) one by one, for two passes of a sample
+(consistency), and for answers that a model drew (`policies.py`). One section each, with `kind` to tell them apart.
 
 A name alone stands for the objective with its defaults: `objective: dpo` is `objective: {kind: dpo}`.
 """
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
 from graft.config.by_name import named
+from graft.config.policies import POLICIES, PolicyConfig
 from graft.config.section import Section
 
 Reference = Literal["base", "init"]
@@ -117,10 +118,11 @@ OBJECTIVES: dict[str, type[Section]] = {
     "simpo": SimPOConfig,
     "kto": KTOConfig,
     "consistency": ConsistencyConfig,
+    **POLICIES,
 }
 
 
 PreferenceConfig = DPOConfig | IPOConfig | CPOConfig | ORPOConfig | SimPOConfig | KTOConfig
 """The objectives that learn which answer is preferred."""
-ObjectiveConfig = PreferenceConfig | ConsistencyConfig
+ObjectiveConfig = PreferenceConfig | ConsistencyConfig | PolicyConfig
 AnyObjective = Annotated[Annotated[ObjectiveConfig, Discriminator("kind")] | None, BeforeValidator(named(OBJECTIVES))]

@@ -21,6 +21,7 @@ from graft.config.distributed import DistributedConfig
 from graft.config.eval import EvalConfig
 from graft.config.methods import MeZOMethod
 from graft.config.objectives import ConsistencyConfig, KTOConfig
+from graft.config.policies import PolicyConfig
 from graft.config.scheduling import SchedulerConfig
 from graft.config.section import Section
 from graft.config.train import TrainConfig
@@ -156,6 +157,8 @@ class RunConfig(Section):
         objective = self.train.objective
         if isinstance(objective, ConsistencyConfig):
             return self._two_passes_differ()
+        if isinstance(objective, PolicyConfig):
+            return self._drawn_answers_are_tokens(objective)
         if self.data.task == "preference" and objective is None:
             raise ValueError(
                 "data.task is preference but train.objective is not set: choose one of dpo, ipo, cpo, orpo, simpo and kto"
@@ -165,6 +168,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.objective {objective.kind} learns from {what}, but data.task is {self.data.task}: set data.task: "
                 "preference, or remove the objective"
+            )
+        return self
+
+    def _drawn_answers_are_tokens(self, objective: PolicyConfig) -> RunConfig:
+        """Check that a run on drawn answers is causal."""
+        if self.data.task != "causal":
+            raise ValueError(
+                f"train.objective {objective.kind} learns from drawn answers, but data.task is {self.data.task}: set data.task: causal"
             )
         return self
 

@@ -24,7 +24,8 @@ class TrainConfig(Section):
     """The method of training: adapter, full, qft or mezo, or a mapping with this kind and its settings."""
     objective: AnyObjective = None
     """What to learn besides the answers. For pairs of answers (data.task preference): dpo, ipo, cpo, orpo, simpo or kto. For two random
-    passes of each sample (AdaMix): consistency. Or a mapping with this kind and its settings; null learns the answers alone."""
+    passes of each sample (AdaMix): consistency. For answers that a model drew: importance_sampling, ppo, cispo,
+    dro or gspo. Or a mapping with this kind and its settings; null learns the answers alone."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training data."""
     steps: int | None = Field(default=None, ge=1)

@@ -53,6 +53,10 @@ class TokenDataset:
     """[N + 1]: like `starts`, for `rejected_ids`."""
     desirable: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """[N]: whether each answer is marked as good; the rejected sequences are then the mismatched ones."""
+    logprobs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """[S]: of answers that a model drew, the log-probabilities of their supervised tokens when they were drawn."""
+    advantages: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """[S]"""
 
     @classmethod
     def of(cls, examples: Sequence[Example], weights: Sequence[float] | None = None) -> TokenDataset:
@@ -80,6 +84,12 @@ class TokenDataset:
             rejected_supervised=np.concatenate([e.supervised for e in rejected] or none).astype(np.bool_),
             rejected_starts=np.cumsum([0, *map(len, rejected)] if rejected else [], dtype=np.int64),
             desirable=np.array([e.desirable for e in examples if e.desirable is not None], dtype=np.bool_),
+            logprobs=np.concatenate([e.logprobs for e in examples if e.logprobs is not None] or none).astype(
+                np.float32
+            ),
+            advantages=np.concatenate([e.advantages for e in examples if e.advantages is not None] or none).astype(
+                np.float32
+            ),
         )
 
     def __len__(self) -> int:
@@ -105,6 +115,9 @@ class TokenDataset:
             example.rejected = Example(ids, supervised, name, example.row, cut)
         if self.has_marks:
             example.desirable = bool(self.desirable[index])
+        if self.has_rollouts:
+            own = slice(self._target_starts[index], self._target_starts[index + 1])
+            example.logprobs, example.advantages = self.logprobs[own], self.advantages[own]
         return example
 
     @property
@@ -126,6 +139,15 @@ class TokenDataset:
     def has_marks(self) -> bool:
         """Whether the samples are answers that are marked good or bad one by one."""
         return len(self.desirable) > 0
+
+    @property
+    def has_rollouts(self) -> bool:
+        """Whether the samples are answers that a model drew."""
+        return len(self.logprobs) > 0
+
+    @cached_property
+    def _target_starts(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(_sums(self.supervised, self.starts))])
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -159,6 +181,7 @@ class TokenDataset:
         if_used = (
             *(self.labels, self.answers, self.answer_starts, self.token_types),
             *(self.rejected_ids, self.rejected_supervised, self.rejected_starts, self.desirable),
+            *(self.logprobs, self.advantages),
         )
         digest = hashlib.sha256()
         for array in (*always, *(array for array in if_used if len(array))):

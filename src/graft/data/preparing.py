@@ -22,6 +22,7 @@ from graft.data.marked import tokenize_marked, with_mismatched
 from graft.data.pairs import tokenize_pair
 from graft.data.reading import read
 from graft.data.report import DataReport, conversation_key, count_duplicates, count_outcomes
+from graft.data.rollouts import rollout_example
 from graft.data.samples import Example, Rejected, Sample
 from graft.data.seq2seq import EncoderTemplate, encoder_template, tokenize_seq2seq
 from graft.data.splits import samples_of, train_sources, validation_source
@@ -223,6 +224,8 @@ def _classes(known: Template | Labelling, samples: Sequence[Sequence[Sample]]) -
 
 def _tokenized(sample: Sample, config: DataConfig, tokenizer: Any, template: Template | Labelling) -> list[Outcome]:
     """Tokenise a sample the way its task needs; a document that is split gives several examples."""
+    if sample.rollout is not None:
+        return [_whole(sample, config, tokenizer, template)]
     keep_start = isinstance(template, Labelling | EncoderTemplate)
     short = shortened(sample, tokenizer, config.max_length, config.overlong, keep_start=keep_start)
     if isinstance(short, Rejected):
@@ -239,6 +242,8 @@ def _whole(sample: Sample, config: DataConfig, tokenizer: Any, template: Templat
         return template.example(sample, tokenizer, config.max_length, config.overlong)
     if isinstance(template, EncoderTemplate):
         return tokenize_seq2seq(sample, tokenizer, template, config.max_length, config.overlong)
+    if sample.rollout is not None:
+        return rollout_example(sample, config.max_length, config.overlong)
     if sample.desirable is not None:
         return tokenize_marked(sample, tokenizer, template, max_length=config.max_length, overlong=config.overlong)
     if config.task == "preference":

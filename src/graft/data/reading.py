@@ -16,6 +16,8 @@ from graft.data.folders import local_files, near
 from graft.data.labelled_shapes import LABELS, labelled_shape
 from graft.data.marked import LABEL, marked_sample
 from graft.data.pair_shapes import SIDES, check_pairs, pair
+from graft.data.rollouts import COLUMNS as ROLLOUT_COLUMNS
+from graft.data.rollouts import rollout_sample
 from graft.data.samples import Sample
 from graft.data.shapes import conversation, detect
 from graft.data.text_format import TextFormat
@@ -183,6 +185,8 @@ def _converter(
     if task in LABELS:
         labelled = labelled_shape(columns, source.format, name, task, need_answers)
         return labelled.columns[0], lambda row, number: Sample(tuple(labelled.convert(row, need_answers)), name, number)
+    if task == "causal" and source.format == "auto" and all(column in columns for column in ROLLOUT_COLUMNS):
+        return ROLLOUT_COLUMNS, lambda row, number: rollout_sample(row, name, number)
     shape = detect(columns, source.format, name, need_answers)
     return shape.columns[0], lambda row, number: Sample(tuple(conversation(shape, row, need_answers)), name, number)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from graft.data.rollouts import Rollout
 
 ROLES = ("system", "user", "assistant", "tool")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
@@ -44,6 +47,8 @@ class Sample:
     """For a pair, or an answer that is marked: the number of messages at the start that are the prompt."""
     desirable: bool | None = None
     """For an answer that is marked: whether it is good."""
+    rollout: Rollout | None = None
+    """For an answer that a model drew: its tokens and numbers; `messages` then hold the token ids as text."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -65,13 +70,14 @@ class Sample:
 class Example:
     """A tokenised sample. `input_ids` and `supervised` have one entry per token that the model reads.
 
-    The model learns one of four things from it:
+    The model learns one of these things from it:
 
     - tokens of the sample itself (`supervised`);
     - a class or a value for the whole sample (`label`);
     - an answer that a decoder writes (`answer`);
     - to prefer its supervised tokens to those of another sequence (`rejected`);
-    - that its supervised tokens are good or bad (`desirable`).
+    - that its supervised tokens are good or bad (`desirable`);
+    - that its supervised tokens, which a model drew, are better or worse than others (`advantages`).
     """
 
     input_ids: NDArray[np.int32]
@@ -91,6 +97,10 @@ class Example:
     """The same prompt with the rejected answer; of an answer that is marked, the same prompt with the answer of another sample."""
     desirable: bool | None = None
     """Of an answer that is marked: whether it is good."""
+    logprobs: NDArray[np.float32] | None = None
+    """Of an answer that a model drew: the log-probability of each supervised token when it was drawn."""
+    advantages: NDArray[np.float32] | None = None
+    """Likewise its advantage."""
     piece: int = 0
     """Of a document that was split: the number of the piece, from 0."""
 

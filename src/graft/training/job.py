@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from graft.adapters.base import AdapterModule
 from graft.attaching.parameters import summed_penalty
 from graft.config.objectives import ConsistencyConfig, KTOConfig
+from graft.config.policies import POLICIES, PolicyConfig
 from graft.config.train import TrainConfig
 from graft.data.batches import samples_of_step, steps_per_epoch
 from graft.data.datasets import TokenDataset
@@ -109,7 +110,8 @@ class Job:
         epoch_steps = steps_per_epoch(train, config.batch_size)
         steps = config.steps if config.steps is not None else max(1, math.ceil(config.epochs * epoch_steps))
         schedule = build_schedule(optimizer, config, steps)
-        prefers = config.objective is not None and not isinstance(config.objective, ConsistencyConfig)
+        _check_drawn(name, config, train)
+        prefers = config.objective is not None and not isinstance(config.objective, ConsistencyConfig | PolicyConfig)
         if train.has_pairs != prefers:
             raise GraftError(
                 f"'{name}' has {'pairs of answers but no' if train.has_pairs else 'no pairs of answers for its'} train.objective"
@@ -243,3 +245,17 @@ class Job:
             self.ended = None if self.ended == "finished" else self.ended
             restart_schedule(self.schedule)
         restore_optimizer(self.optimizer, list(self.params), tensors)
+
+
+def _check_drawn(name: str, config: TrainConfig, train: TokenDataset) -> None:
+    """Raise `GraftError` unless the data hold drawn answers exactly where the objective learns from them."""
+    if train.has_rollouts and not isinstance(config.objective, PolicyConfig):
+        raise GraftError(
+            f"'{name}' has answers that a model drew (prompt_ids, completion_ids), but no train.objective that learns from them: "
+            f"choose one of {', '.join(POLICIES)}"
+        )
+    if isinstance(config.objective, PolicyConfig) and not train.has_rollouts:
+        raise GraftError(
+            f"train.objective {config.objective.kind} learns from drawn answers, but '{name}' has none: their columns are "
+            "prompt_ids, completion_ids, logprobs and advantage"
+        )

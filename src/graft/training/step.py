@@ -27,7 +27,7 @@ from graft.errors import GraftError, listed
 from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
-from graft.training.objectives import Marked, Scores, Size, Supervised
+from graft.training.objectives import Marked, Policy, Scores, Size, Supervised
 from graft.training.passes import Passes
 from graft.training.rows import Row, by_job
 
@@ -137,30 +137,42 @@ def begin(forward: Forward, jobs: Sequence[Job], batcher: Batcher) -> Begun:
     sizes = {job.name: job.objective.size(rows[job.name]) for job in jobs}
     measuring = {job.name: job.objective for job in jobs if isinstance(job.objective, Marked)}
     first = [row for name, objective in measuring.items() for row in objective.first(rows[name])]
-    ran, sums_R = run_rows(forward, first, batcher) if first else ([], torch.zeros(0))
+    ran, sums_R = run_rows(forward, first, batcher, jobs) if first else ([], torch.zeros(0))
     own = Ran(ran, sums_R).by_job if ran else {}
     for name, objective in measuring.items():
         sizes[name] = objective.measured(sizes[name], *own[name])
     return Begun(rows, sizes, ran, sums_R)
 
 
-def run_rows(forward: Forward, rows: Sequence[Row], batcher: Batcher, seeded: bool = True) -> tuple[list[Row], Tensor]:
+def run_rows(
+    forward: Forward, rows: Sequence[Row], batcher: Batcher, jobs: Sequence[Job], seeded: bool = True
+) -> tuple[list[Row], Tensor]:
     """Run rows without gradients, on all ranks: the rows in the order in which they ran, and the sums of each on the CPU."""
     passes = Passes(batcher, rows)
     with torch.no_grad(), passes.own() as micros:
         for micro in micros:
-            passes.note(sums_by_row(forward.losses(*batcher.inputs(micro, forward.device, seeded)), micro))
+            passes.note(sums_by_row(forward.losses(*batcher.inputs(micro, forward.device, seeded)), micro, jobs))
         for micro in passes.spare:
             forward.losses(*batcher.inputs(micro, forward.device, seeded))
     return passes.exchange()[:2]
 
 
-def sums_by_row(losses_N: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Sum the losses of each row's targets: [R], in float64 where the device has it, since pairs are about differences of sums."""
+def sums_by_row(losses_N: Tensor, rows: Sequence[Row], jobs: Sequence[Job]) -> Tensor:
+    """Sum the losses of each row's targets: [R], in float64 where the device has it, since pairs are about differences of sums.
+
+    Rows of a job that learns from drawn answers have the sum that its objective makes of them.
+    """
     counts = torch.tensor([row.targets for row in rows], device=losses_N.device)
     exact = losses_N if losses_N.device.type == "mps" else losses_N.double()
     # unsafe: a check of the lengths would make the CPU wait for the device
-    return torch.segment_reduce(exact, "sum", lengths=counts, unsafe=True)
+    sums_R = torch.segment_reduce(exact, "sum", lengths=counts, unsafe=True)
+    policies = {job.name: job.objective for job in jobs if isinstance(job.objective, Policy)}
+    if not policies:
+        return sums_R
+    parts = zip(exact.split([row.targets for row in rows]), sums_R, rows, strict=True)
+    return torch.stack(
+        [policies[row.job].of_row(own, row.example) if row.job in policies else total for own, total, row in parts]
+    )
 
 
 def loss_of(jobs: Sequence[Job], rows: Sequence[Row], sums_R: Tensor, sizes: Mapping[str, Size]) -> Tensor:

@@ -108,7 +108,7 @@ def try_step(parts: RunParts, forward: Forward, batcher: Batcher) -> Trial:
                 untold = train.compile or batcher.shares.mode == "fsdp2" or streamed(parts.base.model) is not None
                 noted = nullcontext() if count or untold else counting(forward.root, held, Counter())
                 with noted, nullcontext() if backward else evaluating(forward.model):
-                    loss = loss_of([job], rows, sums_by_row(forward.losses(batch, context), rows), sizes)
+                    loss = loss_of([job], rows, sums_by_row(forward.losses(batch, context), rows, [job]), sizes)
                 rule_of(job).discard([job], loss)
                 value = float(loss.detach())
                 seconds = min(seconds, time.perf_counter() - start)

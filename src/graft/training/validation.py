@@ -55,7 +55,7 @@ def measured(forward: Forward, job: Job, batcher: Batcher) -> Callable[[], dict[
             else:
                 losses_N = forward.losses(batch, context)
                 ends += _ends(losses_N, micro, job.stop_ids)
-            passes.note(sums_by_row(losses_N, micro))
+            passes.note(sums_by_row(losses_N, micro, [job]))
         for micro in passes.spare:
             forward.losses(*batcher.inputs(micro, forward.device, seeded=False))
 

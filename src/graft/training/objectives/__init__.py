@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from graft.config import DPOConfig, IPOConfig, KTOConfig, ObjectiveConfig
 from graft.config.objectives import ConsistencyConfig, Reference
+from graft.config.policies import PolicyConfig
 from graft.training.objectives.consistency import Consistency as Consistency
 from graft.training.objectives.marked import Marked as Marked
+from graft.training.objectives.policy import Policy as Policy
 from graft.training.objectives.preference import Pairs as Pairs
 from graft.training.objectives.preference import Preference as Preference
 from graft.training.objectives.supervised import Scores as Scores
@@ -24,6 +26,8 @@ def objective_of(config: ObjectiveConfig | None) -> Objective:
         return Marked(config)
     if isinstance(config, ConsistencyConfig):
         return Consistency(config)
+    if isinstance(config, PolicyConfig):
+        return Policy(config)
     return Supervised() if config is None else Preference(config)
 
 

@@ -120,7 +120,7 @@ def _accumulate(forward: Forward, jobs: Sequence[Job], batcher: Batcher, begun: 
         losses_N = forward.losses(batch, context)
         for name, own in (context.losses or {}).items():
             added[name].update(own)  # pyright: ignore[reportArgumentType]
-        sums_R = sums_by_row(losses_N, micro)
+        sums_R = sums_by_row(losses_N, micro, jobs)
         passes.note(sums_R)
         return loss_of(jobs, micro, sums_R, begun.sizes) if shares.sees_losses else losses_N.sum()
 

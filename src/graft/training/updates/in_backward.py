@@ -104,7 +104,7 @@ def _forward(forward: Forward, job: Job, batcher: Batcher, begun: Begun) -> tupl
     micros = batcher.cut(begun.to_run)
     _refuse_several(job, batcher, begun.to_run, f"step {job.step + 1}")
     (micro,) = micros
-    sums_R = sums_by_row(forward.losses(*batcher.inputs(micro, forward.device)), micro)
+    sums_R = sums_by_row(forward.losses(*batcher.inputs(micro, forward.device)), micro, [job])
     return Ran(micro, sums_R.detach().cpu()), loss_of([job], micro, sums_R, begun.sizes)
 
 

@@ -64,7 +64,7 @@ class Zeroth:
             for side in (1, -1):
                 for move in moves:
                     move(side)
-                ran = _run(forward, rows, batcher, begun)
+                ran = _run(forward, rows, batcher, begun, jobs)
                 for job in jobs:
                     penalty = job.penalty() if job.here else None
                     found = scores_of(job, begun, ran)
@@ -96,9 +96,9 @@ def _key(job: Job, direction: int) -> int:
     return _optimizer(job).key(job.config.seed, job.step, direction)
 
 
-def _run(forward: Forward, rows: Sequence[Row], batcher: Batcher, begun: Begun) -> Ran:
+def _run(forward: Forward, rows: Sequence[Row], batcher: Batcher, begun: Begun, jobs: Sequence[Job]) -> Ran:
     """Run these rows without gradients."""
-    ran, sums_R = run_rows(forward, rows, batcher, seeded=False)
+    ran, sums_R = run_rows(forward, rows, batcher, jobs, seeded=False)
     return Ran([*begun.ran, *ran], torch.cat([begun.sums_R, sums_R]))
 
 
