@@ -9,29 +9,15 @@ Legend: N tokens of the completion, which are the targets.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graft.data.cells import Row, RowError, parsed
-from graft.data.samples import Example, Message, Rejected, Sample
+from graft.data.samples import Example, Message, Rejected, Rollout, Sample
 from graft.data.tokenizing import Overlong, cut_to
 
 COLUMNS = ("prompt_ids", "completion_ids")
-
-
-@dataclass(frozen=True, eq=False)
-class Rollout:
-    """One drawn answer."""
-
-    prompt: NDArray[np.int32]
-    answer: NDArray[np.int32]
-    """[N]"""
-    logprobs: NDArray[np.float32]
-    """[N]"""
-    advantages: NDArray[np.float32]
-    """[N]"""
 
 
 def rollout_sample(row: Row, source: str, number: int) -> Sample:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from graft.data.rollouts import Rollout
 
 ROLES = ("system", "user", "assistant", "tool")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
@@ -30,6 +27,19 @@ class Message(TypedDict):
     """On one message of a conversation: the tools that may be called, as chat templates take them."""
     masked: NotRequired[bool]
     """Whether the data say not to train on this answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """An answer that a model drew, of N tokens (`rollouts.py`)."""
+
+    prompt: NDArray[np.int32]
+    answer: NDArray[np.int32]
+    """[N]"""
+    logprobs: NDArray[np.float32]
+    """[N]"""
+    advantages: NDArray[np.float32]
+    """[N]"""
 
 
 @dataclass(frozen=True)
