@@ -125,6 +125,16 @@ def test_a_client_that_knows_nothing_rebuilds_the_same_bits(federation: dict[str
     assert all(torch.equal(one, other) for one, other in zip(found.params, fresh.params, strict=True))
 
 
+def test_what_bfloat16_rounds_away_is_kept_between_rounds(federation: dict[str, Any]) -> None:
+    """Steps too small for bfloat16 leave the weights as they are, so no change is sent, although the model lies between two numbers."""
+    found = ferret(federation, base={**federation["base"], "dtype": "bfloat16"}, local={**LOCAL, "lr": 1e-12})
+    state = {"coordinates": torch.full((1, sum(found.counts)), 1e-4)}
+    sent = found.work(state, 2, "ada")[0]["coordinates"]
+    assert torch.equal(sent, torch.zeros_like(sent))
+    shown = [each.detach().float() for each in found.params]
+    assert any(not torch.equal(one, other) for one, other in zip(shown, found.start, strict=True))
+
+
 def test_what_cannot_be_coordinates_is_refused(federation: dict[str, Any]) -> None:
     found = ferret(federation)
     right = torch.zeros(sum(found.counts))

@@ -66,7 +66,11 @@ class Ferret:
         self.put(got["coordinates"])
         try:
             self.place.train(self.part, self.place.clients[client], self.place.seed_of(number, client))
-            changes = [(each.detach().float() - start) for each, start in zip(self.params, self.start, strict=True)]
+            # training began at the rounded values, so what rounding took away is no change
+            changes = [
+                each.detach().float() - start.to(each.dtype).float()
+                for each, start in zip(self.params, self.start, strict=True)
+            ]
         finally:
             self._show()
         return {"coordinates": projected(changes, self.block, self._key(number)).cpu()}, ""
