@@ -121,18 +121,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def timed(ways: dict[str, Step], steps: int) -> dict[str, list[float]]:
-    """Seconds of each step behind the warm-up; in every turn the ways come in another order."""
+def timed(ways: dict[str, Step], steps: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
+    """Seconds of each step behind the warm-up, by a clock; in every turn the ways come in another order."""
     import torch
 
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(steps):
         for way in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
-            started = time.perf_counter()
+            started = clock()
             ways[way]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds[way].append(time.perf_counter() - started)
+            seconds[way].append(clock() - started)
     return {way: values[WARM:] for way, values in seconds.items()}
 
 

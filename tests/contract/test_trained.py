@@ -29,7 +29,7 @@ def saved(row: Row, folder: Path) -> Any:
 
 CHOSEN = (
     "llama-series-into-mlp llama-prefix-projection gptj-llama-adapter-stack gpt2-llama-adapter-v2 bert-prompt t5-prompt-stack "
-    "gptj-compacter bert-vera-drawn qwen3-dora-dropout gemma2-pissa-quick qwen3-adalora gptj-oft t5-head-whole"
+    "gptj-compacter gpt2-fusion-lora bert-vera-drawn qwen3-dora-dropout gemma2-pissa-quick qwen3-adalora gptj-oft t5-head-whole"
 )
 
 

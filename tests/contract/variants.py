@@ -113,6 +113,7 @@ VARIANTS: dict[str, Any] = {
     "invertible-glow": graft.Invertible(coupling="glow", reduction=4),
     "fusion": fusion(
         SERIES, {**SERIES, "bottleneck": 3}, {"kind": "compacter", "bottleneck": 8, "rule_std": 0.5, "share_rule": False, "sites": "mlp"},
+        temperature=30.0,  # random Q and K are far larger than trained ones, and a hard choice makes much of rounding
     ),
     "fusion-lora": fusion(
         {"kind": "lora", "rank": 3, "sites": "attn.q mlp.down"}, {"kind": "dora", "rank": 2, "sites": "attn.q mlp.down"}, dropout=0.3,
@@ -120,7 +121,7 @@ VARIANTS: dict[str, Any] = {
     "fusion-parallel": fusion(
         {"kind": "parallel", "bottleneck": 4, "sites": "mlp"}, SERIES, reads="input", temperature=2.0, value=False,
     ),
-    "fusion-stream": fusion(*[{**SERIES, "reads": "stream"}] * 2, reads="stream", penalty=0.0),
+    "fusion-stream": fusion(*[{**SERIES, "reads": "stream"}] * 2, reads="stream", temperature=30.0, penalty=0.0),
     "ia3": graft.IA3(),
     "ia3-outputs": graft.IA3(inputs=(), sites="attn.q mlp.up"),
     "bitfit": graft.BitFit(),

@@ -138,6 +138,7 @@ def test_a_graph_that_computes_something_else_is_an_error(tmp_path: Path, wrong:
         ({"adapter": {"kind": "lora", "dropout": 0.1}}, "dropout of 0.1"),
         ({"adapter": [{"kind": "lora", "dropout": 0.2}, {"kind": "series"}]}, "dropout of 0.2"),
         ({"adapter": "llm-adapters/lora"}, "dropout of 0.05"),
+        ({"adapter": [{"kind": "gate", "of": {"kind": "mixture", "of": "ia3"}}]}, "adapter kind mixture"),
     ],
 )
 def test_what_a_graph_cannot_do_is_refused_in_the_config(changes: dict[str, Any], reason: str) -> None:

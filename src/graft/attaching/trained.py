@@ -73,7 +73,9 @@ def _held(config: AdapterConfig, module: AdapterModule | None) -> Iterator[tuple
     """
     if isinstance(config, Trained):
         if module is not None:
-            yield config, module
+            held: Any = module
+            yield config, held
+            yield from _held(config.of, held.held)  # which may refer to others in its turn
         return
     if not any(isinstance(each, Trained) for each in every_config(config)):
         return

@@ -167,16 +167,16 @@ class FusionAdapter(CompositeAdapter):
             self.value = nn.Parameter(near.fill_diagonal_(1.0))
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
-        adapters = list(self.inner().values())
-        added = torch.stack([each.adapt(x, h, ctx) - h for each in adapters], -2)  # [..., N, O]
+        adapters, dtype = list(self.inner().values()), self.key.weight.dtype
+        wide = h.to(dtype)  # in fewer bits, the difference from h would lose what a small change adds
+        added = torch.stack([each.adapt(x, wide, ctx) - wide for each in adapters], -2).to(dtype)  # [..., N, O]
         asks = {"input": lambda: x, "output": lambda: h, "stream": lambda: adapters[0].output_read(x, h)}[self.asks]()
-        dtype = self.key.weight.dtype
         query = self.query(asks.to(dtype))  # [..., O]
-        scores = torch.einsum("...o,...no->...n", query, self.key(added.to(dtype)))  # [..., N]
+        scores = torch.einsum("...o,...no->...n", query, self.key(added))  # [..., N]
         if self.training:
             scores = ctx.dropout(scores, self.p, self.site_index)
         weights = torch.softmax(scores / self.temperature, -1)
-        mixed = torch.einsum("...n,...no->...o", weights, added.to(dtype))
+        mixed = torch.einsum("...n,...no->...o", weights, added)
         if self.value is not None:
             mixed = mixed @ self.value.t()  # V is linear, so it acts on the mixture
         return h + mixed.to(h.dtype)
