@@ -113,7 +113,7 @@ VARIANTS: dict[str, Any] = {
     "invertible-glow": graft.Invertible(coupling="glow", reduction=4),
     "fusion": fusion(
         SERIES, {**SERIES, "bottleneck": 3}, {"kind": "compacter", "bottleneck": 8, "rule_std": 0.5, "share_rule": False, "sites": "mlp"},
-        temperature=30.0,  # random Q and K are far larger than trained ones, and a hard choice makes much of rounding
+        temperature=100.0,  # random Q and K are far larger than trained ones, and a hard choice makes much of rounding
     ),
     "fusion-lora": fusion(
         {"kind": "lora", "rank": 3, "sites": "attn.q mlp.down"}, {"kind": "dora", "rank": 2, "sites": "attn.q mlp.down"}, dropout=0.3,

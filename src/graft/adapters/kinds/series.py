@@ -117,4 +117,7 @@ class SeriesAdapter(BottleneckAdapter):
         if self.reads != "residual":
             return h
         stream, norm = h + x.to(h.dtype), self.around.norm  # x is the residual stream here
-        return stream if norm is None else frozen(norm, stream)
+        if norm is None:
+            return stream
+        own = next(norm.parameters(), stream).dtype  # which may be of fewer bits than h
+        return frozen(norm, stream.to(own)).to(stream.dtype)
