@@ -34,3 +34,18 @@ def test_a_killed_process_costs_nothing(tmp_path: Path) -> None:
     script = ROOT / "benchmarks" / "kills.py"
     subprocess.run([sys.executable, script, "--tiny", "--out", tmp_path / "result.json"], check=True, timeout=900)
     assert json.loads((tmp_path / "result.json").read_text())["equal"] == 1
+
+
+@pytest.mark.slow
+def test_jobs_in_one_step_and_one_after_the_other_give_the_same_loss_in_a_pipeline(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "pipeline_bubble.py"
+    subprocess.run([sys.executable, script, "--tiny", "--out", tmp_path / "result.json"], check=True, timeout=900)
+    runs = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert [(each["jobs"], each["way"]) for each in runs] == [
+        (1, "joint"), (2, "joint"), (2, "flush"), (4, "joint"), (4, "flush"),
+    ]  # fmt: skip
+    for each in runs:
+        assert each["last_loss"] == pytest.approx(runs[0]["last_loss"], rel=1e-6)
+        assert all(0 < share < 1 for share in each["waited"][0])
+        together = each["jobs"] if each["way"] == "joint" else 1
+        assert each["micro_batches"] == together * runs[0]["micro_batches"]

@@ -37,7 +37,7 @@ from graft.attention.proof import prove_forwards
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer, container_of
 from graft.injection.gated_mlp import GATED, GatedForward, install_gated_mlps
-from graft.injection.holes import Hole
+from graft.injection.holes import EmptyTable, Hole
 from graft.injection.masks import RecordsMask
 from graft.injection.state import SHARED, AttachedAdapter, Installed, State, state_of, unwrapped
 from graft.injection.substitution import KeepsContext, hooked, restore, substitute
@@ -46,7 +46,7 @@ from graft.reversible.passes import CoupledBlock
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
 """Names of adapters. `training` is not allowed, because torch sets this attribute on every module."""
-MODEL_MIXINS = (KeepsContext, RecordsMask, SavesAdapter, ShiftsPositions, GatedForward, CoupledBlock, Hole)
+MODEL_MIXINS = (KeepsContext, RecordsMask, SavesAdapter, ShiftsPositions, GatedForward, CoupledBlock, Hole, EmptyTable)
 """Mixins that stay while any adapter is attached. Others are removed with the last adapter of their module."""
 
 
@@ -253,7 +253,7 @@ def _restore_base(root: nn.Module, state: State) -> None:
     allow_packing(root)
     for path, module in base_modules(root):
         uninstall(module, path)
-        restore(module, path, keep=(CoupledBlock, Hole))
+        restore(module, path, keep=(CoupledBlock, Hole, EmptyTable))
         for key in (
             "graft_state",
             "graft_shifts",

@@ -1,4 +1,4 @@
-"""Holes: blocks of the base that another process runs. They stay in the model, with their adapters, and hold no weights.
+"""Holes: blocks and tables of the base that another process runs. They stay in the model, with their adapters, and hold no weights.
 
 Adapters keep their places, names and tensors, so that saving, switching and detaching know nothing of holes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from graft.architectures.walk import base_modules
 from graft.distributed.pipeline import Stage
@@ -32,6 +32,14 @@ class Hole:
         return hidden if more is None else (hidden, *(None,) * more)
 
 
+@register_outermost
+class EmptyTable:
+    """Mixin for an embedding whose output no block of this rank reads: zeros of its shape."""
+
+    def __call__(self: Any, ids: Tensor) -> Tensor:
+        return self.weight.new_zeros(*ids.shape, self.graft_width, device=ids.device)
+
+
 def make_hole(block: nn.Module, role: Role, stage: Stage, more: int | None) -> None:
     """Make a hole of a block and free its weights, which become shapes on the meta device.
 
@@ -40,6 +48,18 @@ def make_hole(block: nn.Module, role: Role, stage: Stage, more: int | None) -> N
     block.__dict__["graft_hole"] = (role, stage, more)
     substitute(block, Hole)
     for _, module in base_modules(block):
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = nn.Parameter(parameter.data.to("meta"), requires_grad=False)
+        free(module)
+
+
+def empty_table(table: nn.Module, width: int) -> None:
+    """Free the weights of an embedding, and let it give zeros [..., width]."""
+    table.__dict__["graft_width"] = width
+    substitute(table, EmptyTable)
+    free(table)
+
+
+def free(module: nn.Module) -> None:
+    """Free the weights that a module holds itself: they become shapes on the meta device."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.data.to("meta"), requires_grad=False)

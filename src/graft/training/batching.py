@@ -12,7 +12,7 @@ import torch
 
 from graft.data import batches
 from graft.data.batches import Batch, Layout, Twins, samples_of_step
-from graft.distributed.shares import Shares
+from graft.distributed.shares import Shares, lightest_first
 from graft.routing.context import ForwardContext
 from graft.training.job import Job
 from graft.training.rows import Row, by_job
@@ -70,9 +70,14 @@ class Batcher:
             for group in groups
         ]
 
-    def cut_by_job(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Cut rows as `cut` does, those of each job by themselves: passes of unlike jobs do not wait for one another."""
-        return [micro for own in by_job(rows).values() for micro in self.cut([rows[at] for at in own])]
+    def cut_apart(self, rows: Sequence[Row], groups: int) -> list[list[Row]]:
+        """Cut rows as `cut` does, those of each job by themselves, so that there are more micro-batches. Jobs beyond a number of groups
+        share them, the heaviest with the lightest."""
+        jobs = [[rows[at] for at in own] for own in by_job(rows).values()]
+        dealt = lightest_first([num_tokens(own) for own in jobs], groups, [0.0] * groups)
+        return [
+            micro for group in dealt if group for micro in self.cut([row for at in sorted(group) for row in jobs[at]])
+        ]
 
     def longest(self, job: Job) -> list[Row]:
         """The fullest micro-batch that a step of this job alone can have: it is made of the job's longest samples."""

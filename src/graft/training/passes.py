@@ -28,6 +28,9 @@ from graft.training.job import Job
 from graft.training.rows import Row
 
 T = TypeVar("T")
+GROUPS = 8
+"""Groups of jobs with micro-batches of their own, for each stage of a pipeline: with one of each, a stage waits for at most a ninth of a
+step."""
 BUCKET = 1 << 26
 """Most values that are summed over ranks in one message."""
 
@@ -39,7 +42,7 @@ class Passes:
         self.shares = shares = batcher.shares
         self.group = shares.group
         if shares.mode == "pipeline":  # all run all rows, and the last has their losses
-            self._own = batcher.cut_by_job(rows)
+            self._own = batcher.cut_apart(rows, GROUPS * self.group.size)
             self.plans = [[]] * (self.group.size - 1) + [self._own]
         else:
             self.plans = [batcher.cut(share) if share else [] for share in batcher.dealt(rows)]

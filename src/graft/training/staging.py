@@ -21,7 +21,7 @@ from graft.bases.loading import check_device
 from graft.distributed.pipeline import Links, Stage, even
 from graft.errors import GraftError
 from graft.injection.call import Call
-from graft.injection.holes import make_hole
+from graft.injection.holes import empty_table, free, make_hole
 from graft.injection.state import state_of, unwrapped
 from graft.training.assembly import RunParts
 from graft.training.batching import Batcher
@@ -87,6 +87,7 @@ def _tried(model: nn.Module, jobs: Sequence[Job], batcher: Batcher, wanted: str,
             if number not in own:
                 role = "take" if number == own[0] - 1 else "hand_on" if number == own[-1] + 1 else "pass"
                 make_hole(block.module, role, stage, record.more[number])
+        _free_tables(root, stage)
         staged = root.__dict__[STAGED] = StagedForward(model, stage, forward)
         try:
             found = losses(staged)
@@ -98,6 +99,16 @@ def _tried(model: nn.Module, jobs: Sequence[Job], batcher: Batcher, wanted: str,
     if any(_apart(*pair) for pair in pairs):
         raise _refusal(root, f"stage {group.rank} by itself does not give what it gives in the whole model")
     return stage
+
+
+def _free_tables(root: Any, stage: Stage) -> None:
+    """Free the embedding behind the first stage, and the head before the last one, unless it is the embedding's."""
+    table, head = root.get_input_embeddings(), root.get_output_embeddings()
+    tied = head.weight is table.weight
+    if not stage.first:
+        empty_table(table, table.weight.shape[-1])
+    if not stage.last and not (stage.first and tied):
+        free(head)
 
 
 @dataclass

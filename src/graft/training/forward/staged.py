@@ -5,6 +5,7 @@ Legend: N targets.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from graft.data.batches import Batch
@@ -24,6 +25,11 @@ class StagedForward(Forward):
         self.stage = stage
         self.head_mode, self.logit_transform, self.proved = whole.head_mode, whole.logit_transform, whole.proved
         self.adapted = whole.adapted
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights that this stage has."""
+        return next(each.device for each in self.root.parameters() if not each.is_meta)
 
     def _losses(self, batch: Batch, context: ForwardContext) -> Tensor:
         """The loss of each target [N]; before the last stage zeros, from which backward runs all the same."""
