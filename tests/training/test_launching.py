@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_in_another_mode(worl
         (["--processes", "2", "distributed.stages=[1, 1]"], "stages are for mode pipeline, and mode is auto"),
         ([*PIPELINE, "train.answers=2"], "pipeline does not take train.answers"),
         ([*PIPELINE, "base.reversible=meft1"], "pipeline does not take base.reversible"),
-        ([*PIPELINE, "scheduler.memory=1GB"], "pipeline does not take scheduler.memory"),
+        ([*PIPELINE, "scheduler.memory=1"], "pipeline does not take scheduler.memory"),
         (["--processes", "2", "distributed.mode=single"], "2 processes were started"),
         (["distributed.mode=ddp"], "there is one process"),
         (["--processes", "2", "train.lr=-1"], "train.lr"),
