@@ -111,13 +111,17 @@ VALUES: list[Any] = [
 ]
 
 
-def test_no_body_brings_the_server_down(wire: Wire, base: Path) -> None:
+def test_no_body_brings_the_server_down(wire: Wire, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies with one field of any value, for every route that takes a body."""
+    monkeypatch.setattr("graft.serving.tinker.futures.HOLD", 0.01)
     model, draw = wire.model(str(base)), np.random.default_rng(0)
     sampler = wire.post(
         "create_sampling_session", session_id=wire.session, sampling_session_seq_id=0, base_model=str(base)
     )
-    prompt = {"chunks": [{"type": "encoded_text", "tokens": [5]}]}
+    prompt, target = (
+        {"chunks": [{"type": "encoded_text", "tokens": [5]}]},
+        {"sampling_session_id": sampler["sampling_session_id"]},
+    )
     own = {"session_id": wire.session, "model_seq_id": 9, "base_model": str(base), "path": "p", "optimizer": True}
     placed = {"model_id": model, "seq_id": 1, "path": "p", "optimizer": True}
     bodies: dict[str, dict[str, Any]] = {
@@ -129,7 +133,13 @@ def test_no_body_brings_the_server_down(wire: Wire, base: Path) -> None:
         "optim_step": {**placed, "adam_params": {}},
         "save_weights": placed,
         "save_weights_for_sampler": placed,
-        "asample": {**sampler, "seq_id": 0, "prompt": prompt, "sampling_params": {"max_tokens": 1}, "num_samples": 1},
+        "asample": {
+            **{**sampler, "seq_id": 0, "prompt": prompt, "sampling_params": {"max_tokens": 1}, "num_samples": 1},
+            **{"target_prompt_logprobs": {"data": [], "shape": [0, 1]}, "prompt_alt_tokens_k": 1},
+        },
+        "retrieve_futures": {"target": target, "prev_cursor": 0, "timeout": 0, "retrieved_request_ids": []},
+        "cancel_future": {"request_id": "request-1"},
+        "join_sampling_session": dict(sampler),
         "create_sampling_session": {**own, "sampling_session_seq_id": 5, "model_path": "p"},
         "retrieve_future": {"request_id": "request-1"},
         "weights_info": {"tinker_path": "p"},
