@@ -132,6 +132,35 @@ def clients(service, asked):
         return {"alone": alone, "together": list(pool.map(one, asked["clients"]))}
 
 
+def tenants(service, asked):
+    """Some tenants at once, each with steps, a checkpoint, a sampler and samples of it."""
+
+    def one(own):
+        training = service.create_lora_training_client(
+            asked["base"], rank=own["rank"], seed=1, user_metadata=own["labels"]
+        ).result()
+        data = [datum(each, target_tokens=its) for each, its in zip(own["ids"], own["targets"], strict=True)]
+        found = {"losses": [], "drawn": []}
+        for number in range(4):
+            passed = training.forward_backward(data, "cross_entropy")
+            step = training.optim_step(types.AdamParams(learning_rate=1e-2, eps=1e-2))
+            found["losses"].append([passed.result().metrics["loss:sum"], step.result().metrics["grad_norm"]])
+            if number == 1:
+                path = training.save_state("kept").result().path
+        training.load_state_with_optimizer(path).result()
+        found["losses"].append([training.forward(data, "cross_entropy").result().metrics["loss:sum"], 0.0])
+        sampler = training.save_weights_and_get_sampling_client().result()
+        prompt = types.ModelInput.from_ints(own["ids"][0])
+        futures = [
+            sampler.sample(prompt, 1, types.SamplingParams(max_tokens=3, seed=seed, stop=[])) for seed in range(6)
+        ]
+        found["drawn"] = [each.result().sequences[0].tokens for each in futures]
+        return found
+
+    with ThreadPoolExecutor(len(asked["tenants"])) as pool:
+        return list(pool.map(one, asked["tenants"]))
+
+
 def samples(service, asked):
     """Many samples at once by one poller, one that is given up, a sampler that is shared, and routes that are refused."""
     base, prompt = asked["base"], types.ModelInput.from_ints(asked["ids"][0])
@@ -218,7 +247,7 @@ def refusals(service, asked):
     return found
 
 
-CALLS = {each.__name__: each for each in (every_call, losses, train, clients, samples, refusals)}
+CALLS = {each.__name__: each for each in (every_call, losses, train, clients, tenants, samples, refusals)}
 
 
 def main() -> None:

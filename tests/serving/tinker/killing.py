@@ -16,7 +16,14 @@ from typing import Any, Literal
 from tests.serving.conftest import TOKEN
 
 NURSERY = Path(__file__).with_name("nursery.py")
-UNCOUNTED = ("retrieve_future", "session_heartbeat", "telemetry", "client/config", "client/dynamic_config")
+UNCOUNTED = (
+    "retrieve_future",
+    "retrieve_futures",
+    "session_heartbeat",
+    "telemetry",
+    "client/config",
+    "client/dynamic_config",
+)
 """Requests that come when time passes, so that their number says nothing."""
 Moment = Literal["before", "lost", "answered", "later"]
 """When the server dies: before it hears of the request; when it has answered, and the answer is lost, or is not; or a little later."""

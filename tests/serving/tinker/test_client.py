@@ -18,7 +18,16 @@ import pytest
 
 from tests.serving.conftest import TOKEN, Running
 from tests.serving.tinker.conftest import IDS, TARGETS
+from tests.serving.tinker.killing import Moment, Plan, Proxy, Servers
 
+KILLS: list[tuple[int, Moment]] = [
+    (4, "lost"),
+    (13, "answered"),
+    (22, "before"),
+    (31, "lost"),
+    (40, "later"),
+    (49, "answered"),
+]
 CLIENT = Path(__file__).with_name("client.py")
 
 
@@ -136,6 +145,28 @@ def test_sixteen_clients_at_once_equal_each_alone(
     for first, second in zip(found["alone"], found["together"], strict=True):
         assert first[-1] < first[0]
         np.testing.assert_allclose(second, first, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_client_is_told_the_same_by_a_server_that_dies_at_a_request(python: str, base: Path, tmp_path: Path) -> None:
+    """In float64, since a client's tenants may share other groups after a pause."""
+    servers = Servers(base, "float64")
+    proxy = Proxy(servers)
+    asked = {"tenants": [each for each in clients() if each["rank"] in (4, 6, 7)]}
+    told = []
+    try:
+        for plan in (Plan(), *(Plan(at, moment) for at, moment in KILLS)):
+            servers.start(tmp_path / str(plan.at))
+            proxy.plan = plan
+            told.append(answers(begin(python, proxy.url, "tenants", base, **asked)))
+            assert plan.died == bool(plan.at) and plan.seen > KILLS[-1][0]
+    finally:
+        proxy.close()
+        servers.stop()
+    for found in told[1:]:
+        for first, second in zip(told[0], found, strict=True):
+            np.testing.assert_allclose(second["losses"], first["losses"], rtol=1e-9)
+            assert second["drawn"] == first["drawn"]
 
 
 @pytest.fixture
