@@ -173,7 +173,7 @@ def main() -> None:
     first, last = parts[min(1, len(parts) - 1)], parts[-1]  # the first part warms up
     result = {
         "machine": machine(1),
-        "options": vars(args),
+        "options": {name: value for name, value in vars(args).items() if name != "out"},
         "parts": parts,
         "memory_last_to_second": last["resident_mb"] / first["resident_mb"],
         "p99_last_to_second": last["p99_ms"] / first["p99_ms"],
