@@ -38,9 +38,9 @@ def free_port() -> int:
 class Servers:
     """Servers of one base on one port, one after the other."""
 
-    def __init__(self, base: Path, dtype: str = "float32") -> None:
+    def __init__(self, base: Path) -> None:
         self.port = free_port()
-        command = [sys.executable, str(NURSERY), str(base), str(self.port), TOKEN, dtype]
+        command = [sys.executable, str(NURSERY), str(base), str(self.port), TOKEN]
         self._nursery = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._folder = Path()
         self._heard()

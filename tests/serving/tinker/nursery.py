@@ -1,6 +1,6 @@
 """Runs apart from the tests: loads a base once, and forks a training server from it as often as it is told, so that one starts in no time.
 
-python nursery.py BASE PORT TOKEN DTYPE, then lines on its standard input:
+python nursery.py BASE PORT TOKEN, then lines on its standard input:
 
     start FOLDER    fork a server on a state folder; answers when it listens
     kill            SIGKILL for the server; answers when it is gone
@@ -48,7 +48,7 @@ def start(loaded: Any, port: int, token: str, state: Path) -> int:
 
 
 def main() -> None:
-    base, port, token, dtype = sys.argv[1:]
+    base, port, token = sys.argv[1:]
     import torch
 
     from graft.config.base import BaseConfig
@@ -59,7 +59,7 @@ def main() -> None:
     assert make_app and training
     torch.set_num_threads(1)  # a fork has no threads but its own
     service.EVERY = EVERY
-    loaded = load_candidates(base=BaseConfig(model=base, device="cpu", dtype=dtype))  # pyright: ignore[reportArgumentType]
+    loaded = load_candidates(base=BaseConfig(model=base, device="cpu"))
     child = 0
     print("ready", flush=True)
     for line in sys.stdin:

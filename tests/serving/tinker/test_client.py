@@ -149,8 +149,8 @@ def test_sixteen_clients_at_once_equal_each_alone(
 
 @pytest.mark.slow
 def test_a_client_is_told_the_same_by_a_server_that_dies_at_a_request(python: str, base: Path, tmp_path: Path) -> None:
-    """In float64, since a client's tenants may share other groups after a pause."""
-    servers = Servers(base, "float64")
+    """Up to rounding, since a client's tenants may share other groups after a pause."""
+    servers = Servers(base)
     proxy = Proxy(servers)
     asked = {"tenants": [each for each in clients() if each["rank"] in (4, 6, 7)]}
     told = []
@@ -165,7 +165,7 @@ def test_a_client_is_told_the_same_by_a_server_that_dies_at_a_request(python: st
         servers.stop()
     for found in told[1:]:
         for first, second in zip(told[0], found, strict=True):
-            np.testing.assert_allclose(second["losses"], first["losses"], rtol=1e-9)
+            np.testing.assert_allclose(second["losses"], first["losses"], rtol=1e-5)
             assert second["drawn"] == first["drawn"]
 
 
