@@ -35,6 +35,7 @@ KINDS: dict[str, Any] = {
     "dpo": {"kind": "lora", "rank": 2, "sites": "linear"},
 }
 MORE: dict[str, Any] = {
+    "deep": lambda: transformers.LlamaConfig(**{**GATED, "num_hidden_layers": 5}),
     "mamba": lambda: transformers.MambaConfig(
         vocab_size=97, hidden_size=32, num_hidden_layers=3, state_size=4, time_step_rank=4
     ),

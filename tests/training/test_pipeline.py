@@ -98,6 +98,12 @@ def test_every_family_gives_the_numbers_of_one_process_to_the_last_bit(number: i
 
 
 @pytest.mark.slow
+def test_a_stage_between_two_others_takes_and_hands_on() -> None:
+    for family, each in told(["deep", "mamba"], 3).items():
+        assert (each["losses"], each["parameters"]) == (0.0, 0.0), family
+
+
+@pytest.mark.slow
 def test_a_job_with_a_loss_that_is_not_a_number_goes_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaRMSNorm.forward", exact_norm)
     monkeypatch.setattr(test_company, "STEPS", 8)
