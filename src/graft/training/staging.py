@@ -44,9 +44,9 @@ def divide(parts: RunParts) -> RunParts:
     cut_into_stages(base.model, parts.jobs, batcher, common.layout, config.distributed.stages)
     device = check_device(config.base.device)
     if device != base.device:
-        base.model._apply(
-            lambda tensor: tensor if tensor.is_meta else tensor.to(device)
-        )  # `to` refuses shapes without values
+        for tensor in (*base.model.parameters(), *base.model.buffers()):
+            if not tensor.is_meta:  # `Module.to` refuses shapes without values
+                tensor.data = tensor.data.to(device)
     return replace(parts, base=replace(base, device=device))
 
 
