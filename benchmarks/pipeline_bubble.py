@@ -4,9 +4,11 @@
 
 LoRAs of rank 8 on all linear layers train on a random base in two stages, each process with one thread. `joint`: the micro-batches of all
 jobs are in one step, as a pipeline of Graft runs them. `flush`: one job takes a step at a time, so that the pipe runs empty after the
-micro-batches of each job, as under GPipe. A process waits while it is in an exchange with the other one; its share is that of the time of
-whole steps, updates included, the first two rounds not counted. `theory` is what remains where all passes take equally long and nothing
-else takes time: (D - 1) / (M + D - 1) for M micro-batches between flushes on D stages.
+micro-batches of each job, as under GPipe. Shares are those of whole steps, updates included, the first two rounds not counted:
+
+    theory      what is idle where all passes take equally long: (D - 1) / (M + D - 1), for M micro-batches between flushes on D stages
+    replayed    what the schedule leaves idle: the processor time of every forward and backward pass, each after those it depends on
+    waited      what a process spent in exchanges with the other one; on a machine with other work, both also wait for the processor
 """
 
 from __future__ import annotations
@@ -49,22 +51,31 @@ def work(jobs: int, way: str, args: argparse.Namespace) -> None:
     from graft.training.passes import Passes
 
     torch.set_num_threads(1)
-    plain, own, seen = engine.joint_step, Passes.own, list[tuple[float, float]]()
-    micros: list[int] = []
+    plain, both_ways, seen = engine.joint_step, Passes.both_ways, list[dict[str, Any]]()
 
-    def timed(forward: Any, jobs: Any, batcher: Any) -> Any:
+    def step(forward: Any, jobs: Any, batcher: Any) -> Any:
         group: Group = batcher.shares.group
         group.wait()  # a step begins on all at once: what passed between two steps does not count
-        began, waited = time.perf_counter(), group.waited
+        began, waited, busy = time.perf_counter(), group.waited, time.thread_time()
+        seen.append({"forward": [], "backward": []})
         outcome = plain(forward, jobs, batcher)
-        seen.append((time.perf_counter() - began, group.waited - waited))
+        rest = time.thread_time() - busy - sum(seen[-1]["forward"] + seen[-1]["backward"])
+        seen[-1] |= {"seconds": time.perf_counter() - began, "waited": group.waited - waited, "rest": rest}
         return outcome
 
-    def counted(passes: Any) -> Any:
-        micros.append(len(passes._own))
-        return own(passes)
+    def noting(way: str, function: Any) -> Any:
+        def call(given: Any) -> Any:
+            began = time.thread_time()
+            found = function(given)
+            seen[-1][way].append(time.thread_time() - began)
+            return found
 
-    engine.joint_step, Passes.own = timed, counted  # type: ignore[assignment]
+        return call
+
+    def passes(self: Any, forward: Any, backward: Any) -> None:
+        both_ways(self, noting("forward", forward), noting("backward", backward))
+
+    engine.joint_step, Passes.both_ways = step, passes  # type: ignore[assignment]
     os.chdir(args.work)
     values = YAML.format(
         steps=args.steps, budget=args.budget, stages=args.stages, together=1 if way == "flush" else "null",
@@ -74,13 +85,53 @@ def work(jobs: int, way: str, args: argparse.Namespace) -> None:
     run = train(config, Path(args.work) / "runs" / f"{way}{jobs}", quiet=True, overwrite=True)
     behind = seen[WARM * (jobs if way == "flush" else 1) :]
     losses = [line["loss"] for line in run.metrics.read() if "loss" in line and line["job"] == "job0"]
+    seconds = sum(each["seconds"] for each in behind)
     facts = {
-        "waited": sum(waited for _, waited in behind) / sum(seconds for seconds, _ in behind),
-        "job_steps_per_second": len(behind) * (1 if way == "flush" else jobs) / sum(seconds for seconds, _ in behind),
-        "micros": statistics.median(micros),
+        "waited": sum(each["waited"] for each in behind) / seconds,
+        "job_steps_per_second": len(behind) * (1 if way == "flush" else jobs) / seconds,
+        "micros": statistics.median(len(each["forward"]) for each in behind),
         "last_loss": losses[-1],
+        "steps": behind,
     }
     print(json.dumps(facts))
+
+
+def replayed(ranks: list[dict[str, Any]]) -> list[float]:
+    """The share of each rank's time that 1F1B leaves idle, where every pass takes the processor time that it took."""
+    whole, busy = 0.0, [0.0] * len(ranks)
+    for steps in zip(*(rank["steps"] for rank in ranks), strict=True):
+        whole += _makespan(steps) + max(each["rest"] for each in steps)
+        for rank, each in enumerate(steps):
+            busy[rank] += sum(each["forward"]) + sum(each["backward"]) + each["rest"]
+    return [1 - each / whole for each in busy]
+
+
+def _makespan(steps: tuple[dict[str, Any], ...]) -> float:
+    """The time from the first forward pass of a step to the last backward pass. steps: the step of each rank."""
+    last, micros = len(steps) - 1, len(steps[0]["forward"])
+    orders = [
+        [("forward", at) for at in range(min(last - rank, micros))]
+        + [
+            each
+            for at in range(micros)
+            for each in (("forward", at + last - rank), ("backward", at))
+            if each[1] < micros
+        ]
+        for rank in range(len(steps))
+    ]
+    ends: dict[tuple[int, str, int], float] = {}
+    clocks = [0.0] * len(steps)
+    while any(orders):
+        for rank, order in enumerate(orders):
+            while order:
+                way, at = order[0]
+                before = rank - 1 if way == "forward" else rank + 1
+                if 0 <= before <= last and (before, way, at) not in ends:
+                    break
+                order.pop(0)
+                clocks[rank] = max(clocks[rank], ends.get((before, way, at), 0.0)) + steps[rank][way][at]
+                ends[rank, way, at] = clocks[rank]
+    return max(clocks)
 
 
 def turn(jobs: int, way: str, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -141,12 +192,16 @@ def main() -> None:
             for jobs in COUNTS:
                 for way in ("joint", "flush") if jobs > 1 else ("joint",):
                     seen.setdefault((jobs, way), []).append(turn(jobs, way, args))
-                    shares = [f"{each['waited']:.0%}" for each in seen[jobs, way][-1]]
-                    print(f"{jobs} jobs, {way}: waited {' and '.join(shares)}", flush=True)
+                    found = seen[jobs, way][-1]
+                    shares = [
+                        f"{each['waited']:.0%} ({idle:.0%})" for each, idle in zip(found, replayed(found), strict=True)
+                    ]
+                    print(f"{jobs} jobs, {way}: waited (replayed) {' and '.join(shares)}", flush=True)
     found = [
         {
             "jobs": jobs, "way": way, "micro_batches": runs[0][0]["micros"],
             "theory": round((STAGES - 1) / (runs[0][0]["micros"] + STAGES - 1), 3),
+            "replayed": [[round(share, 3) for share in replayed(each)] for each in runs],
             "waited": [[round(rank["waited"], 3) for rank in each] for each in runs],
             "job_steps_per_second": [round(each[0]["job_steps_per_second"], 2) for each in runs],
             "last_loss": runs[0][-1]["last_loss"],
