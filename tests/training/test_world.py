@@ -74,8 +74,8 @@ def test_two_ranks_give_what_one_gives(
 def test_every_kind_trains_in_every_mode_in_bfloat16(
     at_head: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rounding makes losses differ between splits of a step. A base in parts is the same split as ddp, so it is equal to the last bit, unless
-    an adapter sits at the head: there all rows take the model's own head in place of its chunks."""
+    """Rounding makes losses differ between splits of a step. A base in parts is the same split as ddp, so it is equal to the last bit,
+    unless an adapter sits at the head: there all rows take the model's own head in place of its chunks."""
     monkeypatch.setattr(test_company, "STEPS", 6)
     monkeypatch.setenv("GRAFT_TEST_STEPS", "6")
     model, _ = test_company.world(torch.bfloat16, list(test_company.JOBS))
