@@ -39,9 +39,13 @@ class DoesNotWork(GraftError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed name that is most similar to `name`, or None if none is close."""
-    found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
-    return found[0] if found else None
+    """Return the allowed name that is most similar to `name`, or None if none is close.
+
+    Letters that changed places come first: for `dop`, `dpo` and not `dro`.
+    """
+    found = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.6)
+    swapped = next((each for each in found if sorted(each) == sorted(name)), None)
+    return swapped or (found[0] if found else None)
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

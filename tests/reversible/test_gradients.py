@@ -131,7 +131,8 @@ def test_anchors_change_no_gradient_and_half_precision_loses_nothing(variant: An
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-CASES = [name for name in KINDS if not name.startswith(OUTSIDE)]
+CASES = [name for name, config in KINDS.items() if not name.startswith(OUTSIDE) and not callable(config)]
+"""All but adapters by reference, which were trained on another base."""
 PLAINEST = {
     next(name for name in CASES if name.split("-")[0] == kind) for kind in {name.split("-")[0] for name in CASES}
 }

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from graft.config.train import TrainConfig
 from graft.errors import GraftError
+from graft.utils.bits import without_kernels
 
 
 def build_schedule(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
@@ -18,7 +19,8 @@ def build_schedule(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRS
 
     Raises `GraftError` for a warm-up that does not end before the run does.
     """
-    from transformers import get_scheduler
+    with without_kernels():
+        from transformers import get_scheduler
 
     share = isinstance(config.warmup, float)
     warmup = min(math.ceil(config.warmup * steps), steps - 1) if share else int(config.warmup)
