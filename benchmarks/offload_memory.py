@@ -150,7 +150,14 @@ def main() -> None:
         }
         print(f"{activations}: saved {saved / 1e6:,.0f} MB, predicted {predicted / 1e6:,.0f} MB; {found[activations]}")
     if not args.tiny:
-        keep({"machine": machine(args.threads), "options": vars(args), **found}, args.out)
+        keep(
+            {
+                "machine": machine(args.threads),
+                "options": {name: getattr(args, name) for name in ("hidden", "layers", "steps")},
+                **found,
+            },
+            args.out,
+        )
 
 
 if __name__ == "__main__":
