@@ -16,13 +16,18 @@ from graft.federation.definition import read_federation
 from graft.federation.methods.base import Update
 from graft.federation.methods.choosing import method_of
 from graft.federation.methods.differences import Differences
-from graft.federation.methods.forms import difference, differences, layers
+from graft.federation.methods.forms import difference, layers
 from graft.federation.methods.parameters import averaged
 from graft.federation.server import InProcess, Server
 from graft.federation.store import Store
 from graft.federation.workplace import Workplace
 from graft.training.assembly import part_of
 from tests.federation.conftest import LORA, method, updates_of
+
+
+def differences(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """D [O, I] of each layer of a state."""
+    return {path: difference(state, path) for path in layers(state)}
 
 
 @torch.no_grad()

@@ -133,7 +133,6 @@ def base_of(
     """Return the configuration of the base: that of the run, changed by the options. Raises `GraftError` for a wrong option."""
     from pydantic import ValidationError
 
-    from graft.bases.loading import check_device
     from graft.config.base import BaseConfig
     from graft.runs.folder import RunFolder
 
@@ -145,7 +144,11 @@ def base_of(
         config = BaseConfig.model_validate(
             {**settings, **{key: value for key, value in given.items() if value is not None}}
         )
-        if config.offload is None or check_device(config.device).type != "cpu":
+        if config.offload is None:
+            return config
+        from graft.bases.loading import check_device
+
+        if check_device(config.device).type != "cpu":
             return config
         typer.echo("note: base.offload is for training and for GPUs: the base is loaded as a whole", err=True)
         return config.model_copy(update={"offload": None})

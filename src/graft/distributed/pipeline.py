@@ -26,9 +26,6 @@ from torch import distributed as dist
 
 from graft.distributed.group import Group
 
-KEY = "graft_stage"
-"""Attribute of a model that is cut into stages: its `Stage`."""
-
 
 class Neighbours(Protocol):
     """The ranks before and after this one."""

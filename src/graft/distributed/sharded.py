@@ -78,10 +78,10 @@ def stream(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         _unit(block, mesh, device, dtype, CPUOffloadPolicy() if device.type != "cpu" else OffloadPolicy())
     # The root of the units has no weights of its own: it only lets them share streams.
     fully_shard(root.base_model, mesh=mesh, reshard_after_forward=True, ignored_params=set(outside))
-    for each in (*outside, *(buffer for buffer in root.buffers())):
+    for each in (*outside, *root.buffers()):
         each.data = each.data.to(device)
     size = [sum(each.numel() * each.element_size() for each in map(own_part, block.parameters())) for block in blocks]
-    wide = [sum(each.numel() * _computed_bytes(each) for each in block.parameters()) for block in blocks]
+    wide = [sum(each.numel() * getattr(each, COMPUTES)[1].itemsize for each in block.parameters()) for block in blocks]
     model.__dict__[STREAMED] = Streamed(len(blocks), sum(size), AT_ONCE * max(wide))
 
 
@@ -130,10 +130,6 @@ def _widen(parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
     for each in parameters:
         if each.is_floating_point():
             each.data = each.data.to(torch.promote_types(each.dtype, dtype))
-
-
-def _computed_bytes(weight: Tensor) -> int:
-    return getattr(weight, COMPUTES)[1].itemsize
 
 
 def _mesh_of_one(device: torch.device) -> DeviceMesh:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from graft.distributed.group import ALONE, Group
 from graft.errors import GraftError
-from graft.evaluation.shared_lines import SharedLines
+from graft.evaluation.shared_lines import SharedLines, need_shared
 from graft.utils.files import explain_write_errors, write_json_atomic
 from graft.utils.jsonl import read_json
 
@@ -73,11 +73,7 @@ class Journal:
                 except BaseException:
                     self._lock.release()
                     raise
-        with group.agreed():
-            if not (folder / ABOUT).is_file():
-                raise GraftError(
-                    f"process {group.rank} does not see {folder}, to which process 0 writes: all need one shared folder"
-                )
+        need_shared(folder / ABOUT, folder, group)
         self.answers |= {(name, number): {} for name, number in group.tell([*self.answers]) if not group.leads}
         self.kept = len(self.answers)
         self._tally = f"answers/{folder}"

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from graft.distributed.group import ALONE, Group
 from graft.errors import GraftError
-from graft.evaluation.shared_lines import SharedLines
+from graft.evaluation.shared_lines import SharedLines, need_shared
 from graft.utils.files import explain_write_errors, to_json, write_text_atomic
 
 
@@ -50,11 +50,7 @@ class Predictions:
                 except BaseException:
                     self._release()
                     raise
-        with group.agreed():
-            if not partial.is_file():
-                raise GraftError(
-                    f"process {group.rank} does not see {partial}, to which process 0 writes: all need one shared folder"
-                )
+        need_shared(partial, partial, group)
         self.records |= {number: {} for number in group.tell([*self.records]) if not group.leads}
         self.kept = len(self.records)
 

@@ -11,8 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from graft.distributed.group import Group
+from graft.errors import GraftError
 from graft.utils.files import explain_write_errors, to_json
 from graft.utils.jsonl import JsonLines
+
+
+def need_shared(file: Path, place: Path, group: Group) -> None:
+    """Raise `GraftError` on all ranks unless each sees a file that the first one wrote. place: what the message names."""
+    with group.agreed():
+        if not file.is_file():
+            raise GraftError(
+                f"process {group.rank} does not see {place}, to which process 0 writes: all need one shared folder"
+            )
 
 
 class SharedLines:
@@ -35,9 +45,8 @@ class SharedLines:
         whole = JsonLines(self.path)
         lines = whole.read()
         parts = self._parts()
-        known = (
-            {to_json(line) for line in lines} if parts else set()
-        )  # a process that was killed here has moved some already
+        # A process that was killed here has moved some already.
+        known = {to_json(line) for line in lines} if parts else set()
         for part in parts:
             moved = [line for line in JsonLines(part).read() if to_json(line) not in known]
             if moved:

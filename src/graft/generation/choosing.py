@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graft.generation.generate import nucleus
 from graft.generation.sampling import PromptScores, Sampling, Top
-from graft.routing.seeded import mix
+from graft.routing.seeded import other_stream
 
 
 def choose(logits_BV: Tensor, settings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> Tensor:
@@ -64,7 +64,7 @@ def _draws(logprobs_LV: Tensor, settings: Sampling) -> tuple[Top, ...]:
     if not count or not len(logprobs_LV):
         return ()
     if settings.temperature:
-        generator = torch.Generator(logprobs_LV.device).manual_seed(~mix(settings.seed, 0) & 2**63 - 1)
+        generator = other_stream(settings.seed, 0, logprobs_LV.device)
         probs_LV = torch.softmax(logprobs_LV / settings.temperature, -1)
         tokens_LK = torch.multinomial(probs_LV, count, replacement=True, generator=generator)
     else:

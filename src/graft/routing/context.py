@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.errors import GraftError
-from graft.routing.seeded import kept, mix, whole_number
+from graft.routing.seeded import kept, other_stream, stream, whole_number
 
 Index = slice | Tensor
 PromptCache = dict[nn.Module, tuple[Tensor, Tensor]]
@@ -116,8 +116,7 @@ class AdapterContext:
         """Return the mask of seeded dropout in x's shape: 0 or 1 / (1 - p) in each place. Every call gives the same."""
         keep = torch.ones_like(x)
         for seed, part in self._seeded_rows(keep):
-            generator = torch.Generator(x.device).manual_seed(mix(seed, site))
-            part.copy_(kept(part, p, generator)).div_(1.0 - p)
+            part.copy_(kept(part, p, stream(seed, site, x.device))).div_(1.0 - p)
         return keep
 
     def draw(self, choices: int, site: int, per: Literal["pass", "row"] = "pass", rows: int = 1) -> tuple[int, ...]:
@@ -140,8 +139,8 @@ class AdapterContext:
             return torch.randint(choices, x.shape[:2], device=x.device)
         numbers = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
         for seed, part in self._seeded_rows(numbers):
-            # ~: another stream than that of a dropout mask at the same site
-            part.random_(0, choices, generator=torch.Generator(x.device).manual_seed(~mix(seed, site) & 2**63 - 1))
+            # another stream than that of a dropout mask at the same site
+            part.random_(0, choices, generator=other_stream(seed, site, x.device))
         return numbers
 
     def _seeded_rows(self, x: Tensor) -> list[tuple[int, Tensor]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext, ForwardContext
-from graft.routing.seeded import kept, mix
+from graft.routing.seeded import kept, other_stream, stream
 
 
 class Places(NamedTuple):
@@ -46,8 +46,7 @@ class PickedContext(AdapterContext):
 
     def dropout_mask(self, x: Tensor, p: float, site: int) -> Tensor:
         def drawn(seed: int, whole: Tensor) -> Tensor:
-            generator = torch.Generator(whole.device).manual_seed(mix(seed, site))
-            return kept(whole, p, generator).to(whole.dtype).div_(1.0 - p)
+            return kept(whole, p, stream(seed, site, whole.device)).to(whole.dtype).div_(1.0 - p)
 
         return self._drawn(x, x.shape[2:], x.dtype, drawn)
 
@@ -56,8 +55,7 @@ class PickedContext(AdapterContext):
             return super().draw_by_token(x, choices, site)
 
         def drawn(seed: int, whole: Tensor) -> Tensor:
-            generator = torch.Generator(whole.device).manual_seed(~mix(seed, site) & 2**63 - 1)
-            return whole.random_(0, choices, generator=generator)
+            return whole.random_(0, choices, generator=other_stream(seed, site, whole.device))
 
         return self._drawn(x, (), torch.long, drawn)
 

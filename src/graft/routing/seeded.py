@@ -23,6 +23,16 @@ def mix(seed: int, site: int) -> int:
     return (z ^ (z >> 31)) & 0x7FFFFFFFFFFFFFFF
 
 
+def stream(seed: int, site: int, device: torch.device) -> torch.Generator:
+    """Return the generator of a seed at a site."""
+    return torch.Generator(device).manual_seed(mix(seed, site))
+
+
+def other_stream(seed: int, site: int, device: torch.device) -> torch.Generator:
+    """Return a second one, whose numbers are not those of `stream`."""
+    return torch.Generator(device).manual_seed(~mix(seed, site) & 2**63 - 1)
+
+
 def whole_number(seed: int, site: int, choices: int) -> int:
     """Return a number from 0 to `choices` - 1. Its stream is not that of the dropout mask of the same seed and site."""
     return mix(mix(seed, site), choices) % choices

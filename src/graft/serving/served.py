@@ -19,6 +19,7 @@ from graft.errors import GraftError, did_you_mean, listed
 from graft.generation.loaded import Candidate, LoadedModel, digest_of_weights
 from graft.injection.state import state_of
 from graft.serving.engine import Engine
+from graft.utils.files import stamps
 
 MOST_COMBINATIONS = 256
 """Choices of several adapters that a server keeps."""
@@ -50,7 +51,7 @@ class Served:
         check_task(loaded.base)
         self.loaded, self.base, self._engine = loaded, loaded.base, engine
         self.candidates = {each.name: each for each in loaded.candidates}
-        self._stamps: dict[str, float] = {}
+        self._stamps: dict[str, tuple[tuple[int, int], ...]] = {}
         self._digests: dict[str, str | None] = {}
         """Of the weights on the disk, when they were looked at last."""
         self._base_digest = str(loaded.base.identity.get("digest") or "unknown").rpartition(":")[2][:12]
@@ -62,7 +63,7 @@ class Served:
         for name, candidate in self.candidates.items():
             if candidate.folder is None or candidate.digest is None:
                 continue
-            stamp = stamp_of(candidate.folder)
+            stamp = stamps(sorted(candidate.folder.glob("*")))
             if stamp != self._stamps.get(name):  # only then is the file read
                 self._stamps[name] = stamp
                 self._digests[name] = digest_of_weights(candidate.folder)
@@ -138,12 +139,6 @@ def check_task(base: Base) -> None:
     """Raise `GraftError` for a base that writes no text."""
     if base.task in LABELLED or base.task != "causal":
         raise GraftError(f"{base.name} is loaded for {base.task}: a server answers with causal language models")
-
-
-def stamp_of(folder: Path) -> float:
-    """Return what changes when files of a folder are replaced or written; 0 for none."""
-    files = list(folder.glob("*")) if folder.is_dir() else []
-    return sum(each.stat().st_mtime + each.stat().st_size for each in files if each.is_file())
 
 
 def adapters_in(folder: Path) -> list[str]:

@@ -25,8 +25,7 @@ OWN_CHOICE = "MALLOC_MMAP_THRESHOLD_"
 @contextmanager
 def large_blocks_given_back() -> Iterator[None]:
     """Let blocks from 256 KiB on go back to the system when they are freed. Afterwards the allocator is as training finds it anyway."""
-    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None or OWN_CHOICE in os.environ:
+    if (mallopt := _mallopt()) is None:
         yield
         return
     mallopt(_MMAP_THRESHOLD, SMALL)
@@ -39,8 +38,7 @@ def large_blocks_given_back() -> Iterator[None]:
 
 def always_give_back() -> None:
     """From now on let blocks from 1 MiB on go back to the system when they are freed."""
-    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None and OWN_CHOICE not in os.environ:
+    if (mallopt := _mallopt()) is not None:
         mallopt(_MMAP_THRESHOLD, 4 * SMALL)
 
 
@@ -49,6 +47,14 @@ def give_back_free() -> None:
 
     Parts that are in use stay where they are, so what is freed between them later is kept again.
     """
-    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
+    if (trim := _of_glibc("malloc_trim")) is not None:
         trim(0)
+
+
+def _mallopt() -> Any:
+    """Return what sets the allocator's thresholds; None where there is none, or where the user set them."""
+    return _of_glibc("mallopt") if OWN_CHOICE not in os.environ else None
+
+
+def _of_glibc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -13,8 +13,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,16 @@ def recover_dir(final: str | Path) -> None:
 
 def _old(final: Path) -> Path:
     return final.with_name(f".{final.name}.old")
+
+
+def stamps(paths: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Return the time and the size of each of these files that is there: they change when one is written or replaced."""
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):  # it may go at any moment
+            stat = path.stat()
+            found.append((stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
 
 
 def checksum(path: Path) -> str:

@@ -47,10 +47,8 @@ class Ferret:
         self._rewind()
 
     def _rewind(self) -> None:
-        self.start, self.at = (
-            [each.to(torch.float32, copy=True) for each in self.origin],
-            torch.zeros(0, sum(self.counts)),
-        )
+        self.at = torch.zeros(0, sum(self.counts))
+        self.start = [each.to(torch.float32, copy=True) for each in self.origin]
         """The parameters in float32 after the rounds whose coordinates are in `at`."""
 
     def begin(self) -> Tensors:

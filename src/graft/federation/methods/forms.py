@@ -29,11 +29,6 @@ def difference(state: Tensors, path: str) -> Tensor:
     return sum(parts[1:], parts[0])
 
 
-def differences(state: Tensors) -> dict[str, Tensor]:
-    """Return D [O, I] of each layer."""
-    return {path: difference(state, path) for path in layers(state)}
-
-
 def approximated(whole: Tensors, rank: int) -> tuple[Tensors, dict[str, float]]:
     """Return the factors of the nearest LoRA of each difference [O, I], and the share of all that they miss."""
     found, missed, size = dict[str, Tensor](), 0.0, 0.0

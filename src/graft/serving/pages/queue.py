@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +14,7 @@ from typing import Any
 from graft.errors import GraftError
 from graft.serving.tinker.places import session_of
 from graft.serving.tinker.promises import FILE
+from graft.utils.files import stamps
 
 
 @dataclass
@@ -120,6 +120,6 @@ def _kind(adapter: dict[str, Any]) -> str:
     return f"{adapter.get('kind', '?')}{size}"
 
 
-def signature(state: Path) -> float:
-    """What changes when the queue does, or a second has passed."""
-    return max((each.stat().st_mtime for each in state.glob(f"{FILE}*")), default=time.time())
+def signature(state: Path) -> tuple[tuple[int, int], ...]:
+    """What changes when the queue does."""
+    return stamps(sorted(state.glob(f"{FILE}*")))

@@ -13,6 +13,7 @@ from graft.runs.folder import RunFolder, find_runs
 from graft.runs.summary import summary
 from graft.study.folder import STUDY
 from graft.study.report.drawing import lines
+from graft.utils.files import stamps
 
 MOST_POINTS = 400
 """Points of a curve that are drawn; of more, every so many-th."""
@@ -88,8 +89,7 @@ class Shelf:
 def signature(folder: Path) -> tuple[Any, ...]:
     """Return what changes when a run writes: sizes and times of its files that the pages show."""
     names = ("status.json", "metrics.jsonl", "samples.jsonl")
-    stats = [path.stat() for name in names if (path := folder / name).exists()]
-    return tuple((each.st_mtime_ns, each.st_size) for each in stats)
+    return stamps(folder / name for name in names)
 
 
 def state_of_run(run: RunFolder) -> dict[str, Any]:

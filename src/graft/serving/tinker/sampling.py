@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,9 @@ def request_of(body: SampleBody, base: Base, adapter: str | None, seed: int) -> 
         raise GraftError("record_stability_info is not supported here: leave it out")
     if not ids or min(ids) < 0:
         raise GraftError("the prompt must hold tokens, with ids from 0 on")
-    refuse_unknown(base.model, base.name, base.tokenizer, max(ids), prompt=True)
     rows = () if targets is None else targets.rows(len(ids))
-    for row in rows:
-        refuse_unknown(base.model, base.name, base.tokenizer, max(row, default=0), prompt=True)
+    highest = max(chain(ids, *rows))
+    refuse_unknown(base.model, base.name, base.tokenizer, highest, prompt=True)
     if len(ids) * body.prompt_alt_tokens_k > MOST_CELLS:
         raise GraftError(f"prompt_alt_tokens_k times the tokens of the prompt may be {MOST_CELLS:,} at most")
     length = context_length(base.model, adapter)

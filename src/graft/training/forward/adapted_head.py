@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
+from graft.architectures.walk import CONTAINER
 from graft.attaching.active import running
 from graft.data.batches import Batch
 from graft.errors import GraftError
@@ -46,16 +47,16 @@ class AdaptedHead:
 
     def names(self, context: ForwardContext) -> frozenset[str]:
         """The adapters of a pass that act at the head."""
-        container = self.head._modules.get("graft")
-        if not isinstance(container, AdapterContainer):
-            return frozenset()
-        return frozenset(name for name in context.names if self._hosted(name))
+        return frozenset(name for name in context.names if self._hosted(name)) if self._hosts else frozenset()
+
+    @property
+    def _hosts(self) -> bool:
+        return isinstance(self.head._modules.get(CONTAINER), AdapterContainer)
 
     def whole(self, names: frozenset[str], batch: Batch) -> bool:
         """Whether a batch is known to need the model's own forward for these adapters."""
-        hosts = isinstance(self.head._modules.get("graft"), AdapterContainer)
         if isinstance(self.head, FSDPModule):  # all ranks have to gather the head alike, whichever rows they have
-            return hosts
+            return self._hosts
         if batch.twins is not None or batch.answer_ids is not None:
             return bool(names)
         return not all(self._by_token.get(module, True) for name in names for module in self._hosted(name))
@@ -121,7 +122,7 @@ class AdaptedHead:
         return all(self._by_token[module] for module in modules)
 
     def _hosted(self, name: str) -> list[nn.Module]:
-        hooks = self.head._modules["graft"].hooks
+        hooks = self.head._modules[CONTAINER].hooks
         return [each.adapter for table in (hooks.before, hooks.adapt) for each in table.get(name, ())]
 
     @torch.no_grad()
