@@ -1,11 +1,13 @@
 """`graft serve` with many adapters against PEFT and transformers, which answer one request after another.
 
-    python benchmarks/serving.py [--streams 1 8 64] [--adapters 16] [--tokens 32] [--rounds 2] [--repeats 2] [--threads 2] [--tiny]
+    python benchmarks/serving.py [--streams 1 8 64] [--adapters 16] [--tokens 32] [--rounds 2] [--repeats 2] [--threads 2] [--before SRC]
+        [--tiny]
 
 Both serve the same LoRAs (rank 8 on every linear layer, random) on the embedded base in float32 and answer the same prompts greedily
 with the same number of new tokens. With S streams, S clients ask at the same time, each its next question when it has the answer to the
 one before. Graft's server is a process of its own, asked over HTTP with streams by another process. PEFT runs in the process that asks,
-without HTTP: `set_adapter` and `generate` for one request at a time, the others wait their turn. The tools take turns.
+without HTTP: `set_adapter` and `generate` for one request at a time, the others wait their turn. The tools take turns. With `--before`,
+the server of another state of Graft's sources (a folder that holds the package `graft`) is a third tool.
 
 Reported, for each number of streams: generated tokens per second, the median time to the first token, p50 and p99 of the time to the
 whole answer, and the ratios of each turn.
@@ -176,7 +178,10 @@ def worker(args: argparse.Namespace) -> dict[str, Any]:
             "--dtype",
             "float32",
         ]
-        server = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+        sources = {"PYTHONPATH": str(Path(args.before).resolve())} if args.worker == "before" else {}
+        server = subprocess.Popen(
+            [sys.executable, *words], stderr=subprocess.PIPE, text=True, env={**os.environ, **sources}
+        )
         assert server.stderr is not None
         line = next(line for line in server.stderr if " at http://" in line)
         ask = by_http(line.split(" at ")[1].strip(), args.tokens)
@@ -196,9 +201,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="questions of each stream")
     parser.add_argument("--repeats", type=int, default=2, help="turns of each tool")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--before", help="sources of another Graft, whose server is measured too")
     parser.add_argument("--tiny", action="store_true", help="two streams and few tokens, to try the script")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "serving.json"))
-    parser.add_argument("--worker", choices=("graft", "peft"))
+    parser.add_argument("--worker", choices=("graft", "peft", "before"))
     parser.add_argument("--work")
     args = parser.parse_args()
     if args.tiny:
@@ -209,28 +215,31 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         make_adapters(Path(scratch), args.adapters)
-        runs: dict[str, list[dict[str, Any]]] = {"graft": [], "peft": []}
+        tools = ("graft", "peft", *(["before"] if args.before else []))
+        runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
         for repeat in range(args.repeats):
-            for tool in ("graft", "peft") if repeat % 2 == 0 else ("peft", "graft"):
+            for tool in tools if repeat % 2 == 0 else tools[::-1]:
                 line = [sys.executable, __file__, *sys.argv[1:], "--worker", tool, "--work", scratch]
                 answer = subprocess.run(line, capture_output=True, text=True)
                 if answer.returncode:
                     raise SystemExit(answer.stderr)
                 runs[tool].append(json.loads(answer.stdout.splitlines()[-1]))
                 print(tool, json.dumps(runs[tool][-1]), flush=True)
-    names = ("tokens_per_second", "first_token", "p50", "p99")
-    ratios = {
-        streams: {
-            name: [
-                round(own[streams][name] / other[streams][name], 3) for own, other in zip(*runs.values(), strict=True)
-            ]
-            for name in names
-        }
-        for streams in map(str, args.streams)
-    }
+    ratios = {f"graft_to_{other}": ratios_of(runs["graft"], runs[other]) for other in tools[1:]}
     print(json.dumps(ratios, indent=2))
     settings = {name: getattr(args, name) for name in ("streams", "adapters", "tokens", "rounds", "repeats")}
-    keep({"machine": machine(args.threads), "settings": settings, "runs": runs, "graft_to_peft": ratios}, args.out)
+    keep({"machine": machine(args.threads), "settings": settings, "runs": runs, **ratios}, args.out)
+
+
+def ratios_of(own: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Return the ratios of each turn, by number of streams and by what was measured."""
+    return {
+        streams: {
+            name: [round(one[streams][name] / other[streams][name], 3) for one, other in zip(own, others, strict=True)]
+            for name in measured
+        }
+        for streams, measured in own[0].items()
+    }
 
 
 if __name__ == "__main__":
