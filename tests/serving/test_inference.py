@@ -177,23 +177,6 @@ def test_what_is_wrong_is_named_in_openais_form(client: Any, running: Running) -
     assert found.status_code == 400 and "there is no token 9999" in found.text
 
 
-def test_an_adapter_that_changes_on_the_disk_is_named(running: Running) -> None:
-    folder = running.app.state.served.candidates["style"].folder
-    weights = folder / "adapter_model.safetensors"
-    before = weights.read_bytes()
-
-    def named() -> list[str]:
-        return httpx.get(f"{running.url}/health").json()["changed_on_disk"]
-
-    assert named() == []
-    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    assert named() == ["style"]
-    weights.unlink()
-    assert named() == ["style"]
-    weights.write_bytes(before)
-    assert named() == []
-
-
 def test_only_who_names_the_host_and_knows_the_token_is_answered(running: Running) -> None:
     def status(path: str = "models", **headers: str) -> int:
         return httpx.get(f"{running.url}/v1/{path}", headers=headers).status_code

@@ -35,7 +35,8 @@ def test_the_page_runs_from_top_to_bottom(at_home: Path, listening: list[Running
     graft_command(by_folder.replace("seedling", "runs/math-base"))
     graft_command(check.replace("http://127.0.0.1:8000", listening[0].url))
     graft_command(pages)
-    assert [list(each.app.state.served.candidates) for each in listening[:2]] == [["base", "lora", "series"]] * 2
+    for each in listening[:2]:
+        assert [each.name for each in each.app.state.served.adapters.all] == ["lora", "series"]
     openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
     client = openai.OpenAI(base_url=f"{listening[1].url}/v1", api_key="none")
     example = {"messages": [{"role": "user", "content": "What is 17 plus 25?"}], "max_tokens": 3}
@@ -55,7 +56,7 @@ def test_what_a_server_does_not_start_with_is_named(at_home: Path, capsys: pytes
         (("--token-file", "short"), "at least 16"),
         (("--token-file", "nothing"), "no token file"),
         (("--adapters", "nowhere"), "no folder nowhere"),
-        (("--adapters", "."), "holds no adapter"),
+        (("--adapters", "run/adapters/lora"), "is an adapter, and no folder of adapters"),
         (("--token-file", "good", "--host", "203.0.113.9"), "cannot listen at 203.0.113.9"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -35,7 +35,11 @@ def command(
     ],
     adapters: Annotated[
         Path | None,
-        typer.Option("--adapters", help="Folder of adapter folders: all of them are served.", show_default=False),
+        typer.Option(
+            "--adapters",
+            help="Folder of adapter folders. All are served, and those that come later.",
+            show_default=False,
+        ),
     ] = None,
     adapter: Adapters = None,
     port: Annotated[
@@ -82,13 +86,14 @@ def command(
     Example: graft serve runs/math --port 8000
     """
     token = check_address(host, token_file)
+    from graft.serving.adapters import adapters_in, check_shelf
     from graft.serving.app import make_app
     from graft.serving.listening import listen
-    from graft.serving.served import adapters_in
     from graft.utils.hosts import LOOPBACK
 
     is_run = (Path(base) / "config.yaml").is_file()
-    named = [*(adapters_in(adapters) if adapters is not None else []), *(adapter or [])]
+    shelved = [] if adapters is None else adapters_in(check_shelf(adapters))
+    named = [*(f"{path.name}={path}" for path in shelved), *(adapter or [])]
     loaded = load_model(
         Path(base) if is_run else None, None if is_run else base, named, template, device, dtype, any_base, resize
     )
@@ -103,6 +108,7 @@ def command(
         most=queue,
         runs=runs,
         state=state,
+        adapters=adapters,
     )
     names = [each.name for each in loaded.candidates]
     listen(

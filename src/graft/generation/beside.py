@@ -55,6 +55,13 @@ def tokenizer_for(folders: Sequence[Path], base_tokenizer: Any, model: Any) -> A
     return tokenizer
 
 
+def refuse_other_tokens(folder: Path, base_tokenizer: Any, tokenizer: Any, model: Any) -> None:
+    """Raise `GraftError` for an adapter that was trained with another tokenizer than the one in use. model: the base."""
+    its = tokenizer_for([folder], base_tokenizer, model)
+    if its is not tokenizer and _content(its) != _content(tokenizer):
+        raise GraftError(f"the adapter in {folder} was trained with another tokenizer than those that answer here")
+
+
 def template_beside(folder: Path, tokenizer: Any) -> Template | None:
     """Return the template of an adapter's folder, None if it holds none. tokenizer: the result of `tokenizer_for`."""
     if (folder / FILE).is_file():

@@ -6,7 +6,6 @@ those of the training are the commonest cause of bad answers.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,44 +16,20 @@ from graft.bases import Base, load_base, own_classes, own_task
 from graft.bases.heads import brings_head
 from graft.config.base import BaseConfig
 from graft.config.run import RunConfig
-from graft.data.labelling import FILE as TASK_FILE
-from graft.data.labelling import LABELLED, Labelling, LabelTemplate, load_labelling, saved_task
+from graft.data.labelling import LABELLED, load_labelling, saved_task
 from graft.data.seq2seq import EncoderTemplate
-from graft.data.template import FILE, Template
+from graft.data.template import Template
 from graft.data.templates import template_of
 from graft.distributed.group import ALONE, Group
 from graft.errors import GraftError
-from graft.formats.loading import load
 from graft.formats.own import coupling_of
 from graft.formats.rows import has_tokenizer, needed_rows
-from graft.generation.adapter_folders import named_folders, run_adapters, trained_by
-from graft.generation.beside import template_beside, template_source, tokenizer_for
+from graft.generation.adapter_folders import named_folders, run_adapters
+from graft.generation.beside import tokenizer_for
+from graft.generation.candidates import Attaching, Candidate, run_template
 from graft.generation.engines import Engine, LocalEngine
 from graft.generation.whole import trained_base
-from graft.injection.state import state_of
 from graft.runs.folder import RunFolder
-
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One of the models that answer: the bare base, or one adapter on it."""
-
-    name: str
-    """The name that tables and results use."""
-    adapter: str | None
-    """The name under which the adapter is attached; None is the bare base."""
-    template: Template
-    folder: Path | None = None
-    digest: str | None = None
-    """Digest of the adapter's weights file."""
-    settings: Mapping[str, Any] | None = None
-    """The adapter's configuration: its kind, its sites, its other fields."""
-    trained: RunConfig | None = None
-    """Configuration of the run that trained the adapter, if its folder lies in a run folder."""
-    template_file: str | None = None
-    """The file beside the adapter that the template comes from; None if it comes from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +47,8 @@ class LoadedModel:
     """For a run of several jobs: each job as the configuration it would have alone."""
     group: Group = ALONE
     """The ranks that have loaded this model and share the questions."""
+    attaching: Attaching | None = None
+    """How its adapters were put on the base, for those that come later."""
 
     def split_jobs(self, key: Callable[[RunConfig], Any]) -> list[LoadedModel]:
         """Group the jobs by a key of their configuration and return one loaded model per group.
@@ -143,36 +120,25 @@ def load_candidates(
     loaded = _base_for(wanted, paths)
     if wanted.resize == "auto" and (rows := needed_rows(loaded.model, paths)) is not None:
         resize_tables(loaded.model, rows)
+    own_tokenizer = None
     if named.tokenizer is None and not named.new_tokens:  # another one was not named
-        loaded = replace(loaded, tokenizer=tokenizer_for(paths, loaded.tokenizer, loaded.model))
-    for name, path in found:
-        load(loaded.model, path, name=name, any_base=any_base)
+        own_tokenizer = loaded.tokenizer
+        loaded = replace(loaded, tokenizer=tokenizer_for(paths, own_tokenizer, loaded.model))
     chosen = _named_template(template, loaded) if template is not None else None
-    templates = [chosen or _template(path, config, loaded) for _, path in found]
+    attaching = Attaching(loaded, own_tokenizer, config, chosen, any_base)
+    answering = [attaching.candidate(name, path) for name, path in found]
     # The base is asked with the first adapter's template, so that both see the same prompt.
-    base_template = chosen or (templates[0] if templates else _run_template(None if whole else config, loaded))
+    base_template = answering[0].template if answering else chosen or run_template(None if whole else config, loaded)
     # A fresh head is noise without the adapter that trained it, so such a base is no candidate.
     name_of_base = next(iter(jobs)) if whole else "base"
     trained = config if whole else None
     candidates = [Candidate(name_of_base, None, base_template, trained=trained)] if not loaded.fresh else []
-    candidates += [
-        Candidate(
-            name,
-            name,
-            its,
-            path,
-            digest_of_weights(path),
-            _settings(loaded, name),
-            trained_by(path),
-            None if chosen else template_source(path),
-        )
-        for (name, path), its in zip(found, templates, strict=True)
-    ]
+    candidates += answering
     if not candidates:
         raise GraftError(
             f"{loaded.name} has no head for {loaded.task}: name an adapter that has one with --adapter FOLDER"
         )
-    return LoadedModel(loaded, tuple(candidates), config, jobs=jobs if len(jobs) > 1 else {})
+    return LoadedModel(loaded, tuple(candidates), config, jobs=jobs if len(jobs) > 1 else {}, attaching=attaching)
 
 
 def _with_tokenizer(config: BaseConfig, folders: Sequence[Path]) -> BaseConfig:
@@ -229,41 +195,3 @@ def _check_names(found: Sequence[tuple[str, Path]]) -> None:
                 f"two adapters are called '{name}', in {known[name]} and in {path}: give one another name, as in --adapter {name}-2={path}"
             )
         known[name] = path
-
-
-def _template(folder: Path, config: RunConfig | None, base: Base) -> Template:
-    """Return the adapter's own template, which lies beside it. Without one, take the run's, else choose automatically."""
-    if base.task in LABELLED:
-        return LabelTemplate.of(load_labelling(folder))
-    if base.task == "seq2seq":
-        return EncoderTemplate.of(template_of(folder, base.tokenizer))
-    return template_beside(folder, base.tokenizer) or _run_template(config, base)
-
-
-def _run_template(config: RunConfig | None, base: Base) -> Template:
-    """Return the template for a base without an adapter's: the one in the base's own folder, the run's, or the automatic one."""
-    own = Path(base.name)
-    if base.task in LABELLED:
-        merged = (own / TASK_FILE).is_file()
-        names = tuple(base.model.config.id2label[number] for number in range(base.model.config.num_labels))
-        names = names if base.task == "classification" else ()
-        return LabelTemplate.of(load_labelling(own) if merged else Labelling(base.task, names, names))
-    if base.task == "seq2seq":
-        return EncoderTemplate.of(template_of(own if (own / FILE).is_file() else "plain", base.tokenizer))
-    if config is None:  # the folder of a merged model holds the template of its adapter
-        return template_of(own if (own / FILE).is_file() else "auto", base.tokenizer)
-    data = config.data
-    return template_of(data.template, base.tokenizer, data.template_args).with_system(data.system)
-
-
-def _settings(base: Base, name: str) -> dict[str, Any]:
-    return state_of(base.model).adapter(name).config.model_dump(mode="json")
-
-
-def digest_of_weights(folder: Path) -> str | None:
-    """Return the first 16 digits of the SHA-256 of the weights file."""
-    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

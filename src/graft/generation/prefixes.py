@@ -57,9 +57,3 @@ class PrefixCache:
         while self.held > self.tokens:
             (_, oldest), _ = self._kept.popitem(last=False)
             self.held -= len(oldest)
-
-    def forget(self, digest: str) -> None:
-        """Give up the prompts of an adapter that is detached."""
-        for key in [key for key in self._kept if key[0] == digest]:
-            self.held -= len(key[1])
-            del self._kept[key]

@@ -207,15 +207,12 @@ class RunningBatch:
             self.prefixes.keep(self.digests.of(request.adapter), request.ids, prefix)
         return prefix
 
-    def forget(self, adapter: str) -> None:
-        """Give up what is kept of an adapter that is about to be detached."""
-        if self.prefixes.held:
-            self.prefixes.forget(self.digests.of(adapter))
-
     def _join(self, group: Sequence[Sample], prefix: Prefix, cached: bool) -> None:
         """Join one row for each sample of a prompt to the batch."""
         rows = torch.zeros(len(group), dtype=torch.long, device=self.device)
         joining, logits_BV = prefix.batch.part(rows) if self.shares else prefix.batch, prefix.logits_1V[rows]
+        # The prompt may have been read under another name of the same adapter, which is gone.
+        joining.adapters = [sample.request.adapter for sample in group]
         if self._batch is None or self._logits_BV is None:
             self._batch, self._logits_BV = joining, logits_BV
         else:

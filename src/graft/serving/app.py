@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -15,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from graft.errors import GraftError, require
+from graft.generation.candidates import Candidate
 from graft.generation.loaded import LoadedModel
 from graft.generation.running import RunningBatch
 from graft.serving.agreement import agreement
@@ -47,9 +47,11 @@ def make_app(
     most: int = 256,
     runs: Path | None = None,
     state: Path | None = None,
+    adapters: Path | None = None,
 ) -> FastAPI:
     """Return the application. rows, token_budget, prefixes: see `RunningBatch`. most: requests that may be open at once. runs: a folder
-    of runs for the pages. state: the folder of a training service; None is no training.
+    of runs for the pages. state: the folder of a training service; None is no training. adapters: a folder, of which adapter folders
+    that come later are served too.
 
     Raises `GraftError` for a base that writes no text.
     """
@@ -57,7 +59,7 @@ def make_app(
     batch = RunningBatch(loaded.base.model, rows=rows, token_budget=token_budget, prefixes=prefixes)
     apart = agreement(loaded)
     engine = Engine(batch, loaded.base.tokenizer, most)
-    served = Served(loaded, engine)
+    served = Served(loaded, engine, adapters)
     answering, started = Completions(served, engine), int(time.time())
     training = None if state is None else _training(loaded, engine, state, token)
 
@@ -76,30 +78,26 @@ def make_app(
         app.state.training = training
         training.add_to(app)
     shelf = None if runs is None else Shelf(runs)
-    Pages(shelf, token, list(served.candidates), served.base_label, state).add_to(app)
+    Pages(shelf, token, served.candidates, served.base_label, state).add_to(app)
     app.add_api_route("/v1/chat/completions", answering.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", answering.completions, methods=["POST"], response_model=None)
 
-    def shown(name: str) -> dict[str, Any]:
-        candidate = served.candidates[name]
-        about = {"base": served.base_label, "kind": served.kind(name), "digest": candidate.digest}
-        return {"id": name, "object": "model", "created": started, "owned_by": "graft", **about}
+    def shown(candidate: Candidate) -> dict[str, Any]:
+        about = {"base": served.base_label, "kind": served.kind(candidate), "digest": candidate.digest}
+        return {"id": candidate.name, "object": "model", "created": started, "owned_by": "graft", **about}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [shown(name) for name in served.candidates]}
+        return {"object": "list", "data": [shown(each) for each in await served.candidates()]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        if name not in served.candidates:
-            raise ApiError(404, f"the model '{name[:200]}' does not exist here", param="model", code="model_not_found")
-        return shown(name)
+        return shown(await served.candidate(name))
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
         state = {"status": "ok" if engine.is_alive() else "stopped", "version": __version__}
-        changed = await asyncio.to_thread(served.changed)
-        return {**state, "logprobs_apart": apart, "changed_on_disk": changed, **engine.load}
+        return {**state, "logprobs_apart": apart, "unreadable": served.adapters.unreadable, **engine.load}
 
     return app
 

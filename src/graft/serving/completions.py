@@ -26,7 +26,7 @@ from graft.serving.engine import Busy, Engine
 from graft.serving.errors import ApiError
 from graft.serving.guarding import body_of
 from graft.serving.replies import Answer, Replies, prompt_tokens, usage_of
-from graft.serving.served import Answerer, Served, UnknownModel
+from graft.serving.served import Answerer, Served
 from graft.serving.tickets import Mailbox, Piece, Ticket
 
 MOST_PROMPTS = 128
@@ -47,19 +47,20 @@ class Completions:
         body: ChatBody = read_body(ChatBody, await body_of(http))
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-        who = await self._find(body.model)
         turns = body.turns()
-        request = await self._prepared(
-            who, lambda: request_of(self.served.base, who.template, who.adapter, turns), "messages"
-        )
-        settings = {"logprobs": bool(body.logprobs), "top_logprobs": body.top_logprobs or 0}
-        tickets = self._submit(body, who, [request], settings)
-        replies = Replies(self.tokenizer, True, body.model, who.fingerprint)
-        if body.stream:
-            return self._streamed(
-                body, tickets, replies, lambda _, piece, first: replies.chat_delta(piece, bool(body.logprobs), first)
+        async with self.served.answering(body.model) as who:
+            request = await self._prepared(
+                who, lambda: request_of(self.served.base, who.template, who.adapter, turns), "messages"
             )
-        answers = await self._collected(http, tickets)
+            settings = {"logprobs": bool(body.logprobs), "top_logprobs": body.top_logprobs or 0}
+            tickets = self._submit(body, who, [request], settings)
+            replies = Replies(self.tokenizer, True, body.model, who.fingerprint)
+            if body.stream:
+                scored = bool(body.logprobs)
+                return self._streamed(
+                    body, who, tickets, replies, lambda _, piece, first: replies.chat_delta(piece, scored, first)
+                )
+            answers = await self._collected(http, tickets)
         choices = [replies.chat_choice(each, bool(body.logprobs)) for each in answers]
         return JSONResponse(replies.whole(choices, _usage(tickets, answers)))
 
@@ -70,10 +71,6 @@ class Completions:
             raise ApiError(
                 400, f"prompt must hold 1 to {MOST_PROMPTS} prompts; given: {len(body.prompts)}", param="prompt"
             )
-        who = await self._find(body.model)
-        requests = [
-            await self._prepared(who, lambda text=each: self._continued(who, text), "prompt") for each in body.prompts
-        ]
         scored = body.logprobs is not None
         settings = {"logprobs": scored, "top_logprobs": body.logprobs or 0}
         if body.echo and scored:
@@ -82,11 +79,16 @@ class Completions:
             raise ApiError(400, "max_tokens is 0, which is for scoring a prompt with echo: true", param="max_tokens")
         if body.echo and body.stream:
             raise ApiError(400, "echo is not for streams: ask without stream", param="echo")
-        tickets = self._submit(body, who, requests, settings)
-        replies = Replies(self.tokenizer, False, body.model, who.fingerprint)
-        if body.stream:
-            return self._streamed(body, tickets, replies, _completion_deltas(replies, scored, body.n or 1))
-        answers = await self._collected(http, tickets)
+        async with self.served.answering(body.model) as who:
+            requests = [
+                await self._prepared(who, lambda text=each: self._continued(who, text), "prompt")
+                for each in body.prompts
+            ]
+            tickets = self._submit(body, who, requests, settings)
+            replies = Replies(self.tokenizer, False, body.model, who.fingerprint)
+            if body.stream:
+                return self._streamed(body, who, tickets, replies, _completion_deltas(replies, scored, body.n or 1))
+            answers = await self._collected(http, tickets)
         choices = []
         for place, answer in enumerate(answers):
             ticket = tickets[place // tickets[0].sampling.n]
@@ -96,14 +98,6 @@ class Completions:
                 prompt = text, prompt_tokens(ids, ticket.samples[0].prompt)
             choices.append(replies.completion_choice(place, answer.text, answer.tokens, answer.end, scored, prompt))
         return JSONResponse(replies.whole(choices, _usage(tickets, answers)))
-
-    async def _find(self, model: str) -> Answerer:
-        try:
-            return await self.served.find(model)
-        except UnknownModel as error:
-            raise ApiError(404, str(error), param="model", code="model_not_found") from error
-        except GraftError as error:
-            raise ApiError(400, str(error), param="model") from error
 
     async def _prepared(self, who: Answerer, make: Callable[[], Request], param: str) -> Request:
         """Make a request in a worker thread. Raises `ApiError` for a prompt that cannot be written or has no room."""
@@ -186,6 +180,7 @@ class Completions:
     def _streamed(
         self,
         body: Body,
+        who: Answerer,
         tickets: Sequence[Ticket],
         replies: Replies,
         delta: Callable[[int, Piece, bool], dict[str, Any]],
@@ -209,7 +204,12 @@ class Completions:
             except GraftError as error:
                 yield json.dumps(ApiError(400, str(error)).content)
 
-        return _Stream(events(), lambda: self._release(tickets))
+        def over() -> None:
+            self._release(tickets)
+            self.served.adapters.release(who.parts)
+
+        self.served.adapters.hold(who.parts)
+        return _Stream(events(), over)
 
 
 class _Stream(EventSourceResponse):

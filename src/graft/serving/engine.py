@@ -84,6 +84,17 @@ class Engine(threading.Thread):
         self._inbox.put(work)
         return await future
 
+    def do(self, function: Callable[[], Any]) -> None:
+        """Run a function in the engine thread, between two steps. Nobody waits for it."""
+
+        def work() -> None:
+            try:
+                function()
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+
+        self._inbox.put(work)
+
     def stop(self, seconds: float = 30.0) -> None:
         """Take no more requests, finish those that are open, and end. What is open after so many seconds is left."""
         self._stopping = True

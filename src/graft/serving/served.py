@@ -6,7 +6,8 @@ A name that is not there is an error, and never the base.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,27 +17,26 @@ from graft.bases.context import context_length
 from graft.data.labelling import LABELLED
 from graft.data.template import Template
 from graft.errors import GraftError, did_you_mean, listed
-from graft.generation.loaded import Candidate, LoadedModel, digest_of_weights
+from graft.generation.candidates import Candidate
+from graft.generation.loaded import LoadedModel
 from graft.injection.state import state_of
+from graft.serving.adapters import Adapters
 from graft.serving.engine import Engine
-from graft.utils.files import stamps
+from graft.serving.errors import ApiError
 
 MOST_COMBINATIONS = 256
 """Choices of several adapters that a server keeps."""
 _WEIGHTED = re.compile(r"(?:(-?\d*\.?\d+)\*)?(.+)")
 
 
-class UnknownModel(GraftError):
-    """A client names a model that is not served."""
-
-
 @dataclass(frozen=True)
 class Answerer:
     """What answers a request."""
 
-    name: str
     adapter: str | None
     """The name that rows of the batch carry; None is the bare base."""
+    parts: tuple[str, ...]
+    """The adapters that act, by their names in the model."""
     template: Template
     fingerprint: str
     context: int | None
@@ -46,106 +46,112 @@ class Answerer:
 class Served:
     """The base and the adapters of a server."""
 
-    def __init__(self, loaded: LoadedModel, engine: Engine) -> None:
-        """Raises `GraftError` for a base that writes no text."""
+    def __init__(self, loaded: LoadedModel, engine: Engine, shelf: Path | None = None) -> None:
+        """shelf: a folder, of which every adapter folder is served. Raises `GraftError` for a base that writes no text."""
         check_task(loaded.base)
-        self.loaded, self.base, self._engine = loaded, loaded.base, engine
-        self.candidates = {each.name: each for each in loaded.candidates}
-        self._stamps: dict[str, tuple[tuple[int, int], ...]] = {}
-        self._digests: dict[str, str | None] = {}
-        """Of the weights on the disk, when they were looked at last."""
+        self.base, self._engine = loaded.base, engine
+        self.adapters = Adapters(loaded, engine, shelf)
+        self._bare = {each.name: each for each in loaded.candidates if each.adapter is None}
         self._base_digest = str(loaded.base.identity.get("digest") or "unknown").rpartition(":")[2][:12]
-        self._known: dict[str, Answerer] = {name: self._single(each) for name, each in self.candidates.items()}
-
-    def changed(self) -> list[str]:
-        """Return the adapters whose weights on the disk are other ones now than those that answer, or are gone."""
-        found = []
-        for name, candidate in self.candidates.items():
-            if candidate.folder is None or candidate.digest is None:
-                continue
-            stamp = stamps(sorted(candidate.folder.glob("*")))
-            if stamp != self._stamps.get(name):  # only then is the file read
-                self._stamps[name] = stamp
-                self._digests[name] = digest_of_weights(candidate.folder)
-            if self._digests[name] != candidate.digest:
-                found.append(name)
-        return found
+        self._combinations: dict[str, Answerer] = {}
 
     @property
     def base_label(self) -> str:
         """The base's name without the folders above it."""
         return Path(self.base.name).name
 
-    async def find(self, model: str) -> Answerer:
-        """Return who answers under this name. Raises `UnknownModel`, and `GraftError` for adapters that do not act together."""
-        if model not in self._known:
-            weights = self._weights(model)
-            combinations = len(self._known) - len(self.candidates)
-            if combinations >= MOST_COMBINATIONS:
-                raise GraftError(
-                    f"this server keeps at most {MOST_COMBINATIONS} combinations of adapters, and has them"
-                )
-            self._known[model] = await self._together(model, weights)
-        return self._known[model]
+    async def candidates(self) -> list[Candidate]:
+        """Return the base and all adapters that can be read."""
+        await self.adapters.look()
+        return [*self._bare.values(), *self.adapters.all]
 
-    def _weights(self, model: str) -> dict[str, float]:
-        """Read "a+0.5*b". Raises `UnknownModel` unless every part is an adapter."""
-        parts = [_WEIGHTED.fullmatch(part.strip()) for part in model.split("+")]
-        found: dict[str, float] = {}
-        for part in parts:
-            name = part[2] if part is not None else ""
-            if part is None or self.candidates.get(name) is None or self.candidates[name].adapter is None:
-                break
-            if name in found:
-                raise GraftError(f"adapter '{name}' is named twice in '{model}': give it one weight")
-            found[name] = float(part[1] or 1)
-        else:
-            if found:
-                return found
-        near = did_you_mean(model, self.candidates)
-        raise UnknownModel(f"the model '{model}' does not exist here.{near} There is: {listed(list(self.candidates))}")
+    async def candidate(self, name: str) -> Candidate:
+        """Return the base or the adapter of this name. Raises `ApiError`."""
+        if name in self._bare:
+            return self._bare[name]
+        await self.adapters.look([name])
+        return self._known(name, name)
 
-    async def _together(self, model: str, weights: Mapping[str, float]) -> Answerer:
-        chosen = [self.candidates[name] for name in weights]
+    def _known(self, name: str, model: str) -> Candidate:
+        if (found := self.adapters.get(name)) is None:
+            names = [*self._bare, *(each.name for each in self.adapters.all)]
+            said = f"the model '{model}' does not exist here.{did_you_mean(model, names)} There is: {listed(names)}"
+            raise ApiError(404, said, param="model", code="model_not_found")
+        return found
+
+    @asynccontextmanager
+    async def answering(self, model: str) -> AsyncIterator[Answerer]:
+        """Return who answers under this name. Its adapters stay for a block of code, whatever happens to their folders.
+
+        Raises `ApiError` for a name that is not there, and for adapters that do not act together.
+        """
+        if model in self._bare:
+            yield self._answerer([self._bare[model]], None, "")
+            return
+        weights = weights_in(model)
+        await self.adapters.look(weights)
+        # What was looked at first may have changed since, so all are taken at one moment.
+        chosen = [self._known(name, model) for name in weights]
+        parts = [str(each.adapter) for each in chosen]
+        with self.adapters.held(parts):
+            if model in weights:
+                yield self._answerer(chosen, parts[0], f"_{chosen[0].digest or 'unknown'}")
+            else:
+                yield await self._together(model, chosen, list(weights.values()))
+
+    async def _together(self, model: str, chosen: Sequence[Candidate], weights: Sequence[float]) -> Answerer:
+        parts = {str(each.adapter): weight for each, weight in zip(chosen, weights, strict=True)}
+        known = self._combinations.get(model)
+        if known is not None and known.parts == tuple(parts):
+            return known
+        there = {str(each.adapter) for each in self.adapters.all}
+        self._combinations = {each: its for each, its in self._combinations.items() if there.issuperset(its.parts)}
+        if len(self._combinations) >= MOST_COMBINATIONS:
+            raise _unfit(f"this server keeps at most {MOST_COMBINATIONS} combinations of adapters, and has them")
         templates = {each.template.digest: each.name for each in chosen}
         if len(templates) > 1:
-            raise GraftError(
-                f"adapters {' and '.join(templates.values())} were trained with different templates, so no prompt fits both"
-            )
-        name = await self._engine.call(lambda: name_of(self.base.model, weights))
-        digests = "-".join(f"{weights[each.name]:g}*{each.digest or 'unknown'}" for each in chosen)
-        return Answerer(
-            model, name, chosen[0].template, f"fp_{self._base_digest}_{digests}", context_length(self.base.model, name)
+            names = " and ".join(templates.values())
+            raise _unfit(f"adapters {names} were trained with different templates, so no prompt fits both")
+        try:
+            name = await self._engine.call(lambda: name_of(self.base.model, parts))
+        except GraftError as error:
+            raise _unfit(str(error)) from error
+        digests = "-".join(
+            f"{weight:g}*{each.digest or 'unknown'}" for each, weight in zip(chosen, weights, strict=True)
         )
+        self._combinations[model] = self._answerer(chosen, name, f"_{digests}")
+        return self._combinations[model]
 
-    def _single(self, candidate: Candidate) -> Answerer:
-        digest = "" if candidate.adapter is None else f"_{candidate.digest or 'unknown'}"
-        context = context_length(self.base.model, candidate.adapter)
-        return Answerer(
-            candidate.name, candidate.adapter, candidate.template, f"fp_{self._base_digest}{digest}", context
-        )
+    def _answerer(self, chosen: Sequence[Candidate], adapter: str | None, digests: str) -> Answerer:
+        parts = tuple(each.adapter for each in chosen if each.adapter is not None)
+        context = context_length(self.base.model, adapter)
+        return Answerer(adapter, parts, chosen[0].template, f"fp_{self._base_digest}{digests}", context)
 
-    def kind(self, name: str) -> str | None:
+    def kind(self, candidate: Candidate) -> str | None:
         """Return the kind of an adapter, None for the base."""
-        adapter = self.candidates[name].adapter
-        return (
-            None
-            if adapter is None
-            else " + ".join(sorted({each.kind for each in state_of(self.base.model).adapter(adapter).config.parts()}))
-        )
+        if candidate.adapter is None:
+            return None
+        config = state_of(self.base.model).adapter(candidate.adapter).config
+        return " + ".join(sorted({each.kind for each in config.parts()}))
+
+
+def weights_in(model: str) -> Mapping[str, float]:
+    """Read "a+0.5*b" as the weight of each name. Raises `ApiError` for a name that stands twice."""
+    found: dict[str, float] = {}
+    for part in model.split("+"):
+        weighted = _WEIGHTED.fullmatch(part.strip())
+        name, weight = (part, "1") if weighted is None else (weighted[2], weighted[1] or "1")
+        if name in found:
+            raise _unfit(f"adapter '{name}' is named twice in '{model}': give it one weight")
+        found[name] = float(weight)
+    return found
+
+
+def _unfit(said: str) -> ApiError:
+    return ApiError(400, said, param="model")
 
 
 def check_task(base: Base) -> None:
     """Raise `GraftError` for a base that writes no text."""
     if base.task in LABELLED or base.task != "causal":
         raise GraftError(f"{base.name} is loaded for {base.task}: a server answers with causal language models")
-
-
-def adapters_in(folder: Path) -> list[str]:
-    """Return every adapter folder in a folder as NAME=FOLDER, in alphabetical order. Raises `GraftError` if there is none."""
-    if not folder.is_dir():
-        raise GraftError(f"there is no folder {folder} of adapters")
-    found = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
-    if not found:
-        raise GraftError(f"{folder} holds no adapter: each is a folder in it with an adapter_config.json")
-    return [f"{path.name}={path}" for path in found]

@@ -22,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from graft.errors import GraftError
 from graft.evaluation.differences import compare
+from graft.generation.candidates import Candidate
 from graft.serving.errors import ApiError
 from graft.serving.guarding import bytes_of
 from graft.serving.pages import actions, queue, reading
@@ -45,16 +46,16 @@ class Pages:
         self,
         shelf: Shelf | None,
         token: str | None,
-        models: Sequence[str] = (),
+        models: Callable[[], Awaitable[Sequence[Candidate]]] | None = None,
         base: str = "",
         state: Path | None = None,
     ) -> None:
-        """models: the names that a chat can be had with; none without a server. state: the folder of a training service."""
+        """models: who can be chatted with now; None without a server. state: the folder of a training service."""
         self.shelf, self.token, self.models, self.state = shelf, token, models, state
         files = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
         files.globals |= {
             "has_runs": shelf is not None,
-            "has_chat": bool(models),
+            "has_chat": models is not None,
             "has_queue": state is not None,
             "base": base,
             "may_act": token is not None,
@@ -67,7 +68,7 @@ class Pages:
         """Put the routes into an application."""
         app.mount("/static", StaticFiles(directory=HERE / "static"))
         pages: dict[str, Callable[..., Any]] = {"/": self.index, "/login": self.login}
-        if self.models:
+        if self.models is not None:
             pages |= {"/chat": self.chat, "/load": self.load}
         if self.shelf is not None:
             pages |= {"/runs": self.runs, "/run/{name:path}": self.run, "/live/{name:path}": self.live, "/compare": self.compare,
@@ -164,7 +165,8 @@ class Pages:
 
     async def chat(self) -> Response:
         """One question to several adapters, side by side."""
-        return self._html("chat.html", models=self.models)
+        assert self.models is not None  # the route is there only with a server
+        return self._html("chat.html", models=[each.name for each in await self.models()])
 
     async def load(self, request: Request) -> Response:
         """The load of the server, live."""

@@ -12,7 +12,6 @@ from torch import nn
 
 from graft.attaching.attach import detach
 from graft.formats.loading import load
-from graft.generation.running import RunningBatch
 from graft.serving.tinker.places import adapter_name
 
 MOST = 64
@@ -22,8 +21,8 @@ MOST = 64
 class Samplers:
     """The adapters of samplers on the base. It belongs to the engine thread."""
 
-    def __init__(self, model: nn.Module, batch: RunningBatch) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self._attached: OrderedDict[str, None] = OrderedDict()
         self._used: Counter[str] = Counter()
 
@@ -55,5 +54,4 @@ class Samplers:
 
     def _detach(self, name: str) -> None:
         del self._attached[name], self._used[name]
-        self.batch.forget(name)
         detach(self.model, name)

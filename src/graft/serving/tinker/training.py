@@ -41,7 +41,7 @@ class Training:
         places = Places(folder)
         bases = dict.fromkeys([base.name, Path(base.name).name])
         effects = Effects(Session(base.model, pad_id=pad_id(base.tokenizer, base.model)), places, list(bases))
-        samplers = Samplers(base.model, engine.batch)
+        samplers = Samplers(base.model)
         self.service = Service(effects, engine.call, places, {"base": base.identity})
         self.sessions = Sessions(self.service, samplers)
         self.drawing = Drawing(self.service, engine, samplers, base)
