@@ -10,10 +10,10 @@ import torch
 
 from graft.architectures.layers import is_linear
 from graft.attaching.active import use
-from graft.bases.losses import divergence_between, mean_loss
+from graft.bases.losses import compared
 from graft.bases.quantised import method_of_layer
 from graft.bases.quantising import instructions, kept_layers
-from graft.bases.requantising import NEAREST, Rounding, Target, requantise
+from graft.bases.requantising import Rounding, Target, requantise
 from graft.data.batches import Batch
 
 
@@ -88,10 +88,7 @@ class Before:
 
 def before_merging(model: Any, name: str, into: IntoBits, labelled: bool) -> Before:
     """Measure the base and the adapter, and choose the layers. labelled: whether the model is a classifier."""
-    losses = []
-    for adapter in (None, name):
-        with use(model, adapter):
-            losses.append(mean_loss(model, into.held_out))
+    loss, found = compared(model, into.held_out, {"base": lambda: use(model, None)}, wanted=lambda: use(model, name))
     layers = {
         path: module for path, module in model.named_modules() if is_linear(module) and "graft" not in path.split(".")
     }
@@ -99,24 +96,15 @@ def before_merging(model: Any, name: str, into: IntoBits, labelled: bool) -> Bef
     if not paths:
         kept = kept_layers(None, model, labelled)
         paths = [path for path in layers if path not in kept]
-    far = divergence_between(model, into.held_out, given=lambda: use(model, None), wanted=lambda: use(model, name))
-    return Before(losses[0], losses[1], far, tuple(paths))
+    return Before(found["base"].loss, loss, found["base"].divergence, tuple(paths))
 
 
 def bring_into_bits(model: Any, into: IntoBits, before: Before, dtype: torch.dtype) -> BitsReport:
     """Quantise the merged float32 model in place, and say in its config that it is quantised."""
     target = into.target
-    rounding: Rounding = requantise(
-        model,
-        target,
-        before.paths,
-        into.calibration,
-        into.held_out,
-        lambda: mean_loss(model, into.held_out),
-        dtype,
-    )
+    rounding: Rounding = requantise(model, target, before.paths, into.calibration, into.held_out, dtype)
     kept = [path for path, module in model.named_modules() if is_linear(module) and path not in before.paths]
     model.config.quantization_config = instructions(target.kind, target.double_quant, dtype, kept)
-    found = Losses(before.base, before.adapter, rounding.losses[NEAREST], rounding.losses[rounding.method])
-    far = Divergences(before.divergence, rounding.held_out[NEAREST], rounding.held_out[rounding.method])
+    found = Losses(before.base, before.adapter, rounding.nearest.loss, rounding.kept.loss)
+    far = Divergences(before.divergence, rounding.nearest.divergence, rounding.kept.divergence)
     return BitsReport(target.kind, rounding.method, rounding.layers, found, far, into.held_out_rows)

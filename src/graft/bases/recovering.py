@@ -10,15 +10,17 @@ Legend: O output features, I input features.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from graft.architectures.layers import is_transposed
-from graft.bases.losses import divergence, divergence_between, logits_at_targets
+from graft.bases.losses import divergence, logits_at_targets
 from graft.data.batches import Batch
 from graft.ops.grid import Grid
 from graft.ops.rounding import between
@@ -30,19 +32,27 @@ RATE = 3e-4
 class RoundedWeight:
     """A weight [O, I], each entry on one of the two levels around it."""
 
-    def __init__(self, weight: Tensor, grid: Grid, generator: torch.Generator | None) -> None:
-        """generator: on the weight's device, for thresholds at random; None rounds to the nearest."""
+    def __init__(self, weight: Tensor, grid: Grid, generator: torch.Generator) -> None:
+        """generator: of the thresholds, on the weight's device."""
         below, self.share = between(weight, grid.scales, grid.levels)
         self.grid, self.below = grid, below.to(torch.uint8)
-        self.threshold = (
-            torch.full_like(self.share, 0.5)
-            if generator is None
-            else torch.rand(weight.shape, generator=generator, device=weight.device)
-        )
+        self.threshold = torch.rand(weight.shape, generator=generator, device=weight.device)
+
+    def to_the_nearest(self) -> RoundedWeight:
+        """Return the same weight with thresholds of one half. Both share their tensors."""
+        other = copy.copy(self)
+        other.threshold = torch.tensor(0.5, device=self.share.device)
+        return other
+
+    def copy(self) -> RoundedWeight:
+        """Return the same weight with shares of its own."""
+        other = copy.copy(self)
+        other.share = self.share.clone()
+        return other
 
     def codes(self) -> Tensor:
         """Return the numbers of the levels, [O, I]."""
-        return self.below.long() + (self.share > self.threshold)
+        return (self.below + (self.share > self.threshold)).long()
 
     def dense(self) -> Tensor:
         """Return the weight that the levels stand for, [O, I]."""
@@ -66,19 +76,22 @@ def train_rounding(model: Any, rounded: Rounded, batches: Sequence[Batch], steps
         with torch.no_grad():
             wanted = logits_at_targets(model, batch)
         with torch.enable_grad(), holding(model, rounded) as weights:
+            for path, weight in weights.items():
+                turned = is_transposed(model.get_submodule(path))
+                weight.register_post_accumulate_grad_hook(partial(_hand_on, rounded[path], turned))
             far = divergence(logits_at_targets(model, batch), wanted, batch.target_ids.is_floating_point())
-            gradients = torch.autograd.grad(far / batch.num_targets, list(weights.values()))
-        for (path, each), gradient in zip(rounded.items(), gradients, strict=True):
-            each.take_gradient(gradient.t() if is_transposed(model.get_submodule(path)) else gradient)
+            (far / batch.num_targets).backward()
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
         optimizer.step()
         for each in rounded.values():
             each.share.clamp_(0, 1).grad = None
 
 
-def mean_divergence(model: Any, rounded: Rounded, batches: Sequence[Batch]) -> float:
-    """Return the mean divergence per target of the rounded model from the model itself."""
-    return divergence_between(model, batches, given=lambda: holding(model, rounded))
+def _hand_on(rounded: RoundedWeight, turned: bool, weight: Tensor) -> None:
+    """Hand the gradient of a layer's weight on as soon as backward has it, and free it. turned: whether the layer holds [I, O]."""
+    assert weight.grad is not None
+    rounded.take_gradient(weight.grad.t() if turned else weight.grad)
+    weight.grad = None
 
 
 @contextmanager

@@ -7,16 +7,18 @@ merged model's is kept, and its rounding is then trained for a few steps (`recov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from graft.architectures.layers import is_transposed
+from graft.bases.losses import Answers, compared, mean_loss
 from graft.bases.quantising import replace_layer
-from graft.bases.recovering import Rounded, RoundedWeight, holding, mean_divergence, train_rounding
+from graft.bases.recovering import Rounded, RoundedWeight, holding, train_rounding
 from graft.config.base import FewBits
 from graft.data.batches import Batch
 from graft.ops.grid import grid_of
@@ -38,17 +40,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Rounding:
-    """The rounding that was kept, and what it cost."""
+    """The rounding that was kept, and what the held-out rows say of it."""
 
     method: str
     """nearest or stochastic, and for how many steps it was trained."""
     layers: int
-    divergences: dict[str, float]
-    """Divergence from the merged model on the calibration rows, by rounding."""
-    losses: dict[str, float]
-    """Loss on the held-out rows, by rounding."""
-    held_out: dict[str, float]
-    """Divergence from the merged model on the held-out rows, by rounding."""
+    nearest: Answers
+    """The answers with each weight rounded to the nearest, beside those of the merged model."""
+    kept: Answers
+    """With the rounding that was kept, in the dtype in which it is written; the divergence is from before that."""
 
 
 def requantise(
@@ -57,39 +57,28 @@ def requantise(
     paths: Sequence[str],
     calibration: Sequence[Batch],
     held_out: Sequence[Batch],
-    loss: Callable[[], float],
     dtype: torch.dtype,
 ) -> Rounding:
     """Replace the plain linear layers of a float32 model at these paths by layers of bitsandbytes; everything else gets `dtype`.
 
-    held_out: rows that choose nothing. loss: the model's loss on them.
+    held_out: rows that choose nothing.
     """
     model.requires_grad_(False)
-    ways = {name: _rounded(model, target, paths, name) for name in (NEAREST, STOCHASTIC)}
-    found = {name: mean_divergence(model, layers, calibration) for name, layers in ways.items()}
-    losses, divergences = {}, {}
 
-    def measure(name: str, layers: Rounded) -> None:
-        divergences[name] = mean_divergence(model, layers, held_out)
-        with holding(model, layers):
-            losses[name] = loss()
+    def answers(batches: Sequence[Batch], **ways: Rounded) -> dict[str, Answers]:
+        return compared(model, batches, {name: partial(holding, model, layers) for name, layers in ways.items()})[1]
 
-    for name, layers in ways.items():
-        measure(name, layers)
-    kept = min(found, key=lambda name: found[name])
-    layers = ways.pop(kept)
-    ways.clear()  # the other rounding is as large as the model
+    at_random = {path: _rounded(model, target, path, number) for number, path in enumerate(paths)}
+    ways = {NEAREST: {path: each.to_the_nearest() for path, each in at_random.items()}, STOCHASTIC: at_random}
+    found = answers(calibration, **ways)
+    method = min(found, key=lambda name: found[name].divergence)
+    layers = ways[method]
     if target.steps:
-        first = {path: each.share.clone() for path, each in layers.items()}
-        train_rounding(model, layers, calibration, target.steps)
-        name = f"{kept}, trained for {target.steps} steps"
-        found[name] = mean_divergence(model, layers, calibration)
-        measure(name, layers)
-        if found[name] < found[kept]:
-            kept = name
-        else:
-            for path, share in first.items():
-                layers[path].share = share
+        trained = {path: each.copy() for path, each in layers.items()}
+        train_rounding(model, trained, calibration, target.steps)
+        if answers(calibration, trained=trained)["trained"].divergence < found[method].divergence:
+            method, layers = f"{method}, trained for {target.steps} steps", trained
+    measured = answers(held_out, nearest=ways[NEAREST], kept=layers)
     model.to(dtype)
     for path, each in layers.items():
         bias = model.get_submodule(path).bias
@@ -97,16 +86,13 @@ def requantise(
         layer.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         setattr(layer, "computes_in" if target.kind == "int8" else "compute_dtype", dtype)
         replace_layer(model, path, layer)
-    losses[kept] = loss()  # of what is written, in its dtype
-    return Rounding(kept, len(layers), found, losses, divergences)
+    kept = replace(measured["kept"], loss=mean_loss(model, held_out))
+    return Rounding(method, len(layers), measured["nearest"], kept)
 
 
-def _rounded(model: nn.Module, target: Target, paths: Sequence[str], way: str) -> dict[str, RoundedWeight]:
-    made: dict[str, RoundedWeight] = {}
-    for number, path in enumerate(paths):
-        layer = model.get_submodule(path)
-        assert isinstance(layer.weight, torch.Tensor)
-        weight = (layer.weight.t() if is_transposed(layer) else layer.weight).detach().float().contiguous()
-        generator = torch.Generator(weight.device).manual_seed(number) if way == STOCHASTIC else None
-        made[path] = RoundedWeight(weight, grid_of(weight, target.kind, target.double_quant), generator)
-    return made
+def _rounded(model: nn.Module, target: Target, path: str, seed: int) -> RoundedWeight:
+    """Return the weight of a linear layer, rounded at random."""
+    layer: Any = model.get_submodule(path)
+    weight = (layer.weight.t() if is_transposed(layer) else layer.weight).detach().float().contiguous()
+    random = torch.Generator(weight.device).manual_seed(seed)
+    return RoundedWeight(weight, grid_of(weight, target.kind, target.double_quant), random)

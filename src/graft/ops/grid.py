@@ -35,7 +35,7 @@ class Grid:
 
     def dense(self, codes: Tensor) -> Tensor:
         """Return the weight that codes stand for. codes: [O, I] -> [O, I]."""
-        return self.levels[codes] * self.scales
+        return torch.take(self.levels, codes).mul_(self.scales)
 
     def layer(self, codes: Tensor, bias: Tensor | None, compute: torch.dtype) -> nn.Module:
         """Return the layer of bitsandbytes with exactly these codes [O, I]. compute: the dtype in which it computes."""
