@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graft
-from graft.attaching.active import running, set_trainable
 from graft.attaching.fingerprint import fingerprint, other_base
 from graft.bases import load_base, load_model, memory_report
 from graft.bases.quantised import quantised
 from graft.config.base import BaseConfig
 from graft.errors import GraftError, MissingExtra
 from graft.ops.packed import dequantised
-from graft.routing.context import ForwardContext
 from graft.testing.case import randomise
 from tests.small import save_small, small_tokenizer
 from tests.task_bases import save_task_base
@@ -316,25 +314,6 @@ def test_layers_that_cannot_be_dequantised_serve_kinds_that_only_call_them(folde
             GraftError, match="reads the frozen weight, but PackedElsewhere has none .* cannot dequantise it"
         ):
             graft.attach(model, {"c": kind})
-
-
-def test_torchao_s_weights_are_dequantised(folder: Path, tmp_path: Path) -> None:
-    torchao = pytest.importorskip("torchao.quantization", reason="needs torchao, which Graft does not install")
-    from transformers import AutoModelForCausalLM, TorchAoConfig
-
-    setting = TorchAoConfig(torchao.Int8WeightOnlyConfig())
-    AutoModelForCausalLM.from_pretrained(folder, quantization_config=setting, dtype=torch.float32).save_pretrained(
-        tmp_path
-    )
-    model = load_model(config(tmp_path, None))
-    found = quantised(model)
-    assert found is not None and found.method == "torchao (Int8Tensor)" and found.reads and 8 < found.bits < 10
-    graft.attach(model, {"a": graft.DoRA(rank=2, sites="linear"), "b": graft.LoRA(rank=2)})
-    assert "unknown" not in fingerprint(model)["digest"]
-    set_trainable(model, ["a", "b"])
-    with running(model, ForwardContext(("a", "b"), (6, 6), False, (3, 4))):
-        model(IDS, use_cache=False).logits.square().mean().backward()
-    assert all(p.grad is not None for name in "ab" for _, p in graft.parameters(model, name))
 
 
 @pytest.mark.parametrize("bits", ["nf4", "int8"])

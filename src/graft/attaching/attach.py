@@ -22,6 +22,7 @@ from graft.architectures.four_bit import allow_packing, forbid_packing
 from graft.architectures.language import resolve_sites
 from graft.architectures.site import Site, SiteKeys
 from graft.architectures.sites import SiteTable
+from graft.architectures.torchao import allow_rounding, forbid_rounding
 from graft.architectures.transformers_internals import is_checkpointed_layer
 from graft.architectures.walk import CONTAINER, base_modules
 from graft.attaching.active import set_active, set_trainable
@@ -151,6 +152,7 @@ def _prepare_base(root: nn.Module, state: State) -> None:
     """Freeze the base, remember which of its parameters required gradients, and put in the mixins that every model with adapters has."""
     state.base_trainable = tuple(name for name, p in root.named_parameters() if p.requires_grad)
     forbid_packing(root)
+    forbid_rounding(root)
     root.__dict__["graft_state"] = state
     for parameter in root.parameters():
         parameter.requires_grad_(False)
@@ -251,6 +253,7 @@ def _remove(root: nn.Module, state: State, name: str) -> None:
 def _restore_base(root: nn.Module, state: State) -> None:
     """Undo `_prepare_base`."""
     allow_packing(root)
+    allow_rounding(root)
     for path, module in base_modules(root):
         uninstall(module, path)
         restore(module, path, keep=(CoupledBlock, Hole, EmptyTable))

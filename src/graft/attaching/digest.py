@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from graft.architectures.eight_bit import is_eight_bit, scales_of
 from graft.architectures.experts import expert_parts
 from graft.architectures.layers import is_linear
+from graft.architectures.torchao import is_torchao
 from graft.architectures.walk import base_modules
 
 PER_ROW = 4
@@ -101,7 +102,7 @@ def _parts(tensor: Tensor, scales: Tensor | None) -> list[tuple[Tensor, int]]:
     state: Any = getattr(tensor, "quant_state", None)
     if tensor.device.type == "meta" or not tensor.numel():
         raise Unreadable
-    if type(tensor.data).__module__.startswith("torchao."):  # made of other tensors
+    if is_torchao(tensor):  # made of other tensors
         return [part for each in _inner(tensor.data) for part in _parts(each, None)]
     if not (type(tensor.data) is Tensor or state or scales is not None):
         raise Unreadable

@@ -28,7 +28,7 @@ from transformers.utils import logging
 from graft.attaching.fingerprint import fingerprint, keep_digest
 from graft.bases.heads import draw_head, fresh_modules, head_modules
 from graft.bases.quantised import quantised as is_quantised
-from graft.bases.quantising import method_of, need_bitsandbytes, options_of, settle
+from graft.bases.quantising import method_of, need_bitsandbytes, options_of, refuse_unknown_method, settle
 from graft.bases.sources import SEEDLING as SEEDLING
 from graft.bases.sources import explained, near, source_of
 from graft.bases.stored import narrower, refuse_no_gain
@@ -194,7 +194,8 @@ def _quantised(config: BaseConfig, found: Any, task: str, device: torch.device, 
     """Return the options to load a base that is quantised while it loads, or comes quantised."""
     place = {"device_map": {"": device}}
     if config.quantize is None:
-        if (method_of(found) or {}).get("quant_method") == "bitsandbytes":
+        refuse_unknown_method(config, own := method_of(found) or {})
+        if own.get("quant_method") == "bitsandbytes":
             need_bitsandbytes()
         return place
     with torch.device("meta"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from graft.architectures.eight_bit import is_eight_bit, scales_of
 from graft.architectures.four_bit import is_four_bit, quant_state_of
 from graft.architectures.layers import is_linear
+from graft.architectures.torchao import is_torchao
 from graft.architectures.walk import base_modules
 from graft.distributed.sharded import own_part
 from graft.errors import counted, listed
@@ -106,7 +107,7 @@ def method_of_layer(module: nn.Module) -> str | None:
         return type(module).__name__
     if weight is None:
         return None
-    if type(weight.data) is not Tensor and type(weight.data).__module__.startswith("torchao."):
+    if is_torchao(weight):
         return f"torchao ({type(weight.data).__name__})"
     if weight.dtype.itemsize == 1:
         return str(weight.dtype).removeprefix("torch.")

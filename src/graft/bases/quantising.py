@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from graft.architectures.language import resolve_sites
 from graft.architectures.layers import is_linear, is_transposed
 from graft.architectures.site import SiteType
 from graft.architectures.sites import SiteTable
+from graft.architectures.torchao import forbid_rounding
 from graft.bases.heads import head_modules
 from graft.config.base import BaseConfig, FewBits
 from graft.errors import GraftError, did_you_mean, require
@@ -41,6 +42,26 @@ def method_of(found: Any) -> dict[str, Any] | None:
     return said if isinstance(said, dict) or said is None else said.to_dict()
 
 
+def refuse_unknown_method(config: BaseConfig, method: Mapping[str, Any]) -> None:
+    """Raise `GraftError` for a checkpoint in few bits of a kind that transformers cannot read: it would take codes for weights."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    known = {each.removesuffix("_4bit").removesuffix("_8bit") for each in AUTO_QUANTIZATION_CONFIG_MAPPING}
+    own = method.get("quant_method")
+    if own is None and not (
+        method.get("load_in_4bit") or method.get("load_in_8bit")
+    ):  # as old files of bitsandbytes say it
+        raise GraftError(
+            f"base.model: the config.json of '{config.model}' has a quantization_config without a quant_method, so nobody can say how its "
+            "weights are stored: remove it if they are not quantised, or name another base"
+        )
+    if own is not None and own not in known:
+        raise GraftError(
+            f"base.model: the weights of '{config.model}' are quantised by '{own}', which the installed transformers cannot read; it reads "
+            f"{', '.join(sorted(known))}. Name the base that it was quantised from: base.quantize (nf4, fp4, int8) makes that small"
+        )
+
+
 def options_of(config: BaseConfig, found: Any, model: nn.Module, dtype: torch.dtype, labelled: bool) -> dict[str, Any]:
     """Return what `from_pretrained` needs to quantise a base while it loads.
 
@@ -57,6 +78,16 @@ def options_of(config: BaseConfig, found: Any, model: nn.Module, dtype: torch.dt
         kept_layers(config.skip, model, labelled),
     )
     assert config.quantize is not None
+    if not any(is_linear(module) and path not in kept for path, module in model.named_modules()):
+        why = (
+            "base.skip names all of its linear layers"
+            if config.skip
+            else "it has no linear layers but those that are never quantised"
+        )
+        raise GraftError(
+            f"base.quantize: nothing of '{config.model}' would be in {config.quantize}, because {why}: name fewer of them, or remove "
+            "base.quantize"
+        )
     return {"quantization_config": instructions(config.quantize, config.double_quant is not False, compute, kept)}
 
 
@@ -126,9 +157,11 @@ def _met(name: str, model: Any) -> list[str]:
 def settle(model: nn.Module, dtype: torch.dtype, missing: Iterable[str]) -> None:
     """Set right what transformers leaves of a model that it has quantised, or that came quantised.
 
-    Layers that the files lack become plain ones again (missing: their paths), 8-bit layers compute densely, 4-bit layers may not be packed,
-    and hold their biases in the dtype in which they compute, as their first forward would otherwise do.
+    torchao's layers compute with their input as it is. Of bitsandbytes, layers that the files lack become plain ones again (missing: their
+    paths), 8-bit layers compute densely, 4-bit layers may not be packed, and hold their biases in the dtype in which they compute, as their
+    first forward would otherwise do.
     """
+    forbid_rounding(model, for_good=True)
     library: Any = sys.modules.get("bitsandbytes")
     if library is None:  # another library's layers
         return

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from graft.architectures.eight_bit import is_eight_bit, scales_of
 from graft.architectures.four_bit import is_four_bit, packed_for_inference, quant_state_of
+from graft.architectures.torchao import is_torchao
 
 Dense = Callable[[Tensor, torch.dtype], Tensor]
 """Turns what a layer stores into its weight [O, I] in a dtype."""
@@ -95,7 +96,7 @@ def _eight_bits(module: nn.Module) -> PackedWeight | None:
 
 def _torchao(module: nn.Module) -> PackedWeight | None:
     weight: Any = module._parameters.get("weight")
-    if weight is None or not type(weight.data).__module__.startswith("torchao.") or not hasattr(weight, "dequantize"):
+    if not is_torchao(weight) or not hasattr(weight, "dequantize"):
         return None
     return PackedWeight(weight.data, lambda stored, dtype: stored.dequantize().to(dtype), weight.dtype)
 

@@ -37,6 +37,7 @@ from graft.training.forward.anchors import prove_anchors
 from graft.training.forward.compiled import compile_forward
 from graft.training.forward.kernels import accelerating
 from graft.training.forward.layout import agreed_layout, decide, laid_out
+from graft.training.forward.packed import refuse_without_gradients
 from graft.training.forward.tasks import forward_of
 from graft.training.interrupt import Interrupt
 from graft.training.isolation import joint_step
@@ -52,6 +53,7 @@ from graft.training.scheduling.halving import HALVED
 from graft.training.scheduling.memory import Peak, measuring
 from graft.training.settings import Settings
 from graft.training.step import NonFinite
+from graft.training.updates.rules import rule_of
 from graft.training.validation import measured
 from graft.utils.clock import timed
 
@@ -159,6 +161,8 @@ class Engine:
         with self.group.agreed():
             if resident:
                 self.forward = forward_of(self.model)
+                if not begun and any(rule_of(job).backward for job in resident):
+                    refuse_without_gradients(self.forward.root)
                 decision = decide(self.forward, resident, wanted, self.pool.batcher)
         if (decision := agreed_layout(self.group, decision)) is not None:
             if decision.reason is not None:

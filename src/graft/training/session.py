@@ -35,6 +35,7 @@ from graft.training.batching import Batcher
 from graft.training.forward.causal import Forward
 from graft.training.forward.layout import laid_out
 from graft.training.forward.modes import set_training
+from graft.training.forward.packed import refuse_without_gradients
 from graft.training.job import PASS_PART
 from graft.training.layouts import Layouts
 from graft.training.rows import Row, by_job, row_seed
@@ -218,6 +219,7 @@ class Session:
 
     def _proved(self, row: Row, sample: TokenSample) -> Forward:
         """Make the forward pass, and choose its way to the logits by a proof on one row."""
+        refuse_without_gradients(self.root)
         self._forward = Forward(self.model)
         with torch.no_grad(), evaluation_mode(self.model):
             self._forward.prove_head(*inputs(self.batcher, [row], [sample], self._forward.device, seeded=False))
