@@ -70,13 +70,9 @@ def detect(folder: str | Path) -> bool:
     return (Path(folder) / FUSION).is_file()
 
 
-def adapter_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders of the adapters that are fused, by their names. They lie beside the fusion's, as the library saves them.
-
-    Raises `GraftError` for one that is not there.
-    """
-    config = known(FusionFolderFields, read_object(folder / FUSION), str(folder / FUSION), "an AdapterFusion folder")
-    names = config["adapter_names"] or config["name"].split(",")
+def _adapter_folders(folder: Path, fields: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the folders of the adapters that are fused, by their names. They lie beside the fusion's, as the library saves them."""
+    names = fields["adapter_names"] or fields["name"].split(",")
     found = {name: folder.absolute().parent / name for name in names}
     if OUT in found:
         raise GraftError(
@@ -95,24 +91,26 @@ def convert(model: nn.Module, folder: Path, to: Path, name: str) -> None:
 
     The fusion stays attached, under `name`. Raises `GraftError` for adapters that are not there, and for what has no equal in Graft.
     """
+    where = folder / FUSION
+    fields = known(FusionFolderFields, read_object(where), str(where), "an AdapterFusion folder")
     of = {}
-    for each, path in adapter_folders(folder).items():
+    for each, path in _adapter_folders(folder, fields).items():
         attach_filled(model, name, *read_adapter(path, model), str(path))
         of[each] = save(model, name, to / each)
         detach(model, name)
-    config, stored = read(folder, model, of)
+    config, stored = _read(folder, fields, model, of)
     attach_filled(model, name, config, stored, str(folder))
     save(model, name, to / OUT)
 
 
-def read(folder: Path, model: nn.Module, of: Mapping[str, Path]) -> tuple[AdapterConfig, dict[str, Tensor]]:
+def _read(
+    folder: Path, fields: Mapping[str, Any], model: nn.Module, of: Mapping[str, Path]
+) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Read a fusion: its config, and float32 tensors under Graft's names. of: folders of its adapters in Graft's format, by name.
 
     Raises `GraftError` for settings that have no equal in Graft, and for missing or unexpected tensors (all are listed).
     """
-    where = str(folder / FUSION)
-    outer = known(FusionFolderFields, read_object(folder / FUSION), where, "an AdapterFusion folder")
-    config = known(FusionFields, outer["config"], where, "an AdapterFusion")
+    config = known(FusionFields, fields["config"], str(folder / FUSION), "an AdapterFusion")
     refused = {
         "key: false": not config["key"],
         "query: false": not config["query"],
@@ -129,7 +127,7 @@ def read(folder: Path, model: nn.Module, of: Mapping[str, Path]) -> tuple[Adapte
         getattr(each, "reads", "") == "stream" for each in bottlenecks.values()
     ):
         found = found.model_copy(update={"reads": "stream"})
-    placed, tensors = composed(model, _pieces(HubFile(folder, outer, model, WEIGHTS, "adapter_fusion_layer"), found))
+    placed, tensors = composed(model, _pieces(HubFile(folder, fields, model, WEIGHTS, "adapter_fusion_layer"), found))
     if placed.sites != found.sites:
         raise GraftError(f"{folder} fuses at {placed.sites!r}, and its adapters act at {found.sites!r}")
     return placed, tensors
