@@ -34,7 +34,7 @@ Legend: [..., I] input features, [..., O] output features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import ValidationError, model_validator
@@ -76,9 +76,7 @@ class AdapterConfig(Strict):
             for name, field in cls.model_fields.items()
             if tuple in map(get_origin, (field.annotation, *get_args(field.annotation)))
         }
-        return {
-            name: tuple(given) if isinstance(given, list) and name in tuples else given for name, given in value.items()
-        }
+        return {key: tuple(each) if key in tuples and isinstance(each, list) else each for key, each in value.items()}
 
     # Every kind writes these.
 
@@ -113,6 +111,16 @@ class AdapterConfig(Strict):
     @property
     def needs_gradients(self) -> bool:
         """Whether the adapter reads its gradients after a step, so that methods without a backward pass cannot train it."""
+        return False
+
+    @property
+    def added_losses(self) -> tuple[str, ...]:
+        """The names of the losses that it adds from the activations of a pass (`ops/added_loss.py`)."""
+        return ()
+
+    @property
+    def compares_rows(self) -> bool:
+        """Whether one of them compares the rows of a step, which then have to run in one pass."""
         return False
 
     def check_sites(self, sites: Sequence[SiteLike]) -> None:
@@ -289,12 +297,3 @@ class Adapter(AdapterModule):
     def to_save(self) -> dict[str, Tensor]:
         """Return what a published adapter holds, by name: parameters and persistent buffers, with reparametrisations folded away."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
-
-
-def fold_steps(parts: Sequence[tuple[Adapter, Any]]) -> Iterator[tuple[Any, Any]]:
-    """Yield (how to fold, where) for the adapters of one layer, in the order that gives what they compute.
-
-    E.g. a and b compute b.adapt(x', a.adapt(x', base(x'))) with x' = b.before(a.before(x)). So fold a and b, then the input of b, then a's.
-    """
-    yield from ((adapter.fold, where) for adapter, where in parts)
-    yield from ((adapter.fold_input, where) for adapter, where in reversed(parts))

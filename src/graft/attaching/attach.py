@@ -37,6 +37,7 @@ from graft.attention.install import ShiftsPositions, uninstall
 from graft.attention.proof import prove_forwards
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer, container_of
+from graft.injection.ends import AddsAtEnd
 from graft.injection.gated_mlp import GATED, GatedForward, install_gated_mlps
 from graft.injection.holes import EmptyTable, Hole
 from graft.injection.masks import RecordsMask
@@ -47,7 +48,10 @@ from graft.reversible.passes import CoupledBlock
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
 """Names of adapters. `training` is not allowed, because torch sets this attribute on every module."""
-MODEL_MIXINS = (KeepsContext, RecordsMask, SavesAdapter, ShiftsPositions, GatedForward, CoupledBlock, Hole, EmptyTable)
+MODEL_MIXINS = (
+    *(KeepsContext, RecordsMask, AddsAtEnd, SavesAdapter, ShiftsPositions),
+    *(GatedForward, CoupledBlock, Hole, EmptyTable),
+)
 """Mixins that stay while any adapter is attached. Others are removed with the last adapter of their module."""
 
 

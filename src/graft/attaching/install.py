@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
+from graft.adapters.nesting import every_config
 from graft.adapters.surroundings import Surroundings
 from graft.architectures.blocks import bidirectional
 from graft.architectures.site import Site, SiteSpec
@@ -18,9 +19,11 @@ from graft.attention.install import install, shift_positions
 from graft.attention.prompts import install_prompt
 from graft.errors import GraftError
 from graft.injection.container import AdapterContainer, container_of
+from graft.injection.ends import AddsAtEnd
 from graft.injection.experts import RunsExperts
 from graft.injection.inputs import KeepsInput
 from graft.injection.masks import RecordsMask
+from graft.injection.owners import owner_of
 from graft.injection.state import Installed, State
 from graft.injection.substitution import GraftedCall, GraftedForward, substitute
 
@@ -52,6 +55,8 @@ def install_adapter(root: nn.Module, state: State, name: str, installed: Install
     adapter.on_install(Surroundings(host, site.features, norm, projections, causal, answers))
     if adapter.reads_mask:
         _record_masks(root, state)
+    if any(each.compares_rows for each in every_config(installed.config)):
+        _add_at_end(root, state, site)
     container = container_of(host, state)
     if isinstance(adapter, EmbeddingAdapter):
         container.hold(name, installed.key, adapter)
@@ -91,6 +96,20 @@ def _record_masks(root: Any, state: State) -> None:
     for each in (root, *halves):
         each.__dict__["graft_state"] = state
         substitute(each, RecordsMask)
+
+
+def _add_at_end(root: nn.Module, state: State, site: Site) -> None:
+    """Let the module that owns the blocks around a site add losses that read its last hidden states."""
+    assert state.site_table is not None
+    block = next((block for block in state.site_table.blocks if site.module.startswith(f"{block.path}.")), None)
+    owner = owner_of(root, block.path) if block is not None else None
+    if owner is None:
+        raise GraftError(
+            f"information reads the last hidden states of the blocks around a site, and none are known around '{site.name}': adapt a "
+            "sublayer (attn, mlp) of the blocks"
+        )
+    owner.__dict__["graft_state"] = state
+    substitute(owner, AddsAtEnd)
 
 
 def _install_around(root: nn.Module, container: AdapterContainer, name: str, installed: Installed) -> None:

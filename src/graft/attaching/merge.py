@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from graft.adapters.base import CannotFold, fold_steps
+from graft.adapters.base import CannotFold
+from graft.adapters.folding import fold_steps
 from graft.architectures.layers import holds_numbers, is_transposed
 from graft.architectures.two_streams import two_streams_of
 from graft.architectures.walk import base_modules

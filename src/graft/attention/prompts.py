@@ -35,8 +35,9 @@ from graft.errors import GraftError
 from graft.injection.arguments import cached_tokens, given_to
 from graft.injection.container import AdapterContainer, container_of
 from graft.injection.modes import evaluation_mode
+from graft.injection.owners import owner_of
 from graft.injection.state import State
-from graft.injection.substitution import ORDER, Substituted, substitute
+from graft.injection.substitution import ORDER, substitute
 from graft.routing.context import ForwardContext, PromptCache
 
 LINEAR_ATTENTION = ("LightningAttention", "LinearAttention", "DeltaAttention", "GatedDeltaNet")
@@ -205,7 +206,7 @@ def install_prompt(root: nn.Module, site_table: SiteTable, state: State, name: s
     found = False
     for blocks in _stacks(site_table):
         crossed = any("cross" in block.family.attentions for block in blocks)
-        owner = _owner_of(root, blocks[0].path)
+        owner = owner_of(root, blocks[0].path)
         if owner is None or not any(p is _weight_of(adapter) for p in owner.parameters()):
             continue
         owner.__dict__["graft_state"] = state
@@ -244,18 +245,6 @@ def _stacks(site_table: SiteTable) -> list[list[Block]]:
     for block in site_table.blocks:
         stacks.setdefault(block.path.rpartition(".")[0], []).append(block)
     return list(stacks.values())
-
-
-def _owner_of(root: nn.Module, path: str) -> Any:
-    """Return the nearest module around a block that takes embeddings, None if there is none."""
-    while path:
-        path = path.rpartition(".")[0]
-        module = root.get_submodule(path)
-        cls = type(module)
-        own = cls.graft_base if issubclass(cls, Substituted) else cls
-        if "inputs_embeds" in inspect.signature(own.forward).parameters:
-            return module
-    return None
 
 
 def _keeps_state(root: nn.Module, blocks: Sequence[Block]) -> bool:

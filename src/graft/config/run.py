@@ -190,6 +190,11 @@ class RunConfig(Section):
             raise ValueError(
                 "train.objective consistency compares random passes, but those of train.method mezo draw nothing"
             )
+        if any(part.compares_rows for part in _parts_of(self)):
+            raise ValueError(
+                "train.objective consistency runs each sample twice, and information would take its second pass for another sample: leave "
+                "out one of the two"
+            )
         if not (
             self.base.dropout or _dropout_of(self) or any(getattr(part, "draws", False) for part in _parts_of(self))
         ):
@@ -203,9 +208,9 @@ class RunConfig(Section):
     def _mezo_goes_with_the_adapter(self) -> RunConfig:
         if not isinstance(self.train.method, MeZOMethod):
             return self
-        if any(getattr(part, "redundancy", 0.0) for part in _parts_of(self)):
+        if added := [name for part in _parts_of(self) for name in part.added_losses]:
             raise ValueError(
-                "train.method mezo runs in evaluation mode, where redundancy adds no loss: remove it, or use another method"
+                f"train.method mezo runs in evaluation mode, where {added[0]} adds no loss: remove it, or use another method"
             )
         if any(getattr(part, "draws", False) for part in _parts_of(self)):
             raise ValueError(
@@ -254,8 +259,8 @@ def compile_obstacle(config: RunConfig) -> str | None:
         return "train.answers: writing answers would compile again for each length"
     if config.base.dropout:
         return "base.dropout: a compiled graph draws other random numbers than eager code"
-    if any(getattr(part, "redundancy", 0.0) for part in _parts_of(config)):
-        return "redundancy, a loss on the real tokens of each row: a compiled graph does not know the padding"
+    if added := [name for part in _parts_of(config) for name in part.added_losses]:
+        return f"{added[0]}, a loss on the real tokens of each row: a compiled graph does not know the padding"
     if drawing := [part.kind for part in _parts_of(config) if getattr(part, "draws", False)]:
         return f"adapter kind {drawing[0]}: its draws come from seeds that a compiled graph cannot use"
     if rate := _dropout_of(config):

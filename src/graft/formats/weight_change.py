@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graft.adapters.base import fold_steps
+from graft.adapters.folding import fold_steps
 from graft.adapters.surroundings import Surroundings
 from graft.errors import GraftError
 from graft.formats.folder import SiteAdapter

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -46,6 +47,8 @@ class AdapterContext:
     """The share of each row in losses that adapters add. None: the mean over the rows at hand."""
     losses: dict[str, Tensor] | None = None
     """Where losses that the adapter adds are noted by name. None: nobody asks."""
+    waiting: list[Any] | None = None
+    """Losses that wait for the last hidden states (`ops/added_loss.py`). None: nobody adds them at the end."""
 
     def tokens(self, x: Tensor) -> list[Tensor]:
         """Return the real tokens of each row of x, [L', D] each; all positions where a padded batch does not say which they are."""
@@ -177,6 +180,8 @@ class ForwardContext:
     """As in `AdapterContext`. Without them, the rows of an adapter have equal shares."""
     losses: dict[str, dict[str, Tensor]] | None = None
     """Adapter -> name -> a loss that it added in this pass."""
+    adds_at_end: bool = False
+    """Whether losses that wait for the last hidden states are added there."""
     cached_kv: PromptCache | None = None
     """The keys and values that the model computed in this pass for virtual tokens in the embedding."""
     cache_to_fill: PromptCache | None = None
@@ -204,11 +209,12 @@ class ForwardContext:
     @cached_property
     def everything(self) -> AdapterContext:
         """The context of an adapter that serves all rows."""
-        seeds, losses = (self.seeds, self._shared_seeds), self._losses_of(self.rows)
-        return AdapterContext(self.lengths, self.flat, *seeds, self.mask, self.cached, self.loss_shares, losses)
+        seeds, added = (self.seeds, self._shared_seeds), (self.loss_shares, *self._losses_of(self.rows))
+        return AdapterContext(self.lengths, self.flat, *seeds, self.mask, self.cached, *added)
 
-    def _losses_of(self, name: str | None | tuple[str | None, ...]) -> dict[str, Tensor] | None:
-        return self.losses.setdefault(name, {}) if self.losses is not None and isinstance(name, str) else None
+    def _losses_of(self, name: Any) -> tuple[dict[str, Tensor] | None, list[Any] | None]:
+        noted = self.losses.setdefault(name, {}) if self.losses is not None and isinstance(name, str) else None
+        return noted, [] if self.adds_at_end else None
 
     @cached_property
     def _shared_seeds(self) -> tuple[int, ...] | None:
@@ -258,14 +264,14 @@ class ForwardContext:
     def _flat_groups(self, x: Tensor) -> list[tuple[str, Index, AdapterContext]]:
         assert self.lengths is not None
         if x.shape[0] != 1 or x.shape[1] != sum(self.lengths):
-            raise GraftError(
-                f"a padding-free batch of {sum(self.lengths)} tokens does not fit a tensor of shape {tuple(x.shape)}"
-            )
+            total = sum(self.lengths)
+            raise GraftError(f"a padding-free batch of {total} tokens does not fit a tensor of shape {tuple(x.shape)}")
         names, groups, start = self.row_names(len(self.lengths)), [], 0
-        for first, last in _runs(names):
-            stop = start + sum(self.lengths[first:last])
-            if (name := names[first]) is not None:
-                groups.append((name, slice(start, stop), self._own(name, range(first, last), self.mask, names)))
+        for name, run in groupby(range(len(names)), names.__getitem__):
+            rows = list(run)
+            stop = start + sum(self.lengths[rows[0] : rows[-1] + 1])
+            if name is not None:
+                groups.append((name, slice(start, stop), self._own(name, rows, self.mask, names)))
             start = stop
         return groups
 
@@ -289,11 +295,5 @@ class ForwardContext:
             return tuple(values[row] for row in rows) if given and values is not None else None
 
         shares = pick(self.loss_shares) or (1 / names.count(name),) * len(rows)
-        seeds, losses = (pick(self.seeds), pick(self._shared_seeds)), self._losses_of(name)
-        return AdapterContext(pick(self.lengths), self.flat, *seeds, mask, self.cached, shares, losses)
-
-
-def _runs(names: Sequence[str | None]) -> list[tuple[int, int]]:
-    """Return (first, last + 1) of each run of equal neighbours: a, a, b, a gives (0, 2), (2, 3), (3, 4)."""
-    edges = [row for row in range(1, len(names)) if names[row] != names[row - 1]]
-    return list(zip([0, *edges], [*edges, len(names)], strict=True)) if names else []
+        seeds, added = (pick(self.seeds), pick(self._shared_seeds)), (shares, *self._losses_of(name))
+        return AdapterContext(pick(self.lengths), self.flat, *seeds, mask, self.cached, *added)

@@ -15,7 +15,7 @@ from graft.data.batches import Batch, Layout, Twins, samples_of_step
 from graft.distributed.shares import Shares, lightest_first
 from graft.routing.context import ForwardContext
 from graft.training.job import Job
-from graft.training.rows import Row, by_job
+from graft.training.rows import Row, by_job, units
 from graft.utils.clock import timed
 
 FULLEST = 4
@@ -35,36 +35,36 @@ class Batcher:
     """Which rank runs which rows."""
 
     def dealt(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """The rows that each rank runs. All rows of a sample go to one rank."""
+        """The rows that each rank runs. Rows that stay together (`units`) go to one rank."""
         if self.shares.group.size == 1:
             return [list(rows)]
-        units = _by_sample(rows)
-        weights = [(unit[0].job, num_tokens(unit)) for unit in units]
-        return [[row for at in own for row in units[at]] for own in self.shares.deal(weights)]
+        dealt = units(rows)
+        weights = [(unit[0].job, num_tokens(unit)) for unit in dealt]
+        return [[row for at in own for row in dealt[at]] for own in self.shares.deal(weights)]
 
     @timed("batches")
     def cut(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Cut rows into micro-batches of at most `budget` tokens. A sample that is longer than the budget is alone in its micro-batch.
 
-        Samples are taken longest first, and each joins the last micro-batch while the budget holds. All rows of a sample (the
-        sides of a pair, and those of the reference) stay in one micro-batch. There, the rows of a job lie side by side, those of
-        its adapter before those of its reference, so that each adapter runs on one slice of the batch.
+        Samples are taken longest first, and each joins the last micro-batch while the budget holds. All rows of a sample (the sides of
+        a pair, and those of the reference) stay in one micro-batch, and so do all of a step that a loss compares. There, the rows of a
+        job lie side by side, those of its adapter before those of its reference, so that each adapter runs on one slice of the batch.
 
         For example, job a has samples of 9, 5 and 4 tokens, job b of 7 and 3, and the budget is 16:
 
             flat      [a9 b7] is 16 tokens       [a5 a4 b3] is 12
             padded    [a9] is 9, since [a9 b7] would be 2 x 9       [a5 b7] is 2 x 7       [a4 b3] is 2 x 4
         """
-        units = _by_sample(rows)
-        # [samples, rows of a sample, 2]: what is read and what a decoder writes; zeros where a sample has fewer rows
-        widths = np.zeros((len(units), max(map(len, units)), 2), np.int64)
-        for at, unit in enumerate(units):
+        whole = units(rows)
+        # [units, rows of a unit, 2]: what is read and what a decoder writes; zeros where a unit has fewer rows
+        widths = np.zeros((len(whole), max(map(len, whole)), 2), np.int64)
+        for at, unit in enumerate(whole):
             widths[at, : len(unit)] = [row.example.widths for row in unit]
-        groups = batches.micro_batches(widths, range(len(units)), self.budget, self.layout)
+        groups = batches.micro_batches(widths, range(len(whole)), self.budget, self.layout)
         job_order = {name: at for at, name in enumerate(dict.fromkeys(row.job for row in rows))}
         return [
             sorted(
-                (row for at in sorted(group) for row in units[at]),
+                (row for at in sorted(group) for row in whole[at]),
                 key=lambda row: (job_order[row.job], row.view != "adapter"),
             )
             for group in groups
@@ -165,14 +165,6 @@ def twins_of(rows: Sequence[Row]) -> Twins | None:
     others = np.setdiff1d(np.arange(starts[-1]), np.concatenate([ahead, behind]))
     smoothing = np.concatenate([np.full(rows[at].targets, rows[at].smoothing) for at, _ in pairs])
     return Twins(*(torch.from_numpy(each) for each in (ahead, behind, others, smoothing)))
-
-
-def _by_sample(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each sample, in the order in which samples first occur."""
-    samples: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        samples.setdefault((row.job, row.position), []).append(row)
-    return list(samples.values())
 
 
 def num_tokens(rows: Sequence[Row]) -> int:

@@ -175,6 +175,7 @@ class Job:
                 seed=self.seed_of(position, part, view),
                 pass_seed=self.seed_of(0, PASS_PART, view),
                 smoothing=self.objective.smoothing if learning else 0.0,
+                whole=self.trainable.compares_rows,
             )
             for view, adapter in views.items()
             for part, sequence in enumerate(example.sequences)

@@ -31,7 +31,7 @@ from graft.errors import GraftError
 from graft.training.batching import Batcher, num_tokens
 from graft.training.forward.causal import Forward
 from graft.training.job import Job
-from graft.training.rows import Row
+from graft.training.rows import Row, units
 from graft.training.saved import Saved, saved
 from graft.training.scheduling.memory import held_bytes, room
 from graft.training.updates.optimizers import update_bytes, weight_bytes
@@ -149,10 +149,7 @@ def advice(
 
 def _smallest(rows: Sequence[Row]) -> list[Row]:
     """The rows of the sample with the fewest tokens."""
-    samples: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        samples.setdefault((row.job, row.position), []).append(row)
-    return min(samples.values(), key=num_tokens)
+    return min(units(rows), key=num_tokens)
 
 
 class Need:

@@ -52,6 +52,9 @@ class Row:
     share: float = 0.0
     """Its share in a loss that the adapter adds as a mean over the rows of a step."""
 
+    whole: bool = False
+    """Whether it has to be in one pass with all rows of its job's step, because a loss compares them."""
+
     @property
     def tokens(self) -> int:
         """Tokens that run, padding not counted."""
@@ -79,3 +82,11 @@ def by_job(rows: Sequence[Row]) -> dict[str, list[int]]:
     for at, row in enumerate(rows):
         places.setdefault(row.job, []).append(at)
     return places
+
+
+def units(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows that stay together, in the order in which they first occur: those of a sample, or of a job's whole step."""
+    found: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.job, -1 if row.whole else row.position), []).append(row)
+    return list(found.values())

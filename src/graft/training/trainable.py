@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from graft.adapters.base import AdapterModule
+from graft.adapters.nesting import every_config
 from graft.architectures.parts import parameters_of
 from graft.architectures.walk import base_parameters
 from graft.attaching.parameters import adapter_modules, lr_factors, parameter_groups, parameters, tensors
@@ -36,6 +37,8 @@ class Trainable(Protocol):
     """Number of values that train."""
     modules: list[AdapterModule]
     """The modules of the adapter; none where the base trains."""
+    compares_rows: bool
+    """Whether a loss of the adapter compares the rows of a step, which then run in one pass."""
 
     @property
     def adapter(self) -> str | None:
@@ -82,6 +85,7 @@ class TrainedAdapter:
             sorted(parameters(model, name), key=lambda item: (factors[item[0]] != 1.0, factors[item[0]]))
         )
         self.modules, self.count = adapter_modules(model, name), _count(self.params)
+        self.compares_rows = any(each.compares_rows for each in every_config(state_of(model).adapter(name).config))
         if not self.params:
             raise GraftError(
                 f"nothing of adapter '{name}' trains: all of it is there by reference (from), and frozen. Write a list with an adapter "
@@ -117,6 +121,8 @@ class TrainedAdapter:
 
 class TrainedBase:
     """Parameters of the base itself. `by_part` holds them for each name under `parts` of the method."""
+
+    compares_rows = False
 
     def __init__(self, model: nn.Module, config: TrainConfig, also: Sequence[str] = ()) -> None:
         assert config.method.parts is not None

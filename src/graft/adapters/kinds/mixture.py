@@ -81,6 +81,10 @@ class Mixture(Composite):
             raise GraftError(
                 f"mixture: kind {kind} changes its ranks by its gradients after each step, so its experts have no mean: use lora"
             )
+        if self.of.compares_rows and self.route != "pass":
+            raise GraftError(
+                f"mixture: information compares all rows of a pass, so one expert has to run them: set route: pass; given: {self.route}"
+            )
         if self.share != "none" and not self.of.down:
             raise GraftError(
                 f"mixture: kind {kind} has no halves, so experts cannot share its {self.share} half: use share: none, or a kind with "
@@ -224,7 +228,7 @@ class MixtureAdapter(Wrapper):
         split, pieces = RowSplit([index for _, index, _ in groups], tensors[-1].shape[dim], dim), []
         for at, (name, _, own) in enumerate(groups):
             expert = self.experts.expert(numbers[names.index(name)])
-            own = replace(own, losses=ctx.losses)
+            own = replace(own, losses=ctx.losses, waiting=ctx.waiting)
             pieces.append(self._as(expert, step, [split.gather(each, at) for each in tensors], own))
         return split.scatter(tensors[-1], pieces)
 

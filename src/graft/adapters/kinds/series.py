@@ -19,11 +19,12 @@ from pydantic import Field
 from torch import Tensor
 
 from graft.adapters.parts.bottleneck import BottleneckAdapter, BottleneckConfig, DenseBottleneckConfig
+from graft.adapters.parts.information import information
 from graft.adapters.parts.redundancy import redundancy
 from graft.adapters.surroundings import Surroundings, frozen
 from graft.architectures.site import SiteLike, SiteSpec
 from graft.errors import GraftError
-from graft.ops.added_loss import with_loss
+from graft.ops.added_loss import at_the_end, with_loss
 from graft.routing.context import AdapterContext
 
 
@@ -39,6 +40,17 @@ class SeriesConfig(BottleneckConfig):
     """What the bottleneck is added to. site: the site's output (or input). stream: what the bottleneck read. none: nothing."""
     redundancy: float = Field(default=0.0, ge=0.0)
     """Weight, at each site, of a loss on how much of what the bottleneck adds repeats what it reads (MixPHM). The mean over sequences."""
+    information: float = Field(default=0.0, ge=0.0)
+    """Weight, at each site, of a loss on how little what the bottleneck adds to a token says about its sequence, among all sequences of a
+    step (MixPHM). They then run together, whatever `train.token_budget` is."""
+
+    @property
+    def added_losses(self) -> tuple[str, ...]:
+        return tuple(name for name in ("redundancy", "information") if getattr(self, name))
+
+    @property
+    def compares_rows(self) -> bool:
+        return self.information > 0
 
     def build(self, spec: SiteSpec) -> SeriesAdapter:
         return SeriesAdapter(self, spec)
@@ -76,16 +88,17 @@ class SeriesAdapter(BottleneckAdapter):
     def __init__(self, config: SeriesConfig, spec: SiteSpec) -> None:
         width = spec.out_features if config.position == "after" else spec.in_features
         super().__init__(config, spec, width, width)
-        self.position, self.skip, self.redundancy = config.position, config.skip, config.redundancy
-        self.reads_mask = config.redundancy > 0
+        self.position, self.skip = config.position, config.skip
+        self.redundancy, self.information = config.redundancy, config.information
+        self.reads_mask = bool(config.added_losses)
         self.reads = "residual" if config.reads == "stream" else "nothing"
 
     def on_install(self, around: Surroundings) -> None:
         super().on_install(around)
-        if self.redundancy and around.answers:
+        if self.reads_mask and around.answers:
             raise GraftError(
-                "redundancy is a loss on real tokens, and which tokens of a decoder behind an encoder are real is not known: name sites of "
-                "the encoder (re:encoder...), or leave redundancy out"
+                "redundancy and information are losses on real tokens, and which tokens of a decoder behind an encoder are real is not "
+                "known: name sites of the encoder (re:encoder...), or leave them out"
             )
 
     @property
@@ -99,11 +112,14 @@ class SeriesAdapter(BottleneckAdapter):
         return f if self.skip == "none" else x + f
 
     def _bottleneck(self, u: Tensor, ctx: AdapterContext) -> Tensor:
-        """Compute f(u), and add the loss on its redundancy."""
+        """Compute f(u), and add the losses on what it is."""
         f = self.f(u, ctx)  # [..., O]
-        if not (self.redundancy and self.training):
-            return f
-        return with_loss(f, self.redundancy * redundancy(ctx.tokens(u), ctx.tokens(f)), "redundancy", ctx)
+        if self.training and self.redundancy:
+            f = with_loss(f, self.redundancy * redundancy(ctx.tokens(u), ctx.tokens(f)), "redundancy", ctx)
+        if self.training and self.information:
+            weight, added = self.information, ctx.tokens(f)
+            at_the_end(lambda ends_RD: weight * information(added, ends_RD), "information", ctx)
+        return f
 
     def adapt(self, x: Tensor, h: Tensor, ctx: AdapterContext) -> Tensor:
         h = self.with_bias(h)
