@@ -70,7 +70,7 @@ def detect(folder: str | Path) -> bool:
     return (Path(folder) / FUSION).is_file()
 
 
-def _adapter_folders(folder: Path, fields: Mapping[str, Any]) -> dict[str, Path]:
+def _adapter_folders(folder: Path, fields: dict[str, Any]) -> dict[str, Path]:
     """Return the folders of the adapters that are fused, by their names. They lie beside the fusion's, as the library saves them."""
     names = fields["adapter_names"] or fields["name"].split(",")
     found = {name: folder.absolute().parent / name for name in names}
@@ -104,7 +104,7 @@ def convert(model: nn.Module, folder: Path, to: Path, name: str) -> None:
 
 
 def _read(
-    folder: Path, fields: Mapping[str, Any], model: nn.Module, of: Mapping[str, Path]
+    folder: Path, fields: dict[str, Any], model: nn.Module, of: Mapping[str, Path]
 ) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Read a fusion: its config, and float32 tensors under Graft's names. of: folders of its adapters in Graft's format, by name.
 
