@@ -2,15 +2,17 @@
 
     python benchmarks/loading_memory.py [--tiny]
 
-Each way of loading is a process of its own on the same files. It first loads a tiny base in the same way, since libraries take memory when
-they are first used. Reported is the peak of its own memory while it loads the large one, above what it had before (`RssAnon`: pages of the
-files, which the system can drop at any time, do not count), and the bytes of the loaded model.
+Each way of loading is a process of its own on the same files, or two processes that each keep a part of the base (fsdp2). It first loads a
+tiny base in the same way, since libraries take memory when they are first used. Reported is the peak of its own memory while it loads the
+large one, above what it had before (`RssAnon`: pages of the files, which the system can drop at any time, do not count), and the bytes of
+what it then holds; of two processes, those of the one with more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,14 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from turns import keep, machine
+from turns import free_port, keep, machine
 
-WAYS = (None, "int8", "nf4")
+WAYS = ("plain", "int8", "nf4")
+PARTS = "_in_parts"
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="1024,16,2816,16", help="hidden size, layers, intermediate size, heads")
+    parser.add_argument("--shape", default="1024,6,2816,16", help="hidden size, layers, intermediate size, heads")
     parser.add_argument("--shard", default="40MB", help="size of a file")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--tiny", action="store_true", help="a base that only proves that the script runs")
@@ -47,18 +50,25 @@ def own_memory() -> int:
     raise SystemExit("this system does not tell a process's own memory (RssAnon in /proc/self/status)")
 
 
-def loaded(args: argparse.Namespace) -> dict[str, Any]:
+def loaded(args: argparse.Namespace, group: Any) -> dict[str, Any]:
     """Load the base in one way, and watch."""
     from graft.bases import load_model
     from graft.bases.memory import memory_report
+    from graft.bases.parts import load_in_parts
     from graft.config.base import BaseConfig
     from graft.utils.bits import bitsandbytes
 
-    quantize = None if args.worker == "plain" else args.worker
-    if quantize is not None:
+    way = args.worker.removesuffix(PARTS)
+    if way != "plain":
         bitsandbytes()
-    settings = {"model": args.base, "dtype": args.dtype, "quantize": quantize, "device": "cpu"}
-    load_model(BaseConfig.model_validate({**settings, "model": f"{args.base}/tiny"}))
+
+    def load(base: str) -> Any:
+        settings = {"model": base, "dtype": args.dtype, "quantize": None if way == "plain" else way, "device": "cpu"}
+        config = BaseConfig.model_validate(settings)
+        return load_in_parts(config, "causal", group.size).model if group.size > 1 else load_model(config)
+
+    load(f"{args.base}/tiny")
+    group.wait()
     before, peak, done = own_memory(), 0, threading.Event()
 
     def watch() -> None:
@@ -70,36 +80,57 @@ def loaded(args: argparse.Namespace) -> dict[str, Any]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.perf_counter()
-    model = load_model(BaseConfig.model_validate(settings))
+    model = load(args.base)
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
     return {"model_bytes": memory_report(model).num_bytes, "peak_bytes": peak - before, "seconds": seconds}
 
 
+def turn(args: argparse.Namespace, way: str, folder: str) -> dict[str, Any]:
+    """What the process of a way, or the one of two with more memory, reports."""
+    line = [sys.executable, __file__, "--worker", way, "--base", folder, "--dtype", args.dtype]
+    size, port = 2 if way.endswith(PARTS) else 1, free_port()
+    meeting = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            line, env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    said = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise SystemExit(f"{way} failed")
+    return max((json.loads(each.splitlines()[-1]) for each in said), key=lambda each: each["peak_bytes"])
+
+
 def main() -> None:
     args = options()
     if args.worker:
-        print(json.dumps(loaded(args)))
+        from graft.distributed.group import together
+
+        with together() as group:
+            print(json.dumps(loaded(args, group)), flush=True)
         return
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    import graft.seedling
 
     hidden, layers, inner, heads = map(int, args.shape.split(","))
     with tempfile.TemporaryDirectory() as folder:
         config = LlamaConfig(
-            vocab_size=4096, hidden_size=hidden, num_hidden_layers=layers, intermediate_size=inner, num_attention_heads=heads
+            vocab_size=8192, hidden_size=hidden, num_hidden_layers=layers, intermediate_size=inner, num_attention_heads=heads
         )  # fmt: skip
         LlamaForCausalLM(config).bfloat16().save_pretrained(folder, max_shard_size=args.shard)
         small = LlamaConfig(
-            vocab_size=64, hidden_size=64, num_hidden_layers=1, intermediate_size=128, num_attention_heads=2
+            vocab_size=8192, hidden_size=64, num_hidden_layers=1, intermediate_size=128, num_attention_heads=2
         )  # fmt: skip
         LlamaForCausalLM(small).bfloat16().save_pretrained(f"{folder}/tiny")
         shards = [path.stat().st_size for path in Path(folder).glob("*.safetensors")]
-        found = {}
-        for way in WAYS:
-            line = [sys.executable, __file__, "--worker", way or "plain", "--base", folder, "--dtype", args.dtype]
-            said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
-            found[way or "plain"] = json.loads(said.splitlines()[-1])
+        tokenizer = AutoTokenizer.from_pretrained(str(graft.seedling.path()))
+        for each in (folder, f"{folder}/tiny"):
+            tokenizer.save_pretrained(each)
+        found = {way: turn(args, way, folder) for way in (*WAYS, *(f"{way}{PARTS}" for way in WAYS))}
     result = {
         "shards": len(shards),
         "file_bytes": sum(shards),
@@ -111,7 +142,7 @@ def main() -> None:
     for way, each in found.items():
         room = each["model_bytes"] + max(shards)
         print(
-            f"{way:6} model {each['model_bytes'] / 1e6:7.1f} MB   peak {each['peak_bytes'] / 1e6:7.1f} MB   "
+            f"{way:15} model {each['model_bytes'] / 1e6:7.1f} MB   peak {each['peak_bytes'] / 1e6:7.1f} MB   "
             f"model and one shard {room / 1e6:7.1f} MB   {each['seconds']:.1f} s"
         )
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -174,6 +175,13 @@ def graft_command(folder: Path, threads: int, *words: str, variables: Mapping[st
     if done.returncode:
         raise SystemExit(f"graft {' '.join(words)} failed:\n{done.stderr}{done.stdout}")
     return done.stdout
+
+
+def free_port() -> int:
+    """A port at which processes can meet."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def machine(threads: int) -> dict[str, Any]:

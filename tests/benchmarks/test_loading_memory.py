@@ -20,8 +20,18 @@ def test_it_runs(tmp_path: Path) -> None:
     script, out = ROOT / "benchmarks" / "loading_memory.py", tmp_path / "result.json"
     subprocess.run([sys.executable, str(script), "--tiny", "--out", str(out)], check=True, timeout=600)
     found = json.loads(out.read_text())
-    assert set(found["ways"]) == {"plain", "int8", "nf4"} and found["shards"] > 1
-    assert found["ways"]["nf4"]["model_bytes"] < found["ways"]["plain"]["model_bytes"]
+    ways = found["ways"]
+    assert set(ways) == {f"{way}{more}" for way in ("plain", "int8", "nf4") for more in ("", "_in_parts")}
+    assert found["shards"] > 1 and ways["nf4"]["model_bytes"] < ways["plain"]["model_bytes"]
+
+
+@pytest.mark.parametrize("way", ["plain", "int8", "nf4"])
+def test_a_process_held_no_more_than_its_part_and_one_shard(way: str) -> None:
+    whole, part = KEPT["ways"][way], KEPT["ways"][f"{way}_in_parts"]
+    assert part["model_bytes"] < 0.52 * whole["model_bytes"]
+    assert part["peak_bytes"] <= part["model_bytes"] + KEPT["largest_shard"]
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    assert f"{part['peak_bytes'] / 1e6:.0f} MB" in page
 
 
 @pytest.mark.parametrize("way", ["int8", "nf4"])

@@ -68,10 +68,11 @@ def place(world: Path, dtype: str = "float32") -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["float32", "bfloat16", "nf4"])
+@pytest.mark.parametrize("base", ["float32", "bfloat16", "nf4", "fp4", "int8"])
 def test_every_mode_gives_what_one_process_gives(world: Path, base: str) -> None:
-    folder = place(world, "float32" if base == "nf4" else base)
-    more = ["base.quantize=nf4"] if base == "nf4" else []
+    quantised = base in ("nf4", "fp4", "int8")
+    folder = place(world, "float32" if quantised else base)
+    more = [f"base.quantize={base}"] if quantised else []
     wanted = trained(folder, "one", *more)
     found = {
         mode: trained(folder, mode, "--processes", "2", f"distributed.mode={mode}", *more)

@@ -25,3 +25,9 @@ def scales_of(module: nn.Module) -> Tensor | None:
     held: Any = module
     on_weight = getattr(held.weight, "SCB", None)
     return held.state.SCB if on_weight is None else on_weight
+
+
+def keep_scales(module: nn.Module) -> None:
+    """Keep the scales of an 8-bit layer on its state, where they stay if the weight is cut into parts."""
+    held: Any = module
+    held.state.SCB = scales_of(module)

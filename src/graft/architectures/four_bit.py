@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graft.architectures.walk import plain_class
 from graft.errors import GraftError
 
 PACKS = "support_avx512bf16_for_cpu"
@@ -47,8 +48,11 @@ def allow_packing(root: nn.Module) -> None:
 def is_four_bit(module: nn.Module) -> bool:
     """Whether a module is a 4-bit layer of bitsandbytes, and not of a class derived from one."""
     library = sys.modules.get("bitsandbytes")  # if it is not imported, there is no such layer
-    own = getattr(type(module), "graft_base", type(module))
-    return library is not None and own in (library.nn.Linear4bit, library.nn.LinearNF4, library.nn.LinearFP4)
+    return library is not None and plain_class(module) in (
+        library.nn.Linear4bit,
+        library.nn.LinearNF4,
+        library.nn.LinearFP4,
+    )
 
 
 def quant_state_of(module: nn.Module) -> Any:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from graft.architectures.walk import plain_class
+
 ADD = "+"
 """The name of a step that adds."""
 
@@ -39,24 +41,20 @@ def forward_steps(block: nn.Module) -> tuple[Step, ...]:
 
     E.g. `x = x + self.attn(self.norm(x))` gives the steps norm, attn, +.
     """
-    tree = _forward_tree(_own_class(block))
+    tree = _forward_tree(plain_class(block))
     return () if tree is None else tuple(_steps_below(tree, block, frozenset()))
 
 
 def bypassed(parent: nn.Module, name: str) -> bool:
     """Whether a module's code multiplies by the weight of its child instead of calling it: an adapter there would have no effect."""
-    source, weight = _class_source(_own_class(parent)), rf"self\.{re.escape(name)}\.weight"
+    source, weight = _class_source(plain_class(parent)), rf"self\.{re.escape(name)}\.weight"
     never = re.search(weight, source) is not None and f"self.{name}(" not in source
     return never or re.search(rf"{weight}\s*@|linear\([^()]*{weight}", source) is not None
 
 
 def forward_names(module: nn.Module, name: str) -> bool:
     """Whether a name occurs in the source of a module's forward."""
-    return name in _forward_source(_own_class(module))
-
-
-def _own_class(module: nn.Module) -> type[nn.Module]:
-    return getattr(type(module), "graft_base", type(module))
+    return name in _forward_source(plain_class(module))
 
 
 @functools.cache

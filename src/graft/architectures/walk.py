@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from graft.seedling import FOLDER
 
@@ -53,3 +54,11 @@ def base_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             if parameter is not None and parameter not in seen:
                 seen.add(parameter)
                 yield f"{path}.{name}" if path else name, parameter
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module had before Graft, or FSDP2 under it, gave it another one."""
+    cls: type[nn.Module] = getattr(type(module), "graft_base", type(module))
+    return (
+        next(each for each in cls.__mro__ if not issubclass(each, FSDPModule)) if issubclass(cls, FSDPModule) else cls
+    )

@@ -12,18 +12,19 @@ were trained on four bits are used on the same base in bfloat16.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from graft.architectures.eight_bit import is_eight_bit, scales_of
 from graft.architectures.experts import expert_parts
 from graft.architectures.layers import is_linear
 from graft.architectures.torchao import is_torchao
-from graft.architectures.walk import base_modules
+from graft.architectures.walk import base_modules, base_parameters
 
 PER_ROW = 4
 """About how many values of a row count."""
@@ -60,38 +61,63 @@ def weight_digest(
     originals: name -> weight from before a merge. without: paths of modules that do not count. without_rows: name of a table -> rows that
     do not count.
     """
-    hashers = {False: hashlib.sha256(), True: hashlib.sha256()}
-    storages: set[str] = set()
-    unread = False
-    for name, tensor, linear, scales in _tensors_of(root):
-        if name.rpartition(".")[0] in without:
-            continue
-        try:
-            parts = _parts(originals.get(name, tensor), scales)
-        except Unreadable:
-            if not linear or tensor.is_meta:
-                return None
-            parts, unread = [], True
-        if linear:
-            storages.add(_storage(tensor))
-        rows = (without_rows or {}).get(name, ())
-        for part, width in parts:
-            hashers[linear].update(name.encode() + _sample(part, width, rows))
-    digests = {linear: hasher.hexdigest()[:16] for linear, hasher in hashers.items()}
-    return WeightDigest(digests[False], None if unread else digests[True], " ".join(sorted(storages - {""})))
-
-
-def _tensors_of(root: nn.Module) -> Iterable[tuple[str, Tensor, bool, Tensor | None]]:
-    """Yield (name, tensor, whether it is a linear weight, scales that lie elsewhere) of every parameter, and of packed buffers."""
-    seen: set[Tensor] = set()
+    reading = Reading(root, originals, without, without_rows)
     for path, module in base_modules(root):
-        packed = {name: each for name, each in module._buffers.items() if name == "qweight"}  # GPTQ and AWQ
-        weights = bool(packed) or is_linear(module) or bool(expert_parts(module))
-        for name, tensor in {**module._parameters, **packed}.items():
-            if tensor is not None and tensor not in seen:
-                seen.add(tensor)
-                scales = scales_of(module) if name == "weight" and is_eight_bit(module) else None
-                yield f"{path}.{name}".lstrip("."), tensor, weights and name != "bias", scales
+        reading.read(path, module)
+    return reading.digest()
+
+
+class Reading:
+    """A base that is read for its digest, module by module in the order of `base_modules`. The arguments are those of `weight_digest`.
+
+    Modules may be replaced by others of the same names before they are read, and go once they are.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        originals: Mapping[str, Tensor] | None = None,
+        without: Sequence[str] = (),
+        without_rows: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self._originals, self._without, self._without_rows = originals or {}, without, without_rows or {}
+        self._names = {name for name, _ in base_parameters(root)}  # a weight that modules share counts once
+        self._hashers = {False: hashlib.sha256(), True: hashlib.sha256()}
+        self._storages: set[str] = set()
+        self._unread = {False: False, True: False}
+
+    def read(self, path: str, module: nn.Module) -> None:
+        """Read the weights that a module holds itself."""
+        for name, tensor, linear, scales in () if self._unread[False] else _tensors_of(path, module):
+            if path in self._without or not (name in self._names or name.endswith("qweight")):
+                continue
+            try:
+                parts = _parts(self._originals.get(name, tensor), scales)
+            except Unreadable:
+                self._unread[linear and not tensor.is_meta] = True
+                parts = []
+            if linear:
+                self._storages.add(_storage(tensor))
+            for part, width in parts:
+                sample = _sample(part, width, self._without_rows.get(name, ()))
+                self._hashers[linear].update(name.encode() + sample)
+
+    def digest(self) -> WeightDigest | None:
+        """The digest of what was read."""
+        if self._unread[False]:
+            return None
+        rest, linear = (hasher.hexdigest()[:16] for hasher in self._hashers.values())
+        return WeightDigest(rest, None if self._unread[True] else linear, " ".join(sorted(self._storages - {""})))
+
+
+def _tensors_of(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor, bool, Tensor | None]]:
+    """Yield (name, tensor, whether it is a linear weight, scales that lie elsewhere) of every parameter, and of packed buffers."""
+    packed = {name: each for name, each in module._buffers.items() if name == "qweight"}  # GPTQ and AWQ
+    weights = bool(packed) or is_linear(module) or bool(expert_parts(module))
+    for name, tensor in {**module._parameters, **packed}.items():
+        if tensor is not None:
+            scales = scales_of(module) if name == "weight" and is_eight_bit(module) else None
+            yield f"{path}.{name}".lstrip("."), tensor, weights and name != "bias", scales
 
 
 def _parts(tensor: Tensor, scales: Tensor | None) -> list[tuple[Tensor, int]]:
@@ -100,7 +126,7 @@ def _parts(tensor: Tensor, scales: Tensor | None) -> list[tuple[Tensor, int]]:
     Four-bit weights are packed as [N / 2, 1]; their rows are those of the weight that was packed.
     """
     state: Any = getattr(tensor, "quant_state", None)
-    if tensor.device.type == "meta" or not tensor.numel():
+    if tensor.device.type == "meta" or not tensor.numel() or isinstance(tensor.data, DTensor):
         raise Unreadable
     if is_torchao(tensor):  # made of other tensors
         return [part for each in _inner(tensor.data) for part in _parts(each, None)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graft.architectures.two_streams import two_streams_of
 from graft.architectures.walk import base_parameters, public_name
-from graft.attaching.digest import weight_digest
+from graft.attaching.digest import Reading, weight_digest
 from graft.errors import GraftError
 from graft.injection.state import State
 
@@ -34,9 +34,9 @@ KEPT = "graft_digest"
 """Attribute of a model whose weights cannot be read any more: their digest."""
 
 
-def keep_digest(root: nn.Module) -> None:
-    """Keep the digest of a base whose weights are about to be cut into parts for several processes."""
-    root.__dict__[KEPT] = weight_digest(root, {})
+def keep_digest(root: nn.Module, reading: Reading | None = None) -> None:
+    """Keep the digest of a base whose weights are about to be cut into parts for several processes, or were read while they were cut."""
+    root.__dict__[KEPT] = weight_digest(root, {}) if reading is None else reading.digest()
 
 
 def fingerprint(root: nn.Module, state: State | None = None, like: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def memory_report(model: nn.Module) -> MemoryReport:
         tensor.untyped_storage().data_ptr(): tensor
         for _, module in base_modules(root)
         if is_four_bit(module) or is_eight_bit(module)
-        for tensor in tensors_of(module)
+        for tensor in map(own_part, tensors_of(module))
     }
     own = {tensor.untyped_storage().data_ptr() for tensor in held.values()}
     for tensor in (*held.values(), *(each for key, each in beside.items() if key not in own)):

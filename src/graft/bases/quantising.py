@@ -154,6 +154,32 @@ def _met(name: str, model: Any) -> list[str]:
     ]
 
 
+def quantise_layer(model: nn.Module, path: str, how: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Put a layer of bitsandbytes on a device in place of a plain linear layer, as transformers does while it loads.
+
+    how: as `instructions` says. dtype: the model's.
+    """
+    layers: Any = bitsandbytes().nn
+    plain: Any = model.get_submodule(path)
+    weight = (plain.weight.t().contiguous() if is_transposed(plain) else plain.weight).detach().to(device, dtype)
+    sizes, bias = (*reversed(weight.shape), plain.bias is not None), plain.bias
+    if how.load_in_8bit:
+        made = layers.Linear8bitLt(*sizes, has_fp16_weights=False, device="meta")
+        made.weight = layers.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(device)
+    else:
+        made = layers.Linear4bit(
+            *sizes,
+            compute_dtype=how.bnb_4bit_compute_dtype,
+            compress_statistics=how.bnb_4bit_use_double_quant,
+            quant_type=how.bnb_4bit_quant_type,
+            device="meta",
+        )
+        made.weight = layers.Params4bit(weight, requires_grad=False, **vars(made.weight)).to(device)
+    made.bias = None if bias is None else nn.Parameter(bias.detach().to(device, dtype), requires_grad=False)
+    replace_layer(model, path, made.eval())
+    settle(made, dtype, ())
+
+
 def settle(model: nn.Module, dtype: torch.dtype, missing: Iterable[str]) -> None:
     """Set right what transformers leaves of a model that it has quantised, or that came quantised.
 

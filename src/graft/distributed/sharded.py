@@ -18,7 +18,7 @@ Every rank has to make the same calls of blocks in the same order, forward and b
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from graft.architectures.blocks import blocks_of
+from graft.architectures.eight_bit import is_eight_bit, keep_scales
 from graft.architectures.four_bit import is_four_bit
 from graft.architectures.layers import COMPUTES
 from graft.errors import counted
@@ -41,18 +42,26 @@ AT_ONCE = 2
 """Blocks that are on the device at once where they stream: the one that runs, and the next one."""
 
 
-def shard(model: nn.Module, size: int, device: torch.device, dtype: torch.dtype) -> None:
+def shard(
+    model: nn.Module, size: int, device: torch.device, dtype: torch.dtype, blocks: Iterable[nn.Module] | None = None
+) -> None:
     """Cut a frozen model into parts for so many ranks, in place, which go to a device one after the other. Adapters are attached
-    afterwards. dtype: of the computation, which blocks may be narrower than."""
+    afterwards.
+
+    dtype: of the computation, which blocks may be narrower than. blocks: those of the model, each once it is ready to be cut; all are by
+    default.
+    """
     root: Any = model
-    mesh = init_device_mesh(device.type, (size,))
+    mesh, own = init_device_mesh(device.type, (size,)), [block.module for block in blocks_of(model)]
+    for block in own if blocks is None else blocks:
+        for module in block.modules():
+            if is_eight_bit(module):
+                keep_scales(module)
+        _unit(block, mesh, device, dtype)
+    _widen(_outside(root, own), dtype)
     table, head, body = root.get_input_embeddings(), root.get_output_embeddings(), root.base_model
     assert head is not None
     shared = {table.weight} & {head.weight}
-    blocks = [block.module for block in blocks_of(model)]
-    _widen(_outside(root, blocks), dtype)
-    for block in blocks:
-        _unit(block, mesh, device, dtype)
     if not shared:
         for module in (table, head):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -171,11 +180,3 @@ def full(weight: Tensor) -> Tensor:
 def own_part(weight: Tensor) -> Tensor:
     """What this rank holds of a weight."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
-
-
-def class_without_parts(module: nn.Module) -> type[nn.Module]:
-    """The class that a module had before it was cut into parts, under Graft's own."""
-    cls: type[nn.Module] = getattr(type(module), "graft_base", type(module))
-    return (
-        next(each for each in cls.__mro__ if not issubclass(each, FSDPModule)) if issubclass(cls, FSDPModule) else cls
-    )

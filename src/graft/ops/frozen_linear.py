@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from graft.architectures.eight_bit import is_eight_bit
 from graft.architectures.four_bit import is_four_bit
+from graft.architectures.walk import plain_class
 from graft.ops.low_rank_update import as_matrix
 from graft.ops.packed import Dense, packed_weight
 
@@ -65,8 +66,12 @@ def frozen_linear(host: nn.Module, x: Tensor) -> FrozenLinear | None:
         return None
     if is_packed(host):
         return _packed(host, weight, bias, x)
-    cls = getattr(type(host), "graft_base", type(host))
-    if type(weight) is nn.Parameter and cls is nn.Linear and _frozen_on(weight, x) and weight.dtype == x.dtype:
+    if (
+        type(weight) is nn.Parameter
+        and plain_class(host) is nn.Linear
+        and _frozen_on(weight, x)
+        and weight.dtype == x.dtype
+    ):
         return FrozenLinear(weight, bias, weight.shape[0])
     return None
 

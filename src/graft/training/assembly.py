@@ -19,11 +19,11 @@ from graft.adapters.presets import Preset
 from graft.attaching.active import set_active
 from graft.attaching.attach import attach
 from graft.attaching.bare import keep_context
-from graft.attaching.fingerprint import keep_digest
 from graft.bases import Base, load_base, load_tokenizer
 from graft.bases.context import context_length
 from graft.bases.heads import draw_head, with_head
 from graft.bases.loading import check_device, dtype_of
+from graft.bases.parts import load_in_parts
 from graft.bases.tokens import refuse_unknown
 from graft.bases.vocabulary import with_tokens
 from graft.config import AnyRun, RunConfig, resolve_job
@@ -32,7 +32,6 @@ from graft.data.preparing import Prepared
 from graft.data.template import FILE as TEMPLATE_FILE
 from graft.data.template import Template
 from graft.data.templates import template_of
-from graft.distributed.sharded import shard
 from graft.distributed.shares import Shares
 from graft.errors import GraftError
 from graft.formats.loading import load
@@ -126,15 +125,12 @@ def build(
 
 
 def _base(config: AnyRun, task: str, classes: Sequence[str], shares: Shares | None) -> Base:
-    """Load the base; where ranks share it, each keeps its part. A dense one is read on the host, where its weights are mapped from the
-    files, and goes to the device block by block: here, or once it is cut into stages (`staging.py`)."""
+    """Load the base; where ranks share it, each keeps its part. For a pipeline a dense one is read on the host, where its weights are
+    mapped from the files, and goes to the device once it is cut into stages (`staging.py`)."""
     if shares is None or not shares.in_passes:
         return load_base(config.base, task, classes)
     if shares.mode == "fsdp2":
-        base = load_base(config.base, task, classes, whole=False)
-        keep_digest(base.model)
-        shard(base.model, shares.group.size, base.device, base.dtype)
-        return base
+        return load_in_parts(config.base, task, shares.group.size)
     dtype = str(dtype_of(config.base.dtype, check_device(config.base.device))).removeprefix("torch.")
     read_on = "cpu" if config.base.quantize is None else config.base.device
     return load_base(config.base.model_copy(update={"device": read_on, "dtype": dtype}), task, classes)

@@ -12,10 +12,6 @@ from graft.errors import GraftError, counted
 def refuse_in_parts(config: AnyRun) -> None:
     """Raise `GraftError` for a run whose base cannot be in parts."""
     _refuse_shared(config, "fsdp2")
-    if config.base.quantize not in (None, "nf4"):
-        raise GraftError(
-            f"fsdp2 takes a base in full precision or nf4, not base.quantize: {config.base.quantize}: {advice(config)}"
-        )
 
 
 def refuse_in_stages(config: AnyRun, ranks: int) -> None:

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graft.architectures.positions import first_position
+from graft.architectures.walk import plain_class
 from graft.attaching.active import running
 from graft.data.batches import Batch
-from graft.distributed.sharded import class_without_parts, whole
+from graft.distributed.sharded import whole
 from graft.errors import GraftError
 from graft.injection.state import unwrapped
 from graft.ops.cross_entropy import LogitTransform
@@ -138,7 +139,7 @@ class Forward:
 
         A head that trains, or that is not a plain linear layer, keeps its mode.
         """
-        plain = class_without_parts(self.head) is nn.Linear and "forward" not in self.head.__dict__
+        plain = plain_class(self.head) is nn.Linear and "forward" not in self.head.__dict__
         if self.head_mode == "whole" or not plain or self.head.weight.requires_grad:
             return self.head_mode
         if self.adapted.names(context):
