@@ -1,18 +1,23 @@
 """What one more job costs the host in every step: many LoRAs on one small base, each a job with its own data, optimiser and schedule.
 
-    python benchmarks/many_adapters.py [--jobs 8,64,256,1024] [--dropout 0] [--repeats 7] [--profile] [--tiny]
+    python benchmarks/many_adapters.py [--jobs 8,64,256,1024] [--dropout 0] [--repeats 7] [--before SRC] [--profile] [--tiny]
 
 Timed is processor time on a random LLaMA of 2 blocks (14 linear layers), one thread, one row for each job and step. Beside every company
 runs one job with as many rows: what remains over it, divided by the number of jobs, is what a job costs the host in a step. Reported are
-medians in milliseconds. `--profile` prints where the time of the largest company goes.
+medians in milliseconds. `--before` measures another state of Graft beside this one. `--profile` prints where the time of the largest
+company goes.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import json
+import os
 import pstats
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +47,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--jobs", default="8,64,256,1024", help="numbers of jobs, separated by commas")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--before", help="the folder src of another state, to compare with")
     parser.add_argument("--profile", action="store_true", help="print where the time of the largest company goes")
     parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "many_adapters.json"))
@@ -100,6 +106,14 @@ def measured(args: argparse.Namespace, jobs: int) -> tuple[dict[str, float], Cal
     return found, company
 
 
+def elsewhere(args: argparse.Namespace, jobs: int) -> dict[str, float]:
+    """The same medians of another state of Graft."""
+    words = [__file__, "--jobs", jobs, "--dropout", args.dropout, "--repeats", args.repeats, "--out", os.devnull]
+    env = {**os.environ, "PYTHONPATH": args.before}
+    said = subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True, text=True, env=env)
+    return json.loads(said.stdout.splitlines()[-1])
+
+
 def profile(step: Callable[[], Any]) -> None:
     profiler = cProfile.Profile()
     profiler.enable()
@@ -115,6 +129,8 @@ def main() -> None:
     step: Callable[[], Any] | None = None
     for number in sorted(map(int, args.jobs.split(","))):
         found[number], step = measured(args, number)
+        if args.before:
+            found[number]["per_job_before"] = elsewhere(args, number)["per_job"]
         print(
             f"{number:5d} jobs: " + "  ".join(f"{name} {each:.3f} ms" for name, each in found[number].items()),
             flush=True,
@@ -126,6 +142,7 @@ def main() -> None:
         number: {name: each[name] / fewest[name] for name in ("per_job", "attach")} for number, each in found.items()
     }
     settings = {"dropout": args.dropout, "rank": 8, "tokens_per_row": args.length}
+    print(json.dumps(found[max(found)]))
     keep({"machine": machine(1), **settings, "milliseconds": found, "over_fewest": over}, args.out)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -55,12 +56,12 @@ class Row:
     whole: bool = False
     """Whether it has to be in one pass with all rows of its job's step, because a loss compares them."""
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens that run, padding not counted."""
         return len(self.example)
 
-    @property
+    @cached_property
     def targets(self) -> int:
         """Targets that have a loss."""
         return self.example.num_targets
