@@ -1,9 +1,10 @@
 """Kill one of two processes of a run at random instants (SIGKILL), go on, and compare the losses with those of the unbroken run.
 
-    python benchmarks/kills.py [--tries 20] [--rank 1] [--mode ddp] [--tiny]
+    python benchmarks/kills.py [--tries 20] [--rank 1] [--mode ddp] [--go-on] [--tiny]
 
 An instant is drawn evenly over the whole run, loading and closing included. The other process has to end by itself. Then two processes go
-on. Losses have to be those of the unbroken run to the last bit. The JSON under benchmarks/results says how many were.
+on. Losses have to be those of the unbroken run to the last bit. The JSON under benchmarks/results says how many were; `--go-on` adds tries
+to those that are in it.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ import json
 import multiprocessing
 import os
 import random
-import socket
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from turns import keep, machine
+from turns import free_port, keep, machine
 
 JOBS = """
 base: {model: seedling, dtype: float32}
 data: {train: data.json, template: alpaca, validation: 4}
-train: {steps: 16, batch_size: 2, lr: 1e-3, save_every: 3, token_budget: 400}
+train: {steps: 10, batch_size: 2, lr: 1e-3, save_every: 2, token_budget: 400, layout: padded}
 distributed: {mode: MODE, timeout: 20}
 jobs:
   lora: {adapter: {kind: lora, rank: 4, sites: attn.q attn.v, dropout: 0.2}}
@@ -52,9 +52,7 @@ def one_rank(rank: int, port: int, folder: str, go_on: bool) -> None:
 
 def start(folder: str, go_on: bool) -> list[Any]:
     """Two processes of the run."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["graft.training", "transformers"])
     processes = [context.Process(target=one_rank, args=(rank, port, folder, go_on)) for rank in range(2)]
@@ -92,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--mode", default="ddp", choices=["ddp", "spread"])
     parser.add_argument("--seconds", type=float, default=3000.0, help="begin no further try after so many seconds")
+    parser.add_argument("--go-on", action="store_true", help="add to the tries of the JSON")
     parser.add_argument("--tiny", action="store_true", help="one try, which only proves that the script runs")
     parser.add_argument("--out", default=None)
     given = parser.parse_args()
@@ -100,6 +99,10 @@ def main() -> None:
         Path(given.out or Path(__file__).parent / "results" / f"kills_rank{given.rank}_{given.mode}.json").resolve()
     )
     began, rng = time.monotonic(), random.Random(given.rank)
+    tries: list[dict[str, Any]] = (
+        json.loads(Path(out).read_text())["tries"] if given.go_on and Path(out).exists() else []
+    )
+    fractions = [rng.random() for _ in range(given.tries)]
     os.chdir(tempfile.mkdtemp())
     rows = [{"instruction": f"say {at}", "input": "", "output": f"it is {at * at}"} for at in range(40)]
     Path("data.json").write_text(json.dumps(rows))
@@ -108,9 +111,8 @@ def main() -> None:
     timed = time.monotonic()
     assert end(start("unbroken", go_on=False)) == [0, 0]
     whole, wanted = time.monotonic() - timed, losses("unbroken")
-    tries: list[dict[str, Any]] = []
     while len(tries) < given.tries and time.monotonic() - began < given.seconds:
-        folder, instant = f"run{len(tries)}", rng.uniform(0, whole)
+        folder, instant = f"run{len(tries)}", fractions[len(tries)] * whole
         processes = start(folder, go_on=False)
         time.sleep(instant)
         processes[given.rank].kill()
@@ -129,13 +131,13 @@ def main() -> None:
             }
         )
         print(tries[-1], flush=True)
-    facts = {
-        "rank": given.rank,
-        "mode": given.mode,
-        "seconds_of_the_run": round(whole, 1),
-        "equal": sum(each["equal"] for each in tries),
-    }
-    keep({"machine": machine(1), **facts, "tries": tries}, out)
+        facts = {
+            "rank": given.rank,
+            "mode": given.mode,
+            "seconds_of_the_run": round(whole, 1),
+            "equal": sum(each["equal"] for each in tries),
+        }
+        keep({"machine": machine(1), **facts, "tries": tries}, out)
 
 
 if __name__ == "__main__":

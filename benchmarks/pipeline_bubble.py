@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from random_base import write_base
-from turns import WARM, keep, machine
+from turns import WARM, free_port, keep, machine
 
 COUNTS, STAGES = (1, 2, 4), 2
 YAML = """
@@ -136,9 +135,7 @@ def _makespan(steps: tuple[dict[str, Any], ...]) -> float:
 
 def turn(jobs: int, way: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One training; what each of its processes saw."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     given = [
         "--jobs",
         jobs,

@@ -3,9 +3,10 @@
     python benchmarks/world.py [--shape 512,8,1376,8] [--steps 12] [--repeats 3] [--tiny]
 
 Four LoRAs of rank 8 on all linear layers train together on a random base, by each mode in turns. Reported are tokens per second (the
-median step, the first two not counted), the most anonymous memory that a process held (weights that are mapped from the file do not
-count), the bytes that the ranks sum per step, and those of the adapters. What fsdp2 gathers of the base is not counted there: per pass and
-rank it is twice the base, once more in backward.
+median step, the first two not counted), the processor time that all processes take for a token in the same steps, which does not change
+with what else the machine does, the most anonymous memory that a process held (weights that are mapped from the file do not count), the
+bytes that the ranks sum per step, and those of the adapters. What fsdp2 gathers of the base is not counted there: per pass and
+rank it is the base in forward, and again in backward.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from random_base import write_base
-from turns import WARM, keep, machine
+from turns import WARM, free_port, keep, machine
 
 WAYS = {"one": (1, 2), "ddp": (2, 1), "spread": (2, 1), "fsdp2": (2, 1)}
 """Processes, and threads of each."""
@@ -50,10 +50,17 @@ def work(way: str, folder: Path, steps: int, out: Path) -> None:
 
     from graft.config import load_run
     from graft.distributed.group import Group
-    from graft.training import train
+    from graft.training import engine, train
 
     torch.set_num_threads(WAYS[way][1])
     plain, sent, most, ended = Group.sum_, [0], [0], threading.Event()
+    plain_step, busy = engine.joint_step, list[float]()
+
+    def step(*given: Any) -> Any:
+        began = time.process_time()
+        outcome = plain_step(*given)
+        busy.append(time.process_time() - began)
+        return outcome
 
     def counted(group: Any, values: Any) -> Any:
         sent[0] += values.nbytes if group.size > 1 else 0
@@ -63,7 +70,7 @@ def work(way: str, folder: Path, steps: int, out: Path) -> None:
         while not ended.wait(0.02):
             most[0] = max(most[0], anonymous_bytes())
 
-    Group.sum_ = counted  # type: ignore[method-assign]
+    Group.sum_, engine.joint_step = counted, step  # type: ignore[method-assign,assignment]
     threading.Thread(target=watch, daemon=True).start()
     os.chdir(folder)
     config = load_run(_values(way, steps))
@@ -76,10 +83,11 @@ def work(way: str, folder: Path, steps: int, out: Path) -> None:
     speeds = [
         sum(line["tokens"] for line in each) / each[0]["seconds"] for step, each in by_step.items() if step > WARM
     ]
+    tokens = sum(line["tokens"] for line in lines if line["step"] > WARM)
     adapters = sum(path.stat().st_size for path in out.glob("adapters/*/adapter_model.safetensors"))
     facts = {
         "tokens_per_second": statistics.median(speeds), "anonymous": most[0], "sent_per_step": sent[0] / steps, "adapters": adapters,
-        "last_loss": lines[-1]["loss"],
+        "processor_ms_per_token": 1000 * sum(busy[WARM:]) / tokens, "last_loss": lines[-1]["loss"],
     }  # fmt: skip
     print(json.dumps(facts))
 
@@ -93,9 +101,7 @@ def _values(way: str, steps: int) -> Any:
 def turn(way: str, folder: Path, steps: int) -> list[dict[str, Any]]:
     """One training by a way; what each of its processes saw."""
     count, threads = WAYS[way]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, __file__, "--worker", way, "--work", str(folder), "--steps", str(steps)]
     own = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     ranks = [
@@ -142,6 +148,7 @@ def main() -> None:
     ways = {
         way: {
             "tokens_per_second": [round(each[0]["tokens_per_second"], 1) for each in runs],
+            "processor_ms_per_token": [round(sum(rank["processor_ms_per_token"] for rank in each), 3) for each in runs],
             "anonymous_mib": [round(max(rank["anonymous"] for rank in each) / 2**20) for each in runs],
             "sent_bytes_per_step": round(runs[0][0]["sent_per_step"]),
             "adapter_bytes": runs[0][0]["adapters"],

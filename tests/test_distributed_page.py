@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+from graft.config import load_run
 from tests.walk import yaml_block
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
 COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith(("    graft ", "    torchrun "))]
+
+
+def test_settings_between_the_lines_are_taken() -> None:
+    (setting,) = re.findall(r"`(distributed: \{[^`]*\})`", PAGE)
+    reader = YAML(typ="safe")
+    config = load_run({**reader.load(yaml_block(PAGE, "four.yaml")), **reader.load(setting)})
+    assert (config.distributed.mode, config.distributed.stages) == ("pipeline", (4, 4))
 
 
 @pytest.mark.slow

@@ -49,3 +49,10 @@ def test_jobs_in_one_step_and_one_after_the_other_give_the_same_loss_in_a_pipeli
         assert all(0 < share < 1 for share in each["waited"][0])
         together = each["jobs"] if each["way"] == "joint" else 1
         assert each["micro_batches"] == together * runs[0]["micro_batches"]
+
+
+def test_the_page_has_what_is_predicted() -> None:
+    said = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "many_gpus.py"], check=True, capture_output=True, text=True
+    ).stdout
+    assert said in (ROOT / "docs" / "distributed.md").read_text()
