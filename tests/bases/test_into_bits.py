@@ -23,9 +23,8 @@ from graft.cli import main
 from graft.config.base import BaseConfig
 from graft.data.batches import Batch, padded
 from graft.data.samples import Example
-from graft.ops.grid import grid_of
+from graft.ops.grid import Grid, grid_of
 from graft.ops.packed import dequantised
-from graft.ops.rounding import nearest_codes, stochastic_codes
 from graft.testing.case import randomise
 from tests.small import save_small
 from tests.walk import graft_command
@@ -39,11 +38,15 @@ def weight(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
 
 
+def at_random(w: Tensor, grid: Grid, generator: torch.Generator | None = None) -> RoundedWeight:
+    return RoundedWeight(w, grid, generator or torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_the_nearest_numbers_are_those_that_bitsandbytes_chooses(bits: Any) -> None:
     w = weight(48, 128)
     grid = grid_of(w, bits, double_quant=False)
-    found = dequantised(grid.layer(nearest_codes(w, grid.scales, grid.levels), None, torch.float32))
+    found = dequantised(grid.layer(at_random(w, grid).to_the_nearest().codes(), None, torch.float32))
     if bits == "int8":
         codes, scales, _ = bnb.functional.int8_vectorwise_quant(w.half())
         wanted = codes.float() * scales[:, None] / 127
@@ -60,9 +63,7 @@ def test_stochastic_rounding_takes_a_neighbouring_level_and_keeps_the_mean(bits:
     w, count = weight(4, 64), 2000
     grid = grid_of(w, bits, double_quant=True)
     generator = torch.Generator().manual_seed(1)
-    drawn = torch.stack(
-        [grid.dense(stochastic_codes(w, grid.scales, grid.levels, generator)) for _ in range(count)]
-    ).double()
+    drawn = torch.stack([at_random(w, grid, generator).dense() for _ in range(count)]).double()
     inside = w.clamp(grid.scales * grid.levels[0], grid.scales * grid.levels[-1])  # the scales are rounded too
     below, above = drawn.amin(0), drawn.amax(0)
     assert bool(((below <= inside + 1e-7) & (inside <= above + 1e-7)).all())
@@ -120,12 +121,12 @@ def test_what_an_adapter_adds_is_still_there_on_average_and_is_gone_when_rounded
     added = torch.randn(own.shape, generator=torch.Generator().manual_seed(0)) * own.std() / 50
     grid = grid_of(own + added, "nf4", double_quant=False)
 
-    def share(codes: Tensor) -> float:
-        return float(((grid.dense(codes) - own) * added).sum() / (added * added).sum())
+    def share(rounded: RoundedWeight) -> float:
+        return float(((rounded.dense() - own) * added).sum() / (added * added).sum())
 
     generator = torch.Generator().manual_seed(0)
-    drawn = [share(stochastic_codes(own + added, grid.scales, grid.levels, generator)) for _ in range(200)]
-    assert share(nearest_codes(own + added, grid.scales, grid.levels)) < 0.3
+    drawn = [share(at_random(own + added, grid, generator)) for _ in range(200)]
+    assert share(at_random(own + added, grid).to_the_nearest()) < 0.3
     spread = torch.tensor(drawn).std().item() / len(drawn) ** 0.5
     assert sum(drawn) / len(drawn) == pytest.approx(1, abs=5 * spread)
 
@@ -139,7 +140,7 @@ def test_training_the_rounding_brings_answers_closer_and_moves_few_weights(tmp_p
     for number, path in enumerate(("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")):
         w = model.get_submodule(path).weight.detach()
         generator = torch.Generator().manual_seed(number)
-        rounded[path] = RoundedWeight(w, grid_of(w, "nf4", double_quant=True), generator)
+        rounded[path] = at_random(w, grid_of(w, "nf4", double_quant=True), generator)
     own = {path: model.get_submodule(path).weight.clone() for path in rounded}
 
     def far() -> float:

@@ -26,18 +26,3 @@ def between(weight: Tensor, scales: Tensor, levels: Tensor) -> tuple[Tensor, Ten
     step = levels[below + 1] - levels[below]
     # Two levels may be equal (the zeros of fp4); then either is right.
     return below, ((scaled - levels[below]) / step.clamp(min=torch.finfo(levels.dtype).tiny)).clamp(0, 1)
-
-
-def nearest_codes(weight: Tensor, scales: Tensor, levels: Tensor) -> Tensor:
-    """Return the number of the nearest level of each entry, [O, I]. Arguments are those of `between`."""
-    below, share = between(weight, scales, levels)
-    return below + (share > 0.5)
-
-
-def stochastic_codes(weight: Tensor, scales: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return for each entry the level below or above it, at random, so that the mean is the entry. Arguments are those of `between`.
-
-    generator: on the device of the weight.
-    """
-    below, share = between(weight, scales, levels)
-    return below + (share > torch.rand(share.shape, generator=generator, device=share.device, dtype=share.dtype))

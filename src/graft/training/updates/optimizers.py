@@ -33,10 +33,8 @@ def build_optimizer(groups: Sequence[dict[str, Any]], config: TrainConfig) -> Op
     groups: parameter groups as `attaching.parameters.parameter_groups` makes them, each with its learning rate. Raises `MissingExtra`
     where bitsandbytes is needed and not installed.
     """
-    chosen, parameters = (
-        config.optimizer or config.usual_optimizer,
-        [parameter for group in groups for parameter in group["params"]],
-    )
+    chosen = config.optimizer or config.usual_optimizer
+    parameters = [parameter for group in groups for parameter in group["params"]]
     decay = _first(chosen.weight_decay, config.weight_decay, 0.0)
     if isinstance(config.method, MeZOMethod):
         return NoiseSGD(groups, config.lr, decay, config.method)
