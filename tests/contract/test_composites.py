@@ -127,6 +127,14 @@ def test_an_inner_adapter_is_one(given: Any, said: str) -> None:
         Same(of=given)
 
 
+def test_what_an_inner_kind_needs_is_needed_around_it() -> None:
+    adalora = graft.AdaLoRA(init_rank=4, target_rank=2)
+    assert Same(of=adalora).needs_gradients and graft.Sum(of=[adalora, "lora"], sites="attn.q").needs_gradients
+    assert graft.Stack(adapters=(adalora, graft.LoRA())).needs_gradients
+    with pytest.raises(graft.GraftError, match="changes its ranks by its gradients"):
+        graft.Mixture(of=Same(of=adalora))
+
+
 def test_a_composite_in_a_composite() -> None:
     model = base("llama")
     graft.attach(model, {"a": Same(of=Same(of=graft.LoRA(rank=2, lr_ratio=8.0, sites="attn.q")))})

@@ -22,6 +22,18 @@ SECOND = {
     "series": {"kind": "series", "bottleneck": 8, "dropout": 0.1, "sites": "mlp"},
     "gate": {"kind": "gate", "of": LORA, "per": "token"},
     "mixture": {"kind": "mixture", "of": LORA, "share": "up"},
+    "mixphm": {
+        "kind": "mixture",
+        "of": {
+            "kind": "series",
+            "bottleneck": 8,
+            "hidden_dropout": 0.5,
+            "redundancy": 1e-3,
+            "information": 0.1,
+            "sites": "mlp",
+        },
+        "share": "down",
+    },
     "sum": {"kind": "sum", "of": [LORA, {"kind": "series", "bottleneck": 4, "dropout": 0.1, "sites": "attn.q"}]},
     "dora": {"kind": "dora", "rank": 3, "sites": "linear"},
     "reft": {"kind": "reft", "rank": 2, "sites": "layer"},

@@ -1,4 +1,4 @@
-"""A kind made of another kind: what it asks of the inner one, and what it hands on to it.
+"""A kind made of other kinds: what it asks of the inner one, and what it hands on to it.
 
 A composite such as a gate or a mixture takes an inner config, `of`, builds one or more of its modules, and uses them in its own `adapt`,
 `before`, `keys_values` and so on. Everything else reaches the inner modules by one declaration, `inner()`: installing, shared modules,
@@ -22,8 +22,8 @@ Legend: [..., I] input features, [..., O] output features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -37,8 +37,59 @@ from graft.ops.low_rank_update import LowRankUpdate
 from graft.routing.context import AdapterContext
 
 
-class Composite(AdapterConfig):
-    """The settings of every kind made of another kind."""
+class MadeOfKinds(AdapterConfig):
+    """The settings of every kind made of other kinds: what is true of it follows from what is true of them."""
+
+    of: Any
+
+    def inner(self) -> tuple[AdapterConfig, ...]:
+        return self.of if isinstance(self.of, tuple) else (self.of,)
+
+    def changed(self, change: Callable[[Any], AdapterConfig]) -> Self:
+        """Return this config with each one inside it changed."""
+        of = tuple(change(each) for each in self.inner())
+        return self.model_copy(update={"of": of if isinstance(self.of, tuple) else of[0]})
+
+    @property
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return frozenset().union(*(each.needs for each in self.inner()))
+
+    @property
+    def starts_as_identity(self) -> bool:
+        return all(each.starts_as_identity for each in self.inner())
+
+    @property
+    def learns_bias(self) -> bool:
+        return any(each.learns_bias for each in self.inner())
+
+    @property
+    def needs_gradients(self) -> bool:
+        return any(each.needs_gradients for each in self.inner())
+
+    @property
+    def publishes_shared(self) -> bool:
+        return any(each.publishes_shared for each in self.inner())
+
+    def check_sites(self, sites: Sequence[SiteLike]) -> None:
+        for each in self.inner():
+            each.check_sites(sites)
+
+    def for_site(self, spec: SiteSpec) -> AdapterConfig:
+        return self.changed(lambda each: each.for_site(spec))
+
+    def collapsed(self) -> AdapterConfig:
+        return self.changed(lambda each: each.collapsed())
+
+    def tokenised(self, tokenizer: Any) -> AdapterConfig:
+        return self.changed(lambda each: each.tokenised(tokenizer))
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        dumped = [each.model_dump(**options) for each in self.inner()]
+        return {**super().model_dump(**options), "of": dumped if isinstance(self.of, tuple) else dumped[0]}
+
+
+class Composite(MadeOfKinds):
+    """The settings of every kind made of one other kind."""
 
     takes_several: ClassVar[bool] = False
     """Whether `of` may be several adapters under one name, for a kind with a part of its own for each (`parts`)."""
@@ -70,54 +121,20 @@ class Composite(AdapterConfig):
             )
         return {**value, "of": inner.model_copy(update={"sites": sites}), "sites": sites}
 
-    def inner(self) -> tuple[AdapterConfig, ...]:
-        return (self.of,)
-
     @property
     def takes(self) -> frozenset[SiteType]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.of.takes
-
-    @property
-    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.of.needs
 
     @property
     def replaces(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.of.replaces
 
     @property
-    def starts_as_identity(self) -> bool:
-        return self.of.starts_as_identity
-
-    @property
-    def learns_bias(self) -> bool:
-        return self.of.learns_bias
-
-    @property
     def starts_from(self) -> tuple[int, ...]:
         return self.of.starts_from
 
-    @property
-    def publishes_shared(self) -> bool:
-        return self.of.publishes_shared
-
-    def check_sites(self, sites: Sequence[SiteLike]) -> None:
-        self.of.check_sites(sites)
-
     def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
         return self.of.build_shared(specs)
-
-    def for_site(self, spec: SiteSpec) -> AdapterConfig:
-        return self.model_copy(update={"of": self.of.for_site(spec)})
-
-    def collapsed(self) -> AdapterConfig:
-        return self.model_copy(update={"of": self.of.collapsed()})
-
-    def tokenised(self, tokenizer: Any) -> AdapterConfig:
-        return self.model_copy(update={"of": self.of.tokenised(tokenizer)})
-
-    def model_dump(self, **options: Any) -> dict[str, Any]:
-        return {**super().model_dump(**options), "of": self.of.model_dump(**options)}
 
 
 class CompositeAdapter(Adapter):

@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from graft.errors import GraftError
+
 Arithmetic = Literal["linear", "magnitude-prune", "dare", "ties", "dare-ties"]
 
 
@@ -39,8 +41,12 @@ def combined(
 
 
 def largest(tensor: Tensor, density: float) -> Tensor:
-    """Keep the share `density` of a tensor's entries that is largest by magnitude."""
-    kept = tensor.abs().flatten().topk(int(density * tensor.numel())).indices
+    """Keep the share `density` of a tensor's entries that is largest by magnitude. Raises `GraftError` if that is none."""
+    if not (count := int(density * tensor.numel())):
+        raise GraftError(
+            f"a density of {density:g} keeps none of {tensor.numel()} entries: choose at least {1 / tensor.numel():.2g}"
+        )
+    kept = tensor.abs().flatten().topk(count).indices
     return torch.zeros_like(tensor).flatten().index_copy(0, kept, tensor.flatten()[kept]).view(tensor.shape)
 
 

@@ -130,27 +130,32 @@ def _averaged(
 ) -> Combined:
     """Average the parameters of adapters with equal settings."""
     names = list(weights)
-    configs = [_settings(state.adapters[each].config) for each in names]
-    if unlike := next((each for each, config in zip(names, configs, strict=True) if config != configs[0]), None):
-        raise GraftError(
-            f"'{names[0]}' and '{unlike}' are no differences of weights, so {how} averages their parameters, but their settings differ"
-        )
+    first, *others = names
+    settings = _settings(state.adapters[first].config)
+    for each in others:
+        own = _settings(state.adapters[each].config)
+        if unlike := [key for key in settings | own if settings.get(key) != own.get(key)]:
+            key = "kind" if "kind" in unlike else unlike[0]
+            raise GraftError(
+                f"'{first}' and '{each}' are not both differences of weights, so {how} averages their parameters, which takes equal "
+                f"settings; {key} is {settings.get(key)!r} in one and {own.get(key)!r} in the other"
+            )
     if abs(sum(weights.values()) - 1.0) > 1e-6:
         raise GraftError(
             f"the parameters of these adapters are averaged, so their weights have to add up to 1; they add up to {sum(weights.values()):g}"
         )
     stored: dict[str, Tensor] = {}
     every = {each: dict(tensors(root, state, each)) for each in names}
-    for key, first in every[names[0]].items():
-        if first.is_floating_point():
+    for key, tensor in every[first].items():
+        if tensor.is_floating_point():
             stored[key] = combined(
                 "linear", [every[each][key] for each in names], list(weights.values()), 1.0, torch.Generator()
             )
-        elif all(torch.equal(first, every[each][key]) for each in names):
-            stored[key] = first.clone()
+        elif all(torch.equal(tensor, every[each][key]) for each in names):
+            stored[key] = tensor.clone()
         else:
             raise GraftError(f"the adapters hold unlike whole numbers in {key}, which have no average")
-    attach_filled(model, name, state.adapters[names[0]].config, stored, f"the average of {' and '.join(names)}")
+    attach_filled(model, name, state.adapters[first].config, stored, f"the average of {' and '.join(names)}")
     return Combined(how, "parameters", weights, len(state.adapters[name].installs), None, None, None)
 
 

@@ -37,8 +37,11 @@ def of_factors(
         for each in own:
             if not is_lora(each):
                 what = "a LoRA with a trained bias" if each.config.kind == "lora" else f"kind {each.config.kind}"
+                other = (
+                    "svd, or on differences" if each.installed.changes_weight else "linear, which averages equal kinds"
+                )
                 raise GraftError(
-                    f"'{name}' is {what} at {each.path}, and {how} on factors is for LoRAs: choose svd, or on differences"
+                    f"'{name}' is {what} at {each.path}, and {how} on factors is for LoRAs: choose {other}"
                 )
             places.setdefault((each.path, each.installed.site.part), []).append((weights[name], each.module))
     pieces = []
@@ -123,10 +126,10 @@ def distance(
         found = _differences(root, path, parts)
         wanted = sum(weights[name] * delta for name, delta in found.items())
         assert isinstance(wanted, Tensor)
-        size = float(wanted.square().sum())
-        left = wanted.clone()
+        left = wanted.double()  # the square of a large weight is no float32
+        size = float(left.square().sum())
         for piece in own:
-            left[sliced.get((path, piece.part), slice(None))] -= (piece.tensors["B"] @ piece.tensors["A"]).float()
+            left[sliced.get((path, piece.part), slice(None))] -= (piece.tensors["B"] @ piece.tensors["A"]).double()
         lost = float(left.square().sum())
         missed, total, worst = missed + lost, total + size, max(worst, (lost / size) ** 0.5 if size else 0.0)
     return (missed / total) ** 0.5 if total else 0.0, worst

@@ -19,15 +19,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from graft.adapters.base import Adapter, AdapterConfig, Shared
-from graft.adapters.composite import CompositeAdapter
+from graft.adapters.base import Adapter, Shared
+from graft.adapters.composite import CompositeAdapter, MadeOfKinds
 from graft.adapters.kinds.trained import HeldAround, Trained
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext
 
 
-class Fusion(AdapterConfig):
+class Fusion(MadeOfKinds):
     """Attention over frozen adapters, which learns for each token how much of each adapter it takes."""
 
     takes: ClassVar[frozenset[SiteType]] = frozenset({"linear", "sublayer", "norm", "other"})
@@ -91,9 +91,6 @@ class Fusion(AdapterConfig):
             )
         return self
 
-    def inner(self) -> tuple[AdapterConfig, ...]:
-        return self.of
-
     @property
     def starts_as_identity(self) -> bool:
         return False
@@ -113,14 +110,11 @@ class Fusion(AdapterConfig):
     def build(self, spec: SiteSpec) -> Adapter:
         built = {}
         for number, each in enumerate(self.of):
-            module = each.for_site(spec).build(spec)
+            module = each.build(spec)
             if type(module) is not HeldAround or module.acts_before:
                 raise _does_more(each)
             built[f"of_{number}"] = module
         return FusionAdapter(self, spec, built)
-
-    def model_dump(self, **options: Any) -> dict[str, Any]:
-        return {**super().model_dump(**options), "of": [each.model_dump(**options) for each in self.of]}
 
 
 def _does_more(trained: Trained) -> GraftError:

@@ -61,6 +61,10 @@ class Stack(AdapterConfig):
     def learns_bias(self) -> bool:
         return any(part.learns_bias for part in self.adapters)
 
+    @property
+    def needs_gradients(self) -> bool:
+        return any(part.needs_gradients for part in self.adapters)
+
     def collapsed(self) -> Stack:
         return self.model_copy(update={"adapters": tuple(part.collapsed() for part in self.adapters)})
 

@@ -20,10 +20,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from graft.adapters.base import Adapter, AdapterConfig, AdapterModule, CannotFold, Shared
-from graft.adapters.composite import CompositeAdapter
+from graft.adapters.composite import CompositeAdapter, MadeOfKinds
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
 from graft.adapters.surroundings import Surroundings
-from graft.architectures.site import SiteLike, SiteSpec, SiteType
+from graft.architectures.site import SiteSpec, SiteType
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext
 
@@ -31,7 +31,7 @@ APART = 1 << 32
 """How far the numbers of a site in two parts are apart, so that each part draws dropout of its own."""
 
 
-class Sum(AdapterConfig):
+class Sum(MadeOfKinds):
     """Several adapters at one site that read the same input, and whose changes are added."""
 
     suits = (
@@ -78,9 +78,6 @@ class Sum(AdapterConfig):
             )
         return {**value, "of": tuple(placed(part, sites) for part in parts), "sites": sites}  # pyright: ignore[reportArgumentType]
 
-    def inner(self) -> tuple[AdapterConfig, ...]:
-        return self.of
-
     @classmethod
     def example(cls) -> dict[str, Any]:
         return {
@@ -94,32 +91,8 @@ class Sum(AdapterConfig):
         return frozenset.intersection(*(part.takes for part in self.of)) - {"attention", "experts"}
 
     @property
-    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return frozenset().union(*(part.needs for part in self.of))
-
-    @property
-    def starts_as_identity(self) -> bool:
-        return all(part.starts_as_identity for part in self.of)
-
-    @property
     def folds(self) -> bool:
         return all(part.folds for part in self.of)
-
-    @property
-    def learns_bias(self) -> bool:
-        return any(part.learns_bias for part in self.of)
-
-    @property
-    def needs_gradients(self) -> bool:
-        return any(part.needs_gradients for part in self.of)
-
-    @property
-    def publishes_shared(self) -> bool:
-        return any(part.publishes_shared for part in self.of)
-
-    def check_sites(self, sites: Sequence[SiteLike]) -> None:
-        for part in self.of:
-            part.check_sites(sites)
 
     def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
         found = {
@@ -128,18 +101,6 @@ class Sum(AdapterConfig):
         }
         own = {name: shared for name, shared in found.items() if shared is not None}
         return SharedOfParts(own) if own else None
-
-    def for_site(self, spec: SiteSpec) -> AdapterConfig:
-        return self.model_copy(update={"of": tuple(part.for_site(spec) for part in self.of)})
-
-    def collapsed(self) -> AdapterConfig:
-        return self.model_copy(update={"of": tuple(part.collapsed() for part in self.of)})
-
-    def tokenised(self, tokenizer: Any) -> AdapterConfig:
-        return self.model_copy(update={"of": tuple(part.tokenised(tokenizer) for part in self.of)})
-
-    def model_dump(self, **options: Any) -> dict[str, Any]:
-        return {**super().model_dump(**options), "of": [part.model_dump(**options) for part in self.of]}
 
     def build(self, spec: SiteSpec) -> Adapter:
         return SumAdapter(spec, [part.build(_of_part(spec, number)) for number, part in enumerate(self.of)])

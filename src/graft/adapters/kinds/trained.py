@@ -74,6 +74,10 @@ class Trained(Composite):
     def starts_as_identity(self) -> bool:
         return False
 
+    @property
+    def needs_gradients(self) -> bool:
+        return False
+
     def build_shared(self, specs: Sequence[SiteSpec]) -> Shared | None:
         shared = self.of.build_shared(specs)
         return None if shared is None else HeldShared(shared)
