@@ -15,15 +15,34 @@ from typing import Any
 
 def global_function(function: Any, name: str) -> Callable[..., Any] | None:
     """Return the Python function that another one calls by a global name, None if it does not call one."""
-    if not isinstance(function, types.FunctionType) or name not in function.__code__.co_names:
+    if not isinstance(function, types.FunctionType):
         return None
-    found = function.__globals__.get(name)
+    if (inner := _decorated(function)) is not None:
+        return global_function(inner, name)
+    found = function.__globals__.get(name) if name in function.__code__.co_names else None
     return found if isinstance(found, types.FunctionType) else None
 
 
 def with_globals(function: types.FunctionType, changed: Mapping[str, Any]) -> types.FunctionType:
-    """Copy a function. The copy sees the changed globals; all others are those of now."""
-    names = {**function.__globals__, **changed}
-    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    """Copy a function, with its decorators. The copy sees the changed globals; all others are those of now."""
+    names, closure = {**function.__globals__, **changed}, function.__closure__
+    if (inner := _decorated(function)) is not None:
+        copied = types.CellType(with_globals(inner, changed))
+        names, closure = function.__globals__, tuple(copied if _holds(cell, inner) else cell for cell in closure or ())
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, closure)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+def _decorated(function: types.FunctionType) -> types.FunctionType | None:
+    """Return the function that a decorator has put this one around, None if there is none."""
+    inner = getattr(function, "__wrapped__", None)
+    held = isinstance(inner, types.FunctionType) and any(_holds(cell, inner) for cell in function.__closure__ or ())
+    return inner if held else None
+
+
+def _holds(cell: types.CellType, inner: types.FunctionType) -> bool:
+    try:
+        return cell.cell_contents is inner
+    except ValueError:  # empty
+        return False
