@@ -23,6 +23,7 @@ from tests.small import small_model
         ({"kind": "compacter", "products": 10**6}, "would take"),
         ({"kind": "p-tuning", "hidden": 10**10}, "too large to build"),
         ({"kind": "adalora", "init_rank": 10**12}, "would take"),
+        ({"kind": "mixture", "of": "lora", "experts": 10**9}, "would take"),
     ],
 )
 def test_what_no_machine_holds_is_refused(adapter: dict[str, Any], words: str) -> None:

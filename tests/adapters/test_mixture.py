@@ -216,7 +216,7 @@ def test_what_cannot_be_a_mixture_is_named(given: Any, said: str) -> None:
 
 def test_a_site_where_the_inner_kind_has_no_experts_is_named() -> None:
     with pytest.raises(
-        graft.GraftError, match="'embed' is a site of type embedding, where this composite has no meaning"
+        graft.GraftError, match="puts tokens before the sequence at 'embed', but it takes an adapter that acts around"
     ):
         graft.attach(base("llama"), {"a": graft.Mixture(of="prompt")})
     with pytest.raises(graft.GraftError, match="attn"):

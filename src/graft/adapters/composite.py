@@ -265,6 +265,15 @@ class WrapsExperts(Wrapper, ExpertsAdapter):
         return self.of.changed(weight)
 
 
+DOES: dict[type[Adapter], str] = {
+    EmbeddingAdapter: "puts tokens before the sequence",
+    AttentionAdapter: "acts inside an attention (prefix, llama-adapter)",
+    ExpertsAdapter: "changes the weights of experts",
+    Adapter: "acts around a module (lora, series, parallel, ia3, ...)",
+}
+"""What the adapters of each hook do, for messages."""
+
+
 def wrap(
     spec: SiteSpec,
     of: Adapter,
@@ -281,10 +290,10 @@ def wrap(
     by_hook: dict[type[Adapter], type[Any] | None] = {
         EmbeddingAdapter: prompt, AttentionAdapter: attention, ExpertsAdapter: experts, Adapter: around,
     }  # fmt: skip
-    chosen = next(wrapper for hook, wrapper in by_hook.items() if isinstance(of, hook))
+    hook = next(hook for hook in by_hook if isinstance(of, hook))
+    chosen = by_hook[hook]
     if chosen is None:
-        kind = type(of).__name__
-        raise GraftError(
-            f"'{spec.name}' is a site of type {spec.type}, where this composite has no meaning for what is in it ({kind})"
-        )
+        kind = getattr(settings.get("config"), "kind", "this composite")
+        taken = " or ".join(DOES[each] for each, wrapper in by_hook.items() if wrapper is not None)
+        raise GraftError(f"{kind}: what is in it {DOES[hook]} at '{spec.name}', but it takes an adapter that {taken}")
     return chosen(spec, of, **settings)

@@ -36,7 +36,7 @@ def refuse_too_large(config: AdapterConfig, specs: Sequence[SiteSpec]) -> None:
     if total > most:
         raise GraftError(
             f"adapter kind '{config.kind}' would take {total / 1e9:,.1f} GB at {counted(len(specs), 'site')}, but {specs[0].device} has "
-            f"{most / 1e9:,.1f} GB: lower its rank, bottleneck or tokens, or name fewer sites"
+            f"{most / 1e9:,.1f} GB: lower its rank, bottleneck, tokens or experts, or name fewer sites"
         )
 
 

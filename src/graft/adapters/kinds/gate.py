@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from graft.adapters.base import Adapter, CannotFold
 from graft.adapters.composite import Composite, Wrapper, WrapsAttention, wrap
-from graft.adapters.hooks import ALL_ROWS, AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
+from graft.adapters.hooks import ALL_ROWS, AttentionAdapter, EmbeddingAdapter
 from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec
 from graft.errors import GraftError
@@ -79,17 +79,7 @@ class Gate(Composite):
 
     def build(self, spec: SiteSpec) -> Adapter:
         of = self.of.build(spec)
-        if isinstance(of, EmbeddingAdapter | ExpertsAdapter):
-            does = (
-                "puts tokens before the sequence"
-                if isinstance(of, EmbeddingAdapter)
-                else "changes the weights of experts"
-            )
-            raise GraftError(
-                f"gate: kind {self.of.kind} {does} at '{spec.name}', which a gate cannot scale by row or token: gate an adapter of a "
-                "linear layer, a sublayer or an attention"
-            )
-        if spec.type == "embedding" and self.reads == "input":
+        if spec.type == "embedding" and self.reads == "input" and not isinstance(of, EmbeddingAdapter):
             raise GraftError(f"'{spec.name}' gets token ids, which a gate cannot read: set reads: output")
         return wrap(
             spec,

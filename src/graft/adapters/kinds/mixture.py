@@ -102,8 +102,9 @@ class Mixture(Composite):
 
     def build(self, spec: SiteSpec) -> Adapter:
         of = self.of.build(spec)
-        # Where a file fills the experts, or fixed tensors belong to the first one, no others are made.
-        alike = self.start == "copies" or will_be_filled() or next(of.buffers(), None) is not None
+        # Where a file fills the experts, fixed tensors belong to the first one, or there are no numbers, no others are made.
+        empty = will_be_filled() or spec.device.type == "meta"
+        alike = self.start == "copies" or empty or next(of.buffers(), None) is not None
         others = () if alike else tuple(self.of.build(spec) for _ in range(self.experts - 1))
         return wrap(
             spec, of, around=MixtureAdapter, attention=None, prompt=None, experts=None, config=self, others=others

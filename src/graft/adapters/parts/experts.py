@@ -45,16 +45,19 @@ class Experts:
         """The parameters with experts, each with the number of the draw that chooses among them."""
 
     def stack(self, others: Sequence[Adapter] = ()) -> None:
-        """Give each parameter that is not shared and has none yet M experts: those of the other modules, then copies of its own."""
+        """Give each parameter that is not shared and has none yet M experts: those of the M - 1 other modules, or copies of its own."""
         for name, parameter in list(self.of.named_parameters()):
             half = "down" if self.down and name.startswith(self.down) else "up"
             if name in self.stacked or half == self.share:
                 continue
-            experts = [parameter, *(other.get_parameter(name) for other in others)]
-            experts += [parameter] * (self.count - len(experts))
-            path, _, own = name.rpartition(".")
-            stack = torch.stack([each.detach() for each in experts])
-            self.of.get_submodule(path)._parameters[own] = nn.Parameter(stack, parameter.requires_grad)
+            own = parameter.detach()
+            stack = (
+                torch.stack([own, *(other.get_parameter(name).detach() for other in others)])
+                if others
+                else own.expand(self.count, *own.shape).clone(memory_format=torch.contiguous_format)
+            )
+            path, _, key = name.rpartition(".")
+            self.of.get_submodule(path)._parameters[key] = nn.Parameter(stack, parameter.requires_grad)
             # Two halves with experts draw independently.
             self.stacked[name] = 1 if self.down and self.share == "none" and half == "up" else 0
 
