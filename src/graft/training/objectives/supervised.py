@@ -50,4 +50,4 @@ class Supervised:
 
     def scores(self, rows: Sequence[Row], sums_R: Tensor) -> Scores:
         """Scores of a whole step, or of all validation data."""
-        return {"loss": sum(sums_R.tolist()) / self.size(rows).targets}
+        return {"loss": float(self.share(rows, sums_R, self.size(rows)))}
