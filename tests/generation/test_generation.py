@@ -10,7 +10,8 @@ import torch
 import graft
 from graft.bases.context import context_length
 from graft.errors import GraftError
-from graft.generation.generate import generate, nucleus, stream
+from graft.generation.choosing import nucleus
+from graft.generation.generate import generate, stream
 from graft.generation.requests import Decoding, Request, plan
 from graft.generation.selfcheck import self_check
 from tests.small import small_model

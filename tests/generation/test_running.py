@@ -105,7 +105,7 @@ def test_a_prompt_that_was_read_is_not_read_again_until_its_adapter_changes() ->
         next(parameter for _, parameter in graft.parameters(model, "a")).add_(0.5)
     assert not run(batch, [(request, GREEDY)])[0].cached
     run(batch, [(Request(tuple(range(5, 5 + length)), None), GREEDY) for length in (9, 10, 25)])
-    assert batch.prefixes.held == 19
+    assert batch.reader.prefixes.held == 19
 
 
 def test_an_adapter_is_known_by_what_it_is_not_by_its_name(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_an_adapter_is_known_by_what_it_is_not_by_its_name(tmp_path: Path) -> No
     graft.save(model, "a", tmp_path / "a")
     graft.load(model, tmp_path / "a", name="b")
     batch, ids = RunningBatch(model, prefixes=20), (5, 6, 7, 8)
-    assert batch.digests.of("a") == batch.digests.of("b") != batch.digests.of(None)
+    assert batch.reader.digests.of("a") == batch.reader.digests.of("b") != batch.reader.digests.of(None)
     (first,) = run(batch, [(Request(ids, "a"), GREEDY)])
     graft.detach(model, "a")
     (second,) = run(batch, [(Request(ids, "b"), GREEDY)])

@@ -113,21 +113,23 @@ class CausalBatch:
         self._text = self._text[index] if self._company else self._text
         self.adapters = [self.adapters[row] for row in index.tolist()]
 
-    def join(self, other: CausalBatch) -> None:
-        """Append the rows of another batch that has read its prompts too. Both have dynamic caches; the other one is used up."""
-        width = max(self._seen, other._seen)
-        join_layers(self.cache, other.cache, width)
-        self.mask = torch.cat([pad_columns(each.mask, width) for each in (self, other)])
-        self.read_B = torch.cat([self.read_B, other.read_B])
-        self.adapters, self.live, self._seen = self.adapters + other.adapters, self.live + other.live, width
+    def join(self, others: Sequence[CausalBatch]) -> None:
+        """Append the rows of other batches that have read their prompts too. All have dynamic caches; the others are used up."""
+        every = [self, *others]
+        width = max(each._seen for each in every)
+        join_layers([each.cache for each in every], width)
+        self.mask = torch.cat([pad_columns(each.mask, width) for each in every])
+        self.read_B = torch.cat([each.read_B for each in every])
+        self.adapters, self._seen = [name for each in every for name in each.adapters], width
+        self.live = len(self.adapters)
 
-    def part(self, index: Tensor) -> CausalBatch:
+    def part(self, rows: Sequence[int]) -> CausalBatch:
         """Return some rows, in this order, as a batch of their own. A row may be repeated. This batch stays as it is."""
         found = copy.copy(self)
         found.cache = copy.copy(self.cache)
         # Layers of a dynamic cache never write into their tensors, so both batches may share them.
         found.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        found.select(index)
+        found.select(torch.tensor(rows, device=self.device))
         found.trim()
         return found
 

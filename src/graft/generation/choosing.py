@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graft.generation.generate import nucleus
 from graft.generation.sampling import PromptScores, Sampling, Top
 from graft.routing.seeded import other_stream
 
@@ -76,3 +75,15 @@ def _draws(logprobs_LV: Tensor, settings: Sampling) -> tuple[Top, ...]:
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x in float32, or as it is if it is wider."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
+    """Keep the likeliest tokens whose probabilities together reach `top_p` (at least one) and set the others to 0.
+
+    The result is not normalised. With top_p = 0.7, [0.2, 0.5, 0.3] becomes [0, 0.5, 0.3].
+    """
+    if top_p >= 1:
+        return probs_BV
+    sorted_BV, order_BV = probs_BV.sort(-1, descending=True)
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV  # probability of all likelier tokens
+    return torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV.masked_fill(before_BV >= top_p, 0.0))

@@ -1,4 +1,4 @@
-"""Join the KV caches of two left-padded batches, and drop the columns that are padding in every row.
+"""Join the KV caches of left-padded batches, and drop the columns that are padding in every row.
 
 Keys carry their positions, so a row may stand anywhere in the columns: what counts is that its last token is in the last one.
 
@@ -12,6 +12,7 @@ Legend: B rows, K key-value heads, L columns held, D features of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,24 +21,29 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from graft.architectures.rope import company_of
 
-def joinable(config: Any) -> bool:
-    """Whether rows can join a running batch of this model: every layer's cache is keys and values along the columns."""
-    layers = DynamicCache(config=config).layers
+
+def joinable(root: Any) -> bool:
+    """Whether rows can join a running batch of this model: every layer's cache is keys and values along the columns, no row changes what
+    others compute, and there is no encoder."""
+    if getattr(root.config, "is_encoder_decoder", False) or company_of(root):
+        return False
+    layers = DynamicCache(config=root.config.get_text_config()).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def join_layers(first: Any, second: Any, width: int) -> None:
-    """Append the rows of the second cache to the first, both as wide as `width` columns afterwards."""
-    layers: Any = zip(first.layers, second.layers, strict=True)
-    for one, other in layers:
-        if not one.is_initialized:  # a layer that shares the keys of another one
+def join_layers(caches: Sequence[Any], width: int) -> None:
+    """Append the rows of all caches to those of the first, which is as wide as `width` columns afterwards."""
+    for layers in zip(*(each.layers for each in caches), strict=True):
+        first: Any = layers[0]
+        if not first.is_initialized:  # a layer that shares the keys of another one
             continue
         held = width
-        if one.is_sliding:
-            held, one.cumulative_length = min(width, one.sliding_window - 1), width
-        one.keys = torch.cat([_wide(one.keys, held), _wide(other.keys, held)])
-        one.values = torch.cat([_wide(one.values, held), _wide(other.values, held)])
+        if first.is_sliding:
+            held, first.cumulative_length = min(width, first.sliding_window - 1), width
+        first.keys = torch.cat([_wide(each.keys, held) for each in layers])
+        first.values = torch.cat([_wide(each.values, held) for each in layers])
 
 
 def cut_layers(cache: Any, columns: int) -> None:

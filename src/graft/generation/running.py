@@ -4,59 +4,63 @@ One step reads the prompts that there is room for, joins their rows to the batch
 the rows that go on. A row's tokens do not depend on its company: each adapter runs on its own rows, and each row draws from a generator
 of its own. Prompts wait in the order in which they came. n samples of a prompt share one reading of it.
 
-Where rows cannot share passes (a cache that is not keys and values, a rotary embedding that changes with the longest row), the batch
-holds one row at a time.
+Where rows cannot join one another (a cache that is not keys and values or does not grow, a rotary embedding that changes with the
+longest row, an encoder), those that begin together stay together, and others wait until the last of them has left.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from graft.architectures.rope import company_of
 from graft.bases.context import context_length
 from graft.errors import GraftError
-from graft.generation.adapter_digests import AdapterDigests
-from graft.generation.causal import CausalBatch
-from graft.generation.choosing import at_least_float32, choose, prompt_scores, top_of
+from graft.generation.causal import CacheKind, CausalBatch
+from graft.generation.choosing import at_least_float32, choose, top_of
 from graft.generation.decoding import Decoding
 from graft.generation.joining import joinable
-from graft.generation.prefixes import Prefix, PrefixCache
+from graft.generation.reading import Reader, Rows
 from graft.generation.requests import Request, limits
 from graft.generation.sampling import End, Sample, Sampling
 from graft.generation.text_stream import TextStream
 from graft.injection.modes import evaluation_mode
 from graft.injection.state import unwrapped
 
-PROMPTS = 8
-"""Most prompts that are read in one pass."""
-
 
 class RunningBatch:
     """Answers requests that come at any time. It belongs to one thread."""
 
-    def __init__(self, model: nn.Module, *, rows: int = 64, token_budget: int = 65_536, prefixes: int = 0) -> None:
-        """rows: most rows at once. token_budget: most columns of the cache times rows. prefixes: most tokens of prompts that are kept.
-
-        Raises `GraftError` for an encoder-decoder.
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rows: int | None = None,
+        token_budget: int = 65_536,
+        prefixes: int = 0,
+        cache: CacheKind = "dynamic",
+        at_once: int = 1,
+    ) -> None:
+        """rows: most rows at once (1 where rows cannot join); None is as many as the budget has room for, where the caller adds only
+        requests that may share a batch. token_budget: most columns of the cache times rows. prefixes: most tokens of prompts that are
+        kept. cache: see `causal`. at_once: prompts that wait until there is room for so many, since each time that rows join, those
+        that run are copied.
         """
         root: Any = unwrapped(model)
-        if getattr(root.config, "is_encoder_decoder", False):
-            raise GraftError(f"{type(root).__name__} is an encoder-decoder: a running batch takes causal models")
-        self.model, self.device, self.token_budget = model, root.device, token_budget
-        self.shares = joinable(root.config.get_text_config()) and not company_of(root)
-        self.rows = rows if self.shares else 1
-        self.prefixes, self.digests = PrefixCache(prefixes if self.shares else 0), AdapterDigests(model)
+        self.model, self.device, self.token_budget, self.at_once = model, root.device, token_budget, at_once
+        self.joins = cache == "dynamic" and joinable(root)
+        self.rows = sys.maxsize if rows is None else rows if self.joins else 1
+        self.reader = Reader(model, self.joins, cache, prefixes)
         self.waiting: deque[list[Sample]] = deque()
         self.samples: list[Sample] = []
         """The running rows, in the order of the batch."""
         self._limits: dict[Sample, int] = {}
         self._generators: list[torch.Generator] = []
-        self._batch: CausalBatch | None = None
+        self._batch: Rows | None = None
         self._logits_BV: Tensor | None = None
 
     def add(self, request: Request, sampling: Sampling, tokenizer: Any = None, owner: Any = None) -> list[Sample]:
@@ -64,7 +68,7 @@ class RunningBatch:
 
         Raises `GraftError` for a prompt without tokens, for an adapter that is not attached, and for more samples than rows.
         """
-        if sampling.n > self.rows and self.shares:
+        if sampling.n > self.rows and self.joins:
             raise GraftError(f"n is {sampling.n}, but a batch has at most {self.rows} rows")
         if sampling.stop and tokenizer is None:
             raise GraftError("stop texts need a tokenizer")
@@ -79,8 +83,8 @@ class RunningBatch:
         if not limit:
             for sample in found:
                 self._finish(sample, "no_room")
-        else:  # without shared passes each sample reads the prompt itself
-            self.waiting.extend([found] if self.shares else [[each] for each in found])
+        else:  # where rows cannot join, each sample reads the prompt itself
+            self.waiting.extend([found] if self.joins else [[each] for each in found])
         return found
 
     @property
@@ -114,7 +118,7 @@ class RunningBatch:
 
     def _choose(self, logits_BV: Tensor) -> Tensor:
         """Choose the next token of every row, and note it in its sample."""
-        bad = logits_BV.isnan().any(-1) | (logits_BV == float("inf")).any(-1)
+        bad = ~(logits_BV.amax(-1) < float("inf"))  # the largest of numbers among which one is NaN is NaN
         if (failed := bad.tolist()) and any(failed):
             logits_BV = logits_BV.masked_fill(bad[:, None], 0.0)
         settings = [sample.sampling for sample in self.samples]
@@ -147,16 +151,25 @@ class RunningBatch:
         groups: list[list[Sample]] = []
         while self.waiting and self._has_room(self.waiting[0], [each for group in groups for each in group]):
             groups.append(self.waiting.popleft())
+        if self.samples and self.waiting and len(groups) < self.at_once:
+            self.waiting.extendleft(reversed(groups))
+            return []
         if not groups:
             return []
-        # The new rows are joined to one another first, so that the cache of those that run is copied once.
-        running, logits_BV = self._batch, self._logits_BV
-        self._batch = self._logits_BV = None
-        for group, prefix, cached in self._read(groups):
-            self._join(group, prefix, cached)
-        if running is not None and logits_BV is not None and self._batch is not None and self._logits_BV is not None:
-            running.join(self._batch)
-            self._batch, self._logits_BV = running, torch.cat([logits_BV, self._logits_BV])
+        parts: list[tuple[Any, Tensor]] = []
+        if self._batch is not None and self._logits_BV is not None:
+            parts.append((self._batch, self._logits_BV))
+        room = max(self._limits[group[0]] for group in groups)
+        for samples, batch, logits_BV in self.reader.read(groups, room):
+            parts.append((batch, logits_BV))
+            self.samples += samples
+            self._generators += [
+                torch.Generator(self.device).manual_seed(each.sampling.seed + each.index) for each in samples
+            ]
+        self._batch, self._logits_BV = parts[0]
+        if len(parts) > 1:  # all at once, so that every row is copied once
+            parts[0][0].join([batch for batch, _ in parts[1:]])
+            self._logits_BV = torch.cat([logits_BV for _, logits_BV in parts])
         ended = [sample for group in groups for sample in group if not sample.sampling.max_tokens]
         for sample in ended:  # only the prompt is scored
             self._finish(sample, "length")
@@ -166,63 +179,12 @@ class RunningBatch:
         return ended
 
     def _has_room(self, group: Sequence[Sample], joining: Sequence[Sample]) -> bool:
+        if self.samples and not self.joins:
+            return False
         together = [*self.samples, *joining, *group]
         longest = max(len(each.request.ids) + self._limits[each] for each in together)
         fits = len(together) <= self.rows and len(together) * longest <= self.token_budget
         return fits or not (self.samples or joining)
-
-    def _read(self, groups: Sequence[list[Sample]]) -> Iterator[tuple[list[Sample], Prefix, bool]]:
-        """Yield the samples of each prompt, the prompt as it was read, and whether the prefix cache had it.
-
-        Prompts of similar lengths are read in one pass. One that is scored has a pass of its own, which makes the logits of all its tokens.
-        """
-        unread: list[list[Sample]] = []
-        for group in groups:
-            request, sampling = group[0].request, group[0].sampling
-            prefix = None if sampling.scores_prompt else self._find(request)
-            if prefix is not None:
-                yield group, prefix, True
-            elif sampling.scores_prompt:
-                batch = CausalBatch(self.model, [request], self._limits[group[0]])
-                logits_LV = batch.forward(every=True)[0]
-                scores = prompt_scores(logits_LV, request.ids, sampling)
-                yield group, self._kept(request, Prefix(batch, logits_LV[-1:], scores)), False
-            else:
-                unread.append(group)
-        unread.sort(key=lambda group: len(group[0].request.ids))
-        for start in range(0, len(unread), PROMPTS):
-            some = unread[start : start + PROMPTS]
-            requests = [group[0].request for group in some]
-            batch = CausalBatch(self.model, requests, max(self._limits[group[0]] for group in some))
-            logits_BV = batch.forward()
-            for row, (group, request) in enumerate(zip(some, requests, strict=True)):
-                own = batch.part(torch.tensor([row], device=self.device)) if len(some) > 1 else batch
-                yield group, self._kept(request, Prefix(own, logits_BV[row : row + 1], None)), False
-
-    def _find(self, request: Request) -> Prefix | None:
-        return self.prefixes.find(self.digests.of(request.adapter), request.ids) if self.prefixes.tokens else None
-
-    def _kept(self, request: Request, prefix: Prefix) -> Prefix:
-        if self.prefixes.tokens:
-            self.prefixes.keep(self.digests.of(request.adapter), request.ids, prefix)
-        return prefix
-
-    def _join(self, group: Sequence[Sample], prefix: Prefix, cached: bool) -> None:
-        """Join one row for each sample of a prompt to the batch."""
-        rows = torch.zeros(len(group), dtype=torch.long, device=self.device)
-        joining, logits_BV = prefix.batch.part(rows) if self.shares else prefix.batch, prefix.logits_1V[rows]
-        # The prompt may have been read under another name of the same adapter, which is gone.
-        joining.adapters = [sample.request.adapter for sample in group]
-        if self._batch is None or self._logits_BV is None:
-            self._batch, self._logits_BV = joining, logits_BV
-        else:
-            self._batch.join(joining)
-            self._logits_BV = torch.cat([self._logits_BV, logits_BV])
-        for sample in group:
-            sample.prompt, sample.cached = prefix.scores if sample.sampling.scores_prompt else None, cached
-            seed = sample.sampling.seed + sample.index
-            self._generators.append(torch.Generator(self.device).manual_seed(seed))
-            self.samples.append(sample)
 
     def _keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch, in this order."""
@@ -235,7 +197,8 @@ class RunningBatch:
             return
         index_B = torch.tensor(rows, device=self.device)
         self._batch.select(index_B)
-        self._batch.trim()
+        if self.joins and isinstance(self._batch, CausalBatch):
+            self._batch.trim()
         self._logits_BV = self._logits_BV[index_B]
 
     def _finish(self, sample: Sample, end: End) -> None:

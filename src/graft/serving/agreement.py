@@ -15,7 +15,7 @@ CANDIDATES, TOKENS = 4, 8
 
 def agreement(loaded: LoadedModel) -> float:
     """Return the largest difference in nats, over a few sampled tokens of the base and of the first adapters."""
-    batch = RunningBatch(loaded.base.model)
+    batch = RunningBatch(loaded.base.model, rows=CANDIDATES)
     ids = tuple(loaded.base.tokenizer.encode("one two three", add_special_tokens=False))
     settings = Sampling(TOKENS, seed=0, logprobs=True)
     samples = [batch.add(Request(ids, each.adapter), settings)[0] for each in loaded.candidates[:CANDIDATES]]

@@ -44,7 +44,7 @@ class Engine(threading.Thread):
         """Open requests, rows that run, requests that wait, and what was done so far."""
         batch = self.batch
         counts = {"open": len(self._open), "running": len(batch.samples), "waiting": len(batch.waiting)}
-        return {**counts, "steps": self.steps, "tokens": self.tokens, "prefix_hits": batch.prefixes.hits}
+        return {**counts, "steps": self.steps, "tokens": self.tokens, "prefix_hits": batch.reader.prefixes.hits}
 
     def submit(
         self, request: Request, sampling: Sampling, mailbox: Mailbox, exact: bool = False, whole: bool = False
