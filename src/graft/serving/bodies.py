@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -177,8 +177,8 @@ def _content(where: str, content: Any, may_be_empty: bool) -> str:
         return content
     if content is None and may_be_empty:
         return ""
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        kinds: list[Literal["text"] | Any] = [part.get("type") for part in content]
-        if all(kind == "text" and isinstance(part.get("text"), str) for kind, part in zip(kinds, content, strict=True)):
-            return "".join(part["text"] for part in content)
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
+    ):
+        return "".join(part["text"] for part in content)
     raise ApiError(400, f"{where}: content must be text, or a list of parts of type text", param="messages")

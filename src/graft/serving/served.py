@@ -14,7 +14,6 @@ from pathlib import Path
 from graft.attaching.together import name_of
 from graft.bases import Base
 from graft.bases.context import context_length
-from graft.data.labelling import LABELLED
 from graft.data.template import Template
 from graft.errors import GraftError, did_you_mean, listed
 from graft.generation.candidates import Candidate
@@ -47,8 +46,7 @@ class Served:
     """The base and the adapters of a server."""
 
     def __init__(self, loaded: LoadedModel, engine: Engine, shelf: Path | None = None) -> None:
-        """shelf: a folder, of which every adapter folder is served. Raises `GraftError` for a base that writes no text."""
-        check_task(loaded.base)
+        """shelf: a folder, of which every adapter folder is served."""
         self.base, self._engine = loaded.base, engine
         self.adapters = Adapters(loaded, engine, shelf)
         self._bare = {each.name: each for each in loaded.candidates if each.adapter is None}
@@ -153,5 +151,5 @@ def _unfit(said: str) -> ApiError:
 
 def check_task(base: Base) -> None:
     """Raise `GraftError` for a base that writes no text."""
-    if base.task in LABELLED or base.task != "causal":
+    if base.task != "causal":
         raise GraftError(f"{base.name} is loaded for {base.task}: a server answers with causal language models")

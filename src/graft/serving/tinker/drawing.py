@@ -90,7 +90,7 @@ class Drawing:
             return await self._answered(body, *request_of(body, self.base, name, seed))
         finally:
             if name is not None:
-                await self.engine.call(lambda: self.samplers.give_back(name))
+                self.engine.do(lambda: self.samplers.give_back(name))
 
     async def _answered(self, body: SampleBody, request: Any, settings: Any) -> bytes:
         mailbox = Mailbox()
