@@ -149,7 +149,7 @@ def test_a_request_that_runs_goes_on_with_the_adapter_that_it_began_with(disk: D
     assert text == whole and whole.startswith(disk.texts["first"])
 
 
-@pytest.mark.parametrize("how", ["cut", "other", "missing", "json", "task"])
+@pytest.mark.parametrize("how", ["cut", "other", "missing", "json", "tokens", "task"])
 def test_a_folder_that_cannot_be_read_is_an_error_and_never_the_adapter_before(
     disk: Disk, server: Running, ask: Ask, how: str
 ) -> None:
@@ -164,6 +164,8 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_never_the_adapter_before(
         (folder / WEIGHTS).unlink()
     elif how == "json":
         (folder / "adapter_config.json").write_text("{")
+    elif how == "tokens":
+        (folder / "tokenizer_config.json").write_text('{"eos_token": "a"}')
     else:
         (folder / "task.json").write_text('{"task": "classification", "names": ["a", "b"]}')
     for name in ("broken", "there+broken"):
