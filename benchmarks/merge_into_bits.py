@@ -12,14 +12,18 @@ steps at first (--first 250) the adapter's gain is a few thousandths, and chance
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import tempfile
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from turns import graft_command, keep, machine
 
 from graft.adapters.learning_rates import LEARNING_RATES
+from graft.cli import main as main_of_graft
 from graft.quickstart.problems import generate
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -48,8 +52,10 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     args = options()
+    torch.set_num_threads(args.threads)
     kept = Path(args.out)
-    found: dict[str, dict[str, Any]] = json.loads(kept.read_text())["bits"] if args.add and kept.exists() else {}
+    before: dict[str, Any] = json.loads(kept.read_text()) if args.add and kept.exists() else {}
+    found: dict[str, dict[str, Any]] = before.pop("bits", {})
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         run = Path(args.run).resolve() if args.run else trained(folder, args)
@@ -58,15 +64,22 @@ def main() -> None:
             for kind in args.kinds.split(","):
                 target = folder / f"{kind}-{bits}"
                 words = ("--use", kind, "--to", str(target), "--quantize", bits, "--json")
-                said = graft_command(folder, args.threads, "merge", str(run), *words)
-                found[bits][kind] = one = shares(json.loads(said)["few_bits"])
+                found[bits][kind] = one = shares(answered("merge", str(run), *words)["few_bits"])
                 print(
                     f"{bits:<6}{kind:<14}gain {one['gain']:.5f}   nearest {one['nearest']:7.1%}   kept {one['kept']:7.1%}   "
                     f"divergence {one['divergences']['merged'] / one['divergences']['base']:6.1%} of the base's   {one['rounding']}",
                     flush=True,
                 )
                 if not args.tiny:  # a merge takes minutes, so what is there is kept
-                    keep({"options": vars(args), "machine": machine(args.threads), "bits": found}, args.out)
+                    keep({**before, "options": vars(args), "machine": machine(args.threads), "bits": found}, args.out)
+
+
+def answered(*words: str) -> Any:
+    """What a command prints with --json. It runs in this process: a process of its own would begin each merge by importing torch."""
+    said = io.StringIO()
+    with redirect_stdout(said), suppress(SystemExit):
+        main_of_graft(words)
+    return json.loads(said.getvalue())
 
 
 def shares(report: dict[str, Any]) -> dict[str, Any]:
