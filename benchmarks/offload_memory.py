@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from random_base import write_base
 from turns import keep, machine
 
 WAYS = ("stays", "streams")
@@ -43,21 +44,9 @@ def options() -> argparse.Namespace:
     return args
 
 
-def write_base(folder: Path, args: argparse.Namespace) -> None:
-    """A base in bfloat16 with the embedded base's tokenizer, and data beside it."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from graft import seedling
-
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(seedling.path())
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=args.hidden, intermediate_size=args.hidden * 11 // 4, num_hidden_layers=args.layers,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "base")  # type: ignore[arg-type]
-    tokenizer.save_pretrained(folder / "base")
+def write_inputs(folder: Path, args: argparse.Namespace) -> None:
+    """A base in bfloat16, and data beside it."""
+    write_base(folder, f"{args.hidden},{args.layers},{args.hidden * 11 // 4},4", rows=0, dtype="bfloat16", tied=False)
     rows = [{"instruction": f"{n} plus {n}? " * 8, "input": "", "output": str(2 * n)} for n in range(64)]
     (folder / "data.json").write_text(json.dumps(rows))
 
@@ -123,20 +112,10 @@ def main() -> None:
         return
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
-        write_base(Path(place), args)
+        write_inputs(Path(place), args)
         for activations in ACTIVATIONS:
             for way in WAYS:
-                same = [
-                    "--hidden",
-                    args.hidden,
-                    "--layers",
-                    args.layers,
-                    "--steps",
-                    args.steps,
-                    "--threads",
-                    args.threads,
-                ]
-                command = [sys.executable, __file__, *map(str, same), "--one", place, way, activations]
+                command = [sys.executable, __file__, *sys.argv[1:], "--one", place, way, activations]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found[f"{way}-{activations}"] = json.loads(done.stdout.splitlines()[-1])
     for activations in ACTIVATIONS:

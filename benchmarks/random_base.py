@@ -69,10 +69,11 @@ def config_of(args: argparse.Namespace) -> Any:
     )
 
 
-def write_base(folder: Any, shape: str, rows: int) -> int:
+def write_base(folder: Any, shape: str, rows: int, dtype: str = "float32", tied: bool = True) -> int:
     """Write such a base with the tokenizer of the base that ships with Graft to folder/base, and word problems to folder/rows.jsonl.
 
-    Returns the number of its parameters. shape: hidden size, layers, intermediate size, heads.
+    Returns the number of its parameters. shape: hidden size, layers, intermediate size, heads. dtype: of its files. tied: whether the head
+    shares the embedding's weight.
     """
     import json
 
@@ -86,10 +87,10 @@ def write_base(folder: Any, shape: str, rows: int) -> int:
     hidden, layers, inner, heads = map(int, shape.split(","))
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": inner}
     few = {"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 512}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "tie_word_embeddings": True}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "tie_word_embeddings": tied}
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **few, **ends))
-    model.save_pretrained(folder / "base")
+    model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **few, **ends))
+    model.to(getattr(torch, dtype)).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     lines = (json.dumps(row) + "\n" for row in generate("train", rows, seed=3))
     (folder / "rows.jsonl").write_text("".join(lines))
