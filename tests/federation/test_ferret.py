@@ -17,6 +17,7 @@ from graft.federation.methods.base import Update
 from graft.federation.methods.choosing import method_of
 from graft.federation.methods.ferret import Ferret, add_projected_, projected
 from graft.federation.workplace import Workplace
+from tests.noise import drawn
 
 LOCAL = {"steps": 3, "batch_size": 2, "lr": 1e-3}
 
@@ -29,8 +30,7 @@ def ferret(federation: dict[str, Any], block: int = 7, **changes: Any) -> Any:
 
 def bases(key: int, index: int, count: int) -> np.ndarray:
     """The noise of a tensor, drawn here by numpy alone."""
-    random = np.random.Generator(np.random.Philox(key=np.array([key, index], np.uint64)))
-    return random.standard_normal(count, dtype=np.float32).astype(np.float64)
+    return drawn(key, index, count).astype(np.float64)
 
 
 def by_hand(changes: list[Tensor], block: int, key: int) -> tuple[list[float], list[np.ndarray]]:

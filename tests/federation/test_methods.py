@@ -13,12 +13,12 @@ from graft.federation.messages import Message
 from graft.federation.methods.base import Update
 from graft.federation.methods.kseed import KSeed, probabilities, rebuilt
 from tests.federation.conftest import LORA, method, updates_of
+from tests.noise import drawn
 
 
 def noise(seed: int, index: int, shape: torch.Size) -> Tensor:
     """The noise of a seed for one tensor, drawn here by numpy alone."""
-    random = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
-    return torch.from_numpy(random.standard_normal(shape.numel(), dtype=np.float32)).view(shape)
+    return torch.from_numpy(drawn(seed, index, shape.numel())).view(shape)
 
 
 @pytest.mark.parametrize("trained", ["base", "adapter", "parts"])

@@ -26,6 +26,7 @@ from graft.training.updates.gradients import Gradients
 from graft.training.updates.noise import add_noise_, step_key
 from graft.training.updates.noise_sgd import NoiseSGD
 from graft.training.updates.zeroth import Zeroth
+from tests.noise import drawn as by_numpy
 from tests.training.conftest import attach, batcher, data, exact_norm, job_on, losses, pairs, step, tiny
 from tests.training.test_kto import marked
 
@@ -36,17 +37,23 @@ def _norms_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drawn(key: int, index: int, count: int) -> torch.Tensor:
-    """The noise of a key, by numpy's generator alone."""
-    random = np.random.Generator(np.random.Philox(key=np.array([key, index], np.uint64)))
-    return torch.from_numpy(random.standard_normal(count, dtype=np.float32))
+    """The noise of a key, by numpy alone."""
+    return torch.from_numpy(by_numpy(key, index, count))
 
 
 def test_noise_is_normal_and_depends_on_its_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torch.zeros(40_000)
     add_noise_(whole, 1.0, 7, 3)
-    assert torch.equal(whole, drawn(7, 3, 40_000))
-    assert abs(float(whole.mean())) < 0.02 and abs(float(whole.std()) - 1) < 0.02
-    monkeypatch.setattr(noise, "PIECE", 999)
+    torch.testing.assert_close(whole, drawn(7, 3, 40_000), rtol=1e-6, atol=1e-7)
+    for power, (mean, spread) in enumerate([(0, 1), (1, 2), (0, 15), (3, 96)], 1):  # of a normal variable's powers
+        assert abs(float(whole.double().pow(power).mean()) - mean) < 4 * (spread / 40_000) ** 0.5
+    for apart in (1, 2, 3, 4, 8):
+        assert abs(float((whole[apart:] * whole[:-apart]).mean())) < 4 / 40_000**0.5
+    for key, index in ((7, 4), (8, 3)):
+        other = torch.zeros(40_000)
+        add_noise_(other, 1.0, key, index)
+        assert abs(float((whole * other).mean())) < 4 / 40_000**0.5
+    monkeypatch.setattr(noise, "PIECE", 1000)
     pieces, turned = torch.zeros(40_000), torch.zeros(100, 400).t()
     add_noise_(pieces, 1.0, 7, 3)
     add_noise_(turned, 1.0, 7, 3)
