@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import tempfile
 import time
 from itertools import product
@@ -131,7 +132,14 @@ def copy_reports(folder: Path, args: argparse.Namespace, names: list[str]) -> No
     """Keep the reports of the studies, without the paths of this machine."""
     for name, ending in product(names, ("html", "json")):
         text = (folder / name / f"report.{ending}").read_text(encoding="utf-8")
-        for path, shown in ((args.base, MINILM), (f"{folder}/", ""), (str(folder), "."), (str(args.data), "glue")):
+        own = [(path, Path(path).name) for path in (sys.argv[0], args.out, args.reports)]
+        for path, shown in (
+            *own,
+            (args.base, MINILM),
+            (f"{folder}/", ""),
+            (str(folder), "."),
+            (str(args.data), "glue"),
+        ):
             text = text.replace(path, shown)
         Path(f"{args.reports}-{name}.{ending}").write_text(text, encoding="utf-8")
 
