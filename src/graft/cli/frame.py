@@ -7,6 +7,7 @@ value and nothing else; after an error it is `{"error": {"message": ..., "exit_c
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -54,6 +55,10 @@ def run(command: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
         code = MISTAKE if _refuses_several(given, verbose) else _code(command, given, verbose)
         if code == STOPPED and json_stream.get() is not None and not json_printed.get():
             print_json(_error("interrupted", STOPPED))
+    if launched.size() > 1:
+        # Reference cycles hold groups of torch.distributed, whose threads end with them. A thread that drops the tensors of its last
+        # exchange while Python exits cannot get its lock, and aborts the process.
+        gc.collect()
     sys.exit(code)
 
 

@@ -22,6 +22,10 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+
+# On its first import its functions take the group of all ranks as a default. After the ranks have met they would hold it to the end of the
+# process (see cli/frame.py for what that does).
+import torch.distributed.nn  # noqa: F401
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
