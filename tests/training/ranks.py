@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import socket
@@ -143,9 +142,6 @@ def main() -> None:
         for mode in modes.split(","):
             checkpoint = int(more[0]) if more and more[0].isdigit() else None
             train(mode, getattr(torch, dtype), names.split(","), Path(path) / mode, checkpoint)
-    gc.collect()
-    threads = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
-    assert "fsdp2" in modes or "pt_gloo_runloop" not in threads  # one that runs while Python exits may abort it
 
 
 if __name__ == "__main__":

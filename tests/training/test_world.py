@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,18 @@ def test_a_group_of_one_exchanges_nothing() -> None:
     assert ALONE.gather({"a": 1}) == [{"a": 1}] and ALONE.tell([2]) == [2] and ALONE.any(True, False) == [True, False]
     with pytest.raises(GraftError, match="broken"), ALONE.agreed():
         raise GraftError("broken")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_group_that_is_over_holds_no_threads() -> None:
+    """One that runs while Python exits may abort the process."""
+    code = """
+import graft.distributed.group
+from pathlib import Path
+from torch import distributed as dist
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+import torch.distributed.nn
+dist.destroy_process_group()
+print([name for thread in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := thread.read_text())])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout == "[]\n"
