@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -59,9 +59,11 @@ def described(error: ValidationError, fields: Mapping[str, Any]) -> str:
     lines: list[str] = []
     wrong: dict[tuple[str, str], list[str]] = {}  # of a union (int | float), pydantic reports one error per member
     for item in error.errors():
-        field, cause = ".".join(map(str, item["loc"][:1])), item.get("ctx", {}).get("error")
+        path, allowed = _place(item["loc"], fields)
+        field, cause = ".".join(path), item.get("ctx", {}).get("error")
         if item["type"] == "extra_forbidden":
-            lines.append(f"there is no field '{field}'.{did_you_mean(field, fields)} There are: {', '.join(fields)}")
+            near = did_you_mean(path[-1], allowed)
+            lines.append(f"there is no field '{field}'.{near} There are: {', '.join(allowed)}")
         elif item["type"] == "missing":
             lines.append(f"the field '{field}' is missing")
         elif isinstance(cause, Exception) and not str(cause).startswith("must "):
@@ -72,6 +74,28 @@ def described(error: ValidationError, fields: Mapping[str, Any]) -> str:
     return "; ".join(
         [*lines, *(f"{field} {joined(wanted)}; given: {given}" for (field, given), wanted in wrong.items())]
     )
+
+
+def _place(where: Sequence[str | int], fields: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any]]:
+    """Return the path to a field in settings inside settings, and the fields that are allowed there. What pydantic says beyond that are
+    the members of a union."""
+    path, allowed = [str(each) for each in where[:1]], fields
+    inner = _settings_in(fields.get(path[0])) if path else None
+    for part in where[1:]:
+        if inner is None:
+            break
+        path.append(str(part))
+        if isinstance(part, str):
+            allowed = inner.model_fields
+            inner = _settings_in(allowed.get(part))
+    return path, allowed
+
+
+def _settings_in(field: Any) -> type[BaseModel] | None:
+    """Return the settings that a field holds, alone, in a list or besides None; None if it holds none."""
+    annotation = getattr(field, "annotation", None)
+    kinds = (annotation, *get_args(annotation))
+    return next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
 def joined(requirements: Sequence[str]) -> str:

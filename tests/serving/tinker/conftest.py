@@ -102,6 +102,16 @@ class Wire:
             "retrieve_future", json={"request_id": promise["request_id"], "allow_metadata_only": False}
         )
 
+    def wait_for_anything(self, promise: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the JSON of a result, or nothing of a message; the poll is answered again and again."""
+        while True:
+            answer = self.poll(promise)
+            assert answer.status_code == 200, answer.text
+            if answer.headers["content-type"] == "application/x-protobuf":
+                return {}
+            if (found := answer.json()).get("type") != "try_again":
+                return found
+
     def wait(self, promise: Any) -> Any:
         """Return the result of a promise: a message as (log-probabilities of each datum, metrics), JSON as it is."""
         promise = promise if isinstance(promise, dict) else promise.json()
