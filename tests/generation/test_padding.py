@@ -16,6 +16,7 @@ import graft
 from graft.adapters.base import AdapterConfig
 from graft.adapters.parsing import parse
 from graft.generation.generate import generate
+from graft.generation.reading import PROMPTS as JOIN
 from graft.generation.requests import Decoding, Generated, Request
 from tests.small import small_model
 
@@ -94,7 +95,7 @@ def test_sixty_four_prompts_alone_and_in_batches_of_thirty_two(family: str, spec
     alone = answers("own", 1)
     assert rows.most() == 1
     batched = answers("own", AT_ONCE * (max(lengths) + NEW))
-    assert rows.most() == AT_ONCE
+    assert AT_ONCE - JOIN < rows.most() <= AT_ONCE  # a row may have ended before the last ones join
     assert next(model.parameters()).dtype == torch.float32
     assert batched == alone
     bare = answers(None, 10**6)
