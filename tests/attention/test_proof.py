@@ -11,12 +11,12 @@ import transformers
 from torch import Tensor, nn
 
 import graft
+from graft.architectures.walk import own_class
 from graft.attention import flat_attention
 from graft.attention.install import OWN_FORWARDS, install, uninstall
 from graft.attention.own_forward import OwnForward
 from graft.injection.config_view import ConfigView
 from graft.injection.state import State
-from graft.injection.substitution import own_class
 from tests.families.zoo import tiny
 
 IDS = torch.tensor([[5, 9, 11, 7]])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from graft.adapters.base import AdapterConfig, AdapterModule
+from graft.adapters.made_of_kinds import MadeOfKinds
 
 
 def every_config(config: AdapterConfig) -> Iterator[AdapterConfig]:
@@ -19,10 +20,8 @@ def every_config(config: AdapterConfig) -> Iterator[AdapterConfig]:
 
 def placed(config: AdapterConfig, sites: str | tuple[str, ...]) -> AdapterConfig:
     """Return a config, and what is inside it, at other sites."""
-    inside = tuple(placed(each, sites) for each in config.inner())
-    several = isinstance(getattr(config, "of", None), tuple)
-    of = {"of": inside if several else inside[0]} if inside else {}
-    return config.model_copy(update={"sites": sites, **of})
+    inside = config.changed(lambda each: placed(each, sites)) if isinstance(config, MadeOfKinds) else config
+    return inside.model_copy(update={"sites": sites})
 
 
 def every_module(path: str, module: nn.Module) -> Iterator[tuple[str, AdapterModule]]:

@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import nn
 
-from graft.architectures.walk import CONTAINER
+from graft.architectures.walk import CONTAINER, own_class
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def bare_copy(host: nn.Module) -> nn.Module:
     """Copy a module and its children. `__new__` skips the constructor, so nothing is allocated and every tensor is the host's own."""
-    cls = getattr(type(host), "graft_base", type(host))
+    cls = own_class(host)
     copied: nn.Module = cls.__new__(cls)
     copied.__dict__.update(host.__dict__)
     copied.__dict__.update({name: OrderedDict() for name in _HOOKS})

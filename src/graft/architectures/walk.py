@@ -56,9 +56,11 @@ def base_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 yield f"{path}.{name}" if path else name, parameter
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module has without Graft."""
+    return getattr(type(module), "graft_base", type(module))
+
+
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module had before Graft, or FSDP2 under it, gave it another one."""
-    cls: type[nn.Module] = getattr(type(module), "graft_base", type(module))
-    return (
-        next(each for each in cls.__mro__ if not issubclass(each, FSDPModule)) if issubclass(cls, FSDPModule) else cls
-    )
+    return next(each for each in own_class(module).__mro__ if not issubclass(each, FSDPModule))

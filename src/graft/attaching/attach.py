@@ -49,9 +49,8 @@ Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
 """Names of adapters. `training` is not allowed, because torch sets this attribute on every module."""
 MODEL_MIXINS = (
-    *(KeepsContext, RecordsMask, AddsAtEnd, SavesAdapter, ShiftsPositions),
-    *(GatedForward, CoupledBlock, Hole, EmptyTable),
-)
+    KeepsContext, RecordsMask, AddsAtEnd, SavesAdapter, ShiftsPositions, GatedForward, CoupledBlock, Hole, EmptyTable,
+)  # fmt: skip
 """Mixins that stay while any adapter is attached. Others are removed with the last adapter of their module."""
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from graft.architectures.positions import first_position
 from graft.architectures.sites import SiteTable
 from graft.architectures.source import forward_names
+from graft.architectures.walk import own_class
 from graft.attention.bloom import BloomForward
 from graft.attention.deberta import DebertaForward, DebertaV2Forward
 from graft.attention.falcon import FalconForward
@@ -29,7 +30,7 @@ from graft.errors import GraftError
 from graft.injection.arguments import cached_tokens, given_to
 from graft.injection.config_view import ConfigView
 from graft.injection.state import State, site_table_of, unwrapped
-from graft.injection.substitution import own_class, register_mixin, restore, substitute
+from graft.injection.substitution import register_mixin, restore, substitute
 
 OWN_FORWARDS: dict[tuple[str, str], type] = {
     ("bloom", "BloomAttention"): BloomForward,

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.architectures.walk import own_class
 from graft.attention.prepending import chosen_prompts, longer
 from graft.errors import GraftError
 from graft.injection.arguments import CACHE_NAMES, cache_name, cache_of, cached_tokens, given_to
-from graft.injection.substitution import own_class, register_mixin
+from graft.injection.substitution import register_mixin
 
 SLOTS = "graft_slots"
 """The attribute of a cache that says how many slots it holds before the first token of each row."""

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from graft.architectures.transformers_internals import has_device_hook
-from graft.architectures.walk import base_modules
+from graft.architectures.walk import base_modules, own_class
 from graft.attention.own_forward import OwnForward
 from graft.errors import GraftError
 from graft.injection.arguments import CACHE_NAMES, cache_name, cache_of, given_to
 from graft.injection.modes import evaluation_mode
 from graft.injection.state import State
-from graft.injection.substitution import own_class
 from graft.routing.context import ForwardContext
 
 ONLY_ADDED = ("residual",)

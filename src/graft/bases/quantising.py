@@ -47,10 +47,8 @@ def refuse_unknown_method(config: BaseConfig, method: Mapping[str, Any]) -> None
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     known = {each.removesuffix("_4bit").removesuffix("_8bit") for each in AUTO_QUANTIZATION_CONFIG_MAPPING}
-    own = method.get("quant_method")
-    if own is None and not (
-        method.get("load_in_4bit") or method.get("load_in_8bit")
-    ):  # as old files of bitsandbytes say it
+    own, by_bitsandbytes = method.get("quant_method"), method.get("load_in_4bit") or method.get("load_in_8bit")
+    if own is None and not by_bitsandbytes:  # whose old files say no more
         raise GraftError(
             f"base.model: the config.json of '{config.model}' has a quantization_config without a quant_method, so nobody can say how its "
             "weights are stored: remove it if they are not quantised, or name another base"

@@ -45,8 +45,7 @@ AT_ONCE = 2
 def shard(
     model: nn.Module, size: int, device: torch.device, dtype: torch.dtype, blocks: Iterable[nn.Module] | None = None
 ) -> None:
-    """Cut a frozen model into parts for so many ranks, in place, which go to a device one after the other. Adapters are attached
-    afterwards.
+    """Cut a frozen model into parts for so many ranks, in place. They go to a device one after the other; adapters are attached afterwards.
 
     dtype: of the computation, which blocks may be narrower than. blocks: those of the model, each once it is ready to be cut; all are by
     default.

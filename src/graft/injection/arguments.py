@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from graft.injection.substitution import own_class
+from graft.architectures.walk import own_class
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "layer_past", "past_key_value")
 """The names of the cache, newest first."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from graft.injection.substitution import own_class
+from graft.architectures.walk import own_class
 
 
 def owner_of(root: nn.Module, path: str) -> Any:

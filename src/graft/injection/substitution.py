@@ -129,12 +129,6 @@ def rebase(module: nn.Module, base: type[nn.Module]) -> None:
     module.__class__ = _generated(base, cls.graft_mixins) if issubclass(cls, Substituted) else base
 
 
-def own_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class that a module has without Graft."""
-    cls = type(module)
-    return cls.graft_base if issubclass(cls, Substituted) else cls
-
-
 def hooked(module: nn.Module) -> bool:
     """Whether a forward on the instance hides the one that Graft gave its class."""
     own = module.__dict__.get("forward")

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from graft.architectures.bare_copy import bare_instance
-from graft.injection.substitution import own_class, register_mixin
+from graft.architectures.walk import own_class
+from graft.injection.substitution import register_mixin
 from graft.kernels.liger import Kernels
 
 FORWARD_ERRORS = (ValueError, RuntimeError, TypeError, AttributeError, LookupError, NotImplementedError)

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from graft.architectures.walk import own_class
 from graft.injection.forward_copy import global_function, with_globals
-from graft.injection.substitution import own_class, register_mixin
+from graft.injection.substitution import register_mixin
 from graft.kernels.liger import Kernels
 from graft.kernels.norms import FORWARD_ERRORS
 

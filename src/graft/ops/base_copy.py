@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from graft.architectures.bare_copy import bare_copy
-from graft.architectures.walk import base_modules, base_parameters
+from graft.architectures.walk import base_modules, base_parameters, own_class
 from graft.errors import GraftError
 
 
@@ -48,7 +48,7 @@ class BaseCopy:
 
 def require_one_input(host: nn.Module) -> None:
     """Raise `GraftError` for a module with a forward that needs more than one input, since only the first reaches an adapter."""
-    forward = getattr(type(host), "graft_base", type(host)).forward
+    forward = own_class(host).forward
     given = list(inspect.signature(forward).parameters.values())[1:]
     needed = [p.name for p in given if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(needed) != 1:

@@ -20,8 +20,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from graft.adapters.base import Adapter, Shared
-from graft.adapters.composite import CompositeAdapter, MadeOfKinds
+from graft.adapters.composite import CompositeAdapter
 from graft.adapters.kinds.trained import HeldAround, Trained
+from graft.adapters.made_of_kinds import MadeOfKinds
 from graft.architectures.site import SiteLike, SiteSpec, SiteType
 from graft.errors import GraftError
 from graft.routing.context import AdapterContext

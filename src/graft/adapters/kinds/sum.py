@@ -20,8 +20,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from graft.adapters.base import Adapter, AdapterConfig, AdapterModule, CannotFold, Shared
-from graft.adapters.composite import CompositeAdapter, MadeOfKinds
+from graft.adapters.composite import CompositeAdapter
 from graft.adapters.hooks import AttentionAdapter, EmbeddingAdapter, ExpertsAdapter
+from graft.adapters.made_of_kinds import MadeOfKinds
+from graft.adapters.nesting import placed
 from graft.adapters.surroundings import Surroundings
 from graft.architectures.site import SiteSpec, SiteType
 from graft.errors import GraftError
@@ -47,7 +49,6 @@ class Sum(MadeOfKinds):
     @model_validator(mode="before")
     @classmethod
     def _parts_at_one_place(cls, value: Any) -> Any:
-        from graft.adapters.nesting import placed
         from graft.adapters.parsing import parse
 
         if not isinstance(value, Mapping) or "of" not in value:

@@ -13,10 +13,9 @@ from torch import nn
 
 from graft.architectures.eight_bit import is_eight_bit
 from graft.architectures.four_bit import is_four_bit
-from graft.architectures.walk import base_modules
+from graft.architectures.walk import base_modules, own_class
 from graft.bases.quantised import method_of_layer
 from graft.errors import GraftError
-from graft.injection.substitution import own_class
 from graft.ops.packed import packed_weight
 
 

@@ -51,8 +51,6 @@ class Bank:
         self.row_of: dict[Job, int] = {}
         self.uneven: set[Job] = set()
         """Jobs whose parameters took unlike numbers of steps."""
-        self.complete: set[Job] = set()
-        """Jobs of which every parameter has a gradient in this step."""
         self.updated: set[Job] = set()
         """Jobs that took their update together in this step."""
         self.free = list(range(count))
@@ -104,7 +102,6 @@ class Bank:
         row, job.bank = self.row_of.pop(job), None
         self.free.append(row)
         self.uneven.discard(job)
-        self.complete.discard(job)
         for tensor in self.moments.values():
             tensor[row] = 0
         self.steps[row] = 0
@@ -137,7 +134,6 @@ class Bank:
     def clear(self, jobs: Sequence[Job]) -> None:
         """Drop the gradients of these jobs: a step begins."""
         self.updated -= set(jobs)
-        self.complete -= set(jobs)
         _zero_(self._rows(self.gradients, jobs))
         self.written[[self.row_of[job] for job in jobs]] = False
         for job in jobs:
@@ -148,31 +144,25 @@ class Bank:
         """Bring the gradients of these jobs into their rows, those that autograd made and those that were added there already."""
         for job in jobs:
             row = self.row_of[job]
-            written, views, found = self.written[row].tolist(), self._gradients[row], 0
+            written, views = self.written[row].tolist(), self._gradients[row]
             for parameter, own, view in zip(job.params.values(), written, views, strict=True):
                 if parameter.grad is not None:
                     view.add_(parameter.grad)
                 elif not own:
                     continue
-                parameter.grad, found = view, found + 1
-            if found == len(views):
-                self.complete.add(job)
+                parameter.grad = view
 
     def whole(self, job: Job) -> bool:
         """Whether the job's update can be that of its row: all its parameters have a gradient, and took equally many steps."""
-        return job in self.complete and job not in self.uneven
+        return job not in self.uneven and all(parameter.grad is not None for parameter in job.params.values())
 
     def norms(self, jobs: Sequence[Job]) -> dict[Job, float]:
         """The norm of each job's gradient, after sums over ranks were taken back. Jobs that are not `whole` have none here."""
-        for job in (each for each in jobs if each not in self.complete):  # other ranks may have had gradients
-            views, found = self._gradients[self.row_of[job]], 0
-            for parameter, view in zip(job.params.values(), views, strict=True):
-                if parameter.grad is not None:
-                    if parameter.grad is not view:
-                        view.copy_(parameter.grad)
-                    parameter.grad, found = view, found + 1
-            if found == len(views):
-                self.complete.add(job)
+        for job in jobs:
+            for parameter, view in zip(job.params.values(), self._gradients[self.row_of[job]], strict=True):
+                if parameter.grad is not None and parameter.grad is not view:
+                    view.copy_(parameter.grad)
+                    parameter.grad = view
         whole = [job for job in jobs if self.whole(job)]
         found = torch.stack(_norm(self._rows(self.gradients, whole))).tolist() if whole else []
         return dict(zip(whole, found, strict=True))
