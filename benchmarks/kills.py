@@ -1,10 +1,9 @@
 """Kill one of two processes of a run at random instants (SIGKILL), go on, and compare the losses with those of the unbroken run.
 
-    python benchmarks/kills.py [--tries 20] [--rank 1] [--mode ddp] [--go-on] [--tiny]
+    python benchmarks/kills.py [--tries 20] [--rank 1] [--mode ddp] [--tiny]
 
 An instant is drawn evenly over the whole run, loading and closing included. The other process has to end by itself. Then two processes go
-on. Losses have to be those of the unbroken run to the last bit. The JSON under benchmarks/results says how many were; `--go-on` adds tries
-to those that are in it.
+on. Losses have to be those of the unbroken run to the last bit. The JSON under benchmarks/results says how many were.
 """
 
 from __future__ import annotations
@@ -90,7 +89,6 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--mode", default="ddp", choices=["ddp", "spread"])
     parser.add_argument("--seconds", type=float, default=3000.0, help="begin no further try after so many seconds")
-    parser.add_argument("--go-on", action="store_true", help="add to the tries of the JSON")
     parser.add_argument("--tiny", action="store_true", help="one try, which only proves that the script runs")
     parser.add_argument("--out", default=None)
     given = parser.parse_args()
@@ -99,10 +97,6 @@ def main() -> None:
         Path(given.out or Path(__file__).parent / "results" / f"kills_rank{given.rank}_{given.mode}.json").resolve()
     )
     began, rng = time.monotonic(), random.Random(given.rank)
-    tries: list[dict[str, Any]] = (
-        json.loads(Path(out).read_text())["tries"] if given.go_on and Path(out).exists() else []
-    )
-    fractions = [rng.random() for _ in range(given.tries)]
     os.chdir(tempfile.mkdtemp())
     rows = [{"instruction": f"say {at}", "input": "", "output": f"it is {at * at}"} for at in range(40)]
     Path("data.json").write_text(json.dumps(rows))
@@ -111,8 +105,9 @@ def main() -> None:
     timed = time.monotonic()
     assert end(start("unbroken", go_on=False)) == [0, 0]
     whole, wanted = time.monotonic() - timed, losses("unbroken")
+    tries: list[dict[str, Any]] = []
     while len(tries) < given.tries and time.monotonic() - began < given.seconds:
-        folder, instant = f"run{len(tries)}", fractions[len(tries)] * whole
+        folder, instant = f"run{len(tries)}", rng.uniform(0, whole)
         processes = start(folder, go_on=False)
         time.sleep(instant)
         processes[given.rank].kill()
