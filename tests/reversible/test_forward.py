@@ -15,8 +15,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 import graft
+from graft.architectures.walk import own_class
 from graft.errors import GraftError
-from graft.injection.substitution import own_class
 from tests.reversible.bases import CAUSAL, VARIANTS, tiny, tokens
 from tests.reversible.test_gradients import LORA, randomise
 
