@@ -5,8 +5,8 @@
 The base and the test file are whatever the options say; the base learns to turn facts about a restaurant into a sentence. In a first joint
 run each way has one seed at each learning rate. In a second one each trains at its best rate, by the loss on rows of devset.csv, with every
 seed, and writes a sentence for each of the first meanings of testset_w_refs.csv under the protocol `bleu` (sacrebleu, grouped references,
-10 beams). `adamix` has eight experts of the same LoRA with B shared, and the consistency loss of the paper; what it saves is as large as
-`lora`. Seeds draw the initial weights, the experts and the order of the rows.
+10 beams). `adamix-100` has eight experts of the same LoRA with B shared, and the consistency loss of the paper with its weight of 100; the
+others have smaller weights. What they save is as large as `lora`. Seeds draw the initial weights, the experts and the order of the rows.
 
 With --work, runs that were interrupted go on.
 """
@@ -35,9 +35,12 @@ LORA: dict[str, Any] = {"kind": "lora", "rank": 8, "alpha": 16, "dropout": 0.1, 
 EXPERTS: dict[str, Any] = {"kind": "mixture", "of": LORA, "experts": 8, "share": "up"}
 WAYS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": LORA},
-    "adamix": {"adapter": EXPERTS, "objective": {"kind": "consistency", "weight": 100.0}},
+    **{
+        f"adamix-{weight}": {"adapter": EXPERTS, "objective": {"kind": "consistency", "weight": float(weight)}}
+        for weight in (100, 10, 1)
+    },
 }
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def options() -> argparse.Namespace:
@@ -138,7 +141,7 @@ def main() -> None:
     keep({"machine": machine(0), "model": Path(args.base).name, "settings": settings, **base, "ways": found}, args.out)
     for way, each in found.items():
         print(
-            f"{way:<8} lr {each['lr']:g}  BLEU {each['bleu']:.1f} ± {each['deviation']:.1f}  loss {each['validation_loss']:.3f}"
+            f"{way:<11} lr {each['lr']:g}  BLEU {each['bleu']:.1f} ± {each['deviation']:.1f}  loss {each['validation_loss']:.3f}"
         )
 
 

@@ -1,6 +1,7 @@
 """How much of an adapter survives when it is merged into 4 or 8 bits, for every kind that folds?
 
-    python benchmarks/merge_into_bits.py [--bits nf4,int8] [--first 100] [--steps 100] [--kinds lora,dora] [--add] [--tiny]
+    python benchmarks/merge_into_bits.py [--bits nf4,int8] [--first 100] [--steps 100] [--kinds lora,dora] [--add]
+        [--work FOLDER] [--tiny]
 
 The embedded base first learns word problems and is merged, so that it knows the task in part. Its weights are then quantised to nf4, and
 adapters of all kinds train on further problems, each at the learning rate of its kind: what they add to a weight is small beside the steps
@@ -41,7 +42,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--add", action="store_true", help="keep what the results file says of other bits and kinds")
-    parser.add_argument("--run", help="a finished run of several jobs to merge, in place of training one")
+    parser.add_argument(
+        "--work", help="folder that keeps the base and the runs: what is there already is not trained again"
+    )
     parser.add_argument("--tiny", action="store_true", help="sizes that only prove that the script runs")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "merge_into_bits.json"))
     args = parser.parse_args()
@@ -57,12 +60,13 @@ def main() -> None:
     before: dict[str, Any] = json.loads(kept.read_text()) if args.add and kept.exists() else {}
     found: dict[str, dict[str, Any]] = before.pop("bits", {})
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        run = Path(args.run).resolve() if args.run else trained(folder, args)
+        folder = Path(args.work or place).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        run = trained(folder, args)
         for bits in args.bits.split(","):
             found.setdefault(bits, {})
             for kind in args.kinds.split(","):
-                target = folder / f"{kind}-{bits}"
+                target = Path(place) / f"{kind}-{bits}"
                 words = ("--use", kind, "--to", str(target), "--quantize", bits, "--json")
                 found[bits][kind] = one = shares(answered("merge", str(run), *words)["few_bits"])
                 print(
@@ -115,12 +119,15 @@ def trained(folder: Path, args: argparse.Namespace) -> Path:
             for kind in args.kinds.split(",")
         },
     }  # fmt: skip
-    for name, run in (("begin", begin), ("kinds", further)):
-        (folder / f"{name}.json").write_text(json.dumps(run))  # YAML reads JSON
-    graft_command(folder, args.threads, "train", "begin.json", "--out", "runs/begin")
-    graft_command(folder, args.threads, "merge", "runs/begin", "--to", "base")
-    graft_command(folder, args.threads, "train", "kinds.json", "--out", "runs/kinds")
-    return folder / "runs" / "kinds"
+    for name, settings in (("begin", begin), ("kinds", further)):
+        (folder / f"{name}.json").write_text(json.dumps(settings))  # YAML reads JSON
+    if not (folder / "base").exists():
+        graft_command(folder, args.threads, "train", "begin.json", "--out", "runs/begin")
+        graft_command(folder, args.threads, "merge", "runs/begin", "--to", "base")
+    run = folder / "runs" / args.kinds.replace(",", "-")
+    if not run.exists():
+        graft_command(folder, args.threads, "train", "kinds.json", "--out", str(run))
+    return run
 
 
 if __name__ == "__main__":

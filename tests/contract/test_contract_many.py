@@ -52,7 +52,7 @@ def test_a_mixed_batch_equals_each_alone(row: Row) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gptj", "gpt2", "gemma2"])
 def test_all_kinds_share_one_batch(family: str) -> None:
-    model = every_kind(family)
+    model = every_kind(family).double()
     order = (*KINDS, None, "parallel", "lora")
     inputs = ids(len(order), 6)
     with graft.route(model, order):

@@ -46,6 +46,13 @@ def quantised(family: str, bits: int) -> tuple[Any, Any]:
     return model.eval(), plain
 
 
+def products(file: Path) -> dict[str, torch.Tensor]:
+    """What a file of low-rank factors says: their products, since close singular values leave the factors themselves open."""
+    tensors = load_file(file)
+    found = {name: tensors[name.replace("lora_A", "lora_B")] @ A for name, A in tensors.items() if "lora_A" in name}
+    return found | {name: each for name, each in tensors.items() if "lora_A" not in name and "lora_B" not in name}
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("case", WRITTEN)
 def test_a_folder_is_that_of_a_base_in_floating_point(case: str, bits: int, tmp_path: Path) -> None:
@@ -75,7 +82,8 @@ def test_a_folder_is_that_of_a_base_in_floating_point(case: str, bits: int, tmp_
         for name in wanted:
             if name.endswith(".safetensors"):
                 near = {"rtol": 1e-4, "atol": 1e-5} if case in READS_WEIGHTS else {"rtol": 0.0, "atol": 0.0}
-                torch.testing.assert_close(load_file(folder / name), load_file(tmp_path / "plain" / name), **near)
+                read = products if "SVD" in case else load_file
+                torch.testing.assert_close(read(folder / name), read(tmp_path / "plain" / name), **near)
             else:
                 assert found[name] == wanted[name] or name.endswith(".bin"), (folder, name)
 
