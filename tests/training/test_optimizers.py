@@ -176,6 +176,9 @@ def test_a_job_learns_with_it_beside_a_job_of_adamw_as_alone(name: str, lr: floa
         ({"optimizer": {"kind": "sgd", "nesterov": True}}, "nesterov has no effect without momentum"),
         ({"optimizer": {"kind": "adamw", "betas": [0.9, 1.0]}}, "each at least 0 and below 1"),
         ({"optimizer": {"momentum": 0.9}}, "a mapping whose kind is one of them"),
+        ({"optimizer": {"kind": ["sgd"]}}, "train.optimizer must be one of adamw, .*did you mean 'sgd'"),
+        ({"method": {"kind": {"full": None}}}, "train.method must be one of adapter, full, qft, mezo"),
+        ({"method": None}, "train.method must be one of adapter, full, qft, mezo"),
     ],
 )
 def test_what_an_optimiser_does_not_take_is_named(train: dict[str, Any], said: str) -> None:

@@ -125,4 +125,6 @@ OBJECTIVES: dict[str, type[Section]] = {
 PreferenceConfig = DPOConfig | IPOConfig | CPOConfig | ORPOConfig | SimPOConfig | KTOConfig
 """The objectives that learn which answer is preferred."""
 ObjectiveConfig = PreferenceConfig | ConsistencyConfig | PolicyConfig
-AnyObjective = Annotated[Annotated[ObjectiveConfig, Discriminator("kind")] | None, BeforeValidator(named(OBJECTIVES))]
+AnyObjective = Annotated[
+    Annotated[ObjectiveConfig, Discriminator("kind")] | None, BeforeValidator(named(OBJECTIVES, optional=True))
+]

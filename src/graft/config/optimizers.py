@@ -90,6 +90,8 @@ OPTIMIZERS: dict[str, type[Section]] = {
 }
 
 OptimizerConfig = AdamWConfig | LionConfig | AdafactorConfig | SGDConfig
-AnyOptimizer = Annotated[Annotated[OptimizerConfig, Discriminator("kind")] | None, BeforeValidator(named(OPTIMIZERS))]
+AnyOptimizer = Annotated[
+    Annotated[OptimizerConfig, Discriminator("kind")] | None, BeforeValidator(named(OPTIMIZERS, optional=True))
+]
 SHARED = ("betas", "eps", "weight_decay")
 """Settings that `train` has too."""
