@@ -341,6 +341,7 @@ def test_only_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
         ({"kind": "lora", "rank_pattern": {"(": 4}}, "is not a regular expression"),
         ({"kind": ["lora"]}, "unknown adapter kind"),
         ({"preset": {"a": 1}}, "unknown preset"),
+        ({1: 2}, "an adapter needs `kind`"),
         ({"preset": "llm-adapters/lora", "rank": "x"}, "rank must be a whole number"),
         ({"kind": "stack", "adapters": "lora"}, "must be a list of adapters"),
         ([{"kind": "lora", "rank": "x"}], "rank must be a whole number"),

@@ -37,7 +37,7 @@ def _parse_mapping(value: dict[str, Any]) -> AdapterConfig | Preset:
     kind = value.get("kind")
     if kind is None:
         raise GraftError(
-            f"an adapter needs `kind` (one of: {', '.join(entries())}) or `preset`; given keys: {', '.join(value) or 'none'}"
+            f"an adapter needs `kind` (one of: {', '.join(entries())}) or `preset`; given keys: {', '.join(map(str, value)) or 'none'}"
         )
     config = kind_class(kind)
     for key in value:
