@@ -105,18 +105,26 @@ def _explain_adapter(cause: GraftError | ValidationError, document: Document, pa
 
 
 def _explain_parts(document: Document, path: KeyPath) -> list[str]:
-    """Explain the mistakes in the single adapters of a stack; an empty list if the adapter at this path is none."""
+    """Explain the mistakes in the adapters inside the one at this path: those of a stack, and what is under `of`."""
     from graft.adapters.parsing import parse
 
-    value, lines = _at(document.data, path), []
-    if isinstance(value, dict) and isinstance(value.get("adapters"), list):
-        path, value = (*path, "adapters"), value["adapters"]
-    for index, part in enumerate(value if isinstance(value, list) else ()):
+    lines: list[str] = []
+    for inside, part in _parts(_at(document.data, path), path):
         try:
             parse(part)
         except GraftError as error:
-            lines += _explain_adapter(error, document, (*path, index))
+            lines += _explain_adapter(error, document, inside)
     return lines
+
+
+def _parts(value: Any, path: KeyPath) -> list[tuple[KeyPath, Any]]:
+    """Return the adapters inside an adapter as it is written, each with its path. The folders of a fusion are none."""
+    if isinstance(value, dict):
+        key = "adapters" if value.get("kind") in ("stack", "fusion") else "of"
+        path, value = (*path, key), value.get(key)
+        if key == "of" and value is not None and (value == [] or not isinstance(value, list)):
+            return [(path, value)]
+    return [((*path, index), part) for index, part in enumerate(value if isinstance(value, list) else ())]
 
 
 def _at(data: Any, path: KeyPath) -> Any:
