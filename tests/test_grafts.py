@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,15 @@ def test_a_routed_batch_of_another_size_is_an_error() -> None:
         pytest.raises(graft.GraftError, match="the batch has 3 rows, but the routing names 2"),
     ):
         model(torch.randn(3, 6))
+
+
+@pytest.mark.parametrize("rows", [[], "a", None, {"a": 0.5}])
+def test_a_routing_that_is_no_list_of_choices_is_an_error(rows: Any) -> None:
+    with (
+        pytest.raises(graft.GraftError, match="a routing is a list with a choice for each row"),
+        graft.route(grafted("a"), rows),
+    ):
+        pass
 
 
 def test_an_input_given_by_name_is_changed_too() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from graft.attaching.parameters import parameters
 from graft.attaching.together import Choice, name_of
+from graft.errors import GraftError
 from graft.injection.state import state_of
 from graft.routing.context import ForwardContext
 
@@ -30,7 +31,12 @@ def route(model: nn.Module, rows: Sequence[Choice]) -> Iterator[None]:
     """Choose an adapter, or None for the bare base, for each row of a batch in a block of code. The base runs once on all rows.
 
     rows: one choice per row, e.g. `["math", None, ["style", "code"], {"style": 0.5}]` for a batch of four. See `use`.
+    Raises `GraftError` for anything but a list of choices.
     """
+    if isinstance(rows, str) or not isinstance(rows, Sequence) or not rows:
+        raise GraftError(
+            f"a routing is a list with a choice for each row of the batch; given: {rows!r}. For one choice on all rows there is graft.use"
+        )
     with state_of(model).entered(ForwardContext(tuple(name_of(model, row) for row in rows))):
         yield
 
