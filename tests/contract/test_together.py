@@ -233,6 +233,7 @@ def test_what_takes_one_adapter_says_so(tmp_path: Path) -> None:
         (["a", "d"], "no adapter 'd' is attached"),
         ({"a": float("nan")}, "weight of adapter 'a' must be a finite number; given: nan"),
         ({"a": True}, "weight of adapter 'a' must be a finite number; given: True"),
+        ({"a": 10**400}, "weight of adapter 'a' must be a finite number; given: 1000"),
         ({"b": 0.5}, "'b' has virtual tokens, which are there or not: its weight must be 1; given: 0.5"),
         (["h", "i"], "'i' computes model.layers.0.input_layernorm anew, without what 'h' did there: name 'i' first"),
         ([3], "a list of adapters holds names; given: 3"),

@@ -7,7 +7,7 @@ that choosing it again costs nothing.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +75,7 @@ def weights_of(state: State, choice: Any) -> dict[str, float]:
         )
     given = choice if isinstance(choice, Mapping) else dict.fromkeys(names, 1.0)
     for each, weight in given.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= sys.float_info.max:
             raise GraftError(f"the weight of adapter '{each}' must be a finite number; given: {weight!r}")
     return {each: float(weight) for each, weight in given.items()}
 
