@@ -150,6 +150,8 @@ def test_a_range_of_layers(name: str, layers: list[int]) -> None:
         ("attn.qq", r"Did you mean 'attn\.q'"),
         ("mlp.gate_up", "layers 0 to 1"),
         ("re:nothing", "matches nothing"),
+        ("attn.q@", "'attn.q@': '' is not a layer range; write 3, 0-15"),
+        ("attn.q@last0", "'last0' is not a layer range"),
         ("re:(", "not a regular expression"),
     ],
 )

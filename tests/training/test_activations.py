@@ -115,6 +115,7 @@ def test_ranges_name_layers(given: Any, wanted: str) -> None:
     [
         ({"0-9": "recompute"}, "layers 0-9 do not exist; this model has layers 0 to 3"),
         ({"0-2": "recompute", "last2": "keep"}, "layer 2 is in more than one range"),
+        ({"last0": "recompute"}, "'last0' is not a layer range"),
     ],
     ids=str,
 )

@@ -92,7 +92,7 @@ def layers_in(span: str, count: int, limit: int, name: str) -> set[int]:
     """
     chosen: set[int] = set()
     for piece in span.split(","):
-        if match := re.fullmatch(r"(first|last)(\d+)", piece):
+        if match := re.fullmatch(r"(first|last)0*([1-9]\d*)", piece):
             number = min(int(match[2]), count)
             chosen |= set(range(number)) if match[1] == "first" else set(range(count - number, count))
         elif match := re.fullmatch(r"(\d+)(?:-(\d+))?", piece):

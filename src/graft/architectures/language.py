@@ -70,13 +70,13 @@ def _lookup(site_table: SiteTable, name: str, config: SiteRequest) -> list[Site]
     if name.startswith("re:"):
         sites = _by_pattern(site_table, name[3:])
     else:
-        base, _, span = name.partition("@")
+        base, at, span = name.partition("@")
         stack, _, rest = base.partition(".")
         one = bool(stack) and stack in site_table.stacks  # the name begins with a stack
         chosen = {stack} if one else site_table.stacks - site_table.towers
         sites = _by_name(site_table, rest if one and stack not in site_table.towers else base, config)
         sites = [site for site in sites if not one or stack_of(site.module) == stack]
-        if span and site_table.blocks:
+        if at and site_table.blocks:
             depths = {stack: depth for stack, depth in site_table.depths.items() if stack in chosen}
             layers = {stack: layers_in(span, depth, max(depths.values()), name) for stack, depth in depths.items()}
             sites = [site for site in sites if site.layer in layers.get(stack_of(site.module), ())]
