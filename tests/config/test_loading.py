@@ -87,6 +87,8 @@ def test_a_mapping_and_python_objects_serve_as_well(run_yaml: Path) -> None:
         ("train: {epochs", "train: {betas: [0.9], epochs", ["run.yaml:13:", "train.betas must hold"]),
         ("train: {epochs", "train: {schedule: constant, epochs", ["run.yaml:13:", "'constant' has no warm-up"]),
         ("  validation: 120\ntrain: {", "train: {patience: 2, ", ["train.patience has no effect", "data.validation"]),
+        ("train: {epochs", "train: {activations: {0: 3}, epochs", ["run.yaml:13:", "train.activations must say keep", "'0' has 3"]),
+        ("train: {epochs", "train: {activations: {0: keep, '0': keep}, epochs", ["each range of layers once"]),
         ("train: {epochs", "train: [epochs", ["run.yaml:13:", "not valid YAML"]),
         ("  rank: 16", "  rank: 16\n  rank: 8", ["run.yaml:6:", "not valid YAML", "duplicate key"]),
         ("  rank: 16", "  rank: !big 16", ["run.yaml", "not valid YAML", "!big"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator
 
@@ -16,10 +16,16 @@ _SPAN = re.compile(r"(\d+(-\d+)?|(first|last)\d+)(,(\d+(-\d+)?|(first|last)\d+))
 
 
 def _ranges_as_text(value: Any) -> Any:
-    """Let a single layer be a number: `3: recompute`."""
+    """Let a single layer be a number: `3: recompute`. Raises `ValueError` for a range that is there twice, and for an unknown way."""
     if not isinstance(value, Mapping):
         return value
-    return {str(key) if type(key) is int else key: way for key, way in value.items()}
+    ranges = {str(key) if type(key) is int else key: way for key, way in value.items()}
+    if len(ranges) < len(value):
+        raise ValueError("must name each range of layers once")
+    for span, way in ranges.items():
+        if way not in get_args(Way):
+            raise ValueError(f"must say keep, recompute or offload of each range of layers; '{span}' has {way!r}")
+    return ranges
 
 
 def _are_ranges(value: Way | dict[str, Way]) -> Way | dict[str, Way]:
