@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from graft.cli import main
 from tests.conftest import ROOT
@@ -63,3 +64,16 @@ def test_what_a_server_does_not_start_with_is_named(at_home: Path, capsys: pytes
             main(["serve", "run", "--port", "0", *words])
         assert ended.value.code == 2
         assert said in " ".join(capsys.readouterr().err.split()), words
+
+
+def test_a_folder_that_another_process_serves_is_named_before_anyone_listens(
+    at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("google.protobuf", reason="the extra 'serve' is not installed")
+    make_run(Path("run"), {"lora": {"kind": "lora", "sites": "attn.q"}})
+    Path("state").mkdir()
+    with FileLock("state/.lock"), pytest.raises(SystemExit) as ended:
+        main(["serve", "run", "--port", "0", "--state", "state"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "another process serves state" in said
+    assert "Traceback" not in said and "http://" not in said

@@ -110,6 +110,8 @@ def command(
         state=state,
         adapters=adapters,
     )
+    if state is not None:
+        app.state.training.claim()  # before anyone is told that it listens
     names = [each.name for each in loaded.candidates]
     listen(
         app,

@@ -47,17 +47,21 @@ class Training:
         self.drawing = Drawing(self.service, engine, samplers, base)
         self.api = Api(self.service, self.sessions, self.drawing, Listing(self.service))
         self._folder = folder
+        self._lock = FileLock(folder / ".lock", thread_local=False)
+
+    def claim(self) -> None:
+        """Keep other processes from serving this folder until `running` is over. Raises `GraftError` where one serves it."""
+        with explain_write_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise GraftError(f"another process serves {self._folder}: stop it, or name another folder") from error
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Go on where the last process was, and serve in a block of code. Raises `GraftError` where another process serves this folder."""
-        with explain_write_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._folder / ".lock", thread_local=False)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout as error:
-                raise GraftError(f"another process serves {self._folder}: stop it, or name another folder") from error
+        """Go on where the last process was, and serve in a block of code. Raises `GraftError` as `claim` does."""
+        self.claim()
         try:
             samples = await self.service.start()
             for promise in samples:
@@ -68,7 +72,7 @@ class Training:
             self.drawing.stop()
             await self.service.stop()
         finally:
-            lock.release()
+            self._lock.release(force=True)
 
     def add_to(self, app: Any) -> None:
         """Add the routes to an application."""
