@@ -105,6 +105,8 @@ def test_servers_that_say_too_little_and_names_that_are_not_there_are_errors(
         code, found = asked(capsys, server.url, folders, *more)
         assert code == 2 and said in found["error"]["message"]
     server.stop()
+    code, found = asked(capsys, server.url, (folders[0], Path("nowhere")))
+    assert code == 2 and "there is no folder nowhere" in found["error"]["message"]
     code, found = asked(capsys, server.url, folders)
     assert code == 2 and "does not answer" in found["error"]["message"]
     with pytest.raises(SystemExit):

@@ -39,6 +39,8 @@ def check(
             f"{adapter} holds several adapters ({', '.join(name for name, _ in folders)}): name the folder of one"
         )
     ((name, folder),) = folders
+    if not folder.is_dir():
+        raise GraftError(f"there is no folder {folder} of an adapter")
     trained = trained_by(folder)
     if base is None and trained is None:
         raise GraftError(f"{folder} lies in no run, so name its base with --base")
