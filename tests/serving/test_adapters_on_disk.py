@@ -180,6 +180,15 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_never_the_adapter_before(
     assert httpx.get(f"{server.url}/health").json()["unreadable"] == []
 
 
+def test_a_folder_whose_name_no_adapter_can_have_is_named(disk: Disk, server: Running, ask: Ask) -> None:
+    disk.put("second", "two words")
+    assert "two words" not in listed(server) and httpx.get(f"{server.url}/health").json()["unreadable"] == ["two words"]
+    answer = ask("two words")
+    assert answer.status_code == 503 and "rename its folder" in answer.json()["error"]["message"]
+    shutil.rmtree(disk.shelf / "two words")
+    assert ask("two words").status_code == 404 and "two words" not in listed(server)
+
+
 def test_a_folder_that_is_being_written_is_waited_for(
     disk: Disk, server: Running, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,8 @@ from graft.reversible.passes import CoupledBlock
 Model = TypeVar("Model", bound=nn.Module)
 NAME = re.compile(r"(?!training$)[A-Za-z0-9][A-Za-z0-9_\-]*")
 """Names of adapters. `training` is not allowed, because torch sets this attribute on every module."""
+NAMES = "letters, digits, '_' and '-', with a letter or digit first, and not the word 'training'"
+"""The same in words."""
 MODEL_MIXINS = (
     KeepsContext, RecordsMask, AddsAtEnd, SavesAdapter, ShiftsPositions, GatedForward, CoupledBlock, Hole, EmptyTable,
 )  # fmt: skip
@@ -112,10 +114,7 @@ def _refuse_foreign(root: nn.Module) -> None:
 def check_name(name: Any) -> None:
     """Raise `GraftError` for what cannot be the name of an adapter."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise GraftError(
-            f"'{name}' is not an adapter name: use letters, digits, '_' and '-', with a letter or digit first, and not the word 'training' "
-            "(the name becomes a part of tensor names)"
-        )
+        raise GraftError(f"'{name}' is not an adapter name: use {NAMES} (the name becomes a part of tensor names)")
 
 
 def _plan(

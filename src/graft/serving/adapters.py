@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 
 from graft.adapters.files import CONFIG
-from graft.attaching.attach import NAME, detach
+from graft.attaching.attach import NAME, NAMES, detach
 from graft.attaching.parameters import names as names_of
 from graft.errors import GraftError
 from graft.generation.candidates import Candidate, Stamp, stamp_of
@@ -79,6 +79,10 @@ class Adapters:
         """Look at the folders of these adapters, or of all, and attach anew what has changed."""
         if names is None:
             found = [] if self._shelf is None else await asyncio.to_thread(adapters_in, self._shelf)
+            for path in found:
+                if not NAME.fullmatch(path.name) and path.name not in self._places:
+                    problem = f"'{path.name}' is not a name that an adapter can have ({NAMES}): rename its folder"
+                    self._places[path.name] = _Place(path, await asyncio.to_thread(stamp_of, path), problem=problem)
             names = [*self._places, *(path.name for path in found)]
         await asyncio.gather(*map(self._look, dict.fromkeys(names)))
 
