@@ -57,6 +57,15 @@ def test_a_checkpoint_that_does_not_hold_what_was_written_is_found_out(tmp_path:
         verify_checkpoint(engine.folder.checkpoint_dir(1), engine.jobs)
 
 
+def test_weights_that_are_no_numbers_are_not_laid_at_the_disks_door(tmp_path: Path) -> None:
+    engine = fresh(tmp_path / "run", steps=1)
+    engine.run()
+    with torch.no_grad():
+        next(iter(engine.jobs[0].params.values())).fill_(torch.nan)
+    with pytest.raises(GraftError, match="of 'a' became infinite or not a number: lower train.lr"):
+        verify_checkpoint(engine.folder.checkpoint_dir(1), engine.jobs)
+
+
 def test_a_full_disk_is_the_users_to_mend_and_the_checkpoint_before_still_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,11 @@ def verify_checkpoint(path: Path, jobs: Sequence[Job]) -> None:
         for key, stored in each_tensor(path / f"{job.name}.safetensors"):
             if (tensor := wanted.pop(key, None)) is not None and not torch.equal(stored, tensor.cpu()):
                 name = key.removeprefix(ADAPTER)
+                if not bool(torch.isfinite(tensor).all()):
+                    raise GraftError(
+                        f"'{name}' of '{job.name}' became infinite or not a number: lower train.lr or train.weight_decay. The checkpoint "
+                        "before is whole"
+                    )
                 raise GraftError(
                     f"the checkpoint {path} does not hold what was written: '{name}' of '{job.name}' differs. Check the disk"
                 )
