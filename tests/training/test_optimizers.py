@@ -179,6 +179,8 @@ def test_a_job_learns_with_it_beside_a_job_of_adamw_as_alone(name: str, lr: floa
         ({"optimizer": {"kind": ["sgd"]}}, "train.optimizer must be one of adamw, .*did you mean 'sgd'"),
         ({"method": {"kind": {"full": None}}}, "train.method must be one of adapter, full, qft, mezo"),
         ({"method": None}, "train.method must be one of adapter, full, qft, mezo"),
+        ({"lr": 1e300}, "train.lr must be at most 1e.38; given: 1e"),
+        ({"optimizer": {"kind": "sgd", "weight_decay": 1e300}}, "train.optimizer.weight_decay must be at most 1e.38"),
     ],
 )
 def test_what_an_optimiser_does_not_take_is_named(train: dict[str, Any], said: str) -> None:

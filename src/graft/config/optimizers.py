@@ -12,6 +12,9 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, mode
 from graft.config.by_name import named
 from graft.config.section import Section
 
+LARGEST = 1e38
+"""Largest learning rate, weight decay and epsilon: torch refuses to step with more than float32 holds."""
+
 
 def _below_one(value: tuple[float, float] | None) -> tuple[float, float] | None:
     if value is not None and not all(0 <= beta < 1 for beta in value):
@@ -30,9 +33,9 @@ class AdamWConfig(Section):
     values and more. paged-: bitsandbytes' with a state that moves to host memory when the GPU is full; on a CPU nothing needs to move."""
     betas: Betas = None
     """Decay rates of the first and second moment; null is train.betas, or else [0.9, 0.999]."""
-    eps: float | None = Field(default=None, gt=0)
+    eps: float | None = Field(default=None, gt=0, le=LARGEST)
     """What is added to the root of the second moment; null is train.eps, or else 1e-8."""
-    weight_decay: float | None = Field(default=None, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0, le=LARGEST)
     """Decoupled weight decay; null is train.weight_decay, or else 0."""
 
 
@@ -44,7 +47,7 @@ class LionConfig(Section):
     more."""
     betas: Betas = None
     """Weights of the old average in the update and in the new average; null is train.betas, or else [0.9, 0.99]."""
-    weight_decay: float | None = Field(default=None, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0, le=LARGEST)
     """Decoupled weight decay; null is train.weight_decay, or else 0."""
 
 
@@ -59,7 +62,7 @@ class AdafactorConfig(Section):
     """Largest root mean square of one tensor's update, before the learning rate."""
     beta1: float | None = Field(default=None, ge=0, lt=1)
     """Decay rate of a first moment; null keeps none."""
-    weight_decay: float | None = Field(default=None, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0, le=LARGEST)
     """Decoupled weight decay; null is train.weight_decay, or else 0."""
 
 
@@ -72,7 +75,7 @@ class SGDConfig(Section):
     """Weight of the old average of gradients."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
-    weight_decay: float | None = Field(default=None, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0, le=LARGEST)
     """Weight decay, which is added to the gradient; null is train.weight_decay, or else 0."""
 
     @model_validator(mode="after")

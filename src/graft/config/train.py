@@ -9,7 +9,16 @@ from pydantic import Field, field_validator, model_validator
 from graft.config.activations import Activations, by_one_name
 from graft.config.methods import AdapterMethod, AnyMethod, FullMethod, MeZOMethod, QFTMethod
 from graft.config.objectives import AnyObjective, DPOConfig, IPOConfig, KTOConfig
-from graft.config.optimizers import SHARED, AdamWConfig, AnyOptimizer, Betas, LionConfig, OptimizerConfig, SGDConfig
+from graft.config.optimizers import (
+    LARGEST,
+    SHARED,
+    AdamWConfig,
+    AnyOptimizer,
+    Betas,
+    LionConfig,
+    OptimizerConfig,
+    SGDConfig,
+)
 from graft.config.section import Place, Section
 
 SCHEDULES = Literal[
@@ -34,7 +43,7 @@ class TrainConfig(Section):
     """Samples per optimiser step."""
     token_budget: int = Field(default=4096, ge=1)
     """Tokens per forward pass: a step is cut into micro-batches of at most this size. Changes memory, not results."""
-    lr: float = Field(default=3e-4, gt=0)
+    lr: float = Field(default=3e-4, gt=0, le=LARGEST)
     """Peak learning rate."""
     optimizer: AnyOptimizer = None
     """The optimiser: adamw, adamw-8bit, paged-adamw, paged-adamw-8bit, lion, lion-8bit, adafactor or sgd, or a mapping with this kind and
@@ -46,11 +55,11 @@ class TrainConfig(Section):
     """Schedule of the learning rate after warm-up, by its name in transformers."""
     warmup: int | float = Field(default=0, ge=0)
     """Steps (a whole number), or fraction of all steps (below 1), in which the learning rate rises from zero."""
-    weight_decay: float | None = Field(default=None, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0, le=LARGEST)
     """The optimiser's weight decay, for the adapter's matrices and vectors alike; null is 0."""
     betas: Betas = None
     """The optimiser's decay rates of moments; null is its usual ones."""
-    eps: float | None = Field(default=None, gt=0)
+    eps: float | None = Field(default=None, gt=0, le=LARGEST)
     """The epsilon of AdamW; null is its usual one."""
     clip: float | None = Field(default=1.0, gt=0)
     """Maximum norm of the gradient over all parameters of the adapter; null does not clip. MeZO knows the gradient by its slopes along

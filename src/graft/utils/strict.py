@@ -39,6 +39,8 @@ def requirement(item: ErrorDetails) -> str:
     if item["type"] in _WORDS:
         return _WORDS[item["type"]]
     message, limits = item["msg"], item.get("ctx", {})
+    if item["type"] == "less_than_equal" and limits["le"] >= 1e16:  # pydantic writes all its digits
+        return f"must be at most {limits['le']:g}"
     if item["type"] in ("too_short", "too_long") and "field_type" in limits:
         bound = f"at least {limits['min_length']}" if "min_length" in limits else f"at most {limits['max_length']}"
         return f"must hold {bound} values"
