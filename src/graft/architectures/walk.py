@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,4 +64,9 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module had before Graft, or FSDP2 under it, gave it another one."""
-    return next(each for each in own_class(module).__mro__ if not issubclass(each, FSDPModule))
+    return _without_parts(own_class(module))
+
+
+@functools.cache
+def _without_parts(cls: type[nn.Module]) -> type[nn.Module]:
+    return next(each for each in cls.__mro__ if not issubclass(each, FSDPModule))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from graft.architectures.eight_bit import is_eight_bit
 from graft.architectures.four_bit import is_four_bit
@@ -50,6 +51,10 @@ class FrozenLinear:
         else:
             torch.addmm(self.bias, as_matrix(x), weight.t(), out=as_matrix(out))
         return out
+
+    def without_gradients(self, x: Tensor) -> Tensor:
+        """Compute the layer outside of any node. The result is contiguous too."""
+        return F.linear(x, self.weight(self.stored, x.dtype), self.bias).contiguous()
 
 
 def frozen_linear(host: nn.Module, x: Tensor) -> FrozenLinear | None:

@@ -53,7 +53,12 @@ def add_low_rank(x: Tensor, h: Tensor, updates: Sequence[Update], in_place: bool
                 at = torch.arange(update.rows.start, update.rows.stop, device=h.device)
                 h = h.index_add(1 if update.ctx.flat else 0, at, update.plain(update.rows_of(x)))
         return h
-    return _AddLowRank.apply(x, h, updates, in_place and h.is_contiguous() and not h._is_view(), *factors_of(updates))
+    in_place = in_place and h.is_contiguous() and not h._is_view()
+    if not torch.is_grad_enabled():  # the call of a node takes as long as the products of one token
+        out = h if in_place else h.clone(memory_format=torch.contiguous_format)
+        add_updates_(out, x, updates)
+        return out
+    return _AddLowRank.apply(x, h, updates, in_place, *factors_of(updates))
 
 
 def one_node(updates: Sequence[Update], device: torch.device) -> bool:

@@ -61,8 +61,10 @@ def product_groups(updates: Sequence[Any], x: Tensor, num_out: int) -> list[list
 
     Ranks 4, 64, 100 and 128 of one dtype, on a device with the kernel, give [[0, 1], [2, 3]].
     """
+    if len(updates) == 1:
+        return [[0]]
     aligned = x.shape[-1] % ALIGNMENT == 0 and num_out % ALIGNMENT == 0
-    if len(updates) == 1 or not aligned or not has_kernel(x):
+    if not aligned or not has_kernel(x):
         return [[number] for number in range(len(updates))]
     alike: dict[object, list[int]] = {}
     for number, update in enumerate(updates):

@@ -44,6 +44,10 @@ def linear_low_rank(host: nn.Module, x: Tensor, updates: Sequence[Update]) -> Te
     layer = frozen_linear(host, x) if one_node(updates, x.device) else None
     if layer is None:
         return None
+    if not torch.is_grad_enabled():  # the call of a node takes as long as the products of one token
+        out = layer.without_gradients(x)
+        add_updates_(out, x, updates)
+        return out
     x, input_gradient = shared_input(x)
     return _LinearLowRank.apply(x, layer, updates, input_gradient, *factors_of(updates))  # pyright: ignore
 
