@@ -23,7 +23,9 @@ from typing import Any
 
 from turns import free_port, keep, machine
 
-WAYS = ("plain", "int8", "nf4")
+WAYS = ("plain", "int8", "nf4", "saved_int8", "saved_nf4")
+SAVED = "saved_"
+"""A base that comes quantised: it was quantised and saved before."""
 PARTS = "_in_parts"
 
 
@@ -59,11 +61,12 @@ def loaded(args: argparse.Namespace, group: Any) -> dict[str, Any]:
     from graft.utils.bits import bitsandbytes
 
     way = args.worker.removesuffix(PARTS)
+    quantise = None if way == "plain" or way.startswith(SAVED) else way
     if way != "plain":
         bitsandbytes()
 
     def load(base: str) -> Any:
-        settings = {"model": base, "dtype": args.dtype, "quantize": None if way == "plain" else way, "device": "cpu"}
+        settings = {"model": base, "dtype": args.dtype, "quantize": quantise, "device": "cpu"}
         config = BaseConfig.model_validate(settings)
         return load_in_parts(config, "causal", group.size).model if group.size > 1 else load_model(config)
 
@@ -89,7 +92,8 @@ def loaded(args: argparse.Namespace, group: Any) -> dict[str, Any]:
 
 def turn(args: argparse.Namespace, way: str, folder: str) -> dict[str, Any]:
     """What the process of a way, or the one of two with more memory, reports."""
-    line = [sys.executable, __file__, "--worker", way, "--base", folder, "--dtype", args.dtype]
+    base = f"{folder}/{way.removesuffix(PARTS)}" if way.startswith(SAVED) else folder
+    line = [sys.executable, __file__, "--worker", way, "--base", base, "--dtype", args.dtype]
     size, port = 2 if way.endswith(PARTS) else 1, free_port()
     meeting = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     started = [
@@ -115,6 +119,8 @@ def main() -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     import graft.seedling
+    from graft.bases import load_model
+    from graft.config.base import BaseConfig
 
     hidden, layers, inner, heads = map(int, args.shape.split(","))
     with tempfile.TemporaryDirectory() as folder:
@@ -128,8 +134,14 @@ def main() -> None:
         LlamaForCausalLM(small).bfloat16().save_pretrained(f"{folder}/tiny")
         shards = [path.stat().st_size for path in Path(folder).glob("*.safetensors")]
         tokenizer = AutoTokenizer.from_pretrained(str(graft.seedling.path()))
-        for each in (folder, f"{folder}/tiny"):
-            tokenizer.save_pretrained(each)
+        for each in ("", "/tiny"):
+            tokenizer.save_pretrained(f"{folder}{each}")
+            for way in WAYS:
+                if (bits := way.removeprefix(SAVED)) != way:
+                    settings = {"model": f"{folder}{each}", "quantize": bits, "dtype": args.dtype, "device": "cpu"}
+                    saved = f"{folder}/{way}{each}"
+                    load_model(BaseConfig.model_validate(settings)).save_pretrained(saved, max_shard_size=args.shard)
+                    tokenizer.save_pretrained(saved)
         found = {way: turn(args, way, folder) for way in (*WAYS, *(f"{way}{PARTS}" for way in WAYS))}
     result = {
         "shards": len(shards),

@@ -55,6 +55,20 @@ def test_the_base_in_parts_is_the_whole_one(narrow: Path, dtype: str, settings: 
         assert torch.equal(in_parts.model(ids).logits, whole.model(ids).logits)
 
 
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+def test_a_base_that_comes_quantised_is_not_read_whole(narrow: Path, bits: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install 'graft-llm[quant]')")
+    made = load_base(BaseConfig.model_validate({"model": str(narrow), "quantize": bits, "device": "cpu"}))
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    whole, in_parts = load_base(str(tmp_path)), load_in_parts(BaseConfig(model=str(tmp_path)), "causal", 1)
+    assert in_parts.identity == whole.identity and in_parts.identity["digest"] is not None
+    assert str(quantised(in_parts.model)) == str(quantised(whole.model)) == str(quantised(made.model))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(in_parts.model(ids).logits, whole.model(ids).logits)
+
+
 def test_no_two_blocks_are_whole_in_bits_at_once(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (pip install 'graft-llm[quant]')")
     weights, most, plain = weakref.WeakSet[Any](), [0], parts.quantise_layer

@@ -78,7 +78,7 @@ def load_base(config: BaseConfig | str, task: str = "causal", classes: Sequence[
     """Load the base that a config, or just a name, describes, with the head that the task needs.
 
     task: causal, seq2seq, classification or regression. classes: the names of the classes in order, for classification. whole: False
-    leaves a dense base on the host, mapped from its files where it can be, for the caller to cut into parts.
+    leaves the base on the host, mapped from its files where it can be, for the caller to cut into parts.
     Raises `GraftError` for a folder or hub name that cannot be read, an unknown device, a missing tokenizer, and a head with another
     number of classes.
     """
@@ -151,7 +151,7 @@ def _loaded(config: BaseConfig, task: str, classes: Sequence[str], whole: bool =
         if task in LABELLED:
             _set_labels(found, config, task, classes)
         quantised = config.quantize is not None or method_of(found) is not None
-        if config.offload is not None or not (whole or quantised):
+        if config.offload is not None or not whole:
             held = (None if quantised else narrower(source, options, dtype)) or dtype
             if config.offload is not None and device.type == "cpu":
                 refuse_no_gain(source, quantised, held, dtype)

@@ -1,7 +1,7 @@
 """Load a base that the processes of a run share in parts: no process ever holds it as a whole.
 
-Its dense weights are mapped from the files, on the host. Block by block they are quantised, where `base.quantize` says so, on the device
-where they will compute; then they are read for the digest and cut, and each process keeps its part.
+Its weights are mapped from the files, on the host. Block by block they are quantised, where `base.quantize` says so, on the device where
+they will compute; then they are read for the digest and cut, and each process keeps its part.
 """
 
 from __future__ import annotations

@@ -53,9 +53,7 @@ def shard(
     root: Any = model
     mesh, own = init_device_mesh(device.type, (size,)), [block.module for block in blocks_of(model)]
     for block in own if blocks is None else blocks:
-        for module in block.modules():
-            if is_eight_bit(module):
-                keep_scales(module)
+        _bring_scales(block, device)
         _unit(block, mesh, device, dtype)
     _widen(_outside(root, own), dtype)
     table, head, body = root.get_input_embeddings(), root.get_output_embeddings(), root.base_model
@@ -80,9 +78,7 @@ def stream(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     if device.type == "cpu":
         always_give_back()  # else the allocator keeps what a block leaves
     for block in blocks:
-        for module in block.modules():
-            if is_four_bit(module):
-                module.weight.quant_state.to(device)  # type: ignore[union-attr]
+        _bring_scales(block, device)
         _unit(block, mesh, device, dtype, CPUOffloadPolicy() if device.type != "cpu" else OffloadPolicy())
     # The root of the units has no weights of its own: it only lets them share streams.
     fully_shard(root.base_model, mesh=mesh, reshard_after_forward=True, ignored_params=set(outside))
@@ -91,6 +87,17 @@ def stream(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     size = [sum(each.numel() * each.element_size() for each in map(own_part, block.parameters())) for block in blocks]
     wide = [sum(each.numel() * getattr(each, COMPUTES)[1].itemsize for each in block.parameters()) for block in blocks]
     model.__dict__[STREAMED] = Streamed(len(blocks), sum(size), AT_ONCE * max(wide))
+
+
+def _bring_scales(block: nn.Module, device: torch.device) -> None:
+    """Bring what layers in few bits hold beside their weights to a device: torch moves weights alone."""
+    layer: Any
+    for layer in block.modules():
+        if is_four_bit(layer):
+            layer.weight.quant_state.to(device)
+        elif is_eight_bit(layer):
+            keep_scales(layer)
+            layer.state.SCB = layer.state.SCB.to(device)
 
 
 STREAMED = "graft_streamed"
