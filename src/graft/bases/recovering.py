@@ -25,10 +25,6 @@ from graft.data.batches import Batch
 from graft.ops.grid import Grid
 from graft.ops.rounding import between
 
-RATE = 3e-4
-"""Adam's learning rate at the first step; it falls to 0. A share moves by about this much in a step."""
-
-
 class RoundedWeight:
     """A weight [O, I], each entry on one of the two levels around it."""
 
@@ -68,9 +64,12 @@ Rounded = Mapping[str, RoundedWeight]
 """Path of a linear layer -> its weight."""
 
 
-def train_rounding(model: Any, rounded: Rounded, batches: Sequence[Batch], steps: int) -> None:
-    """Move the shares so that the answers come close to those of the model, whose own weights are the merged ones in float32."""
-    optimizer = torch.optim.Adam([each.share for each in rounded.values()], lr=RATE)
+def train_rounding(model: Any, rounded: Rounded, batches: Sequence[Batch], steps: int, rate: float) -> None:
+    """Move the shares so that the answers come close to those of the model, whose own weights are the merged ones in float32.
+
+    rate: Adam's learning rate at the first step; it falls to 0. A share moves by about this much in a step.
+    """
+    optimizer = torch.optim.Adam([each.share for each in rounded.values()], lr=rate)
     for step in range(steps):
         batch = batches[step % len(batches)]
         with torch.no_grad():
@@ -81,7 +80,7 @@ def train_rounding(model: Any, rounded: Rounded, batches: Sequence[Batch], steps
                 weight.register_post_accumulate_grad_hook(partial(_hand_on, rounded[path], turned))
             far = divergence(logits_at_targets(model, batch), wanted, batch.target_ids.is_floating_point())
             (far / batch.num_targets).backward()
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         optimizer.step()
         for each in rounded.values():
             each.share.clamp_(0, 1).grad = None

@@ -1,8 +1,9 @@
 """Bring a plain model into few bits so that as much as possible of a merged adapter survives.
 
 Weights are rounded to the nearest level, which is best for a model that was in floating point, and at random so that the mean stays
-(`ops/rounding.py`), which is best where the base came from few bits. The one whose answers on calibration rows diverge less from the
-merged model's is kept, and its rounding is then trained for a few steps (`recovering.py`).
+(`ops/rounding.py`), which is best where the base came from few bits. Both roundings are then trained for a few steps (`recovering.py`),
+since the one that is better before need not be so afterwards. The one whose answers on calibration rows diverge least from the merged
+model's is kept.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from graft.data.batches import Batch
 from graft.ops.grid import grid_of
 
 NEAREST, STOCHASTIC = "nearest", "stochastic"
-STEPS = 96
-"""Steps in which the rounding is trained, a batch of calibration rows each."""
+RATES = {NEAREST: 1e-3, STOCHASTIC: 3e-4}
+"""The learning rate of each rounding. To the nearest, few weights are close to where they change: those half-way between two levels."""
+STEPS = 192
+"""Steps in which a rounding is trained, a batch of calibration rows each."""
+JUDGES = 32
+"""Batches of calibration rows, the first ones, that choose among the roundings."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Target:
     kind: FewBits
     double_quant: bool = True
     steps: int = STEPS
-    """Steps in which the rounding is trained. They take several times the memory of the model in float32; 0 only rounds."""
+    """Steps in which each rounding is trained. They take several times the memory of the model in float32; 0 only rounds."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,16 @@ def requantise(
 
     at_random = {path: _rounded(model, target, path, number) for number, path in enumerate(paths)}
     ways = {NEAREST: {path: each.to_the_nearest() for path, each in at_random.items()}, STOCHASTIC: at_random}
-    found = answers(calibration, **ways)
+    judges = calibration[:JUDGES]
+    found = answers(judges, **ways)
     method = min(found, key=lambda name: found[name].divergence)
-    layers = ways[method]
-    if target.steps:
-        trained = {path: each.copy() for path, each in layers.items()}
-        train_rounding(model, trained, calibration, target.steps)
-        if answers(calibration, trained=trained)["trained"].divergence < found[method].divergence:
-            method, layers = f"{method}, trained for {target.steps} steps", trained
+    layers, least = ways[method], found[method].divergence
+    for name, start in ways.items() if target.steps else ():
+        trained = {path: each.copy() for path, each in start.items()}
+        train_rounding(model, trained, calibration, target.steps, RATES[name])
+        divergence = answers(judges, trained=trained)["trained"].divergence
+        if divergence < least:
+            method, layers, least = f"{name}, trained for {target.steps} steps", trained, divergence
     measured = answers(held_out, nearest=ways[NEAREST], kept=layers)
     model.to(dtype)
     for path, each in layers.items():

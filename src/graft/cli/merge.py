@@ -64,7 +64,7 @@ def command(
         typer.Option(
             "--steps",
             min=0,
-            help="Steps in which --quantize trains its rounding (96). They take several times the model in float32; 0 only rounds.",
+            help="Steps in which --quantize trains each rounding (192). They take several times the model in float32; 0 only rounds.",
             show_default=False,
         ),
     ] = None,

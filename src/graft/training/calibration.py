@@ -15,7 +15,7 @@ from graft.data.preparing import prepare
 from graft.errors import counted
 from graft.training.reading import cache_folder, room_of
 
-CALIBRATION, HELD_OUT = 256, 256
+CALIBRATION, HELD_OUT = 1024, 256
 """Most rows of each sort."""
 ROWS = 8
 """Rows of a batch."""
@@ -25,12 +25,14 @@ def rows_of_run(config: RunConfig, base: Base, target: Target) -> IntoBits:
     """Read the run's data. Raises `GraftError` where they cannot be read any more."""
     classes = own_classes(config.base) if base.task == "classification" else None
     data = prepare(config.data, base.tokenizer, cache_folder(), classes=classes, room=lambda: room_of(config))
-    calibration = range(min(CALIBRATION, len(data.train)))
+    rows = len(data.train)
+    room = rows if data.validation is not None else max(rows - HELD_OUT, (rows + 1) // 2)
+    calibration = range(min(CALIBRATION, room))
     if data.validation is not None:
         held, at = data.validation, range(min(HELD_OUT, len(data.validation)))
         said = f"{counted(len(at), 'row')} of data.validation"
     else:  # rows that the adapter was trained on, but other ones than those that choose the rounding
-        held, at = data.train, range(len(calibration), min(len(calibration) + HELD_OUT, len(data.train)))
+        held, at = data.train, range(len(calibration), min(len(calibration) + HELD_OUT, rows))
         at = at if len(at) else calibration
         said = f"{counted(len(at), 'row')} of the training data, since the run has no data.validation"
     return IntoBits(target, _batches(data.train, calibration, base), _batches(held, at, base), said)
