@@ -146,6 +146,12 @@ def test_a_name_that_cannot_be_part_of_a_tensors_name_is_refused(name: str) -> N
         graft.attach(two_layers(), {name: graft.LoRA(sites="re:0")})
 
 
+@pytest.mark.parametrize("given", [None, ["lora"], graft.LoRA()], ids=["none", "list", "no name"])
+def test_adapters_without_names_are_refused(given: Any) -> None:
+    with pytest.raises(graft.GraftError, match=r"by name, such as \{'task': graft.LoRA\(rank=8\)\}; given: "):
+        graft.attach(base("llama"), given)
+
+
 def test_a_layer_keeps_working_when_its_own_adapter_is_detached_before_the_others() -> None:
     model = base("llama")
     graft.attach(model, {"a": graft.Series(bottleneck=4, init="bert", sites="layer"), "b": graft.LoRA(rank=2)})

@@ -44,8 +44,13 @@ def test_wrong_arguments_and_models_are_named() -> None:
     unknown: Any = "meft11"
     with pytest.raises(GraftError, match="Did you mean 'meft1'"):
         graft.make_reversible(model, unknown)
-    with pytest.raises(GraftError, match="anchor_every is 0"):
-        graft.make_reversible(model, "meft1", anchor_every=0)
+    wrong: Any
+    for wrong in (0, "3", 2.0, True):
+        with pytest.raises(GraftError, match=f"anchor_every is {wrong!r}"):
+            graft.make_reversible(model, "meft1", anchor_every=wrong)
+    for wrong in (["meft1"], None):
+        with pytest.raises(GraftError, match="unknown reversible coupling"):
+            graft.make_reversible(model, wrong)
     graft.make_reversible(model, "meft1")
     with pytest.raises(GraftError, match="reversible already"):
         graft.make_reversible(model, "meft2")

@@ -65,6 +65,10 @@ def attach(
     Raises `GraftError` for a bad name or config, a site that matches nothing, a model wrapped by PEFT, or a site that a trial forward
     pass does not reach. The model is then as it was before.
     """
+    if not isinstance(adapters, Mapping):
+        raise GraftError(
+            f"adapters are given by name, such as {{'task': graft.LoRA(rank=8)}}; given: {type(adapters).__name__}"
+        )
     root = unwrapped(model)
     state: State = root.__dict__.get("graft_state") or State()
     if state.merged is not None:

@@ -25,6 +25,7 @@ from graft.data.batches import Batch
 from graft.ops.grid import Grid
 from graft.ops.rounding import between
 
+
 class RoundedWeight:
     """A weight [O, I], each entry on one of the two levels around it."""
 

@@ -35,13 +35,13 @@ def make_reversible(model: Model, variant: Variant, *, anchor_every: int | None 
     do not compute what their two halves compute.
     """
     root: Any = unwrapped(model)
-    if variant not in COUPLINGS:
+    if not isinstance(variant, str) or variant not in COUPLINGS:
         raise GraftError(
-            f"unknown reversible coupling '{variant}'.{did_you_mean(variant, COUPLINGS)} There are: {', '.join(COUPLINGS)}"
+            f"unknown reversible coupling '{variant}'.{did_you_mean(str(variant), COUPLINGS)} There are: {', '.join(COUPLINGS)}"
         )
     blocks = _blocks(root)
-    if anchor_every is not None and anchor_every < 1:
-        raise GraftError(f"anchor_every is {anchor_every}: give a number of blocks, or null for no anchors")
+    if anchor_every is not None and (type(anchor_every) is not int or anchor_every < 1):
+        raise GraftError(f"anchor_every is {anchor_every!r}: give a number of blocks, or null for no anchors")
     if anchor_every is None and root.dtype not in EXACT:
         raise GraftError(
             f"a reversible base in {str(root.dtype).removeprefix('torch.')} needs anchors, because rounding errors grow tenfold or more "
