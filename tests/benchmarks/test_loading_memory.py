@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+WAYS = ("plain", "int8", "nf4", "saved_int8", "saved_nf4")
 KEPT = json.loads((ROOT / "benchmarks" / "results" / "loading_memory.json").read_text())
 
 
@@ -21,11 +22,11 @@ def test_it_runs(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(script), "--tiny", "--out", str(out)], check=True, timeout=600)
     found = json.loads(out.read_text())
     ways = found["ways"]
-    assert set(ways) == {f"{way}{more}" for way in ("plain", "int8", "nf4") for more in ("", "_in_parts")}
+    assert set(ways) == {f"{way}{more}" for way in WAYS for more in ("", "_in_parts")}
     assert found["shards"] > 1 and ways["nf4"]["model_bytes"] < ways["plain"]["model_bytes"]
 
 
-@pytest.mark.parametrize("way", ["plain", "int8", "nf4"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_process_held_no_more_than_its_part_and_one_shard(way: str) -> None:
     whole, part = KEPT["ways"][way], KEPT["ways"][f"{way}_in_parts"]
     assert part["model_bytes"] < 0.52 * whole["model_bytes"]
