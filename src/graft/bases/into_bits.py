@@ -84,6 +84,8 @@ class Before:
     """Of the base's answers from the adapter's."""
     paths: tuple[str, ...]
     """Linear layers that are to be quantised: those that are, or those that loading would quantise."""
+    on_levels: bool
+    """Whether they are in the target's bits already."""
 
 
 def before_merging(model: Any, name: str, into: IntoBits, labelled: bool) -> Before:
@@ -96,13 +98,17 @@ def before_merging(model: Any, name: str, into: IntoBits, labelled: bool) -> Bef
     if not paths:
         kept = kept_layers(None, model, labelled)
         paths = [path for path in layers if path not in kept]
-    return Before(found["base"].loss, loss, found["base"].divergence, tuple(paths))
+    held = [method_of_layer(layers[path]) or "" for path in paths]
+    on_levels = all(each.startswith(into.target.kind) for each in held)
+    return Before(found["base"].loss, loss, found["base"].divergence, tuple(paths), on_levels)
 
 
 def bring_into_bits(model: Any, into: IntoBits, before: Before, dtype: torch.dtype) -> BitsReport:
     """Quantise the merged float32 model in place, and say in its config that it is quantised."""
     target = into.target
-    rounding: Rounding = requantise(model, target, before.paths, into.calibration, into.held_out, dtype)
+    rounding: Rounding = requantise(
+        model, target, before.paths, into.calibration, into.held_out, dtype, before.on_levels
+    )
     kept = [path for path, module in model.named_modules() if is_linear(module) and path not in before.paths]
     model.config.quantization_config = instructions(target.kind, target.double_quant, dtype, kept)
     found = Losses(before.base, before.adapter, rounding.nearest.loss, rounding.kept.loss)

@@ -3,7 +3,7 @@
 Weights are rounded to the nearest level, which is best for a model that was in floating point, and at random so that the mean stays
 (`ops/rounding.py`), which is best where the base came from few bits. Both roundings are then trained for a few steps (`recovering.py`),
 since the one that is better before need not be so afterwards. The one whose answers on calibration rows diverge least from the merged
-model's is kept.
+model's is kept; on a base that is in the same bits already, random rounding has the preference.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ RATES = {NEAREST: 1e-3, STOCHASTIC: 3e-4}
 """The learning rate of each rounding. To the nearest, few weights are close to where they change: those half-way between two levels."""
 STEPS = 192
 """Steps in which a rounding is trained, a batch of calibration rows each."""
+LEANING = 2.0
+"""How much more the divergence of rounding to the nearest counts where the base's weights lie on the levels: its errors then point to the
+base and add up in the loss, and those of random rounding point nowhere."""
 JUDGES = 32
 """Batches of calibration rows, the first ones, that choose among the roundings."""
 
@@ -63,10 +66,11 @@ def requantise(
     calibration: Sequence[Batch],
     held_out: Sequence[Batch],
     dtype: torch.dtype,
+    on_levels: bool = False,
 ) -> Rounding:
     """Replace the plain linear layers of a float32 model at these paths by layers of bitsandbytes; everything else gets `dtype`.
 
-    held_out: rows that choose nothing.
+    held_out: rows that choose nothing. on_levels: whether the base's weights, before the merge, lay on the levels of the target.
     """
     model.requires_grad_(False)
 
@@ -77,14 +81,16 @@ def requantise(
     ways = {NEAREST: {path: each.to_the_nearest() for path, each in at_random.items()}, STOCHASTIC: at_random}
     judges = calibration[:JUDGES]
     found = answers(judges, **ways)
-    method = min(found, key=lambda name: found[name].divergence)
-    layers, least = ways[method], found[method].divergence
+    counts = {NEAREST: LEANING if on_levels else 1.0, STOCHASTIC: 1.0}
+    scores = {name: found[name].divergence * count for name, count in counts.items()}
+    method = min(scores, key=scores.__getitem__)
+    layers, least = ways[method], scores[method]
     for name, start in ways.items() if target.steps else ():
         trained = {path: each.copy() for path, each in start.items()}
         train_rounding(model, trained, calibration, target.steps, RATES[name])
-        divergence = answers(judges, trained=trained)["trained"].divergence
-        if divergence < least:
-            method, layers, least = f"{name}, trained for {target.steps} steps", trained, divergence
+        score = answers(judges, trained=trained)["trained"].divergence * counts[name]
+        if score < least:
+            method, layers, least = f"{name}, trained for {target.steps} steps", trained, score
     measured = answers(held_out, nearest=ways[NEAREST], kept=layers)
     model.to(dtype)
     for path, each in layers.items():
