@@ -23,9 +23,10 @@ from typing import Any
 
 from turns import free_port, keep, machine
 
-WAYS = ("plain", "int8", "nf4", "saved_int8", "saved_nf4")
+BITS = ("int8", "nf4")
 SAVED = "saved_"
 """A base that comes quantised: it was quantised and saved before."""
+WAYS = ("plain", *BITS, *(f"{SAVED}{bits}" for bits in BITS))
 PARTS = "_in_parts"
 
 
@@ -61,7 +62,7 @@ def loaded(args: argparse.Namespace, group: Any) -> dict[str, Any]:
     from graft.utils.bits import bitsandbytes
 
     way = args.worker.removesuffix(PARTS)
-    quantise = None if way == "plain" or way.startswith(SAVED) else way
+    quantise = way if way in BITS else None
     if way != "plain":
         bitsandbytes()
 
@@ -136,12 +137,11 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(graft.seedling.path()))
         for each in ("", "/tiny"):
             tokenizer.save_pretrained(f"{folder}{each}")
-            for way in WAYS:
-                if (bits := way.removeprefix(SAVED)) != way:
-                    settings = {"model": f"{folder}{each}", "quantize": bits, "dtype": args.dtype, "device": "cpu"}
-                    saved = f"{folder}/{way}{each}"
-                    load_model(BaseConfig.model_validate(settings)).save_pretrained(saved, max_shard_size=args.shard)
-                    tokenizer.save_pretrained(saved)
+            for bits in BITS:
+                settings = {"model": f"{folder}{each}", "quantize": bits, "dtype": args.dtype, "device": "cpu"}
+                saved = f"{folder}/{SAVED}{bits}{each}"
+                load_model(BaseConfig.model_validate(settings)).save_pretrained(saved, max_shard_size=args.shard)
+                tokenizer.save_pretrained(saved)
         found = {way: turn(args, way, folder) for way in (*WAYS, *(f"{way}{PARTS}" for way in WAYS))}
     result = {
         "shards": len(shards),

@@ -125,7 +125,9 @@ def trained(folder: Path, args: argparse.Namespace) -> Path:
         graft_command(folder, args.threads, "train", "begin.json", "--out", "runs/begin")
         graft_command(folder, args.threads, "merge", "runs/begin", "--to", "base")
     run = folder / "runs" / args.kinds.replace(",", "-")
-    if not run.exists():
+    if run.exists():  # it may have been interrupted
+        graft_command(folder, args.threads, "resume", str(run))
+    else:
         graft_command(folder, args.threads, "train", "kinds.json", "--out", str(run))
     return run
 

@@ -94,12 +94,11 @@ def before_merging(model: Any, name: str, into: IntoBits, labelled: bool) -> Bef
     layers = {
         path: module for path, module in model.named_modules() if is_linear(module) and "graft" not in path.split(".")
     }
-    paths = [path for path, module in layers.items() if method_of_layer(module) is not None]
-    if not paths:
+    held = {path: method for path, module in layers.items() if (method := method_of_layer(module)) is not None}
+    paths, on_levels = [*held], bool(held) and all(method.startswith(into.target.kind) for method in held.values())
+    if not held:
         kept = kept_layers(None, model, labelled)
         paths = [path for path in layers if path not in kept]
-    held = [method_of_layer(layers[path]) or "" for path in paths]
-    on_levels = all(each.startswith(into.target.kind) for each in held)
     return Before(found["base"].loss, loss, found["base"].divergence, tuple(paths), on_levels)
 
 

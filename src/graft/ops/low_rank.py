@@ -54,10 +54,8 @@ def add_low_rank(x: Tensor, h: Tensor, updates: Sequence[Update], in_place: bool
                 h = h.index_add(1 if update.ctx.flat else 0, at, update.plain(update.rows_of(x)))
         return h
     in_place = in_place and h.is_contiguous() and not h._is_view()
-    if not torch.is_grad_enabled():  # the call of a node takes as long as the products of one token
-        out = h if in_place else h.clone(memory_format=torch.contiguous_format)
-        add_updates_(out, x, updates)
-        return out
+    if not torch.is_grad_enabled():  # no node: its call costs much beside the products of one token
+        return _added(x, h, updates, in_place)[0]
     return _AddLowRank.apply(x, h, updates, in_place, *factors_of(updates))
 
 
@@ -82,8 +80,7 @@ def makes_its_output(host: nn.Module) -> bool:
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, h: Tensor, updates: Sequence[Update], in_place: bool, *factors: Tensor) -> Tensor:
-        out = h if in_place else h.clone(memory_format=torch.contiguous_format)
-        lows = add_updates_(out, x, updates)
+        out, lows = _added(x, h, updates, in_place)
         if in_place:
             ctx.mark_dirty(h)
         ctx.updates = updates
@@ -105,6 +102,12 @@ class _AddLowRank(torch.autograd.Function):
         # Inputs 0 to 3 are x, h, updates and in_place; the factors follow.
         factor_grads = factor_gradients(updates, grad, x, saved, ctx.needs_input_grad[4:], grad_x, overwrite=True)
         return grad_x, grad, None, None, *factor_grads
+
+
+def _added(x: Tensor, h: Tensor, updates: Sequence[Update], in_place: bool) -> tuple[Tensor, list[Tensor]]:
+    """Return h, or a copy of it, with every update added, and the S of each."""
+    out = h if in_place else h.clone(memory_format=torch.contiguous_format)
+    return out, add_updates_(out, x, updates)
 
 
 def add_updates_(out: Tensor, x: Tensor, updates: Sequence[Update]) -> list[Tensor]:

@@ -44,7 +44,7 @@ def linear_low_rank(host: nn.Module, x: Tensor, updates: Sequence[Update]) -> Te
     layer = frozen_linear(host, x) if one_node(updates, x.device) else None
     if layer is None:
         return None
-    if not torch.is_grad_enabled():  # the call of a node takes as long as the products of one token
+    if not torch.is_grad_enabled():  # no node: its call costs much beside the products of one token
         out = layer.without_gradients(x)
         add_updates_(out, x, updates)
         return out
